@@ -1,0 +1,130 @@
+"""A network is an ordered list of blocks, the head last.
+
+Freezing, layer-wise learning rates, what can be stored, FSDP units and the printed plan are all answers read from
+this list; no other module knows a ResNet from a ViT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Block:
+    """A description of one step through a net, not a holder of modules: a closure over modules runs the wrong
+    weights after ``deepcopy``, and captured parameters go stale under FSDP2."""
+
+    name: str
+    """Ours, what a recipe and a log line say: layer3.0, block.7, head."""
+    owns: tuple[str, ...]
+    """Module or parameter paths of the net; every parameter and buffer belongs to exactly one block."""
+    step: Callable[[nn.Module, Tensor], Tensor]
+    """(net, x) -> x."""
+
+
+class Chain(nn.Module):
+    """A net run block by block.
+
+    Only ``forward`` runs blocks: a block called outside the wrapped module misses FSDP's hooks. For every k,
+    ``chain(chain(x, stop=k), start=k)`` equals ``net(normalised x)`` bit for bit.
+
+    mean, std: per channel, of images in [0, 1]. They are constants of the chain, not tensors of the net: they stay out of
+    the state dict, and no strategy's cast rounds them.
+    """
+
+    def __init__(self, net: nn.Module, blocks: Sequence[Block], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.blocks = tuple(blocks)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.training_from = 0  # the first block that trains
+        self.norm_stats = True  # whether BatchNorm of training blocks updates its statistics
+        _check_owned_once(net, self.blocks)
+
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Run blocks start to stop (exclusive).
+
+        x: for start 0 images (B, 3, H, W), uint8 or floats in [0, 1]; else what block start - 1 returned.
+        Returns what the last block run returns: logits (B, classes) when that is the head.
+        """
+        if start == 0:
+            x = self.normalise(x)
+        for block in self.blocks[start:stop]:
+            x = block.step(self.net, x)
+        return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W), uint8 or floats in [0, 1], to the net's input; in at least fp32, then in the net's own dtype."""
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = torch.tensor(self.mean, dtype=x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
+        return ((x - mean) / std).to(next(self.net.parameters()).dtype)
+
+    def freeze(self, first: int, norm_stats: bool) -> Self:
+        """Blocks before `first` are frozen, the rest train. Frozen means no gradients and eval mode.
+
+        norm_stats: whether BatchNorm of the training blocks updates its running statistics.
+        """
+        self.training_from, self.norm_stats = first, norm_stats
+        for i in range(len(self.blocks)):
+            for _, parameter in self.parameters_of(i):
+                parameter.requires_grad_(i >= first)
+                parameter.grad = None  # a zero gradient, unlike none, still moves a parameter under AdamW
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module.train, but frozen blocks stay in eval mode: requires_grad=False alone lets running statistics drift."""
+        super().train(mode)
+        for i in range(len(self.blocks)):
+            for _, module in self.modules_of(i):
+                if i < self.training_from or (not self.norm_stats and is_batch_norm(module)):
+                    module.train(False)
+        return self
+
+    def parameters_of(self, index: int) -> Iterator[tuple[str, nn.Parameter]]:
+        """(the net's own name, parameter) for each parameter of a block."""
+        owns = self.blocks[index].owns
+        return ((name, p) for name, p in self.net.named_parameters() if _under(name, owns))
+
+    def modules_of(self, index: int) -> Iterator[tuple[str, nn.Module]]:
+        """(the net's own name, module) for each module inside a block."""
+        owns = self.blocks[index].owns
+        return ((name, m) for name, m in self.net.named_modules() if name and _under(name, owns))
+
+    def index(self, where: str) -> int:
+        """The first block that `where` means: a block's name, a group's (layer4 for layer4.0), or all. Raises UserError."""
+        if where == "all":
+            return 0
+        for i, block in enumerate(self.blocks):
+            if block.name == where or block.name.startswith(where + "."):
+                return i
+        names = ", ".join(b.name for b in self.blocks)
+        raise UserError(f"unfreeze is {where!r}, which no block of this network is called; its blocks: all, {names}")
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _under(name: str, owns: tuple[str, ...]) -> bool:
+    return any(name == path or name.startswith(path + ".") for path in owns)
+
+
+def _check_owned_once(net: nn.Module, blocks: tuple[Block, ...]) -> None:
+    """Every parameter and buffer of the net by exactly one block; a tensor under two names shows up by both. Raises ValueError."""
+    owner: dict[int, str] = {}
+    tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        owners = [b.name for b in blocks if _under(name, b.owns)]
+        if len(owners) != 1:
+            raise ValueError(f"{name} must belong to one block, and belongs to {owners or 'none'}")
+        if owner.setdefault(id(tensor), owners[0]) != owners[0]:
+            other = owner[id(tensor)]
+            raise ValueError(f"{name} of block {owners[0]} is the same tensor as one of block {other}; blocks cannot share a weight")

@@ -1,0 +1,175 @@
+"""The command `tltrain`. Heavy imports stand inside the verbs, so that help, recipes and schema answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from tltrain import __version__
+from tltrain.errors import UserError
+
+EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the same command goes on (EX_TEMPFAIL)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0 done, 1 failed, 2 the user's mistake, 75 stopped and saved."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            _print_help()
+            return 0
+        if words[0] == "--version":
+            print(__version__)
+            return 0
+        verb = VERBS.get(words[0])
+        if verb is None:
+            near = get_close_matches(words[0], VERBS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"
+            raise UserError(f"tltrain has no verb {words[0]!r}; {hint}")
+        return verb(words[1:])
+    except UserError as error:
+        print(f"tltrain: {error}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("tltrain: interrupted; nothing was lost that a checkpoint holds", file=sys.stderr)
+        return 130
+
+
+def train(words: Sequence[str]) -> int:
+    """Fine-tune a backbone by a recipe, in stages; the same command again resumes."""
+    from tltrain import options
+
+    recipe, start = options.parse("train", words)
+    from tltrain import run
+
+    return _exit_code(run.train(recipe, start)["outcome"])
+
+
+def plan(words: Sequence[str]) -> int:
+    """Print what a recipe would train: block by stage, steps, memory; reads no weights."""
+    from tltrain import options
+
+    recipe, start = options.parse("plan", words)
+    from tltrain.console import Console
+    from tltrain.setup import show_plan
+
+    show_plan(recipe, start, Console(enabled=True))
+    return 0
+
+
+def recipes(words: Sequence[str]) -> int:
+    """List the shipped recipes; with a name, print that recipe; with --backbones, list the networks."""
+    parser = _parser("recipes", recipes)
+    parser.add_argument("name", nargs="?", help="print this recipe's file, to copy and change")
+    parser.add_argument("--backbones", action="store_true", help="list the networks a recipe can name")
+    arguments = parser.parse_args(words)
+    from rich.console import Console
+
+    from tltrain import recipe
+
+    console = Console(highlight=False)
+    if arguments.backbones:
+        from tltrain import backbones
+
+        console.print(_two_columns(backbones.names()))
+    elif arguments.name is not None:
+        recipe.load(arguments.name)
+        path = recipe.shipped().get(arguments.name, Path(arguments.name))
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+    else:
+        console.print(_two_columns({name: recipe.load(name).purpose for name in recipe.shipped()}))
+    return 0
+
+
+def schema(words: Sequence[str]) -> int:
+    """Print the JSON schema of recipes, for editors."""
+    _parser("schema", schema).parse_args(words)
+    from tltrain.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Evaluate a finished run again, from its folder alone, or on other images."""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--data", metavar="SOURCE", help="another source with the same classes, such as folder:PATH")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
+    parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
+    arguments = parser.parse_args(words)
+    if arguments.batch < 1:
+        raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
+    from tltrain.evaluate import evaluate as figures_of
+
+    split = arguments.split or ("test" if arguments.data is None else "all")
+    figures = figures_of(arguments.run, arguments.data, split, arguments.batch)
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        for name, value in figures.items():
+            if isinstance(value, int | float | str):
+                print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {value}")
+    return 0
+
+
+def report(words: Sequence[str]) -> int:
+    """Write report.html of a run folder again."""
+    parser = _parser("report", report)
+    parser.add_argument("run", type=Path, help="a run folder")
+    arguments = parser.parse_args(words)
+    from tltrain.report import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def demo(words: Sequence[str]) -> int:
+    """Transfer learning in four minutes, without data or network: printed characters to handwritten digits."""
+    parser = _parser("demo", demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the runs and the page (default: runs/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the labelled images and new weights (default: 0)")
+    arguments = parser.parse_args(words)
+    from tltrain.demo import run_demo
+
+    return _exit_code(run_demo(arguments.out, arguments.seed))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train, "plan": plan, "evaluate": evaluate, "report": report, "recipes": recipes, "schema": schema, "demo": demo,
+}  # fmt: skip
+
+
+def _exit_code(outcome: str) -> int:
+    return {"finished": 0, "stopped": EXIT_STOPPED}.get(outcome, EXIT_FAILED)
+
+
+def _parser(verb: str, function: Callable[..., int]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"tltrain {verb}", description=function.__doc__)
+
+
+def _two_columns(rows: dict[str, str]) -> object:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _print_help() -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print("tltrain: fine-tune pretrained image networks in stages, and distil them, from a laptop to a cluster\n", markup=False)
+    console.print(_two_columns({name: str(verb.__doc__).splitlines()[0] for name, verb in VERBS.items()}))
+    console.print("\ntry     tltrain demo", markup=False)
+    console.print("then    tltrain train folder-resnet50 --data.source folder:PATH", markup=False)
+    console.print("more    tltrain VERB --help", markup=False)

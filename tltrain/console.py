@@ -1,0 +1,76 @@
+"""What a person sees while it runs: a progress bar on a terminal, one plain line an evaluation elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "loss"}
+
+
+class Console:
+    """Speaks on the main process alone; on the others it is silent."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.task: Any = None
+
+    def say(self, text: str, style: str | None = None) -> None:
+        if self.enabled:
+            self.rich.print(text, style=style, markup=False)
+
+    def show(self, renderable: Any) -> None:
+        if self.enabled:
+            self.rich.print(renderable)
+
+    def open_stage(self, name: str, step: int, num_steps: int) -> None:
+        if self.enabled and self.rich.is_terminal:
+            columns = (
+                TextColumn("{task.description:>8}"), BarColumn(bar_width=28), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+                TextColumn("ETA"), TimeRemainingColumn(),
+            )  # fmt: skip
+            self.bar = Progress(*columns, console=self.rich, transient=True)
+            self.task = self.bar.add_task(name, completed=step, total=num_steps, figures="")
+            self.bar.start()
+
+    def step(self) -> None:
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def figures(self, loss: float, images_per_s: float) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, figures=f"loss {loss:.4f}  {images_per_s:,.0f} images/s")
+
+    def evaluation(self, row: dict[str, Any], num_epochs: float) -> None:
+        """One line: stage, epoch, the figures, and whether they are the best so far."""
+        parts = [f"{row['stage']:>8}  epoch {row['epoch']:5.1f}/{num_epochs:.3g}"]
+        for key, name in METRIC_NAMES.items():
+            value = row.get(key)
+            if value is not None:
+                parts.append(f"{name} {value:.4f}" if key == "loss" or math.isnan(value) else f"{name} {100 * value:5.1f} %")
+        self.say("  ".join(parts) + ("  best" if row.get("best") else ""))
+
+    def close_stage(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 04 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def clock() -> float:
+    """Seconds of a clock that only goes forward."""
+    return time.monotonic()

@@ -1,0 +1,287 @@
+"""The loop of one stage, and evaluation. What is due stands as lines in it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tltrain import metrics
+from tltrain.blocks import Chain
+from tltrain.checkpoint import Best, Progress, State
+from tltrain.console import Console, clock
+from tltrain.data.order import key
+from tltrain.losses import cross_entropy, distillation, full_precision
+from tltrain.metrics import Predictions
+from tltrain.recipe import Recipe
+from tltrain.runtime import Agreement, Runtime, Stop
+from tltrain.stages import PlannedStage, set_lr
+
+Batch = dict[str, Tensor]
+
+
+class NotFinite(RuntimeError):
+    """The training loss is infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of each sample under one stage."""
+
+    recipe: Recipe
+    smoothing: float
+    class_weights_K: Tensor | None = None
+    teacher: Chain | None = None
+
+    def __call__(self, logits_BK: Tensor, images: Tensor, batch: Batch, autocast: Callable[[], Any]) -> Tensor:
+        """Loss (B,) of logits for (possibly mixed) images."""
+        loss_B = cross_entropy(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
+        if "partner_label" in batch:
+            other_B = cross_entropy(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
+            loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
+        if self.teacher is not None and self.recipe.distill is not None:
+            with torch.no_grad(), autocast():
+                teacher_BK = self.teacher(images)
+            kl_B = distillation(logits_BK, teacher_BK, self.recipe.distill.temperature)
+            loss_B = (1 - self.recipe.distill.weight) * loss_B + self.recipe.distill.weight * kl_B
+        return loss_B
+
+
+@dataclass
+class Job:
+    """One stage, prepared: everything the loop needs."""
+
+    recipe: Recipe
+    stage: PlannedStage
+    runtime: Runtime
+    model: nn.Module
+    optimizer: Any
+    objective: Objective
+    batches: Callable[[int], DataLoader[Batch]]
+    """From a step on: num_micro micro-batches of this rank for each step."""
+    num_micro: int
+    val: DataLoader[Batch] | None
+    num_classes: int
+    stop: Stop
+    log: Callable[[dict[str, Any]], None]
+    save: Callable[[State], None]
+    console: Console
+    save_seconds: float
+    save_steps: int | None
+
+
+@dataclass
+class Fit:
+    """How a stage ended."""
+
+    progress: Progress
+    best: dict[str, Tensor] | None
+    reason: str
+    """finished, early (no better weights for `patience` evaluations), or the name of the signal that stopped it."""
+
+
+STOP, SAVE, BAD = range(3)  # the facts that ranks agree on
+
+
+def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
+    """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
+    stage, agreement, loop = job.stage, Agreement(job.runtime.world, 3), _Loop(job, progress)
+    batches: Iterator[Batch] | None = None
+    began, seconds_before, last_save = clock(), progress.seconds, clock()
+    job.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
+    try:
+        while True:
+            # what is due first, then the step
+            step = progress.step
+            evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
+            saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
+            facts = [int(job.stop.signal is not None), int(clock() - last_save > job.save_seconds), loop.bad]
+            sums = agreement.now(facts) if evaluates or saves or step == stage.num_steps else agreement.swap(facts)
+            if sums[BAD]:
+                raise NotFinite(loop.describe_bad())
+            if evaluates and not sums[STOP]:
+                progress, best = loop.evaluate(progress, best)
+            progress = replace(progress, seconds=seconds_before + clock() - began)
+            over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
+            if sums[STOP] or ((saves or sums[SAVE]) and not over):
+                if agreement.now([0, 0, loop.settle()])[BAD]:
+                    raise NotFinite(loop.describe_bad())
+                progress = loop.save(progress, best)
+                last_save = clock()
+            if sums[STOP]:
+                return Fit(progress, best, job.stop.signal or "a signal to another process")
+            if over:
+                return Fit(progress, best, "finished" if step == stage.num_steps else "early")
+            batches = batches or iter(job.batches(step))
+            progress = loop.train(progress, batches)
+    finally:
+        job.console.close_stage()
+
+
+class _Loop:
+    """The moving parts of `fit`: one optimizer step, one evaluation, one save."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self.job = job
+        self.shares: list[Tensor] = []  # this rank's share of each step's loss since the last row, on the device
+        self.watched: deque[tuple[int, Tensor, Any]] = deque()  # losses on their way to the host
+        self.bad, self.bad_at = 0, (progress.step, float("nan"))
+        self.clock, self.num_images = clock(), 0  # since the last training row or evaluation
+
+    def train(self, progress: Progress, batches: Iterator[Batch]) -> Progress:
+        """One optimizer step on the global batch of `progress.step`."""
+        job, stage, runtime, step = self.job, self.job.stage, self.job.runtime, progress.step
+        set_lr(job.optimizer, stage.lr_factor(step))
+        share = torch.zeros((), device=runtime.device)
+        for micro in range(job.num_micro):
+            batch = to_device(next(batches), runtime.device)
+            torch.manual_seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
+            with runtime.accumulating(job.model, last=micro == job.num_micro - 1):
+                images = mixed_images(batch)
+                loss_B = job.objective(job.model(images), images, batch, runtime.accelerator.autocast)
+                loss = (loss_B * batch["weight"]).sum() / stage.batch
+                runtime.accelerator.backward(loss * runtime.world)  # gradients are averaged over processes
+            share = share + loss.detach()
+        norm = None
+        if stage.spec.clip is not None:
+            norm = runtime.accelerator.clip_grad_norm_(job.model.parameters(), stage.spec.clip)
+        job.optimizer.step()
+        job.optimizer.zero_grad(set_to_none=True)
+        self._watch(step, share)
+        job.console.step()
+        progress = replace(progress, step=step + 1, evaluated=False)
+        return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
+
+    def evaluate(self, progress: Progress, best: dict[str, Tensor] | None) -> tuple[Progress, dict[str, Tensor] | None]:
+        """Val at this position: its row, and the best weights so far."""
+        job, select = self.job, self.job.recipe.select
+        assert job.val is not None
+        figures = metrics.summary(predict(job.runtime, job.model, job.val), job.num_classes)
+        better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
+        if better:
+            best = job.runtime.state(job.model)
+            progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
+        row = {**self._where(progress, "val"), **figures, "best": better}
+        job.log(row)
+        job.console.evaluation(row, job.stage.epoch(job.stage.num_steps))
+        self.clock, self.num_images = clock(), 0
+        return replace(progress, evaluated=True, stale=0 if better or progress.step == 0 else progress.stale + 1), best
+
+    def save(self, progress: Progress, best: dict[str, Tensor] | None) -> Progress:
+        """Hand everything that a checkpoint holds to `job.save`."""
+        progress = self._collect(progress)
+        self.job.save(State(progress, self.job.runtime.state(self.job.model), best, self.job.optimizer.state_dict()))
+        return progress
+
+    def settle(self) -> int:
+        """Wait for every loss under way to the host; 1 if one was not finite."""
+        self._look(wait=True)
+        return self.bad
+
+    def describe_bad(self) -> str:
+        step, loss = self.bad_at
+        stage, lr = self.job.stage.spec, self.job.stage.spec.lr * self.job.stage.lr_factor(step)
+        whose = "" if self.bad else "on another process "
+        return f"the loss {whose}became {loss} in stage {stage.name}, step {step}, at learning rate {lr:.3g}"
+
+    def _where(self, progress: Progress, kind: str) -> dict[str, Any]:
+        stage = self.job.stage
+        where = {"kind": kind, "stage": stage.spec.name, "stage_index": stage.index, "step": progress.step}
+        return {**where, "run_step": stage.first_step + progress.step, "epoch": stage.epoch(progress.step)}
+
+    def _log_row(self, progress: Progress, norm: Any) -> Progress:
+        """The mean loss of the steps since the last row: the one place in the loop where the host waits for the device."""
+        progress = self._collect(progress)
+        loss = sum(progress.losses) / len(progress.losses)
+        images_per_s = self.num_images / max(clock() - self.clock, 1e-9)
+        lr = self.job.stage.spec.lr * self.job.stage.lr_factor(progress.step - 1)
+        row = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "images_per_s": images_per_s}
+        self.job.log({**self._where(progress, "train"), **row})
+        self.job.console.figures(loss, images_per_s)
+        self.clock, self.num_images = clock(), 0
+        return replace(progress, losses=())
+
+    def _collect(self, progress: Progress) -> Progress:
+        """Append the global loss of each step since the last row; each on its own, so that a save in between changes no digit."""
+        if not self.shares:
+            return progress
+        shares_1S = torch.stack(self.shares).double().unsqueeze(0)
+        self.shares = []
+        return replace(progress, losses=(*progress.losses, *self.job.runtime.gather(shares_1S).sum(0).tolist()))
+
+    def _watch(self, step: int, share: Tensor) -> None:
+        """Let a step's loss travel to the host without waiting for it."""
+        self.shares.append(share)
+        self.num_images += self.job.stage.batch
+        on_host, event = share, None
+        if share.device.type == "cuda":
+            on_host = torch.empty_like(share, device="cpu", pin_memory=True)
+            on_host.copy_(share, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.watched.append((step, on_host, event))
+        self._look(wait=False)
+
+    def _look(self, wait: bool) -> None:
+        while self.watched:
+            step, share, event = self.watched[0]
+            if event is not None and not event.query():
+                if not wait:
+                    return
+                event.synchronize()
+            self.watched.popleft()
+            if not self.bad and not torch.isfinite(share):
+                self.bad, self.bad_at = 1, (step, float(share))
+
+
+def predict(runtime: Runtime, model: nn.Module, loader: DataLoader[Batch]) -> Predictions:
+    """Predictions of a model for a split, gathered over processes; samples that only fill up the last batches are dropped."""
+    training = model.training
+    model.eval()
+    columns: list[Tensor] = []
+    with torch.no_grad():
+        for cpu_batch in loader:
+            batch = to_device(cpu_batch, runtime.device)
+            with runtime.accelerator.autocast():
+                logits_BK = model(batch["image"])
+            columns.append(_row(full_precision(logits_BK), batch))
+    model.train(training)
+    rows_N7 = runtime.gather(torch.cat(columns)).cpu().numpy()
+    rows_N7 = rows_N7[rows_N7[:, 6] > 0]
+    rows_N7 = rows_N7[np.argsort(rows_N7[:, 0], kind="stable")]
+    index, label, predicted = (rows_N7[:, i].astype(np.int64) for i in range(3))
+    return Predictions(index, label, predicted, rows_N7[:, 3], rows_N7[:, 4], rows_N7[:, 5] > 0)
+
+
+def _row(logits_BK: Tensor, batch: Batch) -> Tensor:
+    """(B, 7) float64: index, label, predicted, confidence, loss, in the top five, weight."""
+    log_p_BK = logits_BK.double().log_softmax(1)
+    confidence_B, predicted_B = log_p_BK.exp().max(1)
+    label_B1 = batch["label"].unsqueeze(1)
+    loss_B = -log_p_BK.gather(1, label_B1).squeeze(1)
+    top5_B = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B1).any(1)
+    return torch.stack([batch["index"], batch["label"], predicted_B, confidence_B, loss_B, top5_B, batch["weight"]], dim=1).double()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def mixed_images(batch: Batch) -> Tensor:
+    """The images the net and the teacher see: as loaded (uint8), or mixed with their partners (floats in [0, 1])."""
+    x_BCHW = batch["image"]
+    if "partner_image" not in batch:
+        return x_BCHW
+    x_BCHW, y_BCHW = x_BCHW.float() / 255, batch["partner_image"].float() / 255
+    lam = batch["lam"].view(-1, 1, 1, 1)
+    top, left, bottom, right = (batch["box"][:, i].view(-1, 1, 1, 1) for i in range(4))
+    rows = torch.arange(x_BCHW.shape[2], device=x_BCHW.device).view(1, 1, -1, 1)
+    columns = torch.arange(x_BCHW.shape[3], device=x_BCHW.device).view(1, 1, 1, -1)
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    return torch.where(bottom > top, torch.where(inside, y_BCHW, x_BCHW), lam * x_BCHW + (1 - lam) * y_BCHW)

@@ -1,0 +1,100 @@
+"""A run folder: who writes in it, what stands in it, and how the last start ended.
+
+Every start claims a generation by creating ``generations/000007`` exclusively, and writes only under names that carry it:
+a late write of an old process is then harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tltrain import __version__, files
+from tltrain.errors import UserError
+from tltrain.recipe import Recipe, parse
+
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "scikit-learn", "numpy", "pillow")
+
+
+def check_recipe(run: Path, recipe: Recipe) -> None:
+    """Refuse a folder that holds a run of another recipe. Raises UserError with the differences."""
+    path = run / "recipe.yaml"
+    if not path.exists():
+        if run.is_dir() and any(run.iterdir()):
+            raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --run")
+        return
+    differences = parse(path.read_text(encoding="utf-8"), str(path)).differences(recipe)
+    if differences:
+        lines = "\n  ".join(differences)
+        remedy = "choose another folder with --run, or delete it"
+        raise UserError(f"{run} holds a run of another recipe (its own -> yours):\n  {lines}\n{remedy}")
+
+
+def create(run: Path, recipe: Recipe) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoints", "stages", "generations"):
+            (run / name).mkdir(exist_ok=True)
+        if not (run / "recipe.yaml").exists():
+            files.write_atomic(run / "recipe.yaml", recipe.to_yaml())
+    except OSError as error:
+        raise UserError(f"the run folder {run} cannot be written: {error}; choose another with --run") from error
+
+
+def claim(run: Path) -> int:
+    """The next generation, taken exclusively: of two starts at the same moment each gets its own number."""
+    while True:
+        generation = 1 + max((int(p.name) for p in (run / "generations").iterdir() if p.name.isdigit()), default=0)
+        try:
+            handle = os.open(run / "generations" / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            continue  # somebody was quicker
+        with os.fdopen(handle, "w") as file:
+            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}, file)
+        return generation
+
+
+def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: dict[str, Any]) -> None:
+    """env.json: versions, hardware, git revision, how the run is spread, the command, and the start-up flags a resumed run keeps."""
+    hardware = {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
+    environment = {
+        "versions": {"tltrain": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": hardware,
+        "git": _git_revision(),
+        "accelerate": accelerate,
+        "command": sys.argv,
+        "kept": kept,
+    }
+    files.write_json(run / "env.json", environment)
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """The start-up flags that an earlier start of this run wrote down."""
+    path = run / "env.json"
+    return dict(json.loads(path.read_text()).get("kept", {})) if path.exists() else {}
+
+
+def write_outcome(run: Path, outcome: str, **details: Any) -> None:
+    """outcome.json: finished, stopped or failed, and where. Scripts decide by this file, since launchers return 1 for everything."""
+    files.write_json(run / "outcome.json", {"outcome": outcome, **details})
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    path = run / "outcome.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None  # an installed wheel, or no git: the version says enough

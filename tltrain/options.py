@@ -1,0 +1,70 @@
+"""Start-up flags: what changes nothing that is learned. And the words of `tltrain train` and `tltrain plan`, read without torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import ValidationError
+
+from tltrain import recipe as recipes
+from tltrain.errors import UserError
+from tltrain.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """How this start of a run goes about it. None of it changes what is learned."""
+
+    run: Path | None = None
+    """The run folder; the default is runs/NAME of the recipe. The same command again resumes it."""
+    max_device_batch: int | None = None
+    """Largest micro-batch one device holds; a larger share of the batch is accumulated. A resumed run keeps its own; new runs take 128."""
+    workers: int | None = None
+    """Data workers per process; the default is 0 for data in memory, else the processor cores divided by the processes, at most 8."""
+    save_minutes: float = 10.0
+    """Minutes between two checkpoints; stage ends are always saved."""
+    save_steps: int | None = None
+    """Optimizer steps between two checkpoints, beside the minutes."""
+    keep: int = 2
+    """Number of newest checkpoints kept."""
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Mirror the metrics to Weights & Biases; online without a key becomes offline, and says so."""
+    wandb_project: str = "tltrain"
+    """The project there."""
+    smoke: bool = False
+    """Run everything for real in miniature: two steps a stage, one batch of evaluation."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_device_batch", 1), ("workers", 0), ("save_minutes", 0), ("save_steps", 1), ("keep", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class _Words:
+    start: Annotated[Start, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def parse(verb: str, words: Sequence[str]) -> tuple[Recipe, Start]:
+    """Read ``RECIPE [flags and overrides]``. A mistake in the words ends the process with code 2 and a suggestion, as tyro does it."""
+    if not words or words[0].startswith("-"):
+        if words and words[0] in ("-h", "--help"):
+            words = ["digits-resnet", "--help"]
+            sys.stdout.write(f"usage: tltrain {verb} RECIPE [flags and overrides]; shown with the values of digits-resnet\n")
+        else:
+            raise UserError(f"tltrain {verb} needs a recipe first: a shipped name (`tltrain recipes`) or a .yaml file")
+    recipe = recipes.load(words[0])
+    try:
+        config = (tyro.conf.AvoidSubcommands,)
+        parsed = tyro.cli(_Words, default=_Words(Start(), recipe), args=list(words[1:]), prog=f"tltrain {verb} {words[0]}", config=config)
+    except ValidationError as error:
+        raise UserError(recipes.explain(error, f"recipe {words[0]} with these overrides")) from error
+    learned = recipes.validate(parsed.recipe.model_dump(), f"recipe {words[0]} with these overrides")
+    return (learned.smoke() if parsed.start.smoke else learned), parsed.start

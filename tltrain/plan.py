@@ -1,0 +1,85 @@
+"""The plan of a run as a person reads it: block by stage, and the arithmetic of the global batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from tltrain import stages
+from tltrain.blocks import Chain
+from tltrain.recipe import Recipe
+from tltrain.stages import PlannedStage
+
+
+def render(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: int, num_micro: int, data: str) -> Group:
+    """The table that `tltrain plan` prints and plan.txt keeps. `data` is one line about the images."""
+    title = Text(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("block")
+    table.add_column("parameters", justify="right")
+    for stage in plan:
+        table.add_column(f"{stage.index} {stage.spec.name}", justify="right")
+    for i, block in enumerate(chain.blocks):
+        count = sum(p.numel() for _, p in chain.parameters_of(i))
+        table.add_row(block.name, f"{count:,}", *(_lr(stage, i) for stage in plan))
+    table.add_section()
+    total = sum(p.numel() for p in chain.parameters())
+    table.add_row("trains", f"{total:,}", *(f"{stages.trainable(chain, s):,}" for s in plan), style="bold")
+    table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
+    table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
+    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {_bytes(stages.state_bytes(chain, s))}" for s in plan))
+    table.add_row("schedule", "", *(_schedule(s) for s in plan))
+    table.add_row("views", "", *(_views(s) for s in plan))
+    return Group(table, Text("\n".join(["", data, *_batch_lines(recipe, chain, plan, world, num_micro)])))
+
+
+def text(renderable: Group) -> str:
+    """The same as plain text, for plan.txt."""
+    console = Console(file=StringIO(), width=40 + 24 * 8, color_system=None)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def _lr(stage: PlannedStage, block: int) -> str:
+    scale = stage.scales[block]
+    return f"{stage.spec.lr * scale:.3g}" if scale else "frozen"
+
+
+def _schedule(stage: PlannedStage) -> str:
+    warmup = f"{stage.spec.warmup:.0%} warm-up, " if stage.spec.warmup else ""
+    return warmup + stage.spec.schedule
+
+
+def _views(stage: PlannedStage) -> str:
+    count = "fresh" if stage.spec.views is None else str(stage.spec.views)
+    return f"{count}, {stage.spec.augment}"
+
+
+def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: int, num_micro: int) -> list[str]:
+    largest = math.ceil(math.ceil(recipe.batch / world) / num_micro)
+    exact = recipe.batch == world * num_micro * largest
+    processes = f"{world} process{'es' if world > 1 else ''}"
+    micro = f"{num_micro} micro-batch{'es' if num_micro > 1 else ''}"
+    lines = [f"batch   {recipe.batch} = {processes} x {micro} x {'' if exact else 'at most '}{largest} images"]
+    if stages.trains_norm_stats(chain, plan):
+        shared = f"{largest} images share a forward pass"
+        lines.append(f"note    norm_stats: train: {shared}, so the result depends on processes and micro-batches")
+    if recipe.backbone.dropout:
+        lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
+    if recipe.distill is not None:
+        lines.append(f"distil  {recipe.distill.weight:g} x KL at T = {recipe.distill.temperature:g}, the rest cross entropy")
+    return lines
+
+
+def _bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"

@@ -1,0 +1,38 @@
+"""report.html of a run, and one page that compares several: self-contained, without scripts, from the run folders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltrain import files
+from tltrain.pages.compare import comparison
+from tltrain.pages.one import report
+from tltrain.pages.read import read_run
+from tltrain.tracking import read_rows
+
+__all__ = ["read_rows", "write_comparison", "write_report"]
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html from what the run folder holds, however far the run came; returns its path. Raises UserError."""
+    out = run / "report.html"
+    _write(out, report(read_run(run)))
+    return out
+
+
+def write_comparison(runs: Sequence[Path], out: Path, title: str, lead: str = "", names: Sequence[str] | None = None) -> Path:
+    """Write one page to `out` that compares runs on the same test images; returns `out`. Raises UserError.
+
+    names: what to call each run; None calls it by its folder's name.
+    """
+    called = [run.resolve().name for run in runs] if names is None else list(names)
+    read = [read_run(run) for run in runs]
+    _write(out, comparison(list(zip(called, read, strict=True)), out, title, lead))
+    return out
+
+
+def _write(out: Path, text: str) -> None:
+    """Class names may come from file names that are no UTF-8: what cannot be written shows as a question mark."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(out, text.encode("utf-8", errors="replace"))

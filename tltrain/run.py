@@ -1,0 +1,157 @@
+"""A run: fold the stages over the weights. First stage, next stage and resume are one code path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tltrain import checkpoint, engine, files, folder, metrics, outputs, plan
+from tltrain.backbones.card import write_weights
+from tltrain.blocks import Chain
+from tltrain.checkpoint import Progress, State
+from tltrain.console import Console, clock, duration
+from tltrain.data.order import num_micro
+from tltrain.engine import Fit, NotFinite
+from tltrain.options import Start
+from tltrain.recipe import Recipe
+from tltrain.runtime import Runtime, Stop
+from tltrain.setup import Run, describe_data, open_run, run_path
+from tltrain.staging import hand_on, run_stage
+from tltrain.tracking import Mirror, Tracker
+
+
+def train(recipe: Recipe, start: Start) -> dict[str, Any]:
+    """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
+    path = run_path(recipe, start)
+    folder.check_recipe(path, recipe)
+    runtime = Runtime(recipe.deterministic)
+    console = Console(runtime.is_main)
+    finished = folder.outcome(path)
+    if finished.get("outcome") == "finished":
+        console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --run")
+        return finished
+    with Stop().listening() as stop:
+        run = open_run(path, recipe, start, runtime, console)
+        try:
+            return _fold(run, stop)
+        except NotFinite as error:
+            return _failed(run, f"{error}; the best weights so far are kept. Lower the learning rate, or set clip")
+        except Exception as error:
+            _failed(run, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if run.tracker is not None:
+                run.tracker.close()
+            runtime.close()
+
+
+def _fold(run: Run, stop: Stop) -> dict[str, Any]:
+    """Stages over weights, from where the newest checkpoint stands."""
+    runtime = run.runtime
+    restored = checkpoint.newest(run.path / "checkpoints", run.console.say)
+    state = restored or State(Progress(), runtime.state(run.student.chain))
+    best = state.best or (state.weights if state.progress.best else None)
+    _announce(run, restored)
+    chain, teacher = run.student.chain.to(runtime.device), run.teacher.chain.to(runtime.device) if run.teacher else None
+    if teacher is not None and restored is None:
+        _evaluate_teacher(run, teacher)
+    progress, weights, optimizer = state.progress, state.weights, state.optimizer
+    for stage in run.plan[progress.stage :]:
+        chain.net.load_state_dict(weights)
+        fit, last = run_stage(run, stage, progress, best, optimizer, teacher, stop)
+        progress, best = fit.progress, fit.best
+        if fit.reason not in ("finished", "early"):
+            return _stopped(run, fit, best)
+        weights = hand_on(run, stage, fit, last)
+        progress, optimizer = progress.next_stage(), None
+        if runtime.is_main:
+            checkpoint.save(run.path / "checkpoints", State(progress, weights, best), run.generation, run.start.keep)
+    chain.net.load_state_dict(weights)
+    return _finish(run, chain, weights, progress)
+
+
+def _announce(run: Run, restored: State | None) -> None:
+    """Say and write down where this start begins."""
+    runtime, plan_ = run.runtime, run.plan
+    micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
+    table = plan.render(run.recipe, run.student.chain, plan_, runtime.world, micro, describe_data(run.images, run.student))
+    if not runtime.is_main:
+        return
+    origin = list(restored.progress.order) if restored else None
+    run.tracker = Tracker(run.path, run.generation, {"from": origin, "world": runtime.world})
+    if run.start.wandb != "disabled":
+        config = run.recipe.model_dump(mode="json")
+        run.tracker.mirror = Mirror(run.path, run.start.wandb, run.start.wandb_project, run.path.name, config, run.console.say)
+    files.write_atomic(run.path / "plan.txt", plan.text(table))
+    run.console.show(table)
+    if restored is not None:
+        at = restored.progress
+        where = plan_[at.stage].spec.name if at.stage < len(plan_) else "the end"
+        run.console.say(f"resume  from stage {where}, step {at.step}", style="bold")
+
+
+def _evaluate_teacher(run: Run, teacher: Chain) -> None:
+    """The teacher's own figures, first of all: a student of a bad teacher is not worth its time."""
+    split = run.images.val or run.images.train
+    predictions = engine.predict(run.runtime, teacher, run.eval_batches(split))
+    figures = metrics.summary(predictions, len(run.images.classes))
+    where = {"stage": "teacher", "stage_index": 0, "step": 0, "run_step": 0, "epoch": 0.0}
+    run.log({"kind": "teacher", **where, "split": split.name, **figures})
+    run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
+
+
+def _stopped(run: Run, fit: Fit, best: dict[str, Tensor] | None) -> dict[str, Any]:
+    stage = run.plan[fit.progress.stage].spec.name
+    details: dict[str, Any] = {"outcome": "stopped", "signal": fit.reason, "stage": stage, "step": fit.progress.step}
+    if run.runtime.is_main:
+        if best is not None:
+            write_weights(run.path / "weights.safetensors", best, run.student.card)
+        folder.write_outcome(run.path, **details)
+        outputs.report(run.path, run.console.say)
+        run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")
+        run.console.say("the same command goes on from there")
+    return details
+
+
+def _failed(run: Run, error: str) -> dict[str, Any]:
+    details = {"outcome": "failed", "error": error, "rank": run.runtime.rank}
+    if run.runtime.is_main:
+        folder.write_outcome(run.path, **details)
+        run.console.say(f"failed: {error}", style="bold red")
+    return details
+
+
+def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
+    """Test, once, with the weights that the last stage handed on; then everything a person takes away."""
+    began, last = clock(), run.plan[-1]
+    if run.runtime.is_main:
+        write_weights(run.path / "weights.safetensors", weights, run.student.card)
+    test = run.images.test
+    if test is not None:
+        predictions = engine.predict(run.runtime, chain.eval(), run.eval_batches(test))
+        figures = metrics.summary(predictions, len(run.images.classes))
+        run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
+        where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
+        run.log({"kind": "test", **where, **figures})
+        if run.runtime.is_main:
+            seconds = progress.seconds + clock() - began
+            details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
+            outputs.write_test(run.path, {"split": "test", **figures, **details}, predictions, test, run.views(test), run.images.classes)
+            if run.tracker is not None and run.tracker.mirror is not None:
+                run.tracker.mirror.confusion(details["confusion"], list(run.images.classes))
+                run.tracker.mirror.summary({f"test/{k}": v for k, v in figures.items()})
+            run.console.say(_verdict(figures, seconds), style="bold")
+    details = {"outcome": "finished", "seconds": progress.seconds + clock() - began}
+    if run.runtime.is_main:
+        folder.write_outcome(run.path, **details)
+        page = outputs.report(run.path, run.console.say)
+        run.console.say(f"report  {page}")
+    return details
+
+
+def _verdict(figures: dict[str, Any], seconds: float) -> str:
+    return (
+        f"test    top-1 {100 * figures['top1']:.2f} % of {figures['n']:,} images, F1 {100 * figures['f1_macro']:.2f} % (macro), "
+        f"calibration error {100 * figures['ece']:.1f} %, {duration(seconds)}"
+    )

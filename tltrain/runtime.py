@@ -1,0 +1,140 @@
+"""Accelerate: processes, devices, precision.
+
+How a run is spread comes from Accelerate's configuration alone; nothing above this file asks which strategy it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from tltrain.blocks import Chain
+from tltrain.errors import UserError
+
+
+class Runtime:
+    """The processes of this run, and what they do together."""
+
+    def __init__(self, deterministic: bool) -> None:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, before its first call
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every new tensor twice
+        torch.backends.cudnn.benchmark = not deterministic
+        # Buffers are frozen, or kept equal by synchronised BatchNorm: broadcasting them every step would only hide a drift.
+        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device, self.precision = self.accelerator.device, str(self.accelerator.mixed_precision)
+        self.is_main = self.rank == 0
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world != expected:
+            raise UserError(
+                f"the launcher started {expected} processes, but each of them is alone (no CPU flag on a machine without GPUs); "
+                "set ACCELERATE_USE_CPU=true, or start one process"
+            )
+        if self.accelerator.gradient_accumulation_steps != 1:
+            steps = self.accelerator.gradient_accumulation_steps
+            raise UserError(
+                f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it follows from the recipe's batch"
+            )
+
+    def prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Wrap a stage's chain and its optimizer together. Undone by `release`, never changed in place."""
+        model, prepared = self.accelerator.prepare(chain, optimizer)
+        return model, prepared
+
+    def release(self, model: nn.Module) -> Chain:
+        """The plain chain of a stage that is over, with nothing left tracked: a second prepare would leave stale models behind."""
+        chain = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        return chain
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """A copy of the net's own state dict in host memory, under its own names."""
+        net = self.accelerator.unwrap_model(model).net
+        return {name: t.detach().to("cpu", copy=True) for name, t in net.state_dict().items()}
+
+    def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a micro-batch: gradients are summed over processes in the last one only."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenate a tensor of equal shape over processes along its first dimension."""
+        return x if self.world == 1 else self.accelerator.gather(x)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+
+
+class Agreement:
+    """What one rank alone knows (a signal, a timer, a loss that is not finite), summed over all ranks, so that nobody acts alone.
+
+    It goes through a side group on the host: no device is waited for. Facts are small non-negative integers.
+    """
+
+    def __init__(self, world: int, num_facts: int) -> None:
+        self.group: Any = dist.new_group(backend="gloo") if world > 1 else None
+        self.pending: tuple[Tensor, Any] = (torch.zeros(num_facts, dtype=torch.int64), None)
+
+    def swap(self, facts: Sequence[int]) -> list[int]:
+        """Post this step's facts and return the sums of those posted a step ago."""
+        sums = self._wait()
+        self._post(facts)
+        return sums
+
+    def now(self, facts: Sequence[int]) -> list[int]:
+        """The sums of everybody's facts at this moment, with those still under way."""
+        before = self._wait()
+        self._post(facts)
+        return [a + b for a, b in zip(before, self._wait(), strict=True)]
+
+    def _post(self, facts: Sequence[int]) -> None:
+        tensor = torch.tensor(facts, dtype=torch.int64)
+        work = dist.all_reduce(tensor, group=self.group, async_op=True) if self.group else None
+        self.pending = (tensor, work)
+
+    def _wait(self) -> list[int]:
+        tensor, work = self.pending
+        if work is not None:
+            work.wait()
+        self.pending = (torch.zeros_like(tensor), None)
+        return [int(v) for v in tensor]
+
+
+class Stop:
+    """Whether somebody asked this process to stop. The handler only sets a flag: saving or communicating in it could deadlock."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Handle the signals inside the block; a second Ctrl-C ends at once."""
+        previous = {number: signal.signal(number, self._set) for number in self.SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self.signal == name:
+            raise KeyboardInterrupt
+        self.signal = name

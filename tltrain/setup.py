@@ -1,0 +1,128 @@
+"""What stands before the first step: everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tltrain import backbones, folder, plan, stages
+from tltrain.backbones import Loaded
+from tltrain.console import Console
+from tltrain.data import Images, Split, open_images
+from tltrain.data.loader import eval_loader
+from tltrain.data.order import num_micro
+from tltrain.data.views import Views
+from tltrain.errors import UserError
+from tltrain.options import Start
+from tltrain.recipe import Augment, Recipe
+from tltrain.runtime import Runtime
+from tltrain.stages import PlannedStage
+from tltrain.tracking import Tracker
+
+DEVICE_BATCH = 128  # images one device holds, unless --max-device-batch says otherwise
+
+
+@dataclass
+class Run:
+    """What stays the same over the stages of a run."""
+
+    path: Path
+    recipe: Recipe
+    start: Start
+    runtime: Runtime
+    console: Console
+    images: Images
+    student: Loaded
+    teacher: Loaded | None
+    plan: Sequence[PlannedStage]
+    device_batch: int
+    generation: int
+    tracker: Tracker | None
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self.tracker is not None:
+            self.tracker.log(row)
+
+    def views(self, split: Split, augment: Augment = "none") -> Views:
+        data = self.recipe.data
+        return Views(split, self.student.preprocess, augment, data.flip, data.seed)
+
+    def eval_batches(self, split: Split) -> Any:
+        runtime = self.runtime
+        limit = self.recipe.data.eval_limit
+        return eval_loader(self.views(split), runtime.rank, runtime.world, self.device_batch, limit, self.workers, pin=self.pins)
+
+    @property
+    def pins(self) -> bool:
+        return self.runtime.device.type == "cuda"
+
+    @property
+    def workers(self) -> int:
+        """Data workers of this process: none for images that are in memory already."""
+        if self.start.workers is not None:
+            return self.start.workers
+        on_disk = self.recipe.data.source.startswith(("folder:", "csv:"))
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return min(8, max(1, (os.cpu_count() or 1) // local_world)) if on_disk else 0
+
+
+def run_path(recipe: Recipe, start: Start) -> Path:
+    return start.run or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
+
+
+def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console) -> Run:
+    """Everything that can be refused is refused here, before the first step."""
+    images = open_images(recipe.data)
+    for note in images.notes:
+        console.say(f"data    {note}", style="yellow")
+    student, teacher = open_nets(recipe, images)
+    planned = stages.plan(recipe, student.chain, len(images.train.labels), images.val is not None)
+    if recipe.select == "top5" and len(images.classes) <= 5:
+        raise UserError(f"select is top5, and there are only {len(images.classes)} classes, so that it is always right; choose top1")
+    if recipe.batch < runtime.world:
+        raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
+    device_batch = start.max_device_batch or folder.kept(path).get("max_device_batch") or DEVICE_BATCH
+    generation, tracker = 0, None
+    if runtime.is_main:
+        folder.create(path, recipe)
+        generation = folder.claim(path)
+        strategy = str(runtime.accelerator.distributed_type.value)
+        accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
+        device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
+        folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch})
+    runtime.barrier()
+    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, device_batch, generation, tracker)
+
+
+def open_nets(recipe: Recipe, images: Images) -> tuple[Loaded, Loaded | None]:
+    """The student with a new head for these classes, and the frozen teacher. Raises UserError."""
+    data = recipe.data
+    student = backbones.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
+    if recipe.distill is None:
+        return student, None
+    view = student.preprocess
+    spec = recipe.distill.teacher
+    teacher = backbones.load(spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed)
+    teacher.chain.freeze(len(teacher.chain.blocks), norm_stats=False).eval()
+    return student, teacher
+
+
+def describe_data(images: Images, student: Loaded) -> str:
+    sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
+    view = student.preprocess
+    seen = f"seen at {view.size} px (shorter side {view.resize})"
+    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\nweights {student.origin}"
+
+
+def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
+    """`tltrain plan`: the table, without reading weights and without training."""
+    images = open_images(recipe.data)
+    loaded = backbones.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
+    planned = stages.plan(recipe, loaded.chain, len(images.train.labels), images.val is not None)
+    micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
+    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded)))
