@@ -1,0 +1,101 @@
+"""What a weights file says of itself, kept as JSON in the header of our safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tltrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Card:
+    """A network and the images it was trained on."""
+
+    name: str
+    """resnet50, vit-b16, ... (`backbones.names()`)."""
+    config: dict[str, Any]
+    """ViT: the values of its ViTConfig; ResNet: empty, the name says all."""
+    mean: tuple[float, ...]
+    """Per channel, of images in [0, 1]."""
+    std: tuple[float, ...]
+    size: int
+    """Side of the square crop the network sees, pixels."""
+    resize: int
+    """Shorter side before the crop, pixels."""
+    interpolation: Literal["bilinear", "bicubic"]
+    classes: tuple[str, ...] | None
+    """The names of the head's classes, in order; None where the weights do not say."""
+
+
+def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> None:
+    """Write a net's state dict, under the net's own names, with its card.
+
+    The file appears whole or not at all, and is on the disk when this returns.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", "tltrain": json.dumps(asdict(card))})
+        _order_header(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def read_card(path: str | Path) -> Card | None:
+    """The card of a safetensors file, or None where another program wrote the file. Raises UserError."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get("tltrain")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights {path} cannot be read as safetensors: {error}") from error
+    if text is None:
+        return None
+    raw = json.loads(text)
+    known = {field.name for field in fields(Card)}
+    if set(raw) != known:
+        differ = ", ".join(sorted(set(raw) ^ known))
+        raise UserError(f"the card in {path} was written by another version of tltrain (it differs in {differ}); use that version")
+    lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if raw[key] is not None}
+    return Card(**{**raw, **lists})
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the CPU. Raises UserError."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights {path} cannot be read as safetensors: {error}") from error
+
+
+def _order_header(path: Path) -> None:
+    """Put the header's metadata in order: safetensors writes it in a random one, and equal weights must be equal files."""
+    with path.open("r+b") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(num_bytes)
+        assert len(ordered) == num_bytes, "the same JSON, in another order"
+        file.seek(8)
+        file.write(ordered)
+
+
+def _sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

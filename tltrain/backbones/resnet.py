@@ -1,0 +1,101 @@
+"""torchvision's ResNet family as chains, and small ResNets for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from tltrain.backbones.card import Card
+from tltrain.backbones.steps import head_block, run_module
+from tltrain.blocks import Block
+
+HEAD = "fc"
+TORCHVISION = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
+    "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+)  # fmt: skip
+SMALL = {"resnet-micro": 8, "resnet-tiny": 16, "resnet-small": 32}
+"""Name to the width of the first stage; each later stage doubles it."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SmallResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's ResNet with one BasicBlock a stage, `width` to 8 `width` channels, and a 3x3 stem of stride 1 for 32 px images."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        self._width = width
+        super().__init__(BasicBlock, [1, 1, 1, 1])
+        self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    def _make_layer(
+        self, block: type[BasicBlock | Bottleneck], planes: int, blocks: int, stride: int = 1, dilate: bool = False
+    ) -> nn.Sequential:
+        if planes == 64:  # the first stage
+            self.inplanes = self._width
+        return super()._make_layer(block, planes * self._width // 64, blocks, stride, dilate)
+
+
+def names() -> dict[str, str]:
+    """Name to a one-line description."""
+    lines = {}
+    for name in TORCHVISION:
+        weights = get_model_weights(name)
+        millions = next(iter(weights)).meta["num_params"] / 1e6
+        lines[name] = f"torchvision's {name}, {millions:.1f} M parameters, 224 px; weights: {', '.join(weights.__members__)}"
+    for name, width in SMALL.items():
+        widths = ", ".join(str(width << i) for i in range(4))
+        lines[name] = f"a ResNet of 4 blocks ({widths} channels) for 32 px and a CPU; weights: none but your own and shipped ones"
+    return lines
+
+
+def default_card(name: str) -> Card:
+    """What holds for a ResNet whose weights say nothing of themselves."""
+    if name in SMALL:
+        return Card(name, {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 32, 32, "bilinear", None)
+    return Card(name, {}, IMAGENET_MEAN, IMAGENET_STD, 224, 256, "bilinear", None)
+
+
+def build(card: Card, num_classes: int) -> ResNet:
+    """The net on the current default device, with random weights."""
+    if card.name in SMALL:
+        return SmallResNet(SMALL[card.name], num_classes)
+    return cast(ResNet, get_model(card.name, weights=None, num_classes=num_classes))
+
+
+def fitted(card: Card, size: int, classes: tuple[str, ...] | None) -> Card:
+    """The card of the same net for images of `size` pixels and these classes."""
+    return replace(card, size=size, classes=classes)
+
+
+def resized(state: Mapping[str, Tensor], card: Card, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(the state dict of `card` for images of `size` pixels, lines that say what was done): convolutions take every size."""
+    return dict(state), ()
+
+
+def blocks(net: nn.Module, dropout: float) -> list[Block]:
+    """stem, layer1.0, ..., layer4.N (with the pooling), head."""
+    paths = [f"layer{stage}.{i}" for stage in (1, 2, 3, 4) for i in range(len(cast(nn.Sequential, net.get_submodule(f"layer{stage}"))))]
+    stem = Block("stem", ("conv1", "bn1", "relu", "maxpool"), _stem)
+    body = [Block(path, (path,), partial(run_module, path)) for path in paths[:-1]]
+    last = Block(paths[-1], (paths[-1], "avgpool"), partial(_last, paths[-1]))
+    return [stem, *body, last, head_block(HEAD, dropout)]
+
+
+def _stem(net: nn.Module, x_BCHW: Tensor) -> Tensor:
+    resnet = cast(ResNet, net)
+    return resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x_BCHW))))
+
+
+def _last(path: str, net: nn.Module, x_BCHW: Tensor) -> Tensor:
+    resnet = cast(ResNet, net)
+    return torch.flatten(resnet.avgpool(net.get_submodule(path)(x_BCHW)), 1)

@@ -1,0 +1,63 @@
+"""torchvision's own weights, from torch's hub cache or its server."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlparse
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torchvision.models import WeightsEnum, get_model_weights
+
+from tltrain.backbones import resnet
+from tltrain.backbones.card import Card
+from tltrain.errors import UserError
+
+
+def find(name: str, weights: str) -> WeightsEnum:
+    """torchvision's entry for a ResNet's name and its weights' name. Raises UserError."""
+    known = get_model_weights(name)
+    if weights not in known.__members__:
+        raise UserError(
+            f"backbone.weights is {weights!r}, which is no weights name of {name} (it has {', '.join(known.__members__)}), "
+            "and no folder, run folder or .safetensors file of that path exists"
+        )
+    return cast(WeightsEnum, known[weights])
+
+
+def card_of(name: str, entry: WeightsEnum) -> Card:
+    """The card that torchvision's evaluation transform and class list give."""
+    preset = entry.transforms()
+    return replace(
+        resnet.default_card(name),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        interpolation=preset.interpolation.value,
+        classes=tuple(entry.meta["categories"]),
+    )
+
+
+def read_state(entry: WeightsEnum) -> dict[str, Tensor]:
+    """The tensors, on the CPU. Raises UserError where the file cannot be fetched or read."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # one process of a machine downloads, the others find its file
+                return _read(entry)
+        return _read(entry)
+    except OSError as error:
+        raise UserError(f"{entry} cannot be fetched ({error}); download {entry.url} elsewhere and put it at {path}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no whole weights file ({str(error).splitlines()[0]}); delete it, and it is downloaded anew") from error
+
+
+def _read(entry: WeightsEnum) -> dict[str, Tensor]:
+    return entry.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
