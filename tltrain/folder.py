@@ -29,12 +29,12 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
     path = run / "recipe.yaml"
     if not path.exists():
         if run.is_dir() and any(run.iterdir()):
-            raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --run")
+            raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
         return
     differences = parse(path.read_text(encoding="utf-8"), str(path)).differences(recipe)
     if differences:
         lines = "\n  ".join(differences)
-        remedy = "choose another folder with --run, or delete it"
+        remedy = "choose another folder with --folder, or delete it"
         raise UserError(f"{run} holds a run of another recipe (its own -> yours):\n  {lines}\n{remedy}")
 
 
@@ -46,7 +46,7 @@ def create(run: Path, recipe: Recipe) -> None:
         if not (run / "recipe.yaml").exists():
             files.write_atomic(run / "recipe.yaml", recipe.to_yaml())
     except OSError as error:
-        raise UserError(f"the run folder {run} cannot be written: {error}; choose another with --run") from error
+        raise UserError(f"the run folder {run} cannot be written: {error}; choose another with --folder") from error
 
 
 def claim(run: Path) -> int:

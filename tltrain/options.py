@@ -20,7 +20,7 @@ from tltrain.recipe import Recipe
 class Start:
     """How this start of a run goes about it. None of it changes what is learned."""
 
-    run: Path | None = None
+    folder: Path | None = None
     """The run folder; the default is runs/NAME of the recipe. The same command again resumes it."""
     max_device_batch: int | None = None
     """Largest micro-batch one device holds; a larger share of the batch is accumulated. A resumed run keeps its own; new runs take 128."""

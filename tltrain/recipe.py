@@ -161,7 +161,7 @@ class Recipe(_Model):
     version: int = VERSION
     """Version of this schema."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """A short name; the run folder is runs/NAME unless --run says otherwise."""
+    """A short name; the run folder is runs/NAME unless --folder says otherwise."""
     purpose: str = ""
     """What this recipe is for, in one line."""
     seed: int = 0

@@ -29,7 +29,7 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
     console = Console(runtime.is_main)
     finished = folder.outcome(path)
     if finished.get("outcome") == "finished":
-        console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --run")
+        console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
         return finished
     with Stop().listening() as stop:
         run = open_run(path, recipe, start, runtime, console)
@@ -118,6 +118,7 @@ def _failed(run: Run, error: str) -> dict[str, Any]:
     details = {"outcome": "failed", "error": error, "rank": run.runtime.rank}
     if run.runtime.is_main:
         folder.write_outcome(run.path, **details)
+        outputs.report(run.path, run.console.say)
         run.console.say(f"failed: {error}", style="bold red")
     return details
 

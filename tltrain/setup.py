@@ -72,7 +72,7 @@ class Run:
 
 
 def run_path(recipe: Recipe, start: Start) -> Path:
-    return start.run or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
+    return start.folder or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
 
 
 def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console) -> Run:

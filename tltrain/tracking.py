@@ -55,7 +55,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     for path in sorted(run.glob("metrics-*.jsonl")):
         new = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line)) is not None]
         origin = next((row.get("from") for row in new if row["kind"] == "start"), None)
-        begin = tuple(origin) if origin else (0, 0, -1)
+        begin = tuple(origin) if origin else (-1, 0, 0)
         rows = [row for row in rows if row["kind"] == "start" or _position(row) <= begin] + new
     return [row for row in rows if row["kind"] != "start"]
 
@@ -110,7 +110,7 @@ class Mirror:
 
     def close(self) -> None:
         if self.run is not None:
-            self._try(lambda: self.run.finish(quiet=True))
+            self._try(lambda: self.run.finish())
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:

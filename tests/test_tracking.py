@@ -1,0 +1,139 @@
+"""metrics.jsonl over several starts, and what W&B's offline file holds."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+from tltrain.options import Start
+from tltrain.recipe import Recipe
+from tltrain.run import train
+from tltrain.tracking import Mirror, Tracker, has_key, read_rows
+
+CANARY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def row(kind: str, stage_index: int, step: int, **more: object) -> dict[str, object]:
+    return {"kind": kind, "stage": f"s{stage_index}", "stage_index": stage_index, "step": step, "run_step": step, "epoch": 0.0, **more}
+
+
+def test_rows_after_the_checkpoint_that_the_next_start_took_are_left_out(tmp_path: Path) -> None:
+    first = Tracker(tmp_path, 1, {"from": None})
+    for r in (row("val", 0, 0), row("train", 0, 1), row("train", 0, 2), row("val", 0, 2), row("train", 0, 3)):
+        first.log(r)
+    first.close()
+    second = Tracker(tmp_path, 2, {"from": [0, 2, False]})  # saved after step 2, before its evaluation
+    for r in (row("val", 0, 2), row("train", 0, 3), row("stage_end", 0, 3), row("val", 1, 0), row("train", 1, 1)):
+        second.log(r)
+    second.close()
+    third = Tracker(tmp_path, 3, {"from": [1, 0, False]})
+    third.log(row("val", 1, 0))
+    third.close()
+    seen = [(r["kind"], r["stage_index"], r["step"]) for r in read_rows(tmp_path)]
+    assert seen == [
+        ("val", 0, 0), ("train", 0, 1), ("train", 0, 2), ("val", 0, 2), ("train", 0, 3), ("stage_end", 0, 3), ("val", 1, 0),
+    ]  # fmt: skip
+
+
+def test_a_start_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    for generation in (1, 2):
+        tracker = Tracker(tmp_path, generation, {"from": None})
+        tracker.log(row("teacher", 0, 0))
+        tracker.log(row("val", 0, 0))
+        tracker.close()
+    assert [r["kind"] for r in read_rows(tmp_path)] == ["teacher", "val"]
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, 1, {"from": None})
+    tracker.log(row("train", 0, 1))
+    tracker.close()
+    with (tmp_path / "metrics-000001.jsonl").open("a") as file:
+        file.write('{"kind": "train", "stage_ind')
+    assert len(read_rows(tmp_path)) == 1
+
+
+def offline_records(run: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The records of W&B's offline files: a 7-byte header, then LevelDB log blocks of 32 KiB."""
+    wandb.teardown()  # its service writes a little after finish() returns; a process that ends waits for it
+    for path in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
+        data, offset, parts = path.read_bytes(), 7, b""
+        while offset + 7 <= len(data):
+            left = 32768 - offset % 32768
+            if left < 7:
+                offset += left
+                continue
+            _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+            parts += data[offset + 7 : offset + 7 + length]
+            offset += 7 + length
+            if kind in (1, 4):  # a full record, or the last part of one
+                record = wandb_internal_pb2.Record()
+                record.ParseFromString(parts)
+                parts = b""
+                yield record
+
+
+def history(run: Path) -> list[dict[str, object]]:
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in offline_records(run)
+        if record.HasField("history")
+    ]
+
+
+def test_wandb_offline_mirrors_the_rows_and_no_key_is_written(
+    made_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    run = tmp_path / "run"
+    train(made_recipe(), Start(folder=run, workers=0, wandb="offline"))
+    mirrored: dict[tuple[str, int], object] = {}
+    for entry in history(run):
+        mirrored |= {(name, int(str(entry["_step"]))): value for name, value in entry.items()}
+    rows = [r for r in read_rows(run) if r["kind"] in ("train", "val", "test")]
+    assert rows
+    last = {(r["kind"], r["run_step"]): r for r in rows}  # two stages meet at a step: the later row counts
+    for (kind, step), r in last.items():
+        assert mirrored[f"{kind}/loss", step] == pytest.approx(r["loss"])
+        if kind != "train":
+            assert mirrored[f"{kind}/top1", step] == pytest.approx(r["top1"])
+    assert ("test/confusion/nrows", 9) in mirrored
+    ids = {record.run.run_id for record in offline_records(run) if record.HasField("run")}
+    assert ids == {(run / "wandb_id").read_text()}
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes(), path
+
+
+def test_online_without_a_key_is_offline_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert not has_key()
+    mirror = Mirror(tmp_path, "online", "p", "n", {}, said.append)
+    mirror.log(row("train", 0, 1, loss=1.0))
+    mirror.close()
+    assert len(said) == 1
+    assert "offline" in said[0]
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_a_failing_wandb_is_said_once_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    mirror = Mirror(tmp_path, "offline", "p", "n", {}, said.append)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("gone")
+
+    run = mirror.run
+    monkeypatch.setattr(run, "log", fail)
+    mirror.log(row("train", 0, 1, loss=1.0))
+    mirror.log(row("train", 0, 2, loss=1.0))
+    mirror.close()
+    run.finish()
+    assert len(said) == 1
+    assert "ConnectionError: gone" in said[0]

@@ -1,0 +1,79 @@
+"""A source out of a list of image files: scanned, the unreadable ones left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tltrain.data.decode import read_image
+from tltrain.data.images import Source
+from tltrain.data.scan import check_readable, scan
+from tltrain.errors import UserError
+
+
+class Listed(NamedTuple):
+    """An image file, as a folder or a table lists it."""
+
+    path: Path
+    id: str
+    split: str
+    label: str
+    group: str = ""
+    """Samples of one group stay together; empty: byte-identical images do."""
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """The image with a number. Can be pickled."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, number: int) -> Image.Image:
+        return read_image(Path(self.paths[number]))
+
+
+def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, notes: tuple[str, ...]) -> Source:
+    """Raises UserError if too many files are unreadable, or if there are fewer than two classes."""
+    classes = tuple(sorted({sample.label for sample in listed}))
+    if len(classes) < 2:
+        raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); two and more can be told apart")
+    paths = [sample.path for sample in listed]
+    scanned = scan(paths, origin)
+    notes += check_readable(scanned, paths, max_unreadable, origin)
+    numbers = np.array([i for i, found in enumerate(scanned) if not found.problem], dtype=np.int64)
+    kept = [listed[i] for i in numbers]
+    digests = tuple(scanned[i].digest for i in numbers)
+    number_of = {name: k for k, name in enumerate(classes)}
+    groups = [f"group {s.group}" if s.group else digest for s, digest in zip(kept, digests, strict=True)]
+    return Source(
+        classes=classes,
+        labels=np.array([number_of[s.label] for s in kept], dtype=np.int64),
+        ids=tuple(s.id for s in kept),
+        numbers=numbers,
+        declared=np.array([s.split for s in kept]),
+        groups=_numbered(groups),
+        read=FileReader(tuple(map(str, paths))),
+        fingerprint=_fingerprint(kept, digests),
+        digests=digests,
+        notes=notes,
+    )
+
+
+def _numbered(groups: Sequence[str]) -> np.ndarray:
+    """(N,) int64, groups counted in the order in which they first appear."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)
+
+
+def _fingerprint(kept: Sequence[Listed], digests: Sequence[str]) -> str:
+    """Without the paths' common root: the same data in another place is the same data."""
+    state = hashlib.blake2b(digest_size=16)
+    for sample, digest in zip(kept, digests, strict=True):
+        state.update(repr((sample.id, sample.split, sample.label, sample.group, digest)).encode())
+    return state.hexdigest()

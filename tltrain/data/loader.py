@@ -1,0 +1,135 @@
+"""Data loaders: what each rank reads at each step, and the processes that read it."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver, popen_forkserver, resource_tracker
+from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tltrain.data.order import Item, Stream, micro_batches, rank_slice
+from tltrain.data.views import Views
+from tltrain.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """For each step from start to stop (exclusive), this rank's micro-batches: num_micro lists of items."""
+
+    stream: Stream
+    start: int
+    stop: int
+    rank: int
+    world: int
+    num_micro: int
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.num_micro
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for s in range(self.start, self.stop):
+            items = self.stream.step(s)
+            mine = items[rank_slice(len(items), self.rank, self.world)]
+            yield from micro_batches(mine or [items[0]._replace(weight=0.0)], self.num_micro)
+
+
+class Loader(DataLoader[Batch]):
+    """A DataLoader whose workers' UserErrors keep their own text, without the worker's stack trace around it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
+
+
+def train_loader(
+    views: Views, stream: Stream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int, workers: int, pin: bool
+) -> Loader:
+    """Batches of this rank, num_micro for each step: dictionaries as Views makes them, stacked."""
+    return _loader(views, StepSampler(stream, start_step, stop_step, rank, world, num_micro), workers, pin)
+
+
+def eval_loader(views: Views, rank: int, world: int, batch: int, limit: int | None, workers: int, pin: bool) -> Loader:
+    """View 0 of every sample once over all ranks, in batches of at most `batch`.
+
+    Every rank gets the same number of batches of the same size; what fills the last ones carries weight 0.
+    limit: evaluate this many samples, spread evenly over the split, which may be sorted by class; None for all.
+    """
+    return _loader(views, eval_batches(len(views), rank, world, batch, limit), workers, pin)
+
+
+def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int | None) -> list[list[Item]]:
+    num = min(num_samples, limit or num_samples)
+    positions = [i * num_samples // num for i in range(num)]
+    per_rank = math.ceil(num / world)
+    num_batches = math.ceil(per_rank / batch)
+    size = math.ceil(per_rank / num_batches)
+    items = [Item(p, 0) for p in positions]
+    items += [Item(positions[0], 0, weight=0.0)] * (num_batches * size * world - num)
+    mine = items[rank::world]
+    return [mine[b * size : (b + 1) * size] for b in range(num_batches)]
+
+
+def _loader(views: Views, batches: StepSampler | Sequence[list[Item]], workers: int, pin: bool) -> Loader:
+    options: dict[str, Any] = {}
+    if workers:
+        options = {"num_workers": workers, "multiprocessing_context": _clean_context(), "worker_init_fn": _die_with_parent}
+    return Loader(views, batch_sampler=batches, pin_memory=pin, **options)
+
+
+def _clean_context() -> BaseContext:
+    """Workers fork from a server that is a fresh interpreter.
+
+    Forked from the trainer they would hold its CUDA context, its sockets and its signal handlers: after a crash the device's memory
+    stays taken and other ranks wait. The server, and so its workers, starts with those signals blocked that tell the trainer to save
+    and stop: Ctrl-C and Slurm send them to every process, and the trainer needs its workers until it has finished its step.
+    """
+    context = _Context()
+    context.set_forkserver_preload([Views.__module__])
+    resource_tracker.ensure_running()  # first, because starting it unblocks signals
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return context
+
+
+class _Popen(popen_forkserver.Popen):
+    def terminate(self) -> None:
+        """At exit Python terminates its daemons and waits for them, without end for a worker that does not hear SIGTERM."""
+        self.kill()
+
+
+class _Process(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+def _die_with_parent(worker: int) -> None:
+    """torch watches its worker's parent process, which here is the server, and that lives on when the trainer is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name=f"parent-of-loader-{worker}").start()

@@ -1,0 +1,131 @@
+"""Cuts val and test out of train: stratified, by seed, and never through a group."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from tltrain.data.images import At, Images, Source, Split
+from tltrain.data.order import key, shuffled
+from tltrain.data.scan import some
+from tltrain.errors import UserError
+from tltrain.recipe import Data
+
+TINY = 5
+"""A class with fewer training images than this is worth a note."""
+
+
+def split(source: Source, spec: Data) -> Images:
+    """Train, val and test of a source. A split that the source declares is taken as it is; the others are cut out of train.
+
+    Raises UserError if train, or a split that is asked for, would be empty.
+    """
+    train = np.flatnonzero(source.declared == "train")
+    parts: dict[str, np.ndarray] = {}
+    for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction)):
+        parts[name] = np.flatnonzero(source.declared == name)
+        if len(parts[name]) == 0 and fraction > 0:
+            leaves = cut(source.labels[train], source.groups[train], fraction, key(spec.seed, name))
+            parts[name], train = train[leaves], train[~leaves]
+            if len(parts[name]) == 0:
+                num_groups = len(np.unique(source.groups[train]))
+                raise UserError(
+                    f"{spec.source}: {name}_fraction = {fraction:g} of {len(train)} images in {num_groups} groups leaves no image "
+                    f"for {name}; add images or smaller groups, or set data.{name}_fraction to 0"
+                )
+    notes = [*source.notes, *_tiny(source, train, parts)]
+    if spec.per_class is not None:
+        train = train[keep_per_class(source.labels[train], spec.per_class, key(spec.seed, "per_class"))]
+    parts = {"train": train, **parts}
+    notes += _twins(source, parts)
+    splits = {name: _split(source, name, samples) for name, samples in parts.items()}
+    return Images(
+        source.classes, splits["train"], splits["val"] if len(parts["val"]) else None, splits["test"] if len(parts["test"]) else None,
+        _fingerprint(source, parts), tuple(notes),
+    )  # fmt: skip
+
+
+def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Mask (N,) of the samples that leave: close to `fraction` of each class, whole groups only, some of every class left behind.
+
+    Groups are tried in an order drawn by `seed`; one leaves if that brings the class counts closer to what is wanted. A class of two
+    samples or more gives at least one, if its groups allow.
+    """
+    leaves = np.zeros(len(label_N), dtype=bool)
+    count_K = np.bincount(label_N)
+    wanted_K = np.where(count_K > 1, np.clip(fraction * count_K, 1, np.maximum(count_K - 1, 1)), 0).tolist()
+    room_K = (count_K - 1).tolist()
+    taken_K = [0] * len(count_K)
+    labels = label_N.tolist()  # plain integers: numpy is slow one by one
+    for members in _groups(group_N, seed):
+        counts = Counter([labels[i] for i in members])
+        gain = sum(abs(wanted_K[c] - taken_K[c]) - abs(wanted_K[c] - taken_K[c] - n) for c, n in counts.items())
+        if gain > 0 and all(taken_K[c] + n <= room_K[c] for c, n in counts.items()):
+            leaves[members] = True
+            for c, n in counts.items():
+                taken_K[c] += n
+    return leaves
+
+
+def keep_per_class(label_N: np.ndarray, num: int, seed: int) -> np.ndarray:
+    """Positions, in order, of at most `num` samples of each class, drawn by `seed`."""
+    order = shuffled(seed, len(label_N))
+    kept = [order[label_N[order] == c][:num] for c in np.unique(label_N)]
+    return np.sort(np.concatenate(kept))
+
+
+def _groups(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
+    """The positions of each group, groups in an order drawn by `seed`."""
+    by_group = np.argsort(group_N, kind="stable")
+    ends = np.flatnonzero(np.diff(group_N[by_group], append=group_N.max() + 1)) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    positions = by_group.tolist()
+    for i in shuffled(seed, len(ends)):
+        yield positions[starts[i] : ends[i]]
+
+
+def _split(source: Source, name: str, samples: np.ndarray) -> Split:
+    numbers = source.numbers[samples]
+    return Split(name, source.labels[samples], tuple(source.ids[i] for i in samples), numbers, At(source.read, numbers))
+
+
+def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:
+    """Notes on classes that have few images to train on, or none to evaluate on. Raises UserError if train misses a class."""
+    count_K = np.bincount(source.labels[train], minlength=len(source.classes))
+    absent = [name for name, n in zip(source.classes, count_K, strict=True) if n == 0]
+    if absent:
+        raise UserError(f"no readable training image of class {some(absent)}; add some, or take the class out of every split")
+    notes = []
+    few = [f"{name} ({n})" for name, n in zip(source.classes, count_K, strict=True) if n < TINY]
+    if few:
+        notes.append(f"classes with fewer than {TINY} training images: {some(few)}")
+    for split_name in ("val", "test"):
+        here = set(source.labels[parts[split_name]].tolist())
+        missing = [name for c, name in enumerate(source.classes) if c not in here]
+        if here and missing:
+            notes.append(f"{split_name} has no image of class {some(missing)}")
+    return notes
+
+
+def _twins(source: Source, parts: dict[str, np.ndarray]) -> list[str]:
+    """A note on byte-identical images that are in more than one split."""
+    if not source.digests:
+        return []
+    first: dict[str, tuple[str, int]] = {}
+    pairs = []
+    for name, samples in parts.items():
+        for i in samples.tolist():
+            other, j = first.setdefault(source.digests[i], (name, i))
+            if other != name:
+                pairs.append(f"{source.ids[j]} ({other}) = {source.ids[i]} ({name})")
+    return [f"{len(pairs)} byte-identical images are in two splits, which flatters the result: {some(pairs)}"] if pairs else []
+
+
+def _fingerprint(source: Source, parts: dict[str, np.ndarray]) -> str:
+    state = hashlib.blake2b(source.fingerprint.encode(), digest_size=16)
+    for name, samples in parts.items():
+        state.update(name.encode() + source.numbers[samples].astype("<i8").tobytes())
+    return state.hexdigest()

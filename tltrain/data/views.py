@@ -1,0 +1,130 @@
+"""Views of an image as pure functions of (data.seed, the sample's number in its source, view)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from tltrain.data.images import Split
+from tltrain.data.order import Item, key
+from tltrain.errors import UserError
+
+Augment = Literal["none", "light", "strong"]
+
+KEPT_BYTES = 128 * 2**20
+"""Base images that one process keeps in memory, bytes. What came first stays: an epoch comes round in another order."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a network wants to see images."""
+
+    size: int
+    """Side of the square that the network sees, pixels."""
+    resize: int
+    """Shorter side before the crop, pixels; at least `size`."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.resize < self.size:
+            raise UserError(
+                f"data.resize is {self.resize} and data.size {self.size}; the crop cannot be larger than the image: raise data.resize "
+                "or lower data.size"
+            )
+
+
+class Views(Dataset[dict[str, Tensor]]):
+    """The views of one split. view(i, v) is the same in every process and whatever was asked for before.
+
+    Pillow does the work, not torch: its results depend neither on the number of threads nor on the processor.
+    """
+
+    def __init__(self, split: Split, preprocess: Preprocess, augment: Augment, flip: bool, seed: int) -> None:
+        self.split, self.preprocess, self.augment, self.flip, self.seed = split, preprocess, augment, flip, seed
+        self._transform = _transform(augment, flip, preprocess)
+        self._kept: dict[int, np.ndarray] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, item: Item) -> dict[str, Tensor]:
+        """image uint8 (3, S, S), label int64, weight float32, index int64 (position in the split).
+
+        If it is mixed, also partner_image, partner_label, lam float32, and box int64 (4,): top, left, bottom, right; zeros for mixup.
+        """
+        sample = {
+            "image": self.view(item.index, item.view),
+            "label": torch.tensor(int(self.split.labels[item.index])),
+            "weight": torch.tensor(item.weight, dtype=torch.float32),
+            "index": torch.tensor(item.index),
+        }
+        if item.partner >= 0:
+            sample["partner_image"] = self.view(item.partner, item.partner_view)
+            sample["partner_label"] = torch.tensor(int(self.split.labels[item.partner]))
+            sample["lam"] = torch.tensor(item.lam, dtype=torch.float32)
+            sample["box"] = torch.tensor(item.box or (0, 0, 0, 0))
+        return sample
+
+    def base(self, i: int) -> Tensor:
+        """uint8 (3, h, w), the decoded image with its shorter side `resize` long, antialiased. Every view is taken from it."""
+        return _to_tensor(self._base(i))
+
+    def view(self, i: int, v: int) -> Tensor:
+        """uint8 (3, size, size). View 0 is the evaluation view, the centre of the base; others are augmented, if anything is."""
+        image = Image.fromarray(self._base(i))
+        if v == 0 or self._transform is None:
+            return _to_tensor(np.asarray(F.center_crop(image, [self.preprocess.size])))
+        with torch.random.fork_rng(devices=[]):
+            # not torch.manual_seed: that seeds CUDA too, which fork_rng leaves alone here, and dropout would notice
+            torch.default_generator.manual_seed(key(self.seed, "view", int(self.split.index[i]), v))
+            return _to_tensor(np.asarray(self._transform(image)))
+
+    def _base(self, i: int) -> np.ndarray:
+        """uint8 (h, w, 3)."""
+        base = self._kept.get(i)
+        if base is None:
+            base = np.asarray(_resized(self.split.read(i), self.preprocess))
+            if self._kept_bytes + base.nbytes <= KEPT_BYTES:
+                self._kept[i] = base
+                self._kept_bytes += base.nbytes
+        return base
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}, "_kept_bytes": 0}
+
+
+def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Transform | None:
+    """PIL image to PIL image (size, size). light is the tutorial's, strong what it advises for small data."""
+    size, interpolation = preprocess.size, F.InterpolationMode(preprocess.interpolation)
+    flips: list[v2.Transform] = [v2.RandomHorizontalFlip()] if flip else []
+    if augment == "none":
+        return None
+    if augment == "light":
+        return v2.Compose([v2.RandomCrop(size, padding=size // 8), *flips])
+    return v2.Compose([
+        v2.RandomResizedCrop(size, scale=(0.8, 1.0), interpolation=interpolation),
+        *flips,
+        v2.RandomRotation(10, interpolation=F.InterpolationMode.BILINEAR),
+        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+    ])  # fmt: skip
+
+
+def _resized(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Shorter side to `resize`; the longer side is rounded down, as torchvision does."""
+    short = min(image.size)
+    width, height = (preprocess.resize if side == short else int(preprocess.resize * side / short) for side in image.size)
+    resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocess.interpolation]
+    return image if image.size == (width, height) else image.resize((width, height), resampling)
+
+
+def _to_tensor(pixels_HWC: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
