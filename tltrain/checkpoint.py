@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,18 +94,47 @@ def save(folder: Path, state: State, generation: int, keep: int) -> Path:
     return final
 
 
+class Saver:
+    """Writes checkpoints in the background, one at a time, so that the loop waits only for the copy to host memory."""
+
+    def __init__(self, folder: Path, generation: int, keep: int, may_write: Callable[[], bool]) -> None:
+        """may_write: asked before each checkpoint; False once a newer start owns the run."""
+        self.folder, self.generation, self.keep, self.may_write = folder, generation, keep, may_write
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tltrain-save")
+        self.pending: Future[None] | None = None
+
+    def submit(self, state: State) -> None:
+        """Write a state whose tensors nobody changes any more, once the one before is written. Raises what that one met."""
+        self.wait()
+        self.pending = self.pool.submit(self._write, state)
+
+    def failed(self) -> bool:
+        """Whether the checkpoint under way has met an error; `wait` raises it."""
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until everything is on disk. Raises UserError when it could not be written."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, state: State) -> None:
+        if self.may_write():
+            save(self.folder, state, self.generation, self.keep)
+
+
 def standing(folder: Path) -> list[Path]:
     """Committed checkpoints, the newest position first; of equal positions the later generation first."""
     found = [path for path in folder.glob("[0-9]*-*-*-*") if path.is_dir()] if folder.is_dir() else []
     return sorted(found, key=lambda path: (path.name.split("-")[1:], path.name), reverse=True)
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> State | None:
+def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest valid checkpoint. A damaged one is named, set aside and stepped over."""
     for path in standing(folder):
         problem = verify(path)
         if problem is None:
-            return load(path)
+            return path
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tltrain import metrics
@@ -17,17 +16,22 @@ from tltrain.blocks import Chain
 from tltrain.checkpoint import Best, Progress, State
 from tltrain.console import Console, clock
 from tltrain.data.order import key
-from tltrain.losses import cross_entropy, distillation, full_precision
-from tltrain.metrics import Predictions
+from tltrain.guard import Guard
+from tltrain.inference import Batch, mixed_images, predict, to_device
+from tltrain.losses import cross_entropy, distillation
 from tltrain.recipe import Recipe
 from tltrain.runtime import Agreement, Runtime, Stop
+from tltrain.spread import Spread
 from tltrain.stages import PlannedStage, set_lr
-
-Batch = dict[str, Tensor]
+from tltrain.watch import Watch
 
 
 class NotFinite(RuntimeError):
     """The training loss is infinite or not a number."""
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint under way could not be written; the process that wrote it knows why."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,7 @@ class Job:
     recipe: Recipe
     stage: PlannedStage
     runtime: Runtime
-    model: nn.Module
-    optimizer: Any
+    spread: Spread
     objective: Objective
     batches: Callable[[int], DataLoader[Batch]]
     """From a step on: num_micro micro-batches of this rank for each step."""
@@ -71,6 +74,10 @@ class Job:
     stop: Stop
     log: Callable[[dict[str, Any]], None]
     save: Callable[[State], None]
+    save_failed: Callable[[], bool]
+    """Whether a save under way has met an error."""
+    watch: Watch
+    check_steps: int
     console: Console
     save_seconds: float
     save_steps: int | None
@@ -86,13 +93,14 @@ class Fit:
     """finished, early (no better weights for `patience` evaluations), or the name of the signal that stopped it."""
 
 
-STOP, SAVE, BAD = range(3)  # the facts that ranks agree on
+STOP, SAVE, BAD, ERROR = range(4)  # the facts that ranks agree on
 
 
 def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
     """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
-    stage, agreement, loop = job.stage, Agreement(job.runtime.world, 3), _Loop(job, progress)
+    stage, agreement, loop, guard = job.stage, Agreement(job.runtime.world, 4), _Loop(job, progress), Guard(job.runtime, job.spread)
     batches: Iterator[Batch] | None = None
+    first = progress.step
     began, seconds_before, last_save = clock(), progress.seconds, clock()
     job.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
     try:
@@ -101,25 +109,32 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
             step = progress.step
             evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
             saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
-            facts = [int(job.stop.signal is not None), int(clock() - last_save > job.save_seconds), loop.bad]
+            job.watch.at(stage.spec.name, step, "agree")
+            facts = [int(job.stop.signal is not None), int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
             sums = agreement.now(facts) if evaluates or saves or step == stage.num_steps else agreement.swap(facts)
             if sums[BAD]:
                 raise NotFinite(loop.describe_bad())
+            if sums[ERROR]:
+                raise SaveFailed("a checkpoint could not be written")
             if evaluates and not sums[STOP]:
                 progress, best = loop.evaluate(progress, best)
             progress = replace(progress, seconds=seconds_before + clock() - began)
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
-                if agreement.now([0, 0, loop.settle()])[BAD]:
+                if agreement.now([0, 0, loop.settle(), 0])[BAD]:
                     raise NotFinite(loop.describe_bad())
                 progress = loop.save(progress, best)
                 last_save = clock()
             if sums[STOP]:
                 return Fit(progress, best, job.stop.signal or "a signal to another process")
             if over:
+                guard.finish(job.spread.weights(), step - first, adaptive=stage.spec.optimizer == "adamw")
                 return Fit(progress, best, "finished" if step == stage.num_steps else "early")
             batches = batches or iter(job.batches(step))
+            job.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
+            if step == first or progress.step % job.check_steps == 0:
+                guard.replicas(progress.step)
     finally:
         job.console.close_stage()
 
@@ -137,22 +152,19 @@ class _Loop:
     def train(self, progress: Progress, batches: Iterator[Batch]) -> Progress:
         """One optimizer step on the global batch of `progress.step`."""
         job, stage, runtime, step = self.job, self.job.stage, self.job.runtime, progress.step
-        set_lr(job.optimizer, stage.lr_factor(step))
+        set_lr(job.spread.optimizer, stage.lr_factor(step))
         share = torch.zeros((), device=runtime.device)
         for micro in range(job.num_micro):
             batch = to_device(next(batches), runtime.device)
             torch.manual_seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
-            with runtime.accumulating(job.model, last=micro == job.num_micro - 1):
+            last = micro == job.num_micro - 1
+            with job.spread.accumulating(last):
                 images = mixed_images(batch)
-                loss_B = job.objective(job.model(images), images, batch, runtime.accelerator.autocast)
+                loss_B = job.objective(job.spread.model(images), images, batch, runtime.accelerator.autocast)
                 loss = (loss_B * batch["weight"]).sum() / stage.batch
-                runtime.accelerator.backward(loss * runtime.world)  # gradients are averaged over processes
+                job.spread.backward(loss * runtime.world, last)  # gradients are averaged over processes
             share = share + loss.detach()
-        norm = None
-        if stage.spec.clip is not None:
-            norm = runtime.accelerator.clip_grad_norm_(job.model.parameters(), stage.spec.clip)
-        job.optimizer.step()
-        job.optimizer.zero_grad(set_to_none=True)
+        norm = job.spread.step()
         self._watch(step, share)
         job.console.step()
         progress = replace(progress, step=step + 1, evaluated=False)
@@ -162,10 +174,11 @@ class _Loop:
         """Val at this position: its row, and the best weights so far."""
         job, select = self.job, self.job.recipe.select
         assert job.val is not None
-        figures = metrics.summary(predict(job.runtime, job.model, job.val), job.num_classes)
+        job.watch.at(job.stage.spec.name, progress.step, "evaluate")
+        figures = metrics.summary(predict(job.runtime, job.spread.model, job.val), job.num_classes)
         better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
-            best = job.runtime.state(job.model)
+            best = job.spread.weights()
             progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
         row = {**self._where(progress, "val"), **figures, "best": better}
         job.log(row)
@@ -175,8 +188,9 @@ class _Loop:
 
     def save(self, progress: Progress, best: dict[str, Tensor] | None) -> Progress:
         """Hand everything that a checkpoint holds to `job.save`."""
+        self.job.watch.at(self.job.stage.spec.name, progress.step, "save")
         progress = self._collect(progress)
-        self.job.save(State(progress, self.job.runtime.state(self.job.model), best, self.job.optimizer.state_dict()))
+        self.job.save(State(progress, self.job.spread.weights(), best, self.job.spread.optimizer_state()))
         return progress
 
     def settle(self) -> int:
@@ -238,50 +252,3 @@ class _Loop:
             self.watched.popleft()
             if not self.bad and not torch.isfinite(share):
                 self.bad, self.bad_at = 1, (step, float(share))
-
-
-def predict(runtime: Runtime, model: nn.Module, loader: DataLoader[Batch]) -> Predictions:
-    """Predictions of a model for a split, gathered over processes; samples that only fill up the last batches are dropped."""
-    training = model.training
-    model.eval()
-    columns: list[Tensor] = []
-    with torch.no_grad():
-        for cpu_batch in loader:
-            batch = to_device(cpu_batch, runtime.device)
-            with runtime.accelerator.autocast():
-                logits_BK = model(batch["image"])
-            columns.append(_row(full_precision(logits_BK), batch))
-    model.train(training)
-    rows_N7 = runtime.gather(torch.cat(columns)).cpu().numpy()
-    rows_N7 = rows_N7[rows_N7[:, 6] > 0]
-    rows_N7 = rows_N7[np.argsort(rows_N7[:, 0], kind="stable")]
-    index, label, predicted = (rows_N7[:, i].astype(np.int64) for i in range(3))
-    return Predictions(index, label, predicted, rows_N7[:, 3], rows_N7[:, 4], rows_N7[:, 5] > 0)
-
-
-def _row(logits_BK: Tensor, batch: Batch) -> Tensor:
-    """(B, 7) float64: index, label, predicted, confidence, loss, in the top five, weight."""
-    log_p_BK = logits_BK.double().log_softmax(1)
-    confidence_B, predicted_B = log_p_BK.exp().max(1)
-    label_B1 = batch["label"].unsqueeze(1)
-    loss_B = -log_p_BK.gather(1, label_B1).squeeze(1)
-    top5_B = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B1).any(1)
-    return torch.stack([batch["index"], batch["label"], predicted_B, confidence_B, loss_B, top5_B, batch["weight"]], dim=1).double()
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def mixed_images(batch: Batch) -> Tensor:
-    """The images the net and the teacher see: as loaded (uint8), or mixed with their partners (floats in [0, 1])."""
-    x_BCHW = batch["image"]
-    if "partner_image" not in batch:
-        return x_BCHW
-    x_BCHW, y_BCHW = x_BCHW.float() / 255, batch["partner_image"].float() / 255
-    lam = batch["lam"].view(-1, 1, 1, 1)
-    top, left, bottom, right = (batch["box"][:, i].view(-1, 1, 1, 1) for i in range(4))
-    rows = torch.arange(x_BCHW.shape[2], device=x_BCHW.device).view(1, 1, -1, 1)
-    columns = torch.arange(x_BCHW.shape[3], device=x_BCHW.device).view(1, 1, 1, -1)
-    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return torch.where(bottom > top, torch.where(inside, y_BCHW, x_BCHW), lam * x_BCHW + (1 - lam) * y_BCHW)

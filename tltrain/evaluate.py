@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tltrain import backbones, engine, metrics
+from tltrain import backbones, metrics
 from tltrain.data import Images, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.views import Views
 from tltrain.errors import UserError
+from tltrain.inference import predict
 from tltrain.recipe import parse
 from tltrain.runtime import Runtime
 
@@ -36,7 +37,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
     batches = eval_loader(views, runtime.rank, runtime.world, device_batch, spec.eval_limit, 0, runtime.device.type == "cuda")
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).to(runtime.device).eval()
-    predictions = engine.predict(runtime, chain, batches)
+    predictions = predict(runtime, chain, batches)
     return {"split": split.name, **metrics.summary(predictions, len(images.classes)), **metrics.details(predictions, images.classes)}
 
 

@@ -21,6 +21,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """As write_atomic, without waiting for the disk: for signs of life, which only matter while the machine is up."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json_once(path: Path, value: Any) -> bool:
+    """Create a file that nobody has created yet; False, and nothing done, where it exists: the first word counts."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tltrain import __version__, files
+from tltrain import __version__, files, watch
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe, parse
 
@@ -49,16 +49,59 @@ def create(run: Path, recipe: Recipe) -> None:
         raise UserError(f"the run folder {run} cannot be written: {error}; choose another with --folder") from error
 
 
+def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
+    """Refuse to start beside a start that still lives. Raises UserError with who owns the run.
+
+    It has ended if it said so, if its process is gone from this machine, or if its last sign of life is older than `stale_s`
+    seconds. The same Slurm job, requeued, takes over from its earlier self at once.
+    """
+    generations = run / "generations"
+    newest = watch.newest_generation(generations)
+    ended = newest == 0 or outcome(run).get("generation") == newest or (generations / f"{newest:06d}.failed").exists()
+    if ended or take_over:
+        return
+    try:
+        owner = json.loads((generations / f"{newest:06d}").read_text())
+    except ValueError:
+        owner = {"host": "?", "pid": 0, "job": None, "restart": 0, "time": 0.0}  # it died while it signed
+    job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if job is not None and owner["job"] == job and owner["restart"] < restart:
+        return
+    if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
+        return
+    beat = watch.read_beat(generations, newest, 0)
+    age_s = time.time() - (beat or owner)["time"]
+    if age_s > stale_s:
+        return
+    who = f"process {owner['pid']} on {owner['host']}" + (f" (Slurm job {owner['job']})" if owner["job"] else "")
+    raise UserError(
+        f"{run} is in use by {who}, which gave a sign of life {age_s:.0f} s ago; wait for it, stop it, choose another folder with "
+        "--folder, or take the run over with --take-over"
+    )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def claim(run: Path) -> int:
     """The next generation, taken exclusively: of two starts at the same moment each gets its own number."""
     while True:
-        generation = 1 + max((int(p.name) for p in (run / "generations").iterdir() if p.name.isdigit()), default=0)
+        generation = 1 + watch.newest_generation(run / "generations")
         try:
             handle = os.open(run / "generations" / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             continue  # somebody was quicker
         with os.fdopen(handle, "w") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "job": os.environ.get("SLURM_JOB_ID")}, file)
+            restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+            json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID"), "restart": restart}, file)
         return generation
 
 
@@ -82,9 +125,19 @@ def kept(run: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()).get("kept", {})) if path.exists() else {}
 
 
-def write_outcome(run: Path, outcome: str, **details: Any) -> None:
-    """outcome.json: finished, stopped or failed, and where. Scripts decide by this file, since launchers return 1 for everything."""
-    files.write_json(run / "outcome.json", {"outcome": outcome, **details})
+def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
+    """outcome.json: finished, stopped or failed, and where. Scripts decide by this file, since launchers return 1 for everything.
+
+    A start that was taken over keeps silent: the file is the newer one's.
+    """
+    if watch.newest_generation(run / "generations") <= generation:
+        files.write_json(run / "outcome.json", {**details, "generation": generation})
+
+
+def write_failure(run: Path, generation: int, details: dict[str, Any]) -> None:
+    """The outcome of a start that failed, by whichever process failed first: what the others report is only a consequence."""
+    if files.write_json_once(run / "generations" / f"{generation:06d}.failed", details):
+        write_outcome(run, generation, details)
 
 
 def outcome(run: Path) -> dict[str, Any]:

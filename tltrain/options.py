@@ -15,6 +15,17 @@ from tltrain import recipe as recipes
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe
 
+LEAST = {
+    "max_device_batch": 1,
+    "workers": 0,
+    "save_minutes": 0,
+    "save_steps": 1,
+    "keep": 1,
+    "check_steps": 1,
+    "timeout_minutes": 0.01,
+    "stale_seconds": 0,
+}
+
 
 @dataclass(frozen=True)
 class Start:
@@ -32,6 +43,14 @@ class Start:
     """Optimizer steps between two checkpoints, beside the minutes."""
     keep: int = 2
     """Number of newest checkpoints kept."""
+    check_steps: int = 500
+    """Optimizer steps between two comparisons of all processes' weights; the first step of each stage is always compared."""
+    timeout_minutes: float = 10.0
+    """A process of several that stays this long at one place ends itself and says which process is missing."""
+    stale_seconds: float = 60.0
+    """A run folder whose owner has given no sign of life for this long may be taken over."""
+    take_over: bool = False
+    """Take the run folder over from an owner that still seems to live; that one then stops by itself."""
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     """Mirror the metrics to Weights & Biases; online without a key becomes offline, and says so."""
     wandb_project: str = "tltrain"
@@ -40,7 +59,7 @@ class Start:
     """Run everything for real in miniature: two steps a stage, one batch of evaluation."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_device_batch", 1), ("workers", 0), ("save_minutes", 0), ("save_steps", 1), ("keep", 1)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")

@@ -158,7 +158,7 @@ class Stage(_Model):
 class Recipe(_Model):
     """Everything a run learns from. The same recipe is the same run on a laptop and on a cluster."""
 
-    version: int = VERSION
+    version: int = Field(VERSION, ge=1)
     """Version of this schema."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """A short name; the run folder is runs/NAME unless --folder says otherwise."""
@@ -194,7 +194,7 @@ class Recipe(_Model):
         return self.model_copy(update={"batch": batch, "data": data, "stages": stages})
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
     def differences(self, other: Recipe) -> list[str]:
         """One line for each value that differs, as ``stages.1.lr: 0.001 -> 0.0003``; name and purpose teach nothing and do not count."""

@@ -6,17 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from tltrain import checkpoint, engine, files, folder, metrics, outputs, plan
+from tltrain import checkpoint, files, folder, metrics, outputs, plan
 from tltrain.backbones.card import write_weights
 from tltrain.blocks import Chain
 from tltrain.checkpoint import Progress, State
 from tltrain.console import Console, clock, duration
 from tltrain.data.order import num_micro
 from tltrain.engine import Fit, NotFinite
+from tltrain.errors import UserError
+from tltrain.inference import predict
 from tltrain.options import Start
 from tltrain.recipe import Recipe
 from tltrain.runtime import Runtime, Stop
-from tltrain.setup import Run, describe_data, open_run, run_path
+from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run, run_path
 from tltrain.staging import hand_on, run_stage
 from tltrain.tracking import Mirror, Tracker
 
@@ -32,43 +34,53 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
         console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
         return finished
     with Stop().listening() as stop:
-        run = open_run(path, recipe, start, runtime, console)
+        run = open_run(path, recipe, start, runtime, console, stop)
         try:
             return _fold(run, stop)
         except NotFinite as error:
             return _failed(run, f"{error}; the best weights so far are kept. Lower the learning rate, or set clip")
         except Exception as error:
-            _failed(run, f"{type(error).__name__}: {error}")
+            _failed(run, _explain(run, error))
             raise
         finally:
+            run.watch.close()
             if run.tracker is not None:
                 run.tracker.close()
             runtime.close()
 
 
+def _explain(run: Run, error: Exception) -> str:
+    """An error with the place it happened at: stage, step and call."""
+    stage, step, call = run.watch.place
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return f"{text} (rank {run.runtime.rank}, stage {stage}, step {step}, {call})"
+
+
 def _fold(run: Run, stop: Stop) -> dict[str, Any]:
     """Stages over weights, from where the newest checkpoint stands."""
-    runtime = run.runtime
-    restored = checkpoint.newest(run.path / "checkpoints", run.console.say)
-    state = restored or State(Progress(), runtime.state(run.student.chain))
+    runtime, checkpoints = run.runtime, run.path / "checkpoints"
+    found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
+    restored = None if found is None else checkpoint.load(found)
+    state = restored or State(Progress(), {name: t.clone() for name, t in run.student.chain.net.state_dict().items()})
     best = state.best or (state.weights if state.progress.best else None)
     _announce(run, restored)
-    chain, teacher = run.student.chain.to(runtime.device), run.teacher.chain.to(runtime.device) if run.teacher else None
+    teacher = run.teacher.chain.to(runtime.device) if run.teacher else None
     if teacher is not None and restored is None:
         _evaluate_teacher(run, teacher)
     progress, weights, optimizer = state.progress, state.weights, state.optimizer
     for stage in run.plan[progress.stage :]:
-        chain.net.load_state_dict(weights)
-        fit, last = run_stage(run, stage, progress, best, optimizer, teacher, stop)
+        fit, last = run_stage(run, stage, progress, weights, best, optimizer, teacher, stop)
         progress, best = fit.progress, fit.best
         if fit.reason not in ("finished", "early"):
             return _stopped(run, fit, best)
         weights = hand_on(run, stage, fit, last)
         progress, optimizer = progress.next_stage(), None
-        if runtime.is_main:
-            checkpoint.save(run.path / "checkpoints", State(progress, weights, best), run.generation, run.start.keep)
+        run.save(State(progress, weights, best))
+    if run.saver is not None:
+        run.saver.wait()
+    chain = run.student.chain
     chain.net.load_state_dict(weights)
-    return _finish(run, chain, weights, progress)
+    return _finish(run, chain.to(runtime.device), weights, progress)
 
 
 def _announce(run: Run, restored: State | None) -> None:
@@ -94,7 +106,7 @@ def _announce(run: Run, restored: State | None) -> None:
 def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     """The teacher's own figures, first of all: a student of a bad teacher is not worth its time."""
     split = run.images.val or run.images.train
-    predictions = engine.predict(run.runtime, teacher, run.eval_batches(split))
+    predictions = predict(run.runtime, teacher, run.eval_batches(split))
     figures = metrics.summary(predictions, len(run.images.classes))
     where = {"stage": "teacher", "stage_index": 0, "step": 0, "run_step": 0, "epoch": 0.0}
     run.log({"kind": "teacher", **where, "split": split.name, **figures})
@@ -104,20 +116,23 @@ def _evaluate_teacher(run: Run, teacher: Chain) -> None:
 def _stopped(run: Run, fit: Fit, best: dict[str, Tensor] | None) -> dict[str, Any]:
     stage = run.plan[fit.progress.stage].spec.name
     details: dict[str, Any] = {"outcome": "stopped", "signal": fit.reason, "stage": stage, "step": fit.progress.step}
-    if run.runtime.is_main:
-        if best is not None:
-            write_weights(run.path / "weights.safetensors", best, run.student.card)
-        folder.write_outcome(run.path, **details)
-        outputs.report(run.path, run.console.say)
-        run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")
-        run.console.say("the same command goes on from there")
+    if fit.reason == TAKEN_OVER or run.saver is None:
+        return details
+    run.saver.wait()
+    if best is not None:
+        write_weights(run.path / "weights.safetensors", best, run.student.card)
+    folder.write_outcome(run.path, run.generation, details)
+    outputs.report(run.path, run.console.say)
+    run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")
+    run.console.say("the same command goes on from there")
     return details
 
 
 def _failed(run: Run, error: str) -> dict[str, Any]:
-    details = {"outcome": "failed", "error": error, "rank": run.runtime.rank}
+    stage, step, call = run.watch.place
+    details = {"outcome": "failed", "error": error, "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
+    folder.write_failure(run.path, run.generation, details)
     if run.runtime.is_main:
-        folder.write_outcome(run.path, **details)
         outputs.report(run.path, run.console.say)
         run.console.say(f"failed: {error}", style="bold red")
     return details
@@ -130,7 +145,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         write_weights(run.path / "weights.safetensors", weights, run.student.card)
     test = run.images.test
     if test is not None:
-        predictions = engine.predict(run.runtime, chain.eval(), run.eval_batches(test))
+        predictions = predict(run.runtime, chain.eval(), run.eval_batches(test))
         figures = metrics.summary(predictions, len(run.images.classes))
         run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
         where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
@@ -145,7 +160,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
             run.console.say(_verdict(figures, seconds), style="bold")
     details = {"outcome": "finished", "seconds": progress.seconds + clock() - began}
     if run.runtime.is_main:
-        folder.write_outcome(run.path, **details)
+        folder.write_outcome(run.path, run.generation, details)
         page = outputs.report(run.path, run.console.say)
         run.console.say(f"report  {page}")
     return details

@@ -16,9 +16,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import Tensor
 
-from tltrain.blocks import Chain
 from tltrain.errors import UserError
 
 
@@ -29,13 +28,15 @@ class Runtime:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, before its first call
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every new tensor twice
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that writes every new tensor twice
         torch.backends.cudnn.benchmark = not deterministic
         # Buffers are frozen, or kept equal by synchronised BatchNorm: broadcasting them every step would only hide a drift.
         self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.precision = self.accelerator.device, str(self.accelerator.mixed_precision)
         self.is_main = self.rank == 0
+        scaler = self.accelerator.scaler
+        self.fresh_scaler = None if scaler is None else scaler.state_dict()
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world != expected:
             raise UserError(
@@ -48,29 +49,16 @@ class Runtime:
                 f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it follows from the recipe's batch"
             )
 
-    def prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Wrap a stage's chain and its optimizer together. Undone by `release`, never changed in place."""
-        model, prepared = self.accelerator.prepare(chain, optimizer)
-        return model, prepared
-
-    def release(self, model: nn.Module) -> Chain:
-        """The plain chain of a stage that is over, with nothing left tracked: a second prepare would leave stale models behind."""
-        chain = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
-        return chain
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """A copy of the net's own state dict in host memory, under its own names."""
-        net = self.accelerator.unwrap_model(model).net
-        return {name: t.detach().to("cpu", copy=True) for name, t in net.state_dict().items()}
-
-    def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around a micro-batch: gradients are summed over processes in the last one only."""
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
-
     def gather(self, x: Tensor) -> Tensor:
         """Concatenate a tensor of equal shape over processes along its first dimension."""
         return x if self.world == 1 else self.accelerator.gather(x)
+
+    def share(self, value: Any) -> Any:
+        """Process 0's value, on every process."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def barrier(self) -> None:
         if self.world > 1:

@@ -12,6 +12,7 @@ import torch
 
 from tltrain import backbones, folder, plan, stages
 from tltrain.backbones import Loaded
+from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
 from tltrain.data import Images, Split, open_images
 from tltrain.data.loader import eval_loader
@@ -20,10 +21,12 @@ from tltrain.data.views import Views
 from tltrain.errors import UserError
 from tltrain.options import Start
 from tltrain.recipe import Augment, Recipe
-from tltrain.runtime import Runtime
+from tltrain.runtime import Runtime, Stop
 from tltrain.stages import PlannedStage
 from tltrain.tracking import Tracker
+from tltrain.watch import Watch
 
+TAKEN_OVER = "a newer start"
 DEVICE_BATCH = 128  # images one device holds, unless --max-device-batch says otherwise
 
 
@@ -42,7 +45,17 @@ class Run:
     plan: Sequence[PlannedStage]
     device_batch: int
     generation: int
-    tracker: Tracker | None
+    watch: Watch
+    saver: Saver | None
+    tracker: Tracker | None = None
+
+    def save(self, state: State) -> None:
+        """Hand a checkpoint to the background writer of process 0."""
+        if self.saver is not None:
+            self.saver.submit(state)
+
+    def save_failed(self) -> bool:
+        return self.saver is not None and self.saver.failed()
 
     def log(self, row: dict[str, Any]) -> None:
         if self.tracker is not None:
@@ -75,7 +88,7 @@ def run_path(recipe: Recipe, start: Start) -> Path:
     return start.folder or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
 
 
-def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console) -> Run:
+def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
     """Everything that can be refused is refused here, before the first step."""
     images = open_images(recipe.data)
     for note in images.notes:
@@ -87,16 +100,39 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     if recipe.batch < runtime.world:
         raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
     device_batch = start.max_device_batch or folder.kept(path).get("max_device_batch") or DEVICE_BATCH
-    generation, tracker = 0, None
+    generation = _claim(path, recipe, start, runtime)
     if runtime.is_main:
-        folder.create(path, recipe)
-        generation = folder.claim(path)
         strategy = str(runtime.accelerator.distributed_type.value)
         accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
         device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
         folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch})
-    runtime.barrier()
-    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, device_batch, generation, tracker)
+
+    def superseded(newer: int) -> None:
+        console.say(f"generation {newer} has taken {path} over from this one ({generation}), which stops without writing", style="bold red")
+        stop.signal = TAKEN_OVER
+
+    def failed(details: dict[str, Any]) -> None:
+        folder.write_failure(path, generation, details)
+
+    watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
+    saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
+    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, device_batch, generation, watch, saver)
+
+
+def _claim(path: Path, recipe: Recipe, start: Start, runtime: Runtime) -> int:
+    """This start's generation, known to all processes. What process 0 refuses, all refuse."""
+    claimed: int | UserError = 0
+    if runtime.is_main:
+        try:
+            folder.check_owner(path, start.take_over, start.stale_seconds)
+            folder.create(path, recipe)
+            claimed = folder.claim(path)
+        except UserError as error:
+            claimed = error
+    claimed = runtime.share(claimed)
+    if isinstance(claimed, UserError):
+        raise claimed
+    return claimed
 
 
 def open_nets(recipe: Recipe, images: Images) -> tuple[Loaded, Loaded | None]:

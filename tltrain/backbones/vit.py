@@ -24,7 +24,7 @@ ANY = "vit"
 POSITIONS = "vit.embeddings.position_embeddings"
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 SIZES = {
-    "vit-tiny": (96, 6, 4, 192, 4),
+    "vit-tiny": (96, 4, 4, 192, 8),
     "vit-s16": (384, 12, 6, 1536, 16),
     "vit-b16": (768, 12, 12, 3072, 16),
     "vit-l16": (1024, 24, 16, 4096, 16),

@@ -10,6 +10,7 @@ from tltrain.data.arrays import open_cifar, open_digits
 from tltrain.data.folder import open_folder
 from tltrain.data.images import Images, Source
 from tltrain.data.places import data_root
+from tltrain.data.printed import open_printed
 from tltrain.data.splits import split
 from tltrain.data.table import open_csv
 from tltrain.errors import UserError
@@ -19,6 +20,7 @@ NAMED: dict[str, Callable[[Path], Source]] = {
     "cifar10": lambda root: open_cifar("cifar10", root),
     "cifar100": lambda root: open_cifar("cifar100", root),
     "digits": lambda root: open_digits(),
+    "printed": lambda root: open_printed(),
 }
 """Sources that are a name alone; each takes the folder of downloads."""
 

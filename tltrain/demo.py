@@ -1,0 +1,184 @@
+"""`tltrain demo`: from printed characters to handwritten digits with five labels a class, in a few minutes on a laptop CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tltrain import backbones, folder, stages
+from tltrain.console import duration
+from tltrain.data import open_images
+from tltrain.errors import UserError
+from tltrain.options import Start
+from tltrain.pages.stats import wilson
+from tltrain.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
+from tltrain.report import write_comparison
+from tltrain.run import train
+
+PER_CLASS, NUM_CLASSES = 5, 10
+NUM_LABELS = PER_CLASS * NUM_CLASSES
+RESNET, VIT, STUDENT = "resnet-tiny", "vit-tiny", "resnet-micro"
+TITLE = "From printed characters to handwritten digits"
+LEAD = (
+    f"Each run but the distilled one learns from the same {NUM_LABELS} labelled images, {PER_CLASS} of each digit, and nothing else: no val "
+    "images, so that every stage hands on its last weights, and all settings were fixed beforehand. The distilled student sees these images "
+    "too, and what its teacher says of them. The shipped weights come from rendered characters, 0 to 9 and A to Z: the ten digits are among "
+    "them, printed and bent, and no handwriting is."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the demo. Its recipe's name is its folder's."""
+
+    title: str
+    recipe: Recipe
+
+    def path(self, out: Path) -> Path:
+        return out / self.recipe.name
+
+
+def demo_data(seed: int) -> Data:
+    """scikit-learn's digits: half of them to test, and of the others five of each class to train. The seed draws both."""
+    return Data(source="digits", seed=seed, val_fraction=0, test_fraction=0.5, per_class=PER_CLASS, flip=False)
+
+
+def arms(data: Data, seed: int, out: Path) -> tuple[Arm, ...]:
+    """The runs, in order; the last learns from the run folder of an earlier one below `out`."""
+    resnet, vit = (Backbone(name=name, weights=f"shipped:{name}-printed") for name in (RESNET, VIT))
+    teacher = Distill(teacher=Backbone(weights=str(out / "resnet-stages")), weight=0.7)
+    table: list[tuple[str, str, Backbone, Distill | None, tuple[Stage, ...]]] = [
+        ("resnet-scratch", "ResNet, from scratch", Backbone(name=RESNET), None, (_scratch(150, 1e-3),)),
+        ("resnet-head", "ResNet, head only", resnet, None, (_stage("head", "head", 100, 1e-2),)),
+        ("resnet-stages", "ResNet, in stages", resnet, None, _stages("layer3", 5e-4, 2e-4, "none")),
+        ("vit-scratch", "ViT, from scratch", Backbone(name=VIT), None, (_scratch(500, 1e-3),)),
+        ("vit-head", "ViT, head only", vit, None, (_stage("head", "head", 100, 1e-2, augment="light"),)),
+        ("vit-stages", "ViT, in stages", vit, None, _stages("block.2", 1e-3, 5e-4, "light")),
+        ("student-alone", "Small ResNet, alone", Backbone(name=STUDENT), None, (_scratch(150, 1e-2),)),
+        ("student-distilled", "Small ResNet, distilled", Backbone(name=STUDENT), teacher, (_scratch(150, 1e-2),)),
+    ]  # fmt: skip
+    return tuple(
+        Arm(title, Recipe(name=name, purpose=title, seed=seed, batch=NUM_LABELS, data=data, backbone=net, distill=distill, stages=stages_))
+        for name, title, net, distill, stages_ in table
+    )
+
+
+def run_demo(out: Path, seed: int) -> str:
+    """Train every arm into `out`, or go on, then show one table and write one page. Returns finished, stopped or failed."""
+    console, began = Console(highlight=False, soft_wrap=True), None
+    planned = arms(demo_data(seed), seed, out)
+    _introduce(console, planned, out)
+    with _one_thread():
+        for i, arm in enumerate(planned, start=1):
+            began = f"{i}/{len(planned)}  {arm.title:24}"
+            with console.status(began):
+                outcome, said = run_quietly(arm.recipe, arm.path(out))
+            if outcome != "finished":
+                console.print(f"{began} {outcome}: {said}", markup=False)
+                return outcome
+            figures = read_figures(arm.path(out))
+            console.print(f"{began} top-1 {100 * figures['top1']:5.1f} %  {duration(figures['seconds']):>6}", markup=False)
+    console.print()
+    console.print(results(planned, out))
+    page = write_comparison([arm.path(out) for arm in planned], out / "index.html", TITLE, LEAD, [arm.title for arm in planned])
+    console.print(
+        "\nThe interval (95 %) counts the luck of the test images, not that of the labelled ones: python -m benchmarks.demo_gain repeats"
+        f"\nall of this over seeds. A run's own report lies in its folder.\n\npage    {page}",
+        markup=False,
+    )
+    return "finished"
+
+
+def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
+    """Train without a word on the terminal. Returns how it ended, and the last line of what was said. Raises UserError."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        outcome = train(recipe, Start(folder=path, workers=0))["outcome"]
+    return str(outcome), (said.getvalue().strip().splitlines() or [""])[-1].strip()
+
+
+def read_figures(path: Path) -> dict[str, float]:
+    """n, top1 and seconds of a finished run. Raises UserError."""
+    file = path / "test_metrics.json"
+    if not file.exists():
+        raise UserError(f"{path} says it is finished and has no {file.name}; delete that folder, and start again")
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    return {key: raw[key] for key in ("n", "top1", "seconds")}
+
+
+def num_trained(recipe: Recipe) -> int:
+    """Parameters that train in the stage that trains most."""
+    chain = backbones.skeleton(recipe.backbone, NUM_CLASSES, None, None).chain
+    return max(stages.trainable(chain, stage) for stage in stages.plan(recipe, chain, NUM_LABELS, has_val=False))
+
+
+def results(planned: Sequence[Arm], out: Path) -> Table:
+    """The one table."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column("run", no_wrap=True)
+    for head in ("parameters trained", "labels", "top-1", "95 % interval", "seconds"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for arm in planned:
+        figures = read_figures(arm.path(out))
+        low, high = wilson(figures["top1"], int(figures["n"]))
+        top1, between = f"{100 * figures['top1']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
+        table.add_row(arm.title, f"{num_trained(arm.recipe):,}", str(NUM_LABELS), top1, between, f"{figures['seconds']:.1f}")
+    return table
+
+
+def _introduce(console: Console, planned: Sequence[Arm], out: Path) -> None:
+    images = open_images(planned[0].recipe.data)
+    assert images.test is not None, "the demo's data have a test split"
+    console.print(TITLE, style="bold")
+    console.print(
+        f"source  a ResNet and a ViT, trained on 40,000 rendered characters (python -m benchmarks.pretrain makes them again)\n"
+        f"target  scikit-learn's handwritten digits: {len(images.train)} labelled images, {PER_CLASS} of each digit; "
+        f"{len(images.test)} test images\n"
+        f"runs    {len(planned)}, into {out}; the same command goes on after a stop\n",
+        markup=False,
+    )
+
+
+def _stage(
+    name: str, unfreeze: str, steps: int, lr: float, layer_decay: float = 1.0, augment: Augment = "none",
+    norm_stats: Literal["frozen", "train"] = "frozen",
+) -> Stage:  # fmt: skip
+    return Stage(
+        name=name, unfreeze=unfreeze, steps=steps, lr=lr, layer_decay=layer_decay, weight_decay=0.01, warmup=0.1, augment=augment,
+        norm_stats=norm_stats, carry="last",
+    )  # fmt: skip
+
+
+def _scratch(steps: int, lr: float) -> Stage:
+    """Everything from random weights: longer than a transfer, its own learning rate, augmented, BatchNorm's statistics its own."""
+    return _stage("all", "all", steps, lr, augment="light", norm_stats="train")
+
+
+def _stages(top: str, lr_top: float, lr_all: float, augment: Augment) -> tuple[Stage, ...]:
+    """The head, then the blocks from `top` on, then all; BatchNorm's statistics stay those of the source."""
+    return (
+        _stage("head", "head", 30, 1e-2, augment=augment),
+        _stage("top", top, 30, lr_top, 0.7, augment),
+        _stage("all", "all", 40, lr_all, 0.7, augment),
+    )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Nets this small are quicker on one thread, and sums keep their order on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,96 @@
+"""Proof, while it runs, that a stage trains what it says and that replicas are one network.
+
+The bugs this catches give no error of their own: a parameter that DDP does not synchronise drifts apart silently, and
+one that an optimizer does not know is silently never trained.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tltrain.blocks import Chain
+from tltrain.runtime import Runtime
+from tltrain.spread import OptimizerState, Spread
+
+
+class Broken(RuntimeError):
+    """What trains is not what the stage says, or not the same on all processes."""
+
+
+class Guard:
+    """One stage's checks. Built before its first step."""
+
+    def __init__(self, runtime: Runtime, spread: Spread) -> None:
+        self.runtime, self.spread, self.chain = runtime, spread, spread.chain
+        self.frozen = _checksums(self.chain, trained=False)
+
+    def replicas(self, step: int) -> None:
+        """Raise Broken, on every process, where a block's parameters or buffers differ between processes. Collective."""
+        if self.runtime.world == 1 or not self.spread.replicated:
+            return
+        sums_RN2 = self.runtime.gather(_checksums(self.chain, trained=True).unsqueeze(0))
+        differs_N = (sums_RN2 != sums_RN2[:1]).any(2).any(0)
+        if differs_N.any():
+            block = self.chain.blocks[int(differs_N.nonzero()[0])].name
+            ranks = (sums_RN2 != sums_RN2[:1]).any(2).any(1).nonzero().flatten().tolist()
+            raise Broken(f"after step {step} block {block} is not the same on all processes (ranks {ranks} differ from rank 0)")
+
+    def finish(self, last: dict[str, Tensor], num_steps: int, adaptive: bool) -> None:
+        """At the end of a stage: frozen tensors are untouched, and every block that should train has changed. Collective.
+
+        last: the weights after the `num_steps` steps of this start (complete on process 0). adaptive: the optimizer's step does not
+        vanish with the gradient. A block whose gradient was exactly zero may stay: its optimizer state says so.
+        """
+        changed = (_checksums(self.chain, trained=False) != self.frozen).any(1)
+        if changed.any():
+            block = self.chain.blocks[int(changed.nonzero()[0])].name
+            raise Broken(f"block {block} is frozen in this stage, and changed")
+        still = self.runtime.share(self._unchanged(last) if adaptive and num_steps >= 2 else [])
+        if not still:
+            return
+        state = self.spread.optimizer_state()
+        for i in self.runtime.share([i for i in still if not self._had_no_gradient(i, state)]):
+            raise Broken(f"block {self.chain.blocks[i].name} should train in this stage, and not one of its tensors changed")
+
+    def _unchanged(self, last: dict[str, Tensor]) -> list[int]:
+        given = self.spread.given
+        return [
+            i
+            for i in range(self.chain.training_from, len(self.chain.blocks))
+            if self.runtime.is_main and all(torch.equal(last[name], given[name].cpu()) for name, _ in self.chain.parameters_of(i))
+        ]
+
+    def _had_no_gradient(self, block: int, state: OptimizerState) -> bool:
+        """Whether the optimizer knows every parameter of a block, and has only ever seen zeros for it."""
+        moments = [state.get(name, {}).get("exp_avg") for name, _ in self.chain.parameters_of(block)]
+        return all(m is not None and not m.any() for m in moments)
+
+
+def _checksums(chain: Chain, trained: bool) -> Tensor:
+    """(blocks, 2) int64: of each block's trained (or frozen) tensors as they lie on this process, two sums over their bits, the
+    second weighted by position so that swapped values show. Zero for a block with none."""
+    rows = []
+    for i in range(len(chain.blocks)):
+        total = torch.zeros(2, dtype=torch.int64, device=next(chain.parameters()).device)
+        if (i >= chain.training_from) == trained:
+            buffers = (b for name, module in chain.modules_of(i) for b in module.buffers(recurse=False))
+            for tensor in (*(p for _, p in chain.parameters_of(i)), *buffers):
+                total = total + _sums(_local(tensor))
+        rows.append(total)
+    return torch.stack(rows)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that lies on this process."""
+    if hasattr(tensor, "ds_tensor"):
+        sharded: Tensor = tensor.ds_tensor.detach()
+        return sharded
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.detach()
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.contiguous().view(-1).view(whole).to(torch.int64)
+    return torch.stack([bits.sum(), (bits * torch.arange(1, bits.numel() + 1, device=bits.device)).sum()])

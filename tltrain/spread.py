@@ -1,0 +1,252 @@
+"""How one stage's chain and optimizer are spread over processes, and how plain tensors come out of them and go in again.
+
+One process and DDP, FSDP2, and DeepSpeed's ZeRO: three small classes with the same face. What comes out is the same for
+all: full tensors under the net's own names, on process 0. So a checkpoint of one world, or of one strategy, is one for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.blocks import Chain, is_batch_norm
+from tltrain.errors import UserError
+from tltrain.runtime import Runtime
+
+OptimizerState = dict[str, dict[str, Tensor]]
+"""The optimizer's state of each parameter, by the net's own name; groups and learning rates follow from the recipe."""
+
+
+class Spread:
+    """One process, or DDP: every process holds all weights."""
+
+    replicated = True
+
+    def __init__(self, runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+        """chain: frozen as the stage wants it; it is wrapped here for good, and never used again without its wrapper."""
+        self.runtime, self.chain, self.clip = runtime, chain, clip
+        self.given = {name: t.detach().clone() for name, t in chain.net.state_dict().items()}
+        self.model, self.optimizer = self._prepare(chain, optimizer)
+        if runtime.accelerator.scaler is not None:
+            runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # a stage inherits nothing from the last one
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        return self.runtime.accelerator.prepare(chain, optimizer)
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a micro-batch: gradients are summed over processes in the last one only."""
+        return contextlib.nullcontext() if last else self.runtime.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.runtime.accelerator.backward(loss)
+
+    def step(self) -> Tensor | float | None:
+        """Clip, step, forget the gradients. Returns the gradient's norm before clipping, where it is clipped."""
+        norm = None
+        if self.clip is not None:
+            norm = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def warm_up(self, size: int) -> None:
+        """One backward whose gradients are thrown away: DDP orders its buckets anew after its first, and a resumed run would add up
+        in another order than one that was never stopped. In eval mode, so that no statistic moves."""
+        if self.runtime.world == 1:
+            return
+        self.model.eval()
+        images = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=self.runtime.device)
+        (self.model(images).float().sum() * 0).backward()
+        self.model.zero_grad(set_to_none=True)
+        self.model.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the net's state dict in host memory. Collective; complete on process 0, on others it may be empty.
+
+        A frozen tensor is the one that the stage was given: no strategy's cast has touched it.
+        """
+        out = {name: t.cpu() for name, t in self.given.items()}
+        for name, parameter in self.chain.net.named_parameters():
+            if parameter.requires_grad:
+                out[name] = self._full(parameter)
+        for name, buffer in self.chain.net.named_buffers():
+            if name in out:
+                out[name] = buffer.detach().to("cpu", copy=True)
+        return out
+
+    def optimizer_state(self) -> OptimizerState:
+        """Copies in host memory. Collective; complete on process 0."""
+        return {
+            name: {key: self._full(value) if isinstance(value, Tensor) else torch.tensor(value) for key, value in state.items()}
+            for name, parameter in self.chain.net.named_parameters()
+            if (state := self._raw_optimizer().state.get(parameter))
+        }
+
+    def load_optimizer_state(self, saved: OptimizerState) -> None:
+        """Put saved state in. Every process gives the whole of it."""
+        optimizer = self._raw_optimizer()
+        for name, parameter in self.chain.net.named_parameters():
+            if name in saved:
+                optimizer.state[parameter] = {key: self._like(value, parameter, key) for key, value in saved[name].items()}
+
+    def close(self) -> None:
+        """Leave nothing of this stage behind in Accelerate: a second prepare beside a first would track both."""
+        self.runtime.accelerator.free_memory()
+        del self.model, self.optimizer, self.chain
+
+    def _raw_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.optimizer.optimizer
+        return optimizer
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=True) if self.runtime.is_main else torch.empty(0)
+
+    def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
+        return value.clone() if key == "step" else value.to(parameter.device, copy=True)
+
+
+class Fsdp2(Spread):
+    """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
+
+    replicated = False
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        # Accelerate wraps by class name, read from this attribute; without it only the root is wrapped.
+        chain._no_split_modules = unit_classes(chain)  # type: ignore[assignment]
+        return self.runtime.accelerator.prepare(chain, optimizer)
+
+    def warm_up(self, size: int) -> None:
+        """Nothing to do: there are no buckets."""
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        whole = tensor.detach()
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        return whole.to("cpu", copy=True) if self.runtime.is_main else torch.empty(0)
+
+    def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if key == "step" or not isinstance(parameter, DTensor):
+            return value.clone()
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+class Zero(Spread):
+    """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
+
+    replicated = False  # ZeRO-1 and 2 hold all weights, rounded to bf16: equal replicas there prove nothing about the masters
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        accelerator = self.runtime.accelerator
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = 1  # read for its log alone: we feed the micro-batches ourselves
+        settings["gradient_clipping"] = self.clip or 0.0
+        self.stage = int(settings["zero_optimization"]["stage"])
+        model, prepared = accelerator.prepare(chain, optimizer)
+        self._restore(chain, model)
+        return model, prepared
+
+    def _restore(self, chain: Chain, engine: nn.Module) -> None:
+        """DeepSpeed has rounded the weights to its dtype, and taken an optimizer step on zero gradients to make its state. Undo both."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in chain.net.named_parameters():
+            if parameter.requires_grad:
+                safe_set_full_fp32_param(parameter, self.given[name].to(self.runtime.device, torch.float32))
+        for name, module in chain.net.named_modules():
+            for key, buffer in module._buffers.items():
+                path = f"{name}.{key}" if name else key
+                if buffer is not None and path in self.given:
+                    module._buffers[key] = self.given[path].to(self.runtime.device)
+        for state in self._inner(engine.optimizer).state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    value.zero_()
+                elif key == "step":
+                    state[key] = 0
+
+    def warm_up(self, size: int) -> None:
+        """Nothing to do, and nothing that could be done: its backward steps."""
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """In the last micro-batch this also clips and steps."""
+        wrapped = self.runtime.accelerator.deepspeed_engine_wrapped
+        wrapped.backward(loss, sync_gradients=last)
+
+    def step(self) -> Tensor | float | None:
+        norm = self.runtime.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+        return None if self.clip is None else norm
+
+    def optimizer_state(self) -> OptimizerState:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        inner = self._inner(self._raw_optimizer())
+        first: dict[str, Any] = next(iter(inner.state.values()), {})
+        out: OptimizerState = {}
+        for name, parameter in self.chain.net.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in first if key != "step"}
+            out[name] = {key: value.detach().to("cpu", copy=True).view(self.given[name].shape) for key, value in moments.items()}
+            if "step" in first:
+                out[name]["step"] = torch.as_tensor(float(first["step"]))
+        return out
+
+    def load_optimizer_state(self, saved: OptimizerState) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in self.chain.net.named_parameters():
+            for key, value in saved.get(name, {}).items():
+                if key != "step":
+                    safe_set_full_optimizer_state(parameter, value.to(self.runtime.device), key)
+        steps = {float(state["step"]) for state in saved.values() if "step" in state}
+        for state in self._inner(self._raw_optimizer()).state.values():
+            if steps and "step" in state:
+                state["step"] = torch.full_like(state["step"], steps.pop()) if isinstance(state["step"], Tensor) else int(max(steps))
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = safe_get_full_fp32_param(tensor)
+        return whole.detach().to("cpu", copy=True).view(tensor.ds_shape if hasattr(tensor, "ds_shape") else tensor.shape)
+
+    def _raw_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def _inner(self, optimizer: Any) -> Any:
+        """The torch optimizer inside ZeRO's."""
+        return getattr(optimizer, "optimizer", optimizer)
+
+
+def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None) -> Spread:
+    """Spread a stage as the accelerate configuration says. Raises UserError for a pair that cannot work."""
+    kind = str(runtime.accelerator.distributed_type.value)
+    classes: dict[str, type[Spread]] = {"FSDP": Fsdp2, "DEEPSPEED": Zero}
+    chosen = classes.get(kind, Spread)
+    trains_statistics = any(m.training and is_batch_norm(m) for m in chain.net.modules())
+    if chosen is not Spread and trains_statistics:
+        raise UserError(
+            f"norm_stats: train under {kind} is refused: sharded BatchNorm statistics are not those of one batch; "
+            "use accelerate_configs/ddp.yaml, or norm_stats: frozen"
+        )
+    return chosen(runtime, chain, optimizer, clip)
+
+
+def unit_classes(chain: Chain) -> list[str]:
+    """Class names of the modules that are a whole block: FSDP's units."""
+    names = []
+    for block in chain.blocks:
+        module = chain.net.get_submodule(block.owns[0]) if block.owns[0] in dict(chain.net.named_modules()) else None
+        if module is not None and any(True for _ in module.children()):
+            names.append(type(module).__name__)
+    return list(dict.fromkeys(names))
