@@ -48,6 +48,8 @@ def load(
     """
     source = find(spec, network=True)
     card = _fitted(source.card, spec, size, resize, tuple(classes))
+    if head == "new":
+        card = replace(card, temperature=1.0)  # a new head is not calibrated yet
     if source.read is None:
         if head == "keep":
             raise UserError(f"backbone.weights of {card.name} is null, and random weights have no head to keep; give trained weights")

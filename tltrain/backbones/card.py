@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ class Card:
     interpolation: Literal["bilinear", "bicubic"]
     classes: tuple[str, ...] | None
     """The names of the head's classes, in order; None where the weights do not say."""
+    temperature: float = 1.0
+    """What the logits are divided by before the softmax, so that its probabilities hold; 1 where nothing was fitted."""
 
 
 def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> None:
@@ -65,8 +67,9 @@ def read_card(path: str | Path) -> Card | None:
         return None
     raw = json.loads(text)
     known = {field.name for field in fields(Card)}
-    if set(raw) != known:
-        differ = ", ".join(sorted(set(raw) ^ known))
+    needed = {field.name for field in fields(Card) if field.default is MISSING}
+    if not needed <= set(raw) <= known:
+        differ = ", ".join(sorted((needed - set(raw)) | (set(raw) - known)))
         raise UserError(f"the card in {path} was written by another version of tltrain (it differs in {differ}); use that version")
     lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if raw[key] is not None}
     return Card(**{**raw, **lists})

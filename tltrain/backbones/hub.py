@@ -95,7 +95,7 @@ def convert(state: dict[str, Tensor], card: Card, origin: str) -> dict[str, Tens
 
 def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
     try:
-        with _quiet():
+        with quiet():
             # mismatches are named below, all at once
             arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             loaded: Any = ViTForImageClassification.from_pretrained(**arguments)
@@ -143,7 +143,7 @@ def _is_usable(folder: Path, *, weights: bool) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bar and its table of keys: what differs is checked and said here."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,23 @@ def open_cifar(name: str, root: Path) -> Source:
         temporary.replace(file)
     declared = ["train"] * len(train) + ["test"] * len(test)
     return from_arrays(name, tuple(train.classes), labels_N, declared, MappedReader(file), content)
+
+
+def outline_cifar(name: str, root: Path) -> Source | None:
+    """What is known of cifar10 or cifar100 before it is downloaded: numbers and classes, for a plan. None where it is there.
+
+    Its images cannot be read, and its class names are their numbers.
+    """
+    from torchvision import datasets
+
+    kind, num_classes = {"cifar10": (datasets.CIFAR10, 10), "cifar100": (datasets.CIFAR100, 100)}[name]
+    if (root / kind.base_folder).exists() or (root / kind.filename).exists():
+        return None
+    labels_N = np.arange(60_000, dtype=np.int64) % num_classes  # both are balanced, 50,000 to train and 10,000 to test
+    declared = ["train"] * 50_000 + ["test"] * 10_000
+    source = from_arrays(name, tuple(str(k) for k in range(num_classes)), labels_N, declared, ArrayReader(np.empty(0)), "outline")
+    note = f"{name} is not in {root} yet: planned with its published numbers, and downloaded when training starts"
+    return replace(source, notes=(note,))
 
 
 def from_arrays(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
+from scipy.ndimage import distance_transform_edt
 
 from tltrain.data.images import Source
 
@@ -136,7 +136,7 @@ def _pen(signed_NHW: Floats, u_N: Floats) -> Floats:
 def _box(ink_NHW: NDArray[np.bool_], u_NS: Floats) -> tuple[Floats, Floats]:
     """Where each pixel of the bitmap looks in the frame, x and y (N, INK, INK): the box around the ink, brought to full height."""
     num = len(ink_NHW)
-    has_x, has_y = ink_NHW.any(axis=1), ink_NHW.any(axis=2)
+    has_x, has_y = np.any(ink_NHW, axis=1), np.any(ink_NHW, axis=2)
     x0, x1 = has_x.argmax(axis=1), _FRAME - has_x[:, ::-1].argmax(axis=1)
     y0, y1 = has_y.argmax(axis=1), _FRAME - has_y[:, ::-1].argmax(axis=1)
     tall, wide = (y1 - y0).astype(np.float32), (x1 - x0).astype(np.float32)

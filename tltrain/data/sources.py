@@ -6,7 +6,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from tltrain.data.arrays import open_cifar, open_digits
+from tltrain.data.arrays import open_cifar, open_digits, outline_cifar
 from tltrain.data.folder import open_folder
 from tltrain.data.images import Images, Source
 from tltrain.data.places import data_root
@@ -26,6 +26,15 @@ NAMED: dict[str, Callable[[Path], Source]] = {
 
 AT_PATH: dict[str, Callable[[str, Data], Source]] = {"folder": open_folder, "csv": open_csv}
 """Sources written as KIND:PATH."""
+
+
+def outline_images(spec: Data, root: Path | None = None) -> Images:
+    """As open_images, for a plan: nothing is downloaded, and a known data set that is absent is planned with its published numbers."""
+    if spec.source in ("cifar10", "cifar100"):
+        source = outline_cifar(spec.source, root or data_root())
+        if source is not None:
+            return split(source, spec)
+    return open_images(spec, root)
 
 
 def open_images(spec: Data, root: Path | None = None) -> Images:
