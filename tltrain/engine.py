@@ -27,7 +27,11 @@ from tltrain.watch import Watch
 
 
 class NotFinite(RuntimeError):
-    """The training loss is infinite or not a number."""
+    """The training loss is infinite or not a number; the same error on every process."""
+
+    def __init__(self, text: str, rank: int, step: int) -> None:
+        super().__init__(text)
+        self.rank, self.step = rank, step
 
 
 class SaveFailed(RuntimeError):
@@ -113,7 +117,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
             facts = [int(job.stop.signal is not None), int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
             sums = agreement.now(facts) if evaluates or saves or step == stage.num_steps else agreement.swap(facts)
             if sums[BAD]:
-                raise NotFinite(loop.describe_bad())
+                raise loop.not_finite()
             if sums[ERROR]:
                 raise SaveFailed("a checkpoint could not be written")
             if evaluates and not sums[STOP]:
@@ -122,7 +126,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
                 if agreement.now([0, 0, loop.settle(), 0])[BAD]:
-                    raise NotFinite(loop.describe_bad())
+                    raise loop.not_finite()
                 progress = loop.save(progress, best)
                 last_save = clock()
             if sums[STOP]:
@@ -198,11 +202,16 @@ class _Loop:
         self._look(wait=True)
         return self.bad
 
-    def describe_bad(self) -> str:
-        step, loss = self.bad_at
+    def not_finite(self) -> NotFinite:
+        """The error of the first process whose loss was not finite. Collective."""
+        mine = torch.tensor([[self.bad, *self.bad_at]], dtype=torch.float64, device=self.job.runtime.device)
+        rows_R3 = self.job.runtime.gather(mine).tolist()
+        rank = next(r for r, row in enumerate(rows_R3) if row[0])
+        step, loss = int(rows_R3[rank][1]), rows_R3[rank][2]
         stage, lr = self.job.stage.spec, self.job.stage.spec.lr * self.job.stage.lr_factor(step)
-        whose = "" if self.bad else "on another process "
-        return f"the loss {whose}became {loss} in stage {stage.name}, step {step}, at learning rate {lr:.3g}"
+        whose = f" of rank {rank}" if self.job.runtime.world > 1 else ""
+        text = f"the loss{whose} became {loss} in stage {stage.name}, step {step}, at learning rate {lr:.3g}"
+        return NotFinite(text, rank, step)
 
     def _where(self, progress: Progress, kind: str) -> dict[str, Any]:
         stage = self.job.stage

@@ -134,10 +134,16 @@ def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
         files.write_json(run / "outcome.json", {**details, "generation": generation})
 
 
-def write_failure(run: Path, generation: int, details: dict[str, Any]) -> None:
-    """The outcome of a start that failed, by whichever process failed first: what the others report is only a consequence."""
-    if files.write_json_once(run / "generations" / f"{generation:06d}.failed", details):
+def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[str, Any]:
+    """The outcome of a start that failed, by whichever process failed first: what the others report is only a consequence.
+
+    Returns the details of the first.
+    """
+    path = run / "generations" / f"{generation:06d}.failed"
+    if files.write_json_once(path, details):
         write_outcome(run, generation, details)
+        return details
+    return dict(json.loads(path.read_text()))
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Guard:
         last: the weights after the `num_steps` steps of this start (complete on process 0). adaptive: the optimizer's step does not
         vanish with the gradient. A block whose gradient was exactly zero may stay: its optimizer state says so.
         """
+        self.spread.settle()
         changed = (_checksums(self.chain, trained=False) != self.frozen).any(1)
         if changed.any():
             block = self.chain.blocks[int(changed.nonzero()[0])].name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from tltrain.blocks import Chain
 from tltrain.checkpoint import Progress, State
 from tltrain.console import Console, clock, duration
 from tltrain.data.order import num_micro
-from tltrain.engine import Fit, NotFinite
+from tltrain.engine import Fit, NotFinite, SaveFailed
 from tltrain.errors import UserError
 from tltrain.inference import predict
 from tltrain.options import Start
@@ -27,7 +28,7 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
     """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
     path = run_path(recipe, start)
     folder.check_recipe(path, recipe)
-    runtime = Runtime(recipe.deterministic)
+    runtime = Runtime(recipe.deterministic, 60 * start.timeout_minutes)
     console = Console(runtime.is_main)
     finished = folder.outcome(path)
     if finished.get("outcome") == "finished":
@@ -38,10 +39,12 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
         try:
             return _fold(run, stop)
         except NotFinite as error:
-            return _failed(run, f"{error}; the best weights so far are kept. Lower the learning rate, or set clip")
+            text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
+            return _failed(run, {**_here(run), "error": text, "rank": error.rank, "step": error.step})
         except Exception as error:
-            _failed(run, _explain(run, error))
-            raise
+            cause = _cause(run, error)
+            _failed(run, _explain(run, cause))
+            raise cause from (None if cause is error else error)
         finally:
             run.watch.close()
             if run.tracker is not None:
@@ -49,11 +52,31 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
             runtime.close()
 
 
-def _explain(run: Run, error: Exception) -> str:
-    """An error with the place it happened at: stage, step and call."""
-    stage, step, call = run.watch.place
+def _cause(run: Run, error: Exception) -> Exception:
+    """What stands behind an error: what the background writer met, or a disk that takes nothing more."""
+    if isinstance(error, SaveFailed) and run.saver is not None:
+        try:
+            run.saver.wait()
+        except UserError as cause:
+            return cause
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. Make room, and start again")
+    return error
+
+
+def _explain(run: Run, error: Exception) -> dict[str, Any]:
+    """The details of a failure: the error, with the process and the place that it came from."""
+    gone = run.watch.missing() if isinstance(error, RuntimeError) and run.runtime.world > 1 else None
+    if gone is not None:
+        return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
+    here = _here(run)
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return f"{text} (rank {run.runtime.rank}, stage {stage}, step {step}, {call})"
+    return {**here, "error": f"{text} (rank {here['rank']}, stage {here['stage']}, step {here['step']}, {here['call']})"}
+
+
+def _here(run: Run) -> dict[str, Any]:
+    stage, step, call = run.watch.place
+    return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
 
 
 def _fold(run: Run, stop: Stop) -> dict[str, Any]:
@@ -128,13 +151,15 @@ def _stopped(run: Run, fit: Fit, best: dict[str, Tensor] | None) -> dict[str, An
     return details
 
 
-def _failed(run: Run, error: str) -> dict[str, Any]:
-    stage, step, call = run.watch.place
-    details = {"outcome": "failed", "error": error, "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
-    folder.write_failure(run.path, run.generation, details)
+def _failed(run: Run, details: dict[str, Any]) -> dict[str, Any]:
+    """Write down how it failed, unless another process has done so: its word counts."""
+    try:
+        details = folder.write_failure(run.path, run.generation, details)
+    except OSError as error:  # the disk may be what failed
+        run.console.say(f"outcome.json could not be written: {error}", style="bold red")
     if run.runtime.is_main:
         outputs.report(run.path, run.console.say)
-        run.console.say(f"failed: {error}", style="bold red")
+        run.console.say(f"failed: {details['error']}", style="bold red")
     return details
 
 

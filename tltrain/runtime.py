@@ -9,13 +9,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor
 
 from tltrain.errors import UserError
@@ -24,21 +25,28 @@ from tltrain.errors import UserError
 class Runtime:
     """The processes of this run, and what they do together."""
 
-    def __init__(self, deterministic: bool) -> None:
+    def __init__(self, deterministic: bool, timeout_s: float = 600.0) -> None:
+        """timeout_s: a call between processes that takes longer is an error and not a hang."""
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, before its first call
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that writes every new tensor twice
+        # A debugging aid that comes with it, and writes every new tensor twice.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not deterministic
         # Buffers are frozen, or kept equal by synchronised BatchNorm: broadcasting them every step would only hide a drift.
-        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if expected > 1:  # without GPUs DeepSpeed is told its backend, since it would otherwise start each process alone
+            on_cpu = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.cuda.is_available()
+            backend = "gloo" if on_cpu else None
+            handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s)))
+        self.accelerator = Accelerator(kwargs_handlers=handlers)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.precision = self.accelerator.device, str(self.accelerator.mixed_precision)
         self.is_main = self.rank == 0
         scaler = self.accelerator.scaler
         self.fresh_scaler = None if scaler is None else scaler.state_dict()
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.world != expected:
+        if self.world != expected or (expected > 1 and self.accelerator.distributed_type == DistributedType.NO):
             raise UserError(
                 f"the launcher started {expected} processes, but each of them is alone (no CPU flag on a machine without GPUs); "
                 "set ACCELERATE_USE_CPU=true, or start one process"

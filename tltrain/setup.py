@@ -14,7 +14,7 @@ from tltrain import backbones, folder, plan, stages
 from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
-from tltrain.data import Images, Split, open_images
+from tltrain.data import Images, Split, open_images, outline_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.order import num_micro
 from tltrain.data.views import Views
@@ -129,6 +129,8 @@ def _claim(path: Path, recipe: Recipe, start: Start, runtime: Runtime) -> int:
             claimed = folder.claim(path)
         except UserError as error:
             claimed = error
+        except OSError as error:
+            claimed = UserError(f"the run folder {path} cannot be written: {error}; choose another with --folder")
     claimed = runtime.share(claimed)
     if isinstance(claimed, UserError):
         raise claimed
@@ -157,7 +159,9 @@ def describe_data(images: Images, student: Loaded) -> str:
 
 def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
     """`tltrain plan`: the table, without reading weights and without training."""
-    images = open_images(recipe.data)
+    images = outline_images(recipe.data)
+    for note in images.notes:
+        console.say(f"data    {note}", style="yellow")
     loaded = backbones.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
     planned = stages.plan(recipe, loaded.chain, len(images.train.labels), images.val is not None)
     micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)

@@ -7,10 +7,12 @@ all: full tensors under the net's own names, on process 0. So a checkpoint of on
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from tltrain.blocks import Chain, is_batch_norm
 from tltrain.errors import UserError
@@ -34,7 +36,9 @@ class Spread:
             runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # a stage inherits nothing from the last one
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        return self.runtime.accelerator.prepare(chain, optimizer)
+        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which the oldest we support lacks
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            return self.runtime.accelerator.prepare(chain, optimizer)
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a micro-batch: gradients are summed over processes in the last one only."""
@@ -63,11 +67,15 @@ class Spread:
         self.model.zero_grad(set_to_none=True)
         self.model.train()
 
+    def settle(self) -> None:
+        """Bring every parameter into the form it has between steps."""
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the net's state dict in host memory. Collective; complete on process 0, on others it may be empty.
 
         A frozen tensor is the one that the stage was given: no strategy's cast has touched it.
         """
+        self.settle()
         out = {name: t.cpu() for name, t in self.given.items()}
         for name, parameter in self.chain.net.named_parameters():
             if parameter.requires_grad:
@@ -79,6 +87,7 @@ class Spread:
 
     def optimizer_state(self) -> OptimizerState:
         """Copies in host memory. Collective; complete on process 0."""
+        self.settle()
         return {
             name: {key: self._full(value) if isinstance(value, Tensor) else torch.tensor(value) for key, value in state.items()}
             for name, parameter in self.chain.net.named_parameters()
@@ -125,6 +134,12 @@ class Fsdp2(Spread):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
+    def settle(self) -> None:
+        """After a forward without backward the root still holds whole parameters, which are other objects than the sharded ones."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def _full(self, tensor: Tensor) -> Tensor:
         whole = tensor.detach()
         whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
@@ -155,11 +170,9 @@ class Zero(Spread):
 
     def _restore(self, chain: Chain, engine: nn.Module) -> None:
         """DeepSpeed has rounded the weights to its dtype, and taken an optimizer step on zero gradients to make its state. Undo both."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
         for name, parameter in chain.net.named_parameters():
             if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, self.given[name].to(self.runtime.device, torch.float32))
+                self._put(parameter, self.given[name].to(self.runtime.device, torch.float32), None)
         for name, module in chain.net.named_modules():
             for key, buffer in module._buffers.items():
                 path = f"{name}.{key}" if name else key
@@ -190,29 +203,52 @@ class Zero(Spread):
     def optimizer_state(self) -> OptimizerState:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link()
         inner = self._inner(self._raw_optimizer())
-        first: dict[str, Any] = next(iter(inner.state.values()), {})
+        first: dict[str, Any] = next((state for state in inner.state.values() if state), {})
+        moments = [key for key in first if key != "step"]
         out: OptimizerState = {}
         for name, parameter in self.chain.net.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in first if key != "step"}
-            out[name] = {key: value.detach().to("cpu", copy=True).view(self.given[name].shape) for key, value in moments.items()}
-            if "step" in first:
-                out[name]["step"] = torch.as_tensor(float(first["step"]))
+            if parameter.requires_grad and first:
+                full = {key: safe_get_full_optimizer_state(parameter, key) for key in moments}
+                out[name] = {key: value.detach().to("cpu", copy=True).view(self.given[name].shape) for key, value in full.items()}
+                if "step" in first:
+                    out[name]["step"] = torch.as_tensor(float(first["step"]))
         return out
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
+        zero: Any = self._raw_optimizer()
+        inner, example = self._inner(zero), next(iter(saved.values()), {})
+        flats = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO-3; ZeRO-1 and 2 keep them in the groups
+        for flat in flats or [flat for group in inner.param_groups for flat in group["params"]]:
+            state = inner.state[flat]
+            for key, value in example.items():
+                state[key] = value.clone() if key == "step" else state.get(key, torch.zeros_like(flat))
+        self._link()
         for name, parameter in self.chain.net.named_parameters():
             for key, value in saved.get(name, {}).items():
                 if key != "step":
-                    safe_set_full_optimizer_state(parameter, value.to(self.runtime.device), key)
-        steps = {float(state["step"]) for state in saved.values() if "step" in state}
-        for state in self._inner(self._raw_optimizer()).state.values():
-            if steps and "step" in state:
-                state["step"] = torch.full_like(state["step"], steps.pop()) if isinstance(state["step"], Tensor) else int(max(steps))
+                    self._put(parameter, value.to(self.runtime.device), key)
+
+    def _link(self) -> None:
+        """ZeRO-1 and 2 let parameters find their state once the first group has taken a step, when later groups have none yet."""
+        zero: Any = self._raw_optimizer()
+        if hasattr(zero, "_hp_optimizer_states_linked"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    @staticmethod
+    def _put(parameter: Any, value: Tensor, key: str | None) -> None:
+        """Set a parameter's fp32 master (key None) or one of its moments, where its part lies on this process."""
+        if not hasattr(parameter, "ds_id"):
+            parameter.set_full_hp_param(value, key)
+            return
+        # ZeRO-3's own setter fails where the processes do not divide a parameter evenly.
+        zero = parameter._z3_optimizer
+        part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+        begin = part.numel() * zero._get_param_partition_rank(parameter)
+        piece = value.flatten()[begin : begin + part.numel()]
+        part.data[: piece.numel()].copy_(piece)
 
     def _full(self, tensor: Tensor) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param

@@ -39,6 +39,7 @@ class Watch:
         self.folder = run / "generations"
         self.generation, self.rank, self.world, self.timeout_s = generation, rank, world, timeout_s
         self.superseded, self.failed, self.taken_over = superseded, failed, False
+        self.interval_s = min(BEAT_S, timeout_s / 4)
         self.place, self.since = ("", 0, "start"), time.monotonic()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._live, name="tltrain-watch", daemon=True)
@@ -54,8 +55,7 @@ class Watch:
         self.thread.join(timeout=10)
 
     def _live(self) -> None:
-        interval = min(BEAT_S, self.timeout_s / 4)
-        while not self.over.wait(interval):
+        while not self.over.wait(self.interval_s):
             self._beat()
             if self.rank == 0 and not self.taken_over:
                 newest = newest_generation(self.folder)
@@ -63,9 +63,10 @@ class Watch:
                     self.taken_over = True
                     self.superseded(newest)
             if self.world > 1 and time.monotonic() - self.since > self.timeout_s:
-                sys.stderr.write(self._accusation() + "\n")
+                details = self._accusation()
+                sys.stderr.write(f"tltrain: {details['error']}\n")
                 sys.stderr.flush()
-                self.failed(self._failure())
+                self.failed(details)
                 os._exit(1)  # the main thread waits in a call that never returns: no exception reaches it
 
     def _beat(self) -> None:
@@ -76,26 +77,36 @@ class Watch:
         except OSError as error:  # a full disk must not end a run that could still go on; the main thread meets it when it saves
             sys.stderr.write(f"tltrain: rank {self.rank} could not write its sign of life: {error}\n")
 
-    def _accusation(self) -> str:
-        stage, step, call = self.place
-        lines = [f"tltrain: rank {self.rank} has waited {self.timeout_s:.0f} s in stage {stage}, step {step} ({call}), and ends itself"]
-        for rank in range(self.world):
-            seen = read_beat(self.folder, self.generation, rank)
-            if rank == self.rank:
-                continue
-            if seen is None:
-                lines.append(f"  rank {rank} has never been seen")
-                continue
-            ago = time.time() - seen["time"]
-            verdict = "silent: it is stopped, dead or cut off" if ago > 3 * min(BEAT_S, self.timeout_s / 4) else "alive"
-            lines.append(
-                f"  rank {rank} was at stage {seen['stage']}, step {seen['step']} ({seen['call']}), seen {ago:.0f} s ago: {verdict}"
-            )
-        return "\n".join(lines)
+    def missing(self) -> dict[str, Any] | None:
+        """After a call between processes has broken: the first process that gives no new sign of life, as the details of a failure.
 
-    def _failure(self) -> dict[str, Any]:
-        stage, step, call = self.place
-        return {"outcome": "failed", "error": self._accusation(), "rank": self.rank, "stage": stage, "step": step, "call": call}
+        Waits for a sign of each, one beat and a half at most. None where all live.
+        """
+        beats = {rank: read_beat(self.folder, self.generation, rank) for rank in range(self.world) if rank != self.rank}
+        silent, deadline = set(beats), time.monotonic() + 1.5 * self.interval_s
+        while silent and time.monotonic() < deadline:
+            time.sleep(min(0.1, self.interval_s / 4))
+            silent = {rank for rank in silent if read_beat(self.folder, self.generation, rank) == beats[rank]}
+        if not silent:
+            return None
+        rank, mine = min(silent), dict(zip(("stage", "step", "call"), self.place, strict=True))
+        error = f"rank {rank} is gone; rank {self.rank} met this in {_words(mine)}"
+        return {"outcome": "failed", "error": error, "rank": rank, **mine}
+
+    def _accusation(self) -> dict[str, Any]:
+        """Who this process has waited for and where, as the details of a failure: the first silent process, or itself where all live."""
+        mine = dict(zip(("stage", "step", "call"), self.place, strict=True))
+        lines = [f"rank {self.rank} has waited {self.timeout_s:.0f} s in {_words(mine)}, and ends itself"]
+        guilty = self.rank
+        for rank in reversed([rank for rank in range(self.world) if rank != self.rank]):
+            seen = read_beat(self.folder, self.generation, rank)
+            ago_s = time.time() - seen["time"] if seen else float("inf")
+            if ago_s > 3 * self.interval_s:
+                guilty = rank
+            verdict = "silent: it is stopped, dead or cut off" if ago_s > 3 * self.interval_s else "alive"
+            where = f"was last seen {ago_s:.0f} s ago in {_words(seen)}" if seen else "has never been seen"
+            lines.insert(1, f"  rank {rank} {where}: {verdict}")
+        return {"outcome": "failed", "error": "\n".join(lines), "rank": guilty, **mine}
 
 
 def beat_file(generations: Path, generation: int, rank: int) -> Path:
@@ -107,6 +118,10 @@ def read_beat(generations: Path, generation: int, rank: int) -> dict[str, Any] |
         return dict(json.loads(beat_file(generations, generation, rank).read_text()))
     except (OSError, ValueError):
         return None
+
+
+def _words(place: dict[str, Any]) -> str:
+    return f"stage {place['stage']}, step {place['step']} ({place['call']})" if place["stage"] else str(place["call"])
 
 
 def newest_generation(generations: Path) -> int:

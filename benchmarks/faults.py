@@ -1,0 +1,150 @@
+"""Faults that are planted in the processes of a world: signals, dead processes, full disks, and bugs that give no error of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
+from benchmarks.plants import after_steps, after_train, own_rank, wrap
+
+
+def signal_at(moment: str, name: str, rank: int = 0) -> None:
+    """A signal to one rank in the middle of a step, an evaluation, a save, or between two stages."""
+    from tltrain import checkpoint, engine, run
+
+    places: dict[str, tuple[Any, str, int]] = {
+        "step": (engine, "mixed_images", 1),
+        "evaluate": (engine, "predict", 2),
+        "save": (checkpoint, "_write", 1),
+        "between": (run, "hand_on", 1),
+    }
+    owner, function, number = places[moment]
+    calls = iter(range(1, 10**9))
+
+    def around(original: Any, *arguments: Any, **named: Any) -> Any:
+        if next(calls) == number:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.3 if moment == "save" else 0.0)  # a save runs beside the loop, which shall meet the signal while it lasts
+        return original(*arguments, **named)
+
+    if own_rank() == rank:
+        wrap(owner, function, around)
+
+
+def end_process(num_steps: int, rank: int, name: str) -> None:
+    """SIGKILL or SIGSTOP to one rank in the middle of its step number `num_steps`."""
+    from tltrain import engine
+
+    calls = iter(range(1, 10**9))
+
+    def around(original: Any, *arguments: Any) -> Any:
+        if next(calls) == num_steps:
+            os.kill(os.getpid(), getattr(signal, name))
+        return original(*arguments)
+
+    if own_rank() == rank:
+        wrap(engine, "mixed_images", around)
+
+
+def kill_worker(num_steps: int, rank: int) -> None:
+    """SIGKILL to a data worker of one rank after a number of steps."""
+    from torch.utils.data import dataloader
+
+    workers: list[Any] = []
+
+    def around(original: Any, self: Any, loader: Any) -> None:
+        original(self, loader)
+        workers.extend(self._workers)
+
+    wrap(dataloader._MultiProcessingDataLoaderIter, "__init__", around)
+    if own_rank() == rank:
+        after_steps(num_steps, lambda: os.kill(next(w for w in workers if w.is_alive()).pid, signal.SIGKILL))
+
+
+def nan_on(num_steps: int, rank: int) -> None:
+    """The loss of one rank becomes NaN in its step number `num_steps` (one micro-batch a step)."""
+    from tltrain import engine
+
+    calls = iter(range(1, 10**9))
+
+    def around(original: Any, *arguments: Any) -> Any:
+        loss_B = original(*arguments)
+        return loss_B * float("nan") if next(calls) == num_steps else loss_B
+
+    if own_rank() == rank:
+        wrap(engine, "cross_entropy", around)
+
+
+def fill_disk(num_steps: int, folder: str, num_left: int) -> None:
+    """After a number of steps, fill the file system of `folder` with one file, but for `num_left` bytes."""
+
+    def fill() -> None:
+        disk = os.statvfs(folder)
+        with open(f"{folder}/ballast", "wb") as file:
+            file.write(bytes(max(0, disk.f_bavail * disk.f_frsize - num_left)))
+
+    if own_rank() == 0:
+        after_steps(num_steps, fill)
+
+
+def make_read_only(num_steps: int, folder: str) -> None:
+    """After a number of steps, `folder` is a read-only file system: permissions do not stop root."""
+
+    def mount() -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], check=True)
+
+    if own_rank() == 0:
+        after_steps(num_steps, mount)
+
+
+def unfreeze_after_wrapping(block: str) -> None:
+    """Freeze a block, wrap, and unfreeze it: DDP then never synchronises its gradients, without a word."""
+    from tltrain import staging
+
+    def around(original: Any, runtime: Any, chain: Any, *rest: Any) -> Any:
+        parameters = [p for _, p in chain.parameters_of(chain.index(block))]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        spreaded = original(runtime, chain, *rest)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return spreaded
+
+    wrap(staging, "spread", around)
+
+
+def move_buffer(num_steps: int, rank: int, block: str) -> None:
+    """A buffer of a block changes on one rank alone."""
+
+    def move(spreaded: Any) -> None:
+        chain = spreaded.chain
+        next(b for _, m in chain.modules_of(chain.index(block)) for b in m.buffers(recurse=False) if b.is_floating_point()).add_(1e-3)
+
+    if own_rank() == rank:
+        after_train(num_steps, move)
+
+
+def move_frozen(num_steps: int, block: str) -> None:
+    """A parameter of a frozen block changes, on every rank."""
+
+    def move(spreaded: Any) -> None:
+        from tltrain.guard import _local
+
+        chain = spreaded.chain
+        _, parameter = next(chain.parameters_of(chain.index(block)))
+        _local(parameter).add_(1e-3)
+
+    after_train(num_steps, move)
+
+
+def forget_block(block: str) -> None:
+    """The optimizer does not know a block that trains."""
+    from tltrain import stages
+
+    def around(original: Any, groups: Any, spec: Any) -> Any:
+        return original([g for g in groups if g["name"].split("/")[0] != block], spec)
+
+    wrap(stages, "make_optimizer", around)

@@ -1,0 +1,2 @@
+from benchmarks.world import *  # noqa
+from benchmarks.world import _work  # noqa
