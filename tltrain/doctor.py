@@ -103,7 +103,12 @@ def memory() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     few = total < LEAST_MEMORY_GIB
     found = [
-        Finding("note" if few else "ok", "memory", f"{total:.0f} GiB, {cores} processor cores", "choose a small --batch" if few else "")
+        Finding(
+            "note" if few else "ok",
+            "memory",
+            f"{total:.0f} GiB, {cores} processor cores",
+            "choose a small --max-device-batch" if few else "",
+        )
     ]
     shared = Path("/dev/shm")
     if shared.is_dir():

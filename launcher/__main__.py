@@ -1,0 +1,16 @@
+"""`python -m launcher` is the command `tltrain launch`."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.cli import main
+from tltrain.errors import UserError
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"tltrain launch: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,126 @@
+"""Run `accelerate launch` and pass signals to the processes that train.
+
+The launcher itself would die of SIGUSR2, and with one process of SIGTERM too, and leave the training behind. So it ignores them, and
+its children are told. The children get the signals back in `launcher.worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class End:
+    """How a command ended."""
+
+    code: int
+    signals: tuple[str, ...]
+    """Signals that came meanwhile."""
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str], output: Callable[[bytes], None] | None = None) -> End:
+    """Run a command in a session of its own until it and all its children are gone.
+
+    Signals go to its children; a second SIGINT kills everything at once. `output` gets what the command prints; None leaves it on
+    the terminal.
+    """
+    with _collecting() as received:
+        pipe = subprocess.PIPE if output is not None else None
+        child = subprocess.Popen(
+            list(command), env={**os.environ, **environment}, stdout=pipe, stderr=subprocess.STDOUT if pipe else None,
+            stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_ignore_signals,
+        )  # fmt: skip
+        reader = threading.Thread(target=_pump, args=(child, output), daemon=True) if output is not None else None
+        if reader is not None:
+            reader.start()
+        try:
+            _watch(child, received)
+        finally:
+            _kill(child)  # data workers and whatever else is left of its session
+        if reader is not None:
+            reader.join(timeout=5)
+    return End(child.returncode, tuple(signal.Signals(number).name for number in received))
+
+
+def _watch(child: subprocess.Popen[bytes], received: list[int]) -> None:
+    told: set[tuple[int, int]] = set()  # (process, signal)
+    while child.poll() is None:
+        if received.count(signal.SIGINT) > 1:
+            _kill(child)
+        for number in dict.fromkeys(received):
+            for process in _children(child.pid):
+                _tell(process, number, told)
+        time.sleep(POLL_S)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _tell(process: int, number: int, told: set[tuple[int, int]]) -> None:
+    """Pass a signal on, once. A process that still ignores it is just starting, and is told when it is ready."""
+    sent = signal.SIGTERM if number == signal.SIGHUP else number
+    if (process, number) in told or _ignores(process, sent):
+        return
+    told.add((process, number))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, sent)
+
+
+def _ignores(process: int, number: int) -> bool:
+    """Whether a process ignores a signal at this moment. Only Linux says so; elsewhere a start that is interrupted may miss it."""
+    with contextlib.suppress(OSError):
+        masks = re.findall(r"^SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+    return False
+
+
+def _children(process: int) -> list[int]:
+    """Direct children of a process, by Linux's /proc or by ps."""
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    with contextlib.suppress(OSError):
+        return [int(word) for word in listed.read_text().split()]
+    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False)
+    pairs = [line.split() for line in done.stdout.splitlines()]
+    return [int(pid) for pid, parent in pairs if int(parent) == process]
+
+
+def _pump(child: subprocess.Popen[bytes], output: Callable[[bytes], None]) -> None:
+    assert child.stdout is not None
+    while block := os.read(child.stdout.fileno(), 65536):
+        output(block)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _collecting() -> Iterator[list[int]]:
+    """The signals that come inside the block, in their order."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in FORWARDED}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""A real Slurm with several nodes on this machine, for the tests."""
