@@ -9,6 +9,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from tltrain.console import Console
@@ -67,10 +68,9 @@ class _Lazy:
 
 def say_gloo() -> None:
     """Give Accelerate a backend without saying that it runs on CPUs: it makes a world, and then does not use it."""
-    from tltrain import runtime
-
+    runtime: Any = import_module("tltrain.runtime")
     made = runtime.InitProcessGroupKwargs
-    runtime.InitProcessGroupKwargs = lambda **named: made(**(named | {"backend": "gloo"}))  # type: ignore[assignment,misc]
+    runtime.InitProcessGroupKwargs = lambda **named: made(**(named | {"backend": "gloo"}))
 
 
 def record_and_stop(folder: str, num_steps: int) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks import trials, world
 from benchmarks.world import Trial
@@ -23,7 +22,7 @@ from tltrain.recipe import Backbone
 
 WHERE = {
     "resnet-micro": ("head", "layer4", "layer3", "layer2", "layer1", "all"),
-    "vit-tiny": ("head", "block.5", "block.4", "block.2", "block.0", "all"),
+    "vit-tiny": ("head", "block.3", "block.2", "block.1", "block.0", "all"),
 }
 TOLERANCE = {"fsdp2": 1e-9, "zero2": 1e-3, "zero3": 1e-3}  # relative; ZeRO has no float64
 
@@ -64,7 +63,7 @@ def schedule_problems(schedule: Schedule, folder: Path, num: int = 2) -> list[st
     for strategy in ("ddp", *schedule.strategies):
         path = folder / strategy
         path.mkdir()
-        recorded = {"before": "record_replicas", "arguments": (str(path),)} if strategy in ("ddp", "zero2") else {}
+        recorded: dict[str, Any] = {"before": "record_replicas", "arguments": (str(path),)} if strategy in ("ddp", "zero2") else {}
         double = schedule.strategies == ("fsdp2",)
         runs[strategy] = world.finish(Trial(spec, str(path / "run"), num, strategy, float64=double, **recorded))
         if recorded and len({(path / f"replica.rank{rank}").read_text() for rank in range(num)}) != 1:
@@ -84,17 +83,14 @@ def wrongly_changed(run: Path, schedule: Schedule, double: bool) -> list[str]:
     for i, stage in enumerate(schedule.stages):
         after = load_file(run / "stages" / f"{i}-{stage['name']}" / "weights.safetensors")
         changed = {name for name in before if not torch.equal(before[name], after[name])}
-        wrong = changed ^ _intended(chain, stage["unfreeze"], after)
+        trains = range(chain.index(stage["unfreeze"]), len(chain.blocks))
+        intended = {name for i in trains for name, _ in chain.parameters_of(i)}
+        # softmax takes no notice of a key projection's bias: its gradient is rounding, and may be zero
+        wrong = {name for name in changed ^ intended if name in changed - intended or not name.endswith("k_proj.bias")}
         if wrong:
             problems.append(f"stage {stage['name']} ({stage['unfreeze']}): {sorted(wrong)} changed and should not, or the other way round")
         before = after
     return problems
-
-
-def _intended(chain: Chain, unfreeze: str, after: dict[str, Tensor]) -> set[str]:
-    """Parameters of the blocks that train, but for a key projection's bias: softmax takes no notice of it, so its gradient is rounding."""
-    trains = range(chain.index(unfreeze), len(chain.blocks))
-    return {name for i in trains for name, _ in chain.parameters_of(i)} & after.keys()
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -109,10 +105,8 @@ def main(words: Sequence[str] | None = None) -> None:
             problems = schedule_problems(schedule, Path(folder), arguments.processes)
         num_bad += bool(problems)
         where = " > ".join(stage["unfreeze"] for stage in schedule.stages)
-        print(
-            f"{i:4} {schedule.backbone:12} ddp, {', '.join(schedule.strategies):12} {where}: {'; '.join(problems) or 'as intended'}",
-            flush=True,
-        )
+        strategies = ", ".join(("ddp", *schedule.strategies))
+        print(f"{i:4} {schedule.backbone:12} {strategies:17} {where}: {'; '.join(problems) or 'as intended'}", flush=True)
     print(f"{arguments.trials} schedules, {num_bad} with problems, seed {arguments.seed}, {time.monotonic() - began:.0f} s")
     raise SystemExit(num_bad > 0)
 

@@ -143,7 +143,8 @@ def damages(folder: Path, num_flips: int, num_cuts: int, seed: int) -> Iterator[
 def overlooked(folder: Path, damage: Damage) -> list[str]:
     """Damage the newest checkpoint of a folder, look for the newest valid one, and mend everything. Returns what went wrong."""
     newest, older = checkpoint.standing(folder)[:2]
-    file, aside, said = newest / damage.file, newest.with_name(f"damaged-{newest.name}"), []
+    file, aside = newest / damage.file, newest.with_name(f"damaged-{newest.name}")
+    said: list[str] = []
     whole = file.read_bytes()
     spoilt = bytearray(whole[: damage.length])
     if damage.bit is not None:
@@ -175,7 +176,9 @@ def killed_run(trial: Trial, undisturbed: Path, num_kills: int, draw: random.Ran
 
     In a world of several, every other kill takes one process, and the others must end by themselves.
     """
-    run, places, problems, reached = Path(trial.folder), [], [], (-1, 0, False)
+    run, reached = Path(trial.folder), (-1, 0, False)
+    places: list[Any] = []
+    problems: list[str] = []
     traced = replace(trial, before="trace_places", arguments=(str(run.parent),))
     while len(places) < num_kills:
         victims = range(trial.world) if trial.world == 1 or draw.random() < 0.5 else [draw.randrange(trial.world)]

@@ -121,7 +121,8 @@ def _train(trial: Trial) -> int:
         module, _, name = trial.before.rpartition(".")
         plant: Callable[..., None] = getattr(importlib.import_module(f"benchmarks.{module or 'plants'}"), name)
         plant(*trial.arguments)
-    start = Start(**({"workers": 0, "folder": Path(trial.folder)} | trial.start))
+    flags: dict[str, Any] = {"workers": 0, "folder": Path(trial.folder)} | trial.start
+    start = Start(**flags)
     return DONE.get(train(validate(trial.recipe, "trial"), start)["outcome"], 1)
 
 
@@ -148,8 +149,7 @@ def force_strategy(strategy: str, world: int) -> None:
 
 def use_float64() -> None:
     """Compare worlds where rounding cannot hide a mistake."""
-    from tltrain import setup
-
+    setup: Any = importlib.import_module("tltrain.setup")
     opened = setup.open_nets
 
     def open_nets(*arguments: Any) -> Any:

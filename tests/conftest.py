@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
-def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing outside the test's own folders is read or written, and no key is ever used."""
     root = tmp_path_factory.getbasetemp() / "caches"
     monkeypatch.setenv("TLTRAIN_CACHE", str(root / "cache"))
     monkeypatch.setenv("TLTRAIN_DATA", str(root / "data"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
-    yield
 
 
 HEAD = {"name": "head", "unfreeze": "head", "steps": 4, "lr": 0.01, "carry": "last"}

@@ -17,18 +17,25 @@ from PIL import Image
 from tltrain.recipe import Backbone, Data, Recipe, Stage
 
 
-def fake_run(folder: Path, classes: Sequence[str], *, n: int = 360, skill: float = 0.9, seed: int = 0, batch: int = 64) -> Path:
+def fake_run(
+    folder: Path, classes: Sequence[str], *, n: int = 360, skill: float = 0.9, seed: int = 0, batch: int = 64, lr: float = 5e-4
+) -> Path:
     """A run folder as a finished run of two stages leaves it. skill: about the share of test images that are right."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     stages = (
         Stage(name="head", unfreeze="head", steps=60, lr=1e-2),
-        Stage(name="all", unfreeze="all", steps=140, lr=5e-4, layer_decay=0.7),
+        Stage(name="all", unfreeze="all", steps=140, lr=lr, layer_decay=0.7),
     )
     backbone = Backbone(name="resnet-tiny", weights="shipped:resnet-tiny")
     recipe = Recipe(
-        name="digits-resnet", purpose="Printed to handwritten digits in two stages", seed=seed, batch=batch,
-        data=Data(source="digits"), backbone=backbone, stages=stages,
+        name="digits-resnet",
+        purpose="Printed to handwritten digits in two stages",
+        seed=seed,
+        batch=batch,
+        data=Data(source="digits"),
+        backbone=backbone,
+        stages=stages,
     )
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     write_rows(folder / "metrics-000001.jsonl", [{"kind": "start", "from": None}, *fake_rows(recipe, skill, rng)])
@@ -36,12 +43,15 @@ def fake_run(folder: Path, classes: Sequence[str], *, n: int = 360, skill: float
     (folder / "mistakes.json").write_text(json.dumps(fake_mistakes(classes, rng)))
     (folder / "outcome.json").write_text(json.dumps({"outcome": "finished"}))
     env = {
-        "versions": {"python": "3.11.2", "torch": "2.14.1", "torchvision": "0.29.0"}, "git": None,
-        "hardware": {"device": "cpu", "cores": 2}, "accelerate": {"num_processes": 1}, "command": ["tltrain", "train", "digits-resnet"],
+        "versions": {"python": "3.11.2", "torch": "2.14.1", "torchvision": "0.29.0"},
+        "git": None,
+        "hardware": {"device": "cpu", "cores": 2},
+        "accelerate": {"num_processes": 1},
+        "command": ["tltrain", "train", "digits-resnet"],
     }
     (folder / "env.json").write_text(json.dumps(env))
     blocks = ["stem", "layer1.0", "layer2.0", "layer3.0", "layer4.0", "head"]
-    lines = [f"{b:<12}{'frozen':>12}{5e-4 * 0.7 ** (5 - i):>12.2e}{3 ** i * 1000:>14,}" for i, b in enumerate(blocks)]
+    lines = [f"{b:<12}{'frozen':>12}{5e-4 * 0.7 ** (5 - i):>12.2e}{3**i * 1000:>14,}" for i, b in enumerate(blocks)]
     (folder / "plan.txt").write_text("\n".join([f"{'block':<12}{'head':>12}{'all':>12}{'parameters':>14}", *lines]) + "\n")
     return folder
 
@@ -53,8 +63,18 @@ def fake_rows(recipe: Recipe, skill: float, rng: np.random.Generator) -> list[di
 
     def add(kind: str, index: int, step: int, **values: Any) -> None:
         stage = recipe.stages[index].name
-        rows.append({"kind": kind, "time": 1.795e9 + run_step, "stage": stage, "stage_index": index, "step": step, "run_step": run_step,
-                     "epoch": step / 20, **values})
+        rows.append(
+            {
+                "kind": kind,
+                "time": 1.795e9 + run_step,
+                "stage": stage,
+                "stage_index": index,
+                "step": step,
+                "run_step": run_step,
+                "epoch": step / 20,
+                **values,
+            }
+        )
 
     for index, stage in enumerate(recipe.stages):
         assert stage.steps is not None
@@ -76,7 +96,7 @@ def fake_rows(recipe: Recipe, skill: float, rng: np.random.Generator) -> list[di
 
 def fake_test(folder: Path, classes: Sequence[str], n: int, skill: float, rng: np.random.Generator) -> dict[str, Any]:
     num = len(classes)
-    label = np.sort(rng.integers(num, size=n))
+    label = np.sort(np.random.default_rng(n).integers(num, size=n))  # every run of a test is tested on the same images
     confidence = np.clip(rng.beta(6, 1, n), 1 / num, 1)
     right = rng.random(n) < confidence * skill / (6 / 7)
     other = np.where(rng.random(n) < 0.6, (label + 1) % num, (label + 1 + rng.integers(num - 1, size=n)) % num)
@@ -102,8 +122,20 @@ def fake_test(folder: Path, classes: Sequence[str], n: int, skill: float, rng: n
     ]
     top1 = float((label == predicted).mean())
     return {
-        "split": "test", "n": n, "loss": 0.31, "top1": top1, "top5": 0.994, "f1_macro": float(f1.mean()), "ece": 0.021, "weights": "best",
-        "classes": list(classes), "per_class": per_class, "confusion": matrix.tolist(), "reliability": bins, "seconds": 41.2,
+        "split": "test",
+        "n": n,
+        "loss": 0.31,
+        "top1": top1,
+        "top5": 0.994,
+        "f1_macro": float(f1.mean()),
+        "ece": 0.021,
+        "weights": "best",
+        "classes": list(classes),
+        "per_class": per_class,
+        "confusion": matrix.tolist(),
+        "reliability": bins,
+        "calibration": {"temperature": 1.31, "ece": 0.012, "reliability": bins[2:]},
+        "seconds": 41.2,
     }
 
 

@@ -78,7 +78,9 @@ def test_a_mistake_in_the_words(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_an_empty_class_and_an_image_that_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_class_and_an_image_that_is_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["train", "digits-resnet", "--data.source", f"folder:{photos(tmp_path / 'p')}"]
     (tmp_path / "p" / "cat").mkdir()
@@ -128,7 +130,9 @@ def test_light_verbs_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_train_and_evaluate_through_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_and_evaluate_through_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     source = f"folder:{photos(tmp_path / 'photos', num=20)}"
     words = ["--data.source", source, "--backbone.name", "resnet-micro", "--backbone.weights", "None", "--workers", "2", "--smoke"]

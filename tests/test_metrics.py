@@ -14,7 +14,7 @@ def made(n: int, num_classes: int, seed: int) -> Predictions:
     random = np.random.default_rng(seed)
     label, predicted = random.integers(0, num_classes, n), random.integers(0, num_classes, n)
     confidence, loss = random.uniform(1 / num_classes, 1, n), random.exponential(size=n)
-    return Predictions(np.arange(n), label, predicted, confidence, loss, (label == predicted) | (random.random(n) < 0.3))
+    return Predictions(np.arange(n), label, predicted, confidence, loss, (label == predicted) | (random.random(n) < 0.3), confidence)
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 10, 100])
@@ -46,13 +46,14 @@ def test_details_equal_scikit_learns_report_and_confusion_matrix() -> None:
 
 def test_calibration_error_of_a_small_case_by_hand() -> None:
     # Two samples at confidence .9, one right: |.9 - .5| weighs 2/3. One at .35, wrong: |.35 - 0| weighs 1/3.
-    p = Predictions(np.arange(3), np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([0.9, 0.9, 0.35]), np.zeros(3), np.zeros(3, bool))
+    confidence = np.array([0.9, 0.9, 0.35])
+    p = Predictions(np.arange(3), np.array([0, 0, 1]), np.array([0, 1, 0]), confidence, np.zeros(3), np.zeros(3, bool), confidence)
     assert metrics.calibration_error(p) == pytest.approx(2 / 3 * 0.4 + 1 / 3 * 0.35)
     assert [b["n"] for b in metrics.reliability(p)] == [1, 2]
 
 
 def test_full_confidence_lies_in_the_last_bin() -> None:
-    p = Predictions(np.arange(1), np.array([0]), np.array([0]), np.array([1.0]), np.zeros(1), np.ones(1, bool))
+    p = Predictions(np.arange(1), np.array([0]), np.array([0]), np.array([1.0]), np.zeros(1), np.ones(1, bool), np.array([1.0]))
     assert metrics.reliability(p)[0]["high"] == 1.0
     assert metrics.calibration_error(p) == 0.0
 

@@ -37,11 +37,11 @@ def away(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = {str(p.relative_to(ROOT)) for p in _files(ROOT / "tltrain")}
+    package = {str(p.relative_to(ROOT)) for folder in ("tltrain", "launcher") for p in _files(ROOT / folder)}
     share = {f"tltrain/_share/{p.relative_to(ROOT)}" for folder in ("accelerate_configs", "slurm") for p in _files(ROOT / folder)}
     assert inside == package | share
     assert {f"tltrain/_share/accelerate_configs/{name}.yaml" for name in SPREAD} <= inside
-    assert "tltrain/_share/slurm/train.sbatch" in inside
+    assert {f"tltrain/_share/slurm/{name}.sbatch" for name in ("train", "array", "chain")} <= inside
     assert "tltrain/recipes/recipe.schema.json" in inside
 
 

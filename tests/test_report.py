@@ -225,7 +225,8 @@ def test_many_classes_are_listed_worst_first(tmp_path: Path) -> None:
 
 
 def test_a_comparison_names_the_best_and_links_each_report(tmp_path: Path) -> None:
-    runs = [fake_run(tmp_path / name, DIGITS, skill=skill, seed=i) for i, (name, skill) in enumerate([("scratch", 0.5), ("stages", 0.9)])]
+    arms = [("scratch", 0.5), ("stages", 0.9)]
+    runs = [fake_run(tmp_path / name, DIGITS, skill=skill, lr=0.01 * skill, seed=i) for i, (name, skill) in enumerate(arms)]
     write_report(runs[1])
     page = Page(write_comparison(runs, tmp_path / "pages" / "compare.html", "Digits", "Few labels", names=["From scratch", "In stages"]))
     assert_self_contained(page)
@@ -241,7 +242,7 @@ def test_a_comparison_names_the_best_and_links_each_report(tmp_path: Path) -> No
 
 
 def test_a_comparison_says_when_a_difference_may_be_luck_or_there_is_none(tmp_path: Path) -> None:
-    runs = [fake_run(tmp_path / name, DIGITS, seed=i, n=100) for i, name in enumerate("ab")]
+    runs = [fake_run(tmp_path / name, DIGITS, seed=i, n=100, lr=0.01 + 0.01 * i) for i, name in enumerate("ab")]
     tests = [json.loads((run / "test_metrics.json").read_text()) for run in runs]
     assert tests[0]["top1"] != tests[1]["top1"]
     assert "the difference may be luck." in Page(write_comparison(runs, tmp_path / "c.html", "t")).text

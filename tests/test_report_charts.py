@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,9 +26,8 @@ def test_the_wilson_interval_solves_its_own_equation(right: int, n: int) -> None
     [(0, 0, 1), (3, 3, 1), (1, 5, 2 * (1 + 6) / 2**6), (5, 0, 2 / 2**5), (2, 10, 2 * (1 + 12 + 66) / 2**12)],
 )
 def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int, p: float) -> None:
-    a = {str(i): i < only_a + 3 for i in range(only_a + only_b + 3)}
-    b = {str(i): i < 3 or i >= only_a + 3 for i in range(only_a + only_b + 3)}
-    counted = mcnemar(a, b)
+    number = np.arange(only_a + only_b + 3)
+    counted = mcnemar(number < only_a + 3, (number < 3) | (number >= only_a + 3))
     assert counted[:2] == (only_a, only_b)
     assert counted[2] == pytest.approx(p)
 

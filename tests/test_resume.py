@@ -43,9 +43,9 @@ def assert_equal(run: Path, undisturbed: Path) -> None:
         if "checkpoints" not in path.parts:
             ours, theirs = load_file(run / path.relative_to(undisturbed)), load_file(path)
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs), path
-    ours, theirs = (checkpoint.load(checkpoint.standing(r / "checkpoints")[0]) for r in (run, undisturbed))
-    assert (ours.progress.order, ours.progress.best) == (theirs.progress.order, theirs.progress.best)
-    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)
+    mine, its = (checkpoint.load(checkpoint.standing(r / "checkpoints")[0]) for r in (run, undisturbed))
+    assert (mine.progress.order, mine.progress.best) == (its.progress.order, its.progress.best)
+    assert all(torch.equal(mine.weights[name], its.weights[name]) for name in its.weights)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> Non
     assert_equal(run, whole)
 
 
-@pytest.mark.parametrize("before, after", [(a, b) for a, b in itertools.permutations(range(1, 5), 2) if {a, b} != {3, 4}])
+@pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in itertools.permutations(range(1, 5), 2) if {a, b} != {3, 4}])
 def test_another_number_of_processes_goes_on(before: int, after: int, tmp_path: Path, elastic_reference: Path) -> None:
     """Each sample of each epoch exactly once, every loss within 1e-9, in float64."""
     spec, ids = recipe("resnet-micro"), tmp_path / "ids"

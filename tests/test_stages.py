@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +19,19 @@ from tltrain.recipe import Recipe, Stage, validate
 def chain() -> Chain:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
-    def step(*indices: int):
-        return lambda net, x: nn.Sequential(*(net[i] for i in indices))(x)
+    def step(*indices: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+        return lambda net, x: nn.Sequential(*(net.get_submodule(str(i)) for i in indices))(x)
 
     blocks = [Block("stem", ("0", "1"), step(0, 1)), Block("layer1.0", ("2",), step(2, 3, 4)), Block("head", ("5",), step(5))]
     return Chain(net, blocks, (0.5,) * 3, (0.5,) * 3)
 
 
-def recipe(*specs: dict, batch: int = 10) -> Recipe:
+def recipe(*specs: dict[str, Any], batch: int = 10) -> Recipe:
     raw = {"name": "t", "batch": batch, "data": {"source": "digits"}, "backbone": {"name": "resnet-tiny"}}
     return validate(raw | {"stages": [{"name": f"s{i}", "lr": 0.1, "carry": "last", **s} for i, s in enumerate(specs)]}, "test")
 
 
-def planned(*specs: dict, batch: int = 10, n: int = 25) -> tuple[stages.PlannedStage, ...]:
+def planned(*specs: dict[str, Any], batch: int = 10, n: int = 25) -> tuple[stages.PlannedStage, ...]:
     return stages.plan(recipe(*specs, batch=batch), chain(), n, has_val=True)
 
 

@@ -6,16 +6,18 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2
+from wandb.proto import wandb_internal_pb2 as _pb
 
 from tltrain.options import Start
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.tracking import Mirror, Tracker, has_key, read_rows
 
+wandb_internal_pb2: Any = _pb  # generated code without types
 CANARY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -59,7 +61,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path)) == 1
 
 
-def offline_records(run: Path) -> Iterator[wandb_internal_pb2.Record]:
+def offline_records(run: Path) -> Iterator[Any]:
     """The records of W&B's offline files: a 7-byte header, then LevelDB log blocks of 32 KiB."""
     wandb.teardown()  # its service writes a little after finish() returns; a process that ends waits for it
     for path in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
@@ -103,7 +105,7 @@ def test_wandb_offline_mirrors_the_rows_and_no_key_is_written(
         assert mirrored[f"{kind}/loss", step] == pytest.approx(r["loss"])
         if kind != "train":
             assert mirrored[f"{kind}/top1", step] == pytest.approx(r["top1"])
-    assert ("test/confusion/nrows", 9) in mirrored
+    assert ("test/confusion_table/nrows", 9) in mirrored
     ids = {record.run.run_id for record in offline_records(run) if record.HasField("run")}
     assert ids == {(run / "wandb_id").read_text()}
     for path in run.rglob("*"):

@@ -104,7 +104,9 @@ def test_zero_starts_as_one_process_does(strategy: str, num: int, backbone: str,
     first = [k for k in after_head if k.startswith(("conv1", "bn1", "layer1", "vit.embeddings", "vit.layers.0"))]
     assert first
     assert all(torch.equal(after_head[k], after_middle[k]) for k in first)
-    trained = [k for k in after_head if k.startswith(("layer3", "vit.layers.2")) and after_head[k].is_floating_point() and "running" not in k]
+    trained = [
+        k for k in after_head if k.startswith(("layer3", "vit.layers.2")) and after_head[k].is_floating_point() and "running" not in k
+    ]
     assert sum(not torch.equal(after_head[k], after_middle[k]) for k in trained) > len(trained) // 2
 
 
@@ -119,7 +121,7 @@ def test_batchnorm_statistics_are_those_of_the_global_batch(num: int, tmp_path: 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_the_clip_bites_under_every_strategy(strategy: str, tmp_path: Path) -> None:
-    """One step of SGD at learning rate 1 moves the head, which starts at zero, by exactly the clipped norm; the second stage has its own."""
+    """One step of SGD at learning rate 1 moves the head, which starts at zero, by the clipped norm; the second stage has its own."""
     spec = HEAD | FIXED | {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "schedule": "constant"}
     raw = recipe("resnet-micro", stages=[spec | {"clip": 1e-3}, spec | {"name": "again", "clip": 2e-3}])
     run = world.finish(Trial(raw, str(tmp_path / "run"), 2, strategy))
@@ -142,7 +144,7 @@ def test_sharded_training_of_batchnorm_statistics_is_refused(strategy: str, tmp_
 
 @pytest.mark.parametrize("backend_given", [False, True])
 def test_processes_that_do_not_form_a_world_are_refused(backend_given: bool, tmp_path: Path) -> None:
-    """Without a CPU flag Accelerate starts each process as a run of its own, or as a world that synchronises nothing; both without a word."""
+    """Without a CPU flag Accelerate makes each process a run of its own, or a world that synchronises nothing; without a word."""
     trial = Trial(recipe("resnet-micro"), str(tmp_path / "run"), 2, "none", before="say_gloo" if backend_given else None)
     assert world.run(trial) == [2, 2]
     assert "each of them is alone" in world.log(trial)

@@ -1,10 +1,20 @@
-"""tltrain fine-tunes image backbones in stages and distils one into another; see the README."""
+"""tltrain fine-tunes image backbones in stages and distils one into another; see the README.
+
+From Python: `run = tltrain.load("runs/a")`, `run.predict("x.jpg")`, `tltrain.train("digits-resnet", seed=1)`.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tltrain.api import Run, load, train
+    from tltrain.predict import Prediction
 
 __version__ = "0.1.0"
+__all__ = ["Prediction", "Run", "__version__", "load", "share", "train"]
 
 
 def share() -> Path:
@@ -12,3 +22,11 @@ def share() -> Path:
     package = Path(__file__).resolve().parent
     shared = package / "_share"
     return shared if shared.is_dir() else package.parent
+
+
+def __getattr__(name: str) -> Any:
+    """The names that need torch, imported when they are first asked for, so that `import tltrain` stays quick."""
+    home = {"Run": "tltrain.api", "load": "tltrain.api", "train": "tltrain.api", "Prediction": "tltrain.predict"}.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tltrain' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -85,12 +86,15 @@ def save(folder: Path, state: State, generation: int, keep: int) -> Path:
         if final.exists():
             files.remove_folder(final)
         files.commit_folder(temporary, final)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is none of Python's own errors to safetensors and torch
         shutil.rmtree(temporary, ignore_errors=True)
         untouched = "older checkpoints are untouched. Make room, and start again"
         raise UserError(f"checkpoint {name} could not be written to {folder}: {error}; {untouched}") from error
     for old in standing(folder)[keep:]:
         files.remove_folder(old)
+    for left in folder.glob(".[0-9]*"):  # what earlier starts were killed at while they wrote or deleted it
+        if int(left.name[1:7]) < generation:
+            shutil.rmtree(left, ignore_errors=True)
     return final
 
 
@@ -181,7 +185,8 @@ def _write(folder: Path, state: State) -> None:
     if state.best is not None and state.best is not state.weights:
         save_file({k: v.contiguous() for k, v in state.best.items()}, folder / "best.safetensors", metadata={"format": "pt"})
     if state.optimizer is not None:
-        torch.save({"optimizer": state.optimizer, "extra": state.extra}, folder / "optimizer.pt")
+        with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch says of a full disk only that a position is unexpected
+            torch.save({"optimizer": state.optimizer, "extra": state.extra}, file)
     (folder / "progress.json").write_text(json.dumps(asdict(state.progress)))
     checksums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
     manifest = {"files": checksums, "sha256": _digest(json.dumps(checksums, sort_keys=True))}

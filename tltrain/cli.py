@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -34,6 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tltrain: {error}", file=sys.stderr)
         return EXIT_USER
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("tltrain: interrupted; nothing was lost that a checkpoint holds", file=sys.stderr)
         return 130
@@ -129,6 +133,70 @@ def report(words: Sequence[str]) -> int:
     return 0
 
 
+def predict(words: Sequence[str]) -> int:
+    """Say what a run's network sees in image files, in folders, or in paths from standard input (-)."""
+    parser = _parser("predict", predict)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for paths from standard input, one a line"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="an array of objects, for programs")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a table for programs")
+    parser.add_argument("--top", type=int, default=3, help="classes named for each file, the most probable first (default: 3)")
+    parser.add_argument("--batch", type=int, default=64, help="images in one forward pass (default: 64)")
+    arguments = parser.parse_args(words)
+    from tltrain.predicted import predict_files
+
+    return 0 if predict_files(arguments.run, arguments.paths, arguments.form or "table", arguments.top, arguments.batch) else EXIT_FAILED
+
+
+def export(words: Sequence[str]) -> int:
+    """Write a run's network for transformers, torchvision, ONNX or torch.export, checked with their own tools."""
+    parser = _parser("export", export)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--to", required=True, metavar="TARGET", help="hf, torchvision, onnx or torch-export")
+    parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/TARGET)")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
+    arguments = parser.parse_args(words)
+    from tltrain.export import export as write_export
+
+    done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)
+    print(f"logits  differ by {done.difference:.1e} at most, on {done.num_images} images")
+    for note in done.notes:
+        print(f"note    {note}")
+    print(f"export  {done.folder}")
+    return 0
+
+
+def preview(words: Sequence[str]) -> int:
+    """Draw one picture of what a recipe's network will see: samples by views of each stage."""
+    parser = argparse.ArgumentParser(prog="tltrain preview", add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("preview.png"))
+    parser.add_argument("--rows", type=int, default=8)
+    arguments, rest = parser.parse_known_args(words)
+    from tltrain import options
+
+    recipe, _ = options.parse("preview", rest)
+    from tltrain.preview import preview as draw
+
+    print(draw(recipe, arguments.out, arguments.rows))
+    return 0
+
+
+def compare(words: Sequence[str]) -> int:
+    """Compare runs: figures with intervals, paired tests, seeds, cost, recipes; a table here and a page."""
+    parser = _parser("compare", compare)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
+    parser.add_argument("--title", default="Comparison", help="its title")
+    arguments = parser.parse_args(words)
+    from tltrain.compare import compare as compare_runs
+
+    print(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}")
+    return 0
+
+
 def demo(words: Sequence[str]) -> int:
     """Transfer learning in four minutes, without data or network: printed characters to handwritten digits."""
     parser = _parser("demo", demo)
@@ -140,8 +208,23 @@ def demo(words: Sequence[str]) -> int:
     return _exit_code(run_demo(arguments.out, arguments.seed))
 
 
+def launch(words: Sequence[str]) -> int:
+    """Start a run on all GPUs of this machine, or on a Slurm cluster; look at it, and cancel it."""
+    from launcher.cli import main as launcher_main
+
+    return launcher_main(words)
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Say what this machine offers for training, what is wrong with it, and the remedy."""
+    from tltrain.doctor import doctor as examine
+
+    return examine(words)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "plan": plan, "evaluate": evaluate, "report": report, "recipes": recipes, "schema": schema, "demo": demo,
+    "train": train, "plan": plan, "preview": preview, "evaluate": evaluate, "report": report, "compare": compare, "predict": predict,
+    "export": export, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
 }  # fmt: skip
 
 

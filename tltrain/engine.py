@@ -132,12 +132,13 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
             if sums[STOP]:
                 return Fit(progress, best, job.stop.signal or "a signal to another process")
             if over:
+                guard.replicas(step)
                 guard.finish(job.spread.weights(), step - first, adaptive=stage.spec.optimizer == "adamw")
                 return Fit(progress, best, "finished" if step == stage.num_steps else "early")
             batches = batches or iter(job.batches(step))
             job.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
-            if step == first or progress.step % job.check_steps == 0:
+            if step <= first + 1 or progress.step % job.check_steps == 0:  # a new head is zero: the first step has no gradient below it
                 guard.replicas(progress.step)
     finally:
         job.console.close_stage()

@@ -37,8 +37,12 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
     batches = eval_loader(views, runtime.rank, runtime.world, device_batch, spec.eval_limit, 0, runtime.device.type == "cuda")
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).to(runtime.device).eval()
-    predictions = predict(runtime, chain, batches)
-    return {"split": split.name, **metrics.summary(predictions, len(images.classes)), **metrics.details(predictions, images.classes)}
+    predictions = predict(runtime, chain, batches, loaded.card.temperature)
+    return {
+        "split": split.name,
+        **metrics.summary(predictions, len(images.classes)),
+        **metrics.details(predictions, images.classes),
+    }
 
 
 def _choose(images: Images, which: str) -> Split:

@@ -105,8 +105,9 @@ def claim(run: Path) -> int:
         return generation
 
 
-def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: dict[str, Any]) -> None:
-    """env.json: versions, hardware, git revision, how the run is spread, the command, and the start-up flags a resumed run keeps."""
+def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: dict[str, Any], data: dict[str, Any]) -> None:
+    """env.json: versions, hardware, git revision, how the run is spread, the command, which data, and the start-up flags a resumed run
+    keeps."""
     hardware = {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
     environment = {
         "versions": {"tltrain": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -114,6 +115,7 @@ def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: 
         "git": _git_revision(),
         "accelerate": accelerate,
         "command": sys.argv,
+        "data": data,
         "kept": kept,
     }
     files.write_json(run / "env.json", environment)

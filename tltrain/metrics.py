@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ class Predictions:
     """(N,) float64, cross entropy."""
     in_top5: np.ndarray
     """(N,) bool."""
+    calibrated: np.ndarray
+    """(N,) float64, the confidence after the logits were divided by `temperature`."""
+    temperature: float = 1.0
 
 
 def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
 
 
 def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Per class, the confusion matrix (rows: true class) and the reliability diagram, as plain values for JSON."""
+    """Per class, the confusion matrix (rows: true class), reliability before and after calibration, as plain values for JSON."""
     labels = list(range(len(classes)))
     columns = precision_recall_fscore_support(p.label, p.predicted, labels=labels, zero_division=0)
     per_class = [
@@ -49,7 +52,10 @@ def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         for name, a, b, c, d in zip(classes, *columns, strict=True)
     ]
     confusion = confusion_matrix(p.label, p.predicted, labels=labels).tolist()
-    return {"classes": list(classes), "per_class": per_class, "confusion": confusion, "reliability": reliability(p)}
+    said = {"classes": list(classes), "per_class": per_class, "confusion": confusion, "reliability": reliability(p)}
+    after = replace(p, confidence=p.calibrated)
+    calibration = {"temperature": p.temperature, "ece": calibration_error(after), "reliability": reliability(after)}
+    return {**said, "calibration": calibration}
 
 
 def reliability(p: Predictions) -> list[dict[str, float]]:

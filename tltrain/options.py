@@ -44,7 +44,7 @@ class Start:
     keep: int = 2
     """Number of newest checkpoints kept."""
     check_steps: int = 500
-    """Optimizer steps between two comparisons of all processes' weights; the first step of each stage is always compared."""
+    """Optimizer steps between two comparisons of all processes' weights; the first two steps and the end of each stage always are."""
     timeout_minutes: float = 10.0
     """A process of several that stays this long at one place ends itself and says which process is missing."""
     stale_seconds: float = 60.0
@@ -55,6 +55,10 @@ class Start:
     """Mirror the metrics to Weights & Biases; online without a key becomes offline, and says so."""
     wandb_project: str = "tltrain"
     """The project there."""
+    wandb_group: str | None = None
+    """The group there; the default is the recipe's name, so that its seeds stand together."""
+    wandb_weights: bool = False
+    """Also upload the best weights as an artifact; a student's has its teacher's as its input."""
     smoke: bool = False
     """Run everything for real in miniature: two steps a stage, one batch of evaluation."""
 
@@ -63,6 +67,11 @@ class Start:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+
+
+def run_path(recipe: Recipe, start: Start) -> Path:
+    """The run folder of a recipe: as --folder says, else runs/NAME."""
+    return start.folder or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
 
 
 @dataclass(frozen=True)

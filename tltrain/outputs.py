@@ -22,11 +22,11 @@ NUM_MISTAKES = 24
 
 
 def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> None:
-    """test_metrics.json, test_predictions.csv and mistakes.json of a run folder."""
+    """test_metrics.json, test_predictions.csv and mistakes.json of a run folder; in the last two, confidence is calibrated."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", "confidence"])
-    for position, label, predicted, confidence in zip(p.index, p.label, p.predicted, p.confidence, strict=True):
+    for position, label, predicted, confidence in zip(p.index, p.label, p.predicted, p.calibrated, strict=True):
         writer.writerow([split.ids[position], classes[label], classes[predicted], f"{confidence:.6f}"])
     files.write_atomic(path / "test_predictions.csv", text.getvalue())
     files.write_json(path / "mistakes.json", _mistakes(p, split, views, classes))
@@ -45,13 +45,13 @@ def report(path: Path, say: Callable[[str], None]) -> Path | None:
 def _mistakes(p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The mistakes the network was surest of, with the view it saw."""
     wrong = np.flatnonzero(p.predicted != p.label)
-    surest = wrong[np.argsort(-p.confidence[wrong], kind="stable")][:NUM_MISTAKES]
+    surest = wrong[np.argsort(-p.calibrated[wrong], kind="stable")][:NUM_MISTAKES]
     return [
         {
             "id": split.ids[p.index[i]],
             "label": classes[p.label[i]],
             "predicted": classes[p.predicted[i]],
-            "confidence": float(p.confidence[i]),
+            "confidence": float(p.calibrated[i]),
             "png": _png(views.view(int(p.index[i]), 0).permute(1, 2, 0).numpy()),
         }
         for i in surest

@@ -196,6 +196,10 @@ class Recipe(_Model):
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its path, such as stages.1.lr."""
+        return _flatten(self.model_dump(mode="json"))
+
     def differences(self, other: Recipe) -> list[str]:
         """One line for each value that differs, as ``stages.1.lr: 0.001 -> 0.0003``; name and purpose teach nothing and do not count."""
         mine, theirs = (_flatten(r.model_dump(mode="json", exclude={"name", "purpose"})) for r in (self, other))

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tltrain import files
 from tltrain.pages.compare import comparison
+from tltrain.pages.compared import Entry, entry
 from tltrain.pages.one import report
 from tltrain.pages.read import read_run
 from tltrain.tracking import read_rows
 
-__all__ = ["read_rows", "write_comparison", "write_report"]
+__all__ = ["read_rows", "write_comparison", "write_entries", "write_report"]
 
 
 def write_report(run: Path) -> Path:
@@ -27,8 +28,13 @@ def write_comparison(runs: Sequence[Path], out: Path, title: str, lead: str = ""
     names: what to call each run; None calls it by its folder's name.
     """
     called = [run.resolve().name for run in runs] if names is None else list(names)
-    read = [read_run(run) for run in runs]
-    _write(out, comparison(list(zip(called, read, strict=True)), out, title, lead))
+    entries = [entry(name, read_run(run)) for name, run in zip(called, runs, strict=True)]
+    return write_entries(entries, out, title, lead)
+
+
+def write_entries(entries: Sequence[Entry], out: Path, title: str, lead: str = "") -> Path:
+    """As `write_comparison`, of runs that are read already."""
+    _write(out, comparison(entries, out, title, lead))
     return out
 
 

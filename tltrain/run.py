@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import errno
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from tltrain import checkpoint, files, folder, metrics, outputs, plan
+from tltrain import checkpoint, files, folder, metrics, outputs, plan, preview
 from tltrain.backbones.card import write_weights
 from tltrain.blocks import Chain
+from tltrain.calibration import fit_temperature
 from tltrain.checkpoint import Progress, State
 from tltrain.console import Console, clock, duration
 from tltrain.data.order import num_micro
 from tltrain.engine import Fit, NotFinite, SaveFailed
 from tltrain.errors import UserError
-from tltrain.inference import predict
-from tltrain.options import Start
+from tltrain.inference import logits, predict
+from tltrain.options import Start, run_path
 from tltrain.recipe import Recipe
 from tltrain.runtime import Runtime, Stop
-from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run, run_path
+from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
 from tltrain.staging import hand_on, run_stage
 from tltrain.tracking import Mirror, Tracker
+from tltrain.trained import read_recipe
 
 
 def train(recipe: Recipe, start: Start) -> dict[str, Any]:
@@ -59,7 +65,8 @@ def _cause(run: Run, error: Exception) -> Exception:
             run.saver.wait()
         except UserError as cause:
             return cause
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    full = isinstance(error, SafetensorError) and "os error" in str(error)
+    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
         return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. Make room, and start again")
     return error
 
@@ -116,14 +123,32 @@ def _announce(run: Run, restored: State | None) -> None:
     origin = list(restored.progress.order) if restored else None
     run.tracker = Tracker(run.path, run.generation, {"from": origin, "world": runtime.world})
     if run.start.wandb != "disabled":
-        config = run.recipe.model_dump(mode="json")
-        run.tracker.mirror = Mirror(run.path, run.start.wandb, run.start.wandb_project, run.path.name, config, run.console.say)
+        config, group = run.recipe.model_dump(mode="json"), run.start.wandb_group or run.recipe.name
+        arguments = (run.start.wandb, run.start.wandb_project, run.path.name, config, run.console.say)
+        run.tracker.mirror = Mirror(run.path, *arguments, group, [stage.num_steps for stage in plan_])
     files.write_atomic(run.path / "plan.txt", plan.text(table))
+    seen = _preview(run)
+    if run.tracker.mirror is not None:
+        run.tracker.mirror.plan(plan.text(table))
+        if seen is not None:
+            run.tracker.mirror.preview(seen)
     run.console.show(table)
     if restored is not None:
         at = restored.progress
         where = plan_[at.stage].spec.name if at.stage < len(plan_) else "the end"
         run.console.say(f"resume  from stage {where}, step {at.step}", style="bold")
+
+
+def _preview(run: Run) -> Path | None:
+    """preview.png of the run folder, once. A picture that cannot be drawn is said, and spoils nothing."""
+    out = run.path / "preview.png"
+    try:
+        if not out.exists():
+            files.write_atomic(out, preview.picture(run.recipe, run.images, run.student.preprocess, run.plan))
+        return out
+    except Exception as error:  # whatever a font or an image makes matplotlib raise; training meets a bad image by itself
+        run.console.say(f"preview could not be drawn: {type(error).__name__}: {error}", style="yellow")
+        return None
 
 
 def _evaluate_teacher(run: Run, teacher: Chain) -> None:
@@ -166,11 +191,12 @@ def _failed(run: Run, details: dict[str, Any]) -> dict[str, Any]:
 def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
     """Test, once, with the weights that the last stage handed on; then everything a person takes away."""
     began, last = clock(), run.plan[-1]
+    temperature = _temperature(run, chain.eval())
     if run.runtime.is_main:
-        write_weights(run.path / "weights.safetensors", weights, run.student.card)
+        write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
     test = run.images.test
     if test is not None:
-        predictions = predict(run.runtime, chain.eval(), run.eval_batches(test))
+        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature)
         figures = metrics.summary(predictions, len(run.images.classes))
         run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
         where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
@@ -181,14 +207,31 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
             outputs.write_test(run.path, {"split": "test", **figures, **details}, predictions, test, run.views(test), run.images.classes)
             if run.tracker is not None and run.tracker.mirror is not None:
                 run.tracker.mirror.confusion(details["confusion"], list(run.images.classes))
+                run.tracker.mirror.mistakes(json.loads((run.path / "mistakes.json").read_text(encoding="utf-8")))
                 run.tracker.mirror.summary({f"test/{k}": v for k, v in figures.items()})
             run.console.say(_verdict(figures, seconds), style="bold")
-    details = {"outcome": "finished", "seconds": progress.seconds + clock() - began}
+    details = {"outcome": "finished", "seconds": progress.seconds + clock() - began, "peak_bytes": run.runtime.peak_bytes()}
     if run.runtime.is_main:
         folder.write_outcome(run.path, run.generation, details)
         page = outputs.report(run.path, run.console.say)
         run.console.say(f"report  {page}")
+        if run.start.wandb_weights and run.tracker is not None and run.tracker.mirror is not None:
+            run.tracker.mirror.weights(run.path / "weights.safetensors", run.recipe.name, _teacher(run.recipe))
     return details
+
+
+def _temperature(run: Run, chain: Chain) -> float:
+    """Fitted on val, by every process alike; 1 where there is no val."""
+    if run.images.val is None:
+        return 1.0
+    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val)))
+
+
+def _teacher(recipe: Recipe) -> tuple[Path, str] | None:
+    """(weights, name) of a teacher that is a run of ours: its own run gives its artifact the same name."""
+    folder_ = Path((recipe.distill.teacher.weights if recipe.distill else None) or "")
+    weights = folder_ / "weights.safetensors"
+    return (weights, read_recipe(folder_).name) if weights.is_file() and (folder_ / "recipe.yaml").is_file() else None
 
 
 def _verdict(figures: dict[str, Any], seconds: float) -> str:

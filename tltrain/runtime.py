@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
@@ -72,6 +75,13 @@ class Runtime:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
 
+    def peak_bytes(self) -> int:
+        """Most memory this process has held: of its device where that is a GPU, else of the host."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
     def close(self) -> None:
         self.accelerator.end_training()
 
@@ -118,6 +128,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.since = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -131,6 +142,6 @@ class Stop:
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if number == signal.SIGINT and self.signal == name:
-            raise KeyboardInterrupt
-        self.signal = name
+        if number == signal.SIGINT and self.signal == name and time.monotonic() - self.since > 1.0:
+            raise KeyboardInterrupt  # within a second it is the same Ctrl-C: the terminal sends it, and a launcher forwards its own
+        self.signal, self.since = name, time.monotonic()

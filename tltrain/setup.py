@@ -84,10 +84,6 @@ class Run:
         return min(8, max(1, (os.cpu_count() or 1) // local_world)) if on_disk else 0
 
 
-def run_path(recipe: Recipe, start: Start) -> Path:
-    return start.folder or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
-
-
 def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
     """Everything that can be refused is refused here, before the first step."""
     images = open_images(recipe.data)
@@ -105,7 +101,9 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         strategy = str(runtime.accelerator.distributed_type.value)
         accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
         device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
-        folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch})
+        sizes = {s.name: len(s) for s in (images.train, images.val, images.test) if s is not None}
+        data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes}
+        folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch}, data)
 
     def superseded(newer: int) -> None:
         console.say(f"generation {newer} has taken {path} over from this one ({generation}), which stops without writing", style="bold red")

@@ -156,14 +156,13 @@ class Fsdp2(Spread):
 class Zero(Spread):
     """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
 
-    replicated = False  # ZeRO-1 and 2 hold all weights, rounded to bf16: equal replicas there prove nothing about the masters
-
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         accelerator = self.runtime.accelerator
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = 1  # read for its log alone: we feed the micro-batches ourselves
         settings["gradient_clipping"] = self.clip or 0.0
         self.stage = int(settings["zero_optimization"]["stage"])
+        self.replicated = self.stage < 3  # ZeRO-1 and 2 hold all weights, rounded from masters of which each process has a part
         model, prepared = accelerator.prepare(chain, optimizer)
         self._restore(chain, model)
         return model, prepared
@@ -229,6 +228,13 @@ class Zero(Spread):
             for key, value in saved.get(name, {}).items():
                 if key != "step":
                     self._put(parameter, value.to(self.runtime.device), key)
+
+    def close(self) -> None:
+        super().close()
+        if self.stage == 3:
+            from deepspeed.runtime.zero import parameter_offload
+
+            parameter_offload.FWD_MODULE_STACK.clear()  # its bottom is the whole network, which nothing else takes off
 
     def _link(self) -> None:
         """ZeRO-1 and 2 let parameters find their state once the first group has taken a step, when later groups have none yet."""

@@ -6,20 +6,27 @@ never stop a run.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import netrc
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import wandb
+from PIL import Image
 
 from tltrain import files
 
+UPLOAD_S = 300
+"""Longest wait for W&B's server at the end of a run, seconds."""
 KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "stage_end": 2, "test": 3}
 
 
@@ -63,6 +70,8 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 def _position(row: dict[str, Any]) -> tuple[int, int, int]:
     if row["kind"] == "teacher":
         return (0, 0, -1)
+    if row["kind"] == "test":  # it comes after the checkpoint at the end of the last stage
+        return (row["stage_index"] + 1, 0, KIND_ORDER["test"])
     return (row["stage_index"], row["step"], KIND_ORDER[row["kind"]])
 
 
@@ -75,42 +84,113 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 class Mirror:
-    """A Weights & Biases run. Whatever goes wrong there is said once, and then it is silent."""
+    """A Weights & Biases run. Whatever goes wrong there is said, and never more than that."""
 
-    def __init__(self, run: Path, mode: str, project: str, name: str, config: dict[str, Any], say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(
+        self,
+        run: Path,
+        mode: str,
+        project: str,
+        name: str,
+        config: dict[str, Any],
+        say: Callable[[str], None],
+        group: str | None = None,
+        stage_steps: Sequence[int] = (),
+    ) -> None:
+        """stage_steps: planned steps of each stage, for the axis `stages`, on which each stage is one unit long."""
+        self.say, self.stage_steps = say, stage_steps
         self.run: Any = None
         if mode == "online" and not has_key():
             say("W&B: no key found (WANDB_API_KEY or `wandb login`), so this run is kept offline; `wandb sync` uploads it later")
             mode = "offline"
+        self.online = mode == "online"
         id_file = run / "wandb_id"
         if not id_file.exists():
             files.write_atomic(id_file, uuid.uuid4().hex[:10])
         settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
         arguments: dict[str, Any] = {"project": project, "name": name, "id": id_file.read_text(), "resume": "allow", "mode": mode}
-        self.run = self._try(lambda: wandb.init(**arguments, dir=str(run), config=config, settings=settings))
+        self.run = self._try(lambda: wandb.init(**arguments, group=group, dir=str(run), config=config, settings=settings))
+        self._do(self._define_axes)
+
+    def _define_axes(self) -> None:
+        self.run.define_metric("stages")
+        for kind in KIND_ORDER:
+            self.run.define_metric(f"{kind}/*", step_metric="stages")
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row under its kind: train/loss, val/top1. Rows carry run_step, which W&B shows them over."""
+        """A row under its kind: train/loss, val/top1. Rows carry run_step, which W&B counts by. The best val row goes to the summary."""
         if self.run is not None and "run_step" in row:
             own = {"kind", "run_step", "stage"}
-            values: dict[str, Any] = {f"{row['kind']}/{k}": v for k, v in row.items() if k not in own and isinstance(v, int | float)}
-            values |= {"stage": row.get("stage_index"), "epoch": row.get("epoch")}
+            numbers = {k: v for k, v in row.items() if k not in own and isinstance(v, int | float)}
+            values: dict[str, Any] = {f"{row['kind']}/{k}": v for k, v in numbers.items()}
+            values |= {"stage": row.get("stage_index"), "epoch": row.get("epoch"), "stages": self._stages(row)}
             self._try(lambda: self.run.log(values, step=row["run_step"]))
+            if row.get("best"):
+                self.summary({f"best/{k}": v for k, v in numbers.items() if k != "best"})
+
+    def _stages(self, row: dict[str, Any]) -> float:
+        """1.5 is half-way through the second stage."""
+        index, step = int(row.get("stage_index", 0)), int(row.get("step", 0))
+        return index + (step / self.stage_steps[index] if index < len(self.stage_steps) else 0.0)
+
+    def plan(self, text: str) -> None:
+        """plan.txt, as it is printed; it goes out with the first row."""
+        self._do(lambda: self.run.log({"plan": wandb.Html(f"<pre>{escape(text)}</pre>", inject=False)}, commit=False))
+
+    def preview(self, path: Path) -> None:
+        """The picture of what the network sees; it goes out with the first row."""
+        self._do(lambda: self.run.log({"preview": wandb.Image(str(path))}, commit=False))
 
     def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
-        """The test's confusion matrix, as a table of (true, predicted, count)."""
-        if self.run is not None:
-            cells = [[t, p, n] for t, line in zip(classes, matrix, strict=True) for p, n in zip(classes, line, strict=True)]
-            self._try(lambda: self.run.log({"test/confusion": wandb.Table(columns=["true", "predicted", "count"], data=cells)}))
+        """The test's confusion matrix, as W&B draws one."""
+        cells = [[t, p, n] for t, line in zip(classes, matrix, strict=True) for p, n in zip(classes, line, strict=True)]
+        columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
+
+        def chart() -> Any:
+            table = wandb.Table(columns=columns, data=cells)
+            texts = {"title": "Test confusion"}
+            return wandb.plot_table("wandb/confusion_matrix/v1", table, {str(name): name for name in columns}, texts)
+
+        self._do(lambda: self.run.log({"test/confusion": chart()}))
+
+    def mistakes(self, items: Sequence[Mapping[str, Any]]) -> None:
+        """The most confident mistakes with what the network saw; items as in mistakes.json."""
+
+        def table() -> Any:
+            rows = [[m["id"], _image(m["png"]), m["label"], m["predicted"], m["confidence"]] for m in items]
+            return wandb.Table(columns=["id", "seen", "label", "predicted", "confidence"], data=rows)
+
+        self._do(lambda: self.run.log({"test/mistakes": table()}))
 
     def summary(self, values: dict[str, Any]) -> None:
-        if self.run is not None:
-            self._try(lambda: self.run.summary.update(values))
+        self._do(lambda: self.run.summary.update(values))
+
+    def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
+        """A run's weights as an artifact of this run, after its teacher's as an input, if it has one.
+
+        An artifact is called by its name and the hash of its file: the teacher's own run, or another student's, made the same one,
+        and W&B draws them together. Offline, where nothing can be an input, the student's artifact says the teacher's name.
+        """
+        metadata = {} if teacher is None else {"teacher": _artifact_name(*teacher)}
+        if teacher is not None and self.online:
+            self._within(UPLOAD_S, lambda: self.run.use_artifact(_artifact(*teacher, {})))
+        self._do(lambda: self.run.log_artifact(_artifact(weights, name, metadata), aliases=["best"]))
 
     def close(self) -> None:
+        self._within(UPLOAD_S, lambda: self.run.finish())
+
+    def _within(self, seconds: float, call: Callable[[], Any]) -> None:
+        """As `_do`, for what waits for W&B's server: no longer than so many seconds."""
+        thread = threading.Thread(target=self._do, args=(call,), daemon=True, name="wandb")
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            self.say(f"W&B: no answer for {seconds:.0f} s; this run goes on without it")
+            self.run = None
+
+    def _do(self, call: Callable[[], Any]) -> None:
         if self.run is not None:
-            self._try(lambda: self.run.finish())
+            self._try(call)
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:
@@ -119,6 +199,21 @@ class Mirror:
             self.say(f"W&B: {type(error).__name__}: {str(error)[:200]}; this run goes on without it, metrics-*.jsonl has everything")
             self.run = None
             return None
+
+
+def _artifact(weights: Path, name: str, metadata: dict[str, Any]) -> Any:
+    artifact = wandb.Artifact(_artifact_name(weights, name), type="model", metadata=metadata)
+    artifact.add_file(str(weights), name="weights.safetensors")
+    return artifact
+
+
+def _artifact_name(weights: Path, name: str) -> str:
+    return f"{name}-{files.sha256(weights)[:12]}"
+
+
+def _image(png: str) -> Any:
+    """A thumbnail from base64."""
+    return wandb.Image(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
 def has_key() -> bool:

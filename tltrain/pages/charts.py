@@ -20,6 +20,7 @@ class Line:
     """One curve. A point whose y is not finite leaves a gap."""
 
     label: str
+    """What the legend calls it; empty: it has no entry of its own."""
     points: Sequence[Point]
     style: str
     """Its colour's class: s0 to s7."""
@@ -86,7 +87,7 @@ def line_chart(
     top = max(x_top, 1)
     x = Axis(0, top, [t for t in axis(0, top, about=4, step_least=1).ticks if t <= top])
     drawn = [*_grid(x, y), *_edges(spans, x)]
-    keys = [_key(line.style, line.label) for line in lines if len(lines) > 1 or best]
+    keys = [_key(line.style, line.label) for line in lines if line.label and (len(lines) > 1 or best)]
     if best:
         (bx, by), words = best
         drawn += [_stroke(f"M{x(bx)} {1000 - y(by):.1f}h0", style) for style in ("ring", "hole")]
@@ -107,8 +108,8 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
     return [(sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part)) for part in parts]
 
 
-def reliability_chart(bins: Sequence[tuple[float, float, float, float, float]]) -> Html:
-    """Accuracy over confidence.
+def reliability_chart(bins: Sequence[tuple[float, float, float, float, float]], which: str = "") -> Html:
+    """Accuracy over confidence; `which` is added to the title.
 
     bins: (confidence, accuracy, lowest and highest accuracy of the 95 % interval, share of the images) of each bin that holds any.
     """
@@ -121,7 +122,7 @@ def reliability_chart(bins: Sequence[tuple[float, float, float, float, float]]) 
     texts = _tick_texts(unit, unit, _whole_percent, _whole_percent)
     plot = el("div", _svg("Accuracy over confidence", drawn), *texts, class_="plot square")
     keys = el("span", el("span", el("i", class_="key ideal"), "claimed is what comes true"), class_="legend")
-    head = el("figcaption", el("b", "Accuracy over confidence, %"), keys)
+    head = el("figcaption", el("b", f"Accuracy over confidence{which}, %"), keys)
     return el("figure", head, plot, el("p", "confidence, %", class_="axis"), class_="chart narrow")
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
+from typing import Any
 
 from tltrain.pages import parts
 from tltrain.pages.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
@@ -27,6 +30,7 @@ def report(run: Run) -> str:
         _errors(run),
         _mistakes(run),
         _calibration(run),
+        _seen(run),
         _background(run),
     )
 
@@ -192,16 +196,43 @@ def _calibration(run: Run) -> Html | None:
     bins = [b for b in run.test["reliability"] if b["n"]] if run.test else []
     if run.test is None or not bins:
         return None
+    said = el("p", parts.calibration(bins, number(run.test, "ece")))
+    head = el("h2", "How far to trust its confidence")
+    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
+    after = run.test.get("calibration") or {"temperature": 1.0}
+    if after["temperature"] == 1:
+        return el("section", head, said, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
+    how = (
+        f"Divided by {after['temperature']:.2f}, which was fitted on val, its logits give the probabilities of tltrain predict and of "
+        f"exports: with them the ECE is {decimal(after['ece'])}."
+    )
+    calibrated = [b for b in after["reliability"] if b["n"]]
+    charts = el("div", _reliability(bins, ", as trained"), _reliability(calibrated, ", calibrated"), class_="pair")
+    tables = el("div", _bin_table(bins), _bin_table(calibrated), class_="pair gap")
+    return el("section", head, said, el("p", how), charts, el("div", note, class_="under"), tables)
+
+
+def _reliability(bins: Sequence[Mapping[str, Any]], which: str = "") -> Html:
     total = sum(b["n"] for b in bins)
-    chart = reliability_chart([(b["confidence"], b["accuracy"], *wilson(b["accuracy"], b["n"]), b["n"] / total) for b in bins])
+    return reliability_chart([(b["confidence"], b["accuracy"], *wilson(b["accuracy"], b["n"]), b["n"] / total) for b in bins], which)
+
+
+def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:
     rows = [
         [f"{100 * b['low']:.0f} to {100 * b['high']:.0f}", count(b["n"]), tenths(b["confidence"]), tenths(b["accuracy"])]
         for b in reversed(bins)
     ]
-    said = el("p", parts.calibration(bins, number(run.test, "ece")))
-    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
-    table = parts.table(["Confidence, %", "Images", "Mean, %", "Accuracy, %"], rows)
-    return el("section", el("h2", "How far to trust its confidence"), said, el("div", el("div", chart, note), table, class_="pair"))
+    return parts.table(["Confidence, %", "Images", "Mean, %", "Accuracy, %"], rows)
+
+
+def _seen(run: Run) -> Html | None:
+    if run.preview is None:
+        return None
+    note = "Some training images, first as val and test show them, then in the first views of each stage, before normalisation."
+    source = f"data:image/png;base64,{b64encode(run.preview).decode()}"
+    width = int.from_bytes(run.preview[16:20], "big")  # the IHDR chunk of a PNG begins there
+    image = el("img", src=source, alt="Training images as the network sees them", width=width)
+    return el("section", el("h2", "What it sees"), el("p", note, class_="note"), el("div", image, class_="scroll seen"))
 
 
 def _background(run: Run) -> Html:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe, parse
 from tltrain.tracking import read_rows
@@ -30,6 +32,8 @@ class Run:
     outcome: Mapping[str, Any] | None
     env: Mapping[str, Any]
     plan: str
+    preview: bytes | None = None
+    """A PNG of what the network sees."""
 
     def of_kind(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row["kind"] == kind]
@@ -84,16 +88,37 @@ def read_run(path: Path) -> Run:
         outcome=_json(path / "outcome.json"),
         env=_json(path / "env.json") or {},
         plan=_text(path / "plan.txt"),
+        preview=(path / "preview.png").read_bytes() if (path / "preview.png").is_file() else None,
     )
 
 
-def read_right(run: Path) -> dict[str, bool]:
-    """Sample id to whether its test prediction is right; empty where the run has none."""
+@dataclass(frozen=True)
+class Predicted:
+    """A run's test predictions, in order of the samples' ids."""
+
+    samples: tuple[tuple[str, str], ...]
+    """(id, true class) of each; runs with the same ones were tested on the same images."""
+    label: np.ndarray
+    """(N,) int64, counted through the class names that occur, sorted."""
+    predicted: np.ndarray
+    """(N,) int64."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.label == self.predicted
+
+
+def read_predictions(run: Path) -> Predicted | None:
+    """None where the run has no test predictions."""
     path = run / "test_predictions.csv"
     if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["id"]: row["label"] == row["predicted"] for row in csv.DictReader(file)}
+        return None
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["id"])
+    names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
+    label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
+    return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted)
 
 
 def number(row: Mapping[str, Any], key: str) -> float:

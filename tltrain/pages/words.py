@@ -35,6 +35,18 @@ def decimal(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else DASH
 
 
+def points(difference: float) -> str:
+    """A difference of two shares, .011 as 1.1 points."""
+    return f"{100 * difference:.1f}\u00a0points" if math.isfinite(difference) else DASH
+
+
+def memory(num_bytes: float) -> str:
+    """1.5 GB."""
+    if not math.isfinite(num_bytes):
+        return DASH
+    return f"{num_bytes / 1e9:.3g}{_SPACE}GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g}{_SPACE}MB"
+
+
 def count(n: int) -> str:
     return f"{n:,}"
 

@@ -1,0 +1,89 @@
+"""What a world of processes says of a split, compared with what one process and scikit-learn say of the same predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from benchmarks.plants import own_rank
+from tltrain import metrics
+from tltrain.data.loader import eval_loader
+from tltrain.data.order import Item
+from tltrain.inference import predict
+from tltrain.runtime import Runtime
+
+NUM_CLASSES = 7
+
+
+class Numbered(Dataset[dict[str, Tensor]]):
+    """Samples whose image is their own position, with random labels."""
+
+    def __init__(self, labels_N: np.ndarray) -> None:
+        self.labels_N = labels_N
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def __getitem__(self, item: Item) -> dict[str, Tensor]:
+        label, weight = torch.tensor(int(self.labels_N[item.index])), torch.tensor(item.weight)
+        return {"image": torch.tensor(item.index), "label": label, "weight": weight, "index": torch.tensor(item.index)}
+
+
+class Table(nn.Module):
+    """A network that knows its answers by heart: logits (N, K) by position."""
+
+    def __init__(self, logits_NK: Tensor) -> None:
+        super().__init__()
+        self.logits_NK = logits_NK
+
+    def forward(self, position_B: Tensor) -> Tensor:
+        return self.logits_NK[position_B]
+
+
+def compare(folder: str, max_samples: int, max_batch: int) -> None:
+    """Evaluate splits of 1 to max_samples samples in batches of 1 to max_batch, and end this process. Writes what was wrong to a file."""
+    torch.set_num_threads(1)
+    runtime, wrong, num = Runtime(deterministic=True), [], 0
+    draw = np.random.default_rng(0)
+    for n in range(1, max_samples + 1):
+        labels_N = draw.integers(0, NUM_CLASSES, n)
+        logits_NK = torch.from_numpy(np.round(draw.normal(size=(n, NUM_CLASSES)) * 2, 1)).float()  # rounded: some are tied
+        expected = _by_scikit_learn(labels_N, logits_NK.double())
+        for batch in range(1, max_batch + 1):
+            loader: Any = eval_loader(Numbered(labels_N), runtime.rank, runtime.world, batch, None, 0, False)  # type: ignore[arg-type]
+            p, num = predict(runtime, Table(logits_NK), loader), num + 1
+            whole = np.array_equal(p.index, np.arange(n)) and np.array_equal(p.label, labels_N)
+            if not whole or not np.array_equal(p.predicted, logits_NK.argmax(1).numpy()):
+                wrong.append(f"{n} samples in batches of {batch}: samples or predictions")
+            figures = metrics.summary(p, NUM_CLASSES) if batch in (1, max_batch) or n % 10 == 0 else {}
+            wrong += [
+                f"{n} samples in batches of {batch}: {k} {v} is {expected[k]}" for k, v in figures.items() if not _same(k, v, expected)
+            ]
+    runtime.barrier()
+    Path(f"{folder}/compared.rank{own_rank()}").write_text(json.dumps({"evaluations": num, "wrong": wrong}))
+    runtime.close()
+    os._exit(0)
+
+
+def _same(name: str, value: float, expected: dict[str, Any]) -> bool:
+    """Counts and what follows from them exactly; a sum of logarithms to rounding, since scikit-learn adds in another order."""
+    return name not in expected or (abs(value - expected[name]) <= 1e-12 * abs(value) if name == "loss" else value == expected[name])
+
+
+def _by_scikit_learn(labels_N: np.ndarray, logits_NK: Tensor) -> dict[str, Any]:
+    predicted_N, classes = logits_NK.argmax(1).numpy(), list(range(NUM_CLASSES))
+    out = {"n": len(labels_N), "top1": accuracy_score(labels_N, predicted_N)}
+    out["loss"] = log_loss(labels_N, logits_NK.softmax(1).numpy(), labels=classes)
+    for average in ("macro", "weighted"):
+        precision, recall, f1, _ = precision_recall_fscore_support(labels_N, predicted_N, average=average, zero_division=0)
+        out |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
+    untied = all(len(set(row)) == NUM_CLASSES for row in logits_NK.tolist())  # of tied classes either may be among the five
+    return out | ({"top5": top_k_accuracy_score(labels_N, logits_NK.numpy(), k=5, labels=classes)} if untied else {})

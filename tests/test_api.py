@@ -1,0 +1,91 @@
+"""tltrain from Python, as a notebook uses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from digit_files import digit_image, run_with_weights
+
+import tltrain
+from tltrain.errors import UserError
+from tltrain.recipe import Recipe
+
+Made = Callable[..., Recipe]
+
+
+def test_import_is_quick_and_brings_no_torch() -> None:
+    code = "import sys, tltrain; print('torch' in sys.modules, 'numpy' in sys.modules, tltrain.load.__name__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "load", "True"]
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        _ = tltrain.lode
+
+
+def test_a_run_is_opened_and_asked(finished_run: Path, tmp_path: Path) -> None:
+    run = tltrain.load(str(finished_run))
+    assert run.recipe.name == "micro"
+    assert run.metrics == json.loads((finished_run / "test_metrics.json").read_text())
+    assert run.history[-1]["kind"] == "test"
+    assert run.outcome["outcome"] == "finished"
+    assert run.classes == tuple(str(i) for i in range(10))
+    digit_image(5).save(tmp_path / "x.png")
+    one = run.predict(tmp_path / "x.png")
+    assert one.label in run.classes
+    assert sum(share for _, share in run.predict(str(tmp_path / "x.png"), top=10).top) == pytest.approx(1)
+    several = run.predict([tmp_path / "x.png", digit_image(5), str(tmp_path / "none.png")])
+    assert several[0].top == several[1].top == one.top
+    assert several[2].problem == "No such file or directory"
+    assert "finished" in repr(run)
+
+
+def test_the_model_is_a_plain_module_of_images(made_recipe: Made, tmp_path: Path) -> None:
+    run = tltrain.load(run_with_weights(tmp_path / "run", made_recipe(), tuple("abcdefg")))
+    assert isinstance(run.model, torch.nn.Module)
+    assert not run.model.training
+    x = torch.rand(3, 3, 32, 32)
+    assert run.model(x).shape == (3, 7)
+    assert not run.model(x).requires_grad
+    picture = (x[0] * 255).round().to(torch.uint8)
+    top = run.predict(list((x * 255).round().to(torch.uint8)), top=1)[0]
+    assert run.classes[int(run.model(picture[None]).argmax())] == top.label
+
+
+def test_train_takes_a_recipe_and_overrides(made_recipe: Made, tmp_path: Path) -> None:
+    torch.use_deterministic_algorithms(False)
+    run = tltrain.train(made_recipe(), folder=str(tmp_path / "run"), workers=0, data={"per_class": 3}, **{"stages.1.lr": 0.003})
+    assert run.path == tmp_path / "run"
+    assert run.recipe.data.per_class == 3
+    assert run.recipe.data.source == "digits"
+    assert [stage.lr for stage in run.recipe.stages] == [0.01, 0.003]
+    assert run.metrics["n"] == 40
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"stages.2.lr": 1}, "no 'stages.2.lr'"),
+        ({"stages.0.lrr": 1}, "no 'stages.0.lrr'"),
+        ({"stages.0.lr": -1}, "greater than 0"),
+        ({"bach": 8}, "'bach' is neither"),
+        ({"keep": 0}, "--keep is 0"),
+        ({"data": {"sorce": "x"}}, "did you mean source"),
+    ],
+)
+def test_a_mistake_in_the_overrides_is_said(overrides: dict[str, object], says: str, made_recipe: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        tltrain.train(made_recipe(), folder=tmp_path / "run", **overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_run_says_why(made_recipe: Made, tmp_path: Path) -> None:
+    stage = {"name": "all", "unfreeze": "all", "steps": 4, "lr": 1e30, "optimizer": "sgd", "schedule": "constant"}
+    with pytest.raises(UserError, match=r"the run failed: .*learning rate"):
+        tltrain.train(made_recipe().model_dump(mode="json") | {"stages": [stage]}, folder=tmp_path / "run", workers=0)
+    assert tltrain.load(tmp_path / "run").outcome["outcome"] == "failed"

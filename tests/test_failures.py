@@ -1,0 +1,157 @@
+"""What goes wrong outside: each ends with its clear message, keeps all that was written, and the same command goes on to the same end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import trials, world
+from benchmarks.trials import HEAD, References
+from benchmarks.world import Trial
+
+START = {"save_steps": 1, "timeout_minutes": 0.3}
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> References:
+    return References(tmp_path_factory.mktemp("references"), START)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def spoilt(trial: Trial, fault: str, *arguments: Any) -> tuple[list[int], dict[str, Any]]:
+    """Run a trial with a fault in it. Returns its exit codes and its outcome."""
+    codes = world.run(replace(trial, before=f"faults.{fault}", arguments=arguments))
+    assert trials.unreadable(Path(trial.folder)) == []
+    return codes, world.outcome(Path(trial.folder))
+
+
+def assert_goes_on(trial: Trial, undisturbed: Path) -> None:
+    """The same command again ends where the undisturbed run ended."""
+    assert trials.position(Path(trial.folder)) > (-1, 0, False), "something was saved before"
+    assert trials.differences(world.finish(trial), undisturbed) == []
+
+
+def test_a_loss_that_is_not_a_number_on_one_rank(references: References, tmp_path: Path) -> None:
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), 2, start=START)
+    codes, outcome = spoilt(trial, "nan_on", 6, 1)
+    assert codes == [1, 1], world.log(trial)
+    assert (outcome["outcome"], outcome["rank"], outcome["stage"], outcome["step"]) == ("failed", 1, "mid", 1)
+    assert "loss of rank 1 became nan in stage mid, step 1, at learning rate" in outcome["error"]
+    assert_goes_on(trial, references(2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_is_named_by_the_other(rank: int, references: References, tmp_path: Path) -> None:
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), 2, start=START)
+    codes, outcome = spoilt(trial, "end_process", 6, rank, "SIGKILL")
+    assert codes[rank] == -9
+    assert codes[1 - rank] == 1, world.log(trial)
+    assert (outcome["outcome"], outcome["rank"], outcome["stage"], outcome["step"], outcome["call"]) == ("failed", rank, "mid", 1, "train")
+    assert f"rank {rank} is gone" in outcome["error"]
+    assert_goes_on(trial, references(2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_takes_the_others_down_within_the_time_out(rank: int, references: References, tmp_path: Path) -> None:
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), 2, start=START | {"timeout_minutes": 0.15})
+    processes = world.begin(replace(trial, before="faults.end_process", arguments=(6, rank, "SIGSTOP")))
+    while (outcome := _outcome(trial)) is None:
+        assert processes[1 - rank].exitcode is None, world.log(trial)
+        time.sleep(0.1)
+    processes[1 - rank].join(20)
+    assert processes[1 - rank].exitcode == 1, world.log(trial)
+    processes[rank].kill()
+    world.join(trial, processes)
+    assert (outcome["outcome"], outcome["rank"], outcome["stage"], outcome["step"], outcome["call"]) == ("failed", rank, "mid", 1, "train")
+    assert f"rank {rank}" in outcome["error"]
+    assert trials.unreadable(Path(trial.folder)) == []
+    assert_goes_on(trial, references(2))
+
+
+def _outcome(trial: Trial) -> dict[str, Any] | None:
+    folder = Path(trial.folder)
+    return world.outcome(folder) if (folder / "outcome.json").exists() else None
+
+
+def test_a_data_worker_that_dies(tmp_path: Path) -> None:
+    spec, start = trials.recipe(stages=[HEAD | {"steps": 14}]), START | {"workers": 2, "timeout_minutes": 1.0}  # workers import torch
+    whole = world.finish(Trial(spec, str(tmp_path / "whole"), 2, start=start))
+    trial = Trial(spec, str(tmp_path / "run"), 2, start=start)
+    codes, outcome = spoilt(trial, "kill_worker", 2, 1)
+    assert codes == [1, 1], world.log(trial)
+    assert (outcome["outcome"], outcome["rank"], outcome["stage"], outcome["call"]) == ("failed", 1, "head", "train")
+    assert "DataLoader worker" in outcome["error"]
+    assert_goes_on(trial, whole)
+
+
+def on_disk(disk: Path, num: int) -> Trial:
+    """A trial whose run folder is on a small disk, and whose output is not."""
+    return Trial(trials.recipe(), str(disk.parent / "run"), num, start=START | {"folder": disk / "run"})
+
+
+def assert_goes_on_there(trial: Trial, run: Path, undisturbed: Path) -> None:
+    assert trials.unreadable(run) == []
+    assert trials.position(run) > (-1, 0, False), "something was saved before"
+    world.finish(trial)
+    assert trials.differences(run, undisturbed) == []
+
+
+@pytest.mark.parametrize(("num", "num_left"), [(1, 0), (2, 300_000)])
+def test_a_full_disk(num: int, num_left: int, references: References, disk: Path) -> None:
+    trial, run = on_disk(disk, num), disk / "run"
+    codes = world.run(replace(trial, before="faults.fill_disk", arguments=(6, str(disk), num_left)))
+    said = world.log(trial)
+    (disk / "ballast").unlink()
+    assert codes[0] == 2, said
+    assert "No space left on device" in said
+    assert "Make room, and start again" in said
+    if num_left:  # enough for a few words, and not for a checkpoint
+        outcome = world.outcome(run)
+        assert (outcome["outcome"], outcome["rank"], outcome["stage"]) == ("failed", 0, "mid")
+        assert "older checkpoints are untouched" in outcome["error"]
+    assert_goes_on_there(trial, run, references(num))
+
+
+def test_a_checkpoint_folder_that_becomes_read_only(references: References, disk: Path) -> None:
+    trial, run = on_disk(disk, 2), disk / "run"
+    codes = world.run(replace(trial, before="faults.make_read_only", arguments=(6, f"{run}/checkpoints")))
+    subprocess.run(["umount", f"{run}/checkpoints"], check=True)
+    assert codes[0] == 2, world.log(trial)
+    outcome = world.outcome(run)
+    assert (outcome["outcome"], outcome["rank"], outcome["stage"]) == ("failed", 0, "mid")
+    assert "Read-only file system" in outcome["error"]
+    assert "older checkpoints are untouched" in outcome["error"]
+    assert_goes_on_there(trial, run, references(2))
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_run_folder_that_is_read_only_is_refused_at_once(num: int, references: References, disk: Path) -> None:
+    trial, run = on_disk(disk, num), disk / "run"
+    assert world.run(replace(trial, before="signal_after", arguments=(5,))) == [75] * num
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    codes = world.run(trial)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert codes == [2] * num, world.log(trial)
+    assert f"the run folder {run} cannot be written" in world.log(trial)
+    assert "Read-only file system" in world.log(trial)
+    assert_goes_on_there(trial, run, references(num))

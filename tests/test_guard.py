@@ -1,0 +1,96 @@
+"""Bugs that give no error of their own, planted and caught; and what FSDP, Accelerate and checkpoints hold of a stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import trials, world
+from benchmarks.schedules import draw_schedules, schedule_problems
+from benchmarks.trials import HEAD, LAST, MIDDLE
+from benchmarks.world import Trial
+from tltrain import backbones, checkpoint
+from tltrain.recipe import Backbone
+
+ADAM = LAST | {"optimizer": "adamw", "lr": 0.002}
+
+
+def caught(tmp_path: Path, stage: dict[str, Any], strategy: str, fault: str, *arguments: Any, num: int = 2) -> str:
+    """Plant a bug in a run of one stage, which must fail; its error, as outcome.json and every process's output have it."""
+    spec = trials.recipe(stages=[stage])
+    start = {"check_steps": 1, "timeout_minutes": 0.3}
+    trial = Trial(spec, str(tmp_path / "run"), num, strategy, start, before=f"faults.{fault}", arguments=arguments)
+    codes = world.run(trial)
+    assert codes == [1] * num, f"{codes}\n{world.log(trial)}"
+    outcome = world.outcome(tmp_path / "run")
+    assert outcome["outcome"] == "failed"
+    assert not (tmp_path / "run" / "weights.safetensors").exists(), "nothing is handed out that the guard refused"
+    return str(outcome["error"])
+
+
+def test_a_block_unfrozen_after_wrapping_lets_replicas_drift(tmp_path: Path) -> None:
+    error = caught(tmp_path, ADAM, "ddp", "unfreeze_after_wrapping", "layer3.0")
+    assert "after step 2 block layer3.0 is not the same on all processes (ranks [1] differ from rank 0)" in error
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_buffer_that_differs_on_one_rank(strategy: str, tmp_path: Path) -> None:
+    error = caught(tmp_path, ADAM, strategy, "move_buffer", 2, 1, "layer3.0")
+    assert "after step 2 block layer3.0 is not the same on all processes (ranks [1] differ from rank 0)" in error
+
+
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2)])
+def test_a_frozen_block_that_changes(strategy: str, num: int, tmp_path: Path) -> None:
+    error = caught(tmp_path, MIDDLE, strategy, "move_frozen", 2, "layer2.0", num=num)
+    assert "block layer2.0 is frozen in this stage, and changed" in error
+
+
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2)])
+def test_a_block_that_the_optimizer_does_not_know(strategy: str, num: int, tmp_path: Path) -> None:
+    error = caught(tmp_path, ADAM, strategy, "forget_block", "layer3.0", num=num)
+    assert "block layer3.0 should train in this stage, and not one of its tensors changed" in error
+
+
+@pytest.mark.parametrize("backbone", ["resnet-micro", "vit-tiny"])
+def test_every_block_that_is_a_module_is_a_unit_of_fsdp(backbone: str, tmp_path: Path) -> None:
+    middle = MIDDLE | {"unfreeze": {"resnet-micro": "layer3", "vit-tiny": "block.2"}[backbone], "steps": 1}
+    spec = trials.recipe(backbone={"name": backbone}, stages=[HEAD | {"steps": 1}, middle])
+    file = tmp_path / "units"
+    world.finish(Trial(spec, str(tmp_path / "run"), 2, "fsdp2", before="count_units", arguments=(str(file),)))
+    stages = [json.loads(line) for line in file.read_text().splitlines()]
+    chain = backbones.load(Backbone(name=backbone), classes=["a"], size=32, resize=32, head="new", seed=0).chain
+    modules = dict(chain.net.named_modules())
+    wholes = {f"net.{b.owns[0]}" for b in chain.blocks if any(True for _ in modules[b.owns[0]].children())}
+    assert len(wholes) == {"resnet-micro": 4, "vit-tiny": 5}[backbone]
+    assert [set(stage["units"]) for stage in stages] == [wholes | {""}] * 2
+
+
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2)])
+def test_nothing_of_a_stage_stays(strategy: str, num: int, tmp_path: Path) -> None:
+    """Not in Accelerate, not in memory, not in the checkpoints of the next one."""
+    file = tmp_path / "left"
+    start = {"save_steps": 1, "keep": 100}
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), num, strategy, start, before="look_for_leftovers", arguments=(str(file),))
+    run = world.finish(trial)
+    for rank in range(num):
+        rows = [json.loads(line) for line in Path(f"{file}.rank{rank}").read_text().splitlines()]
+        assert rows == [{"models": 0, "optimizers": 0, "made": 4 * stage, "alive": []} for stage in (1, 2, 3)]
+    chain = backbones.load(Backbone(name="resnet-micro"), classes=["a"] * 10, size=32, resize=32, head="new", seed=0).chain
+    firsts = [chain.index(str(stage["unfreeze"])) for stage in (HEAD, MIDDLE, LAST)]
+    saved = [checkpoint.load(path) for path in checkpoint.standing(run / "checkpoints")]
+    assert len(saved) >= 11
+    for state in saved:
+        assert state.weights.keys() == chain.net.state_dict().keys()
+        if state.optimizer:
+            trains = range(firsts[state.progress.stage], len(chain.blocks))
+            assert set(state.optimizer) == {name for i in trains for name, _ in chain.parameters_of(i)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(8))
+def test_random_schedules_of_freezing_and_unfreezing(case: int, tmp_path: Path) -> None:
+    schedule = draw_schedules(trials.seed(), 8)[case]
+    assert schedule_problems(schedule, tmp_path) == [], f"TLTRAIN_SEED={trials.seed()}, {schedule}"

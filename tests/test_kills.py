@@ -1,0 +1,69 @@
+"""SIGKILL at random moments, and signals that ask a run to stop at the worst ones: it goes on, and ends equal."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import trials, world
+from benchmarks.trials import References
+from benchmarks.world import Trial
+
+START = {"save_steps": 1, "timeout_minutes": 0.3}
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> References:
+    return References(tmp_path_factory.mktemp("references"), START)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num", "num_kills"), [(1, 14), (2, 6)])
+def test_a_run_that_is_killed_again_and_again_ends_equal(num: int, num_kills: int, references: References, tmp_path: Path) -> None:
+    """At most four kills a run, so that late moments are reached as well."""
+    draw, undisturbed, killed = random.Random(f"{trials.seed()} {num}"), references(num), 0
+    for i in range(4 * num_kills):
+        trial = Trial(trials.recipe(), str(tmp_path / f"{i}" / "run"), num, start=START)
+        result = trials.killed_run(trial, undisturbed, min(4, num_kills - killed), draw, references.seconds[num])
+        print("\n".join(result.places))
+        assert result.problems == (), f"TLTRAIN_SEED={trials.seed()}"
+        killed += len(result.places)
+        if killed == num_kills:
+            break
+    assert killed == num_kills
+
+
+@pytest.mark.parametrize(
+    ("moment", "name", "num", "rank"),
+    [
+        ("step", "SIGTERM", 1, 0),
+        ("evaluate", "SIGUSR2", 1, 0),
+        ("save", "SIGINT", 1, 0),
+        ("between", "SIGTERM", 1, 0),
+        ("step", "SIGINT", 2, 1),
+        ("evaluate", "SIGTERM", 2, 1),
+        ("save", "SIGUSR2", 2, 0),
+        ("between", "SIGUSR2", 2, 1),
+    ],
+)
+def test_a_signal_at_any_moment_saves_and_stops(
+    moment: str, name: str, num: int, rank: int, references: References, tmp_path: Path
+) -> None:
+    """In the first step, during an evaluation, during a save, between two stages; to one process of two alone."""
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), num, start=START | {"save_steps": 2})
+    codes = world.run(replace(trial, before="faults.signal_at", arguments=(moment, name, rank)))
+    assert codes == [75] * num, world.log(trial)
+    outcome = world.outcome(tmp_path / "run")
+    assert outcome["outcome"] == "stopped"
+    noticed = {"step": ("head", 1), "evaluate": ("head", 3), "between": ("mid", 0)}
+    if moment in noticed:  # a save runs beside the loop
+        stage, step = noticed[moment]
+        assert outcome["stage"] == stage
+        assert 0 <= outcome["step"] - step <= 1, "it is acted on one step later"
+    assert outcome["signal"] == (name if rank == 0 else "a signal to another process")
+    assert trials.unreadable(tmp_path / "run") == []
+    assert trials.position(tmp_path / "run")[1] == outcome["step"]
+    assert trials.differences(world.finish(trial), references(num)) == []

@@ -1,0 +1,154 @@
+"""tltrain from Python: `tltrain.load` opens a run, `tltrain.train` makes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+
+from tltrain import recipe as recipes
+from tltrain.blocks import Chain
+from tltrain.errors import UserError
+from tltrain.folder import outcome
+from tltrain.options import Start, run_path
+from tltrain.predict import BATCH, Picture, Prediction, predict
+from tltrain.recipe import Recipe
+from tltrain.run import train as train_run
+from tltrain.tracking import read_rows
+from tltrain.trained import Trained, open_trained, read_recipe
+
+
+class Run:
+    """A run folder. Its files are read when they are asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises UserError where `path` is no run folder."""
+        self.path = Path(path)
+        self.recipe: Recipe = read_recipe(self.path)
+        """What the run learns, and from what."""
+
+    @overload  # a string is a sequence of strings too; here it is one file
+    def predict(self, pictures: Picture, *, top: int = 5, batch: int = BATCH) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, pictures: Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> list[Prediction]: ...
+    def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> Prediction | list[Prediction]:
+        """What the network says of one picture, or of a list of them.
+
+        pictures: paths of files, images of PIL, or tensors (3, H, W), uint8 or floats in [0, 1]; each is resized and cropped by the
+        code that evaluates the run. (A batch that is already as the network sees it goes to `model`.)
+        top: how many classes each names. batch: images in one forward pass.
+        Returns predictions with `label`, `confidence` (calibrated) and `top`; a file that cannot be read has a `problem` instead.
+        Raises UserError where the run has no weights yet, or a tensor is no image.
+        """
+        if isinstance(pictures, str | Path | Image.Image | torch.Tensor):
+            return next(predict(self._trained, [pictures], top, batch))
+        return list(predict(self._trained, pictures, top, batch))
+
+    @property
+    def model(self) -> Chain:
+        """The network as a torch module on the CPU: images (B, 3, size, size), uint8 or floats in [0, 1], to logits (B, classes).
+
+        It normalises by itself, and the softmax of its logits is calibrated. It is in eval mode and frozen. Raises UserError.
+        """
+        return self._trained.chain
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class of each logit. Raises UserError."""
+        return self._trained.classes
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The figures of the test: top1, f1_macro, ece, per_class, confusion, ...; empty where the run has not come to it."""
+        path = self.path / "test_metrics.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Every row that the run logged, in order: {"kind": "train", "stage": "head", "step": 1, "loss": ...}, ..."""
+        return read_rows(self.path)
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """How the run ended: {"outcome": "finished", ...}; empty where it has not."""
+        return outcome(self.path)
+
+    @cached_property
+    def _trained(self) -> Trained:
+        return open_trained(self.path)
+
+    def __repr__(self) -> str:
+        return f"tltrain.Run({str(self.path)!r}, {self.outcome.get('outcome', 'not finished')})"
+
+
+def load(path: str | Path) -> Run:
+    """Open a run folder. Raises UserError where it is none."""
+    return Run(path)
+
+
+def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> Run:
+    """Train, or go on training, a run in this process, as `tltrain train` does.
+
+    recipe: a shipped name, a recipe file, a Recipe, or its plain values.
+    overrides: values of the recipe, nested (`data={"size": 64}`) or by path (`**{"stages.0.lr": 1e-3}`), and start-up flags
+    (`folder="runs/a"`, `workers=2`); `tltrain train --help` lists both.
+    Raises UserError for a mistake in them, and where the run failed. A run that was stopped (Ctrl-C) comes back with its best weights
+    so far; the same call goes on.
+    """
+    flags = {f.name for f in fields(Start)}
+    given = {name: value for name, value in overrides.items() if name in flags}
+    if given.get("folder") is not None:
+        given["folder"] = Path(given["folder"])
+    if unknown := sorted(name for name in overrides if name.split(".")[0] not in {*flags, *Recipe.model_fields}):
+        known = f"a key of a recipe ({', '.join(Recipe.model_fields)}) nor a flag ({', '.join(sorted(flags))})"
+        raise UserError(f"{unknown[0]!r} is neither {known}")
+    start = Start(**given)
+    learned = _with(_opened(recipe), {name: value for name, value in overrides.items() if name not in flags})
+    if start.smoke:
+        learned = learned.smoke()
+    with _torch_settings_kept():
+        ended = train_run(learned, start)
+    if ended["outcome"] == "failed":
+        raise UserError(f"the run failed: {ended['error']}")
+    return Run(run_path(learned, start))
+
+
+def _opened(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return recipes.validate(dict(recipe), "recipe") if isinstance(recipe, Mapping) else recipes.load(str(recipe))
+
+
+def _with(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Raises UserError for a path that the recipe does not have, and for values that do not fit it."""
+    values = recipe.model_dump(mode="json")
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        at: Any = values
+        try:
+            for name in parents:
+                at = at[int(name)] if isinstance(at, list) else at[name]
+            key: Any = int(last) if isinstance(at, list) else last
+            old = at[key]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise UserError(f"the recipe has no {path!r}; `tltrain schema` lists what there is") from error
+        at[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return recipes.validate(values, f"recipe {recipe.name} with these overrides")
+
+
+@contextmanager
+def _torch_settings_kept() -> Iterator[None]:
+    """A run sets what holds for the whole process; a notebook has more in it than the run."""
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark

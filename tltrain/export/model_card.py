@@ -1,0 +1,83 @@
+"""README.md of an export: what the network is, what it was trained on, how good it is, and where that ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tltrain.pages.read import Predicted, read_predictions
+from tltrain.pages.stats import bootstrap, f1_macro, wilson
+from tltrain.trained import Trained
+
+FEW = 30  # test images of a class below which its recall says little
+
+
+def model_card(trained: Trained, target: str, usage: str, fingerprint: str | None) -> str:
+    """Markdown; for `hf` with the header that the hub reads."""
+    recipe, card = trained.recipe, trained.card
+    head = "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags: [image-classification, tltrain]\n---\n\n"
+    path = trained.path / "test_metrics.json"
+    test = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    parts = [
+        f"# {recipe.name}\n\n{recipe.purpose or 'An image classifier'}: {card.name}, {len(trained.classes)} classes. Made with tltrain.",
+        f"## How to use\n\n{usage}\n\nImages are resized to {card.resize} px at the shorter side ({card.interpolation}) and cropped to the "
+        f"middle {card.size} x {card.size} px. Mean {_numbers(card.mean)}, standard deviation {_numbers(card.std)}, of values in [0, 1].",
+        "## Data\n\n" + "\n".join(_data(trained, fingerprint)),
+        "## How good it is\n\n" + "\n".join(_figures(trained, test)),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(trained, test)),
+        f"## Classes\n\n{', '.join(trained.classes)}",
+        f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```",
+    ]
+    return (head if target == "hf" else "") + "\n\n".join(parts) + "\n"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)
+
+
+def _data(trained: Trained, fingerprint: str | None) -> Iterator[str]:
+    env = trained.path / "env.json"
+    known = json.loads(env.read_text(encoding="utf-8")).get("data", {}) if env.is_file() else {}
+    yield f"- source: `{trained.recipe.data.source}`"
+    yield f"- fingerprint (classes, every sample's bytes and label, splits): `{known.get('fingerprint') or fingerprint or 'not known'}`"
+    yield f"- weights to start from: {trained.recipe.backbone.weights or 'random'}"
+
+
+def _figures(trained: Trained, test: Mapping[str, Any] | None) -> Iterator[str]:
+    """A table with 95 % intervals."""
+    if test is None:
+        yield "This run has no test figures."
+        return
+    yield f"On {test['n']:,} test images, with 95 % intervals over the choice of them:\n"
+    yield "| figure | value | interval |\n|--|--|--|"
+    predicted = read_predictions(trained.path)
+    low, high = wilson(test["top1"], test["n"])
+    yield f"| accuracy | {100 * test['top1']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % (Wilson) |"
+    if predicted is not None:
+        yield f"| F1, mean over classes | {100 * test['f1_macro']:.1f} % | {_f1_interval(predicted)} (bootstrap) |"
+    calibration = test.get("calibration")
+    if calibration and calibration["temperature"] != 1:
+        yield f"| calibration error, as exported | {100 * calibration['ece']:.1f} % | before calibration {100 * test['ece']:.1f} % |"
+    else:
+        yield f"| calibration error | {100 * test['ece']:.1f} % | not calibrated: the run has no val images |"
+
+
+def _f1_interval(predicted: Predicted) -> str:
+    low, high = bootstrap(f1_macro, predicted.label, predicted.predicted)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _limits(trained: Trained, test: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "It always names one of its classes, also for an image that shows none of them."
+    yield "The test images come from the same source as the training images: on photos of another kind expect less."
+    yield "Transparency is taken as white and a photo's rotation mark is followed in training; other tools may do otherwise."
+    if test is None:
+        return
+    rows = [row for row in test["per_class"] if row["support"]]
+    few = [row["name"] for row in rows if row["support"] < FEW]
+    if few:
+        others = f" and {len(few) - 20} others" if len(few) > 20 else ""
+        yield f"Fewer than {FEW} test images each, so that little is known of: {', '.join(few[:20])}{others}."
+    worst = min(rows, key=lambda row: row["recall"])
+    yield f"The class found least often is {worst['name']}: {100 * worst['recall']:.0f} % of its {worst['support']} test images."
