@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.words import parse, split
 from tltrain import options
 from tltrain.cli import VERBS, main
 from tltrain.recipe import shipped
@@ -49,6 +50,16 @@ def test_a_command_parses(command: str, capsys: pytest.CaptureFixture[str]) -> N
     if verb in ("train", "plan"):
         recipe, _ = options.parse(verb, rest)
         assert recipe.stages
+        return
+    if verb == "launch":
+        own, trainings = split(rest) if "--" in rest else (rest, [])
+        assert own[0] in ("local", "slurm", "status", "cancel")
+        for training in trainings:
+            assert parse(training).recipe.stages
+        with pytest.raises(SystemExit):
+            main(["launch", own[0], "--help"])
+        text = capsys.readouterr().out
+        assert all(word.split("=")[0] in text for word in own if word.startswith("--"))
         return
     with pytest.raises(SystemExit):
         main([verb, "--help"])
