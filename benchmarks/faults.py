@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -32,6 +33,18 @@ def signal_at(moment: str, name: str, rank: int = 0) -> None:
 
     if own_rank() == rank:
         wrap(owner, function, around)
+
+
+def kill_in(module: str, function: str, number: int) -> None:
+    """SIGKILL at the call number `number` of a function of tltrain."""
+    calls = iter(range(1, 10**9))
+
+    def around(original: Any, *arguments: Any, **named: Any) -> Any:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+
+    wrap(importlib.import_module(f"tltrain.{module}"), function, around)
 
 
 def end_process(num_steps: int, rank: int, name: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import trials
-from benchmarks.trials import References
+from benchmarks.trials import Moments, References
 from benchmarks.world import Trial
 
 START = {"save_steps": 1, "timeout_minutes": 0.3}
@@ -27,14 +27,15 @@ def main(words: Sequence[str] | None = None) -> None:
     began, draw, calls, num_runs = time.monotonic(), random.Random(arguments.seed), Counter[str](), 0
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        references = References(Path(scratch) / "undisturbed", START)
+        references, moments = References(Path(scratch) / "undisturbed", START), dict[int, Moments]()
         while calls.total() < arguments.trials:
             num_runs += 1
             num = 2 if draw.random() < arguments.two else 1
             trial = Trial(trials.recipe(), f"{scratch}/{num_runs}/run", num, start=START)
             num_kills = min(MOST_KILLS, arguments.trials - calls.total())
             undisturbed = references(num)
-            killed = trials.killed_run(trial, undisturbed, num_kills, draw, references.seconds[num])
+            when = moments.setdefault(num, Moments(draw, references.seconds[num]))
+            killed = trials.killed_run(trial, undisturbed, num_kills, when)
             calls.update(call for place in killed.places for call in [place.partition(",")[0].split(maxsplit=2)[-1]])
             problems += killed.problems
             world_of = f"{num} process{'es' if num > 1 else ''}"

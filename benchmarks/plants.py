@@ -163,7 +163,7 @@ def record_replicas(folder: str) -> None:
 
 def trace_places(folder: str) -> None:
     """Keep the place where this rank is, and whether a checkpoint is being written, in a file that outlives a SIGKILL."""
-    from tltrain import checkpoint, watch
+    from tltrain import checkpoint, run, staging, watch
 
     file = open(f"{folder}/place.rank{own_rank()}", "wb+", buffering=0)  # noqa: SIM115 (it stays open as long as the process)
     saving = {"now": False}
@@ -182,6 +182,12 @@ def trace_places(folder: str) -> None:
         finally:
             saving["now"] = False
 
+    def between(original: Any, *arguments: Any) -> Any:
+        put("- - change of stage")
+        return original(*arguments)
+
     put("- 0 start")
+    wrap(run, "hand_on", between)
+    wrap(staging, "_build", between)
     wrap(watch.Watch, "at", at)
     wrap(checkpoint, "save", save)

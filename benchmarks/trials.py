@@ -171,8 +171,21 @@ class Killed:
     problems: tuple[str, ...]
 
 
-def killed_run(trial: Trial, undisturbed: Path, num_kills: int, draw: random.Random, span_s: float) -> Killed:
-    """Kill a run at `num_kills` random moments, each start within `span_s` seconds of its first sign, then let it end.
+class Moments:
+    """When to kill: random moments of a start, whose length is learnt from those that ended before they were killed."""
+
+    def __init__(self, draw: random.Random, span_s: float) -> None:
+        self.draw, self.longest_s, self.span_s = draw, span_s, span_s / 2  # half of it is the start
+
+    def wait_s(self) -> float:
+        return self.draw.uniform(0, self.span_s)
+
+    def learn(self, came_too_late: bool) -> None:
+        self.span_s = 0.7 * self.span_s if came_too_late else min(1.1 * self.span_s, self.longest_s)
+
+
+def killed_run(trial: Trial, undisturbed: Path, num_kills: int, moments: Moments) -> Killed:
+    """Kill a run at up to `num_kills` random moments, then let it end.
 
     In a world of several, every other kill takes one process, and the others must end by themselves.
     """
@@ -181,8 +194,10 @@ def killed_run(trial: Trial, undisturbed: Path, num_kills: int, draw: random.Ran
     problems: list[str] = []
     traced = replace(trial, before="trace_places", arguments=(str(run.parent),))
     while len(places) < num_kills:
+        draw = moments.draw
         victims = range(trial.world) if trial.world == 1 or draw.random() < 0.5 else [draw.randrange(trial.world)]
-        place = _kill_once(traced, victims, draw.uniform(0, span_s))
+        place = _kill_once(traced, victims, moments.wait_s())
+        moments.learn(came_too_late=place is None)
         if place is None:  # it was quicker than the kill, and the run is finished
             break
         places.append(place + ("" if len(victims) == trial.world else f", rank {victims[0]} alone"))

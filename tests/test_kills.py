@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trials, world
-from benchmarks.trials import References
+from benchmarks.trials import Moments, References
 from benchmarks.world import Trial
 
 START = {"save_steps": 1, "timeout_minutes": 0.3}
@@ -24,16 +24,41 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> References:
 @pytest.mark.parametrize(("num", "num_kills"), [(1, 14), (2, 6)])
 def test_a_run_that_is_killed_again_and_again_ends_equal(num: int, num_kills: int, references: References, tmp_path: Path) -> None:
     """At most four kills a run, so that late moments are reached as well."""
-    draw, undisturbed, killed = random.Random(f"{trials.seed()} {num}"), references(num), 0
+    undisturbed, killed = references(num), 0
+    moments = Moments(random.Random(f"{trials.seed()} {num}"), references.seconds[num])
     for i in range(4 * num_kills):
         trial = Trial(trials.recipe(), str(tmp_path / f"{i}" / "run"), num, start=START)
-        result = trials.killed_run(trial, undisturbed, min(4, num_kills - killed), draw, references.seconds[num])
+        result = trials.killed_run(trial, undisturbed, min(4, num_kills - killed), moments)
         print("\n".join(result.places))
         assert result.problems == (), f"TLTRAIN_SEED={trials.seed()}"
         killed += len(result.places)
         if killed == num_kills:
             break
     assert killed == num_kills
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "number"),
+    [
+        ("folder", "claim", 1),
+        ("folder", "write_environment", 1),
+        ("checkpoint", "_write", 2),
+        ("files", "commit_folder", 3),
+        ("files", "remove_folder", 2),
+        ("run", "hand_on", 2),
+        ("staging", "_build", 3),
+        ("outputs", "write_test", 1),
+        ("folder", "write_outcome", 1),
+        ("outputs", "report", 1),
+    ],
+)
+def test_a_run_killed_at_the_worst_moments_ends_equal(
+    module: str, function: str, number: int, references: References, tmp_path: Path
+) -> None:
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), start=START)
+    assert world.run(replace(trial, before="faults.kill_in", arguments=(module, function, number))) == [-9], world.log(trial)
+    assert trials.unreadable(tmp_path / "run") == []
+    assert trials.differences(world.finish(trial), references(1)) == []
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
     console = Console(runtime.is_main)
     finished = folder.outcome(path)
     if finished.get("outcome") == "finished":
+        if runtime.is_main and not (path / "report.html").exists():  # it was killed in its last moment
+            outputs.report(path, console.say)
         console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
         return finished
     with Stop().listening() as stop:

@@ -232,9 +232,13 @@ class Zero(Spread):
     def close(self) -> None:
         super().close()
         if self.stage == 3:
-            from deepspeed.runtime.zero import parameter_offload
+            from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
             parameter_offload.FWD_MODULE_STACK.clear()  # its bottom is the whole network, which nothing else takes off
+            coordinator: Any = partitioned_param_coordinator.PartitionedParameterCoordinator
+            cached = getattr(coordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+            for cell in getattr(cached, "__closure__", None) or ():
+                getattr(cell.cell_contents, "cache_clear", int)()  # a cache around a method: it keeps every stage's engine alive
 
     def _link(self) -> None:
         """ZeRO-1 and 2 let parameters find their state once the first group has taken a step, when later groups have none yet."""

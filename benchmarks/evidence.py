@@ -1,0 +1,149 @@
+"""What a recipe's stages, views or teacher give: its variants over several seeds, paired by seed, for any recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.demo_gain import bootstrap, cpu_name, interval
+from tltrain import demo, options
+from tltrain.errors import UserError
+from tltrain.recipe import Recipe, Stage, validate
+
+VIEWS = (1, 4, 16, None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant over all seeds; accuracies are shares, paired differences are to the first variant."""
+
+    title: str
+    top1: list[float]
+    seconds: list[float]
+    difference: tuple[float, float, float] | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("question", choices=list(QUESTIONS), help="stages: against one fine-tune as long, and the head alone; "
+                        "views: of the first stage, 1, 4, 16 and fresh; distill: against the same student without its teacher")  # fmt: skip
+    parser.add_argument("recipe", help="a shipped name or a .yaml file")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1, of recipe and data (default: 5)")
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the runs (default: runs/evidence)")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.seeds < 2:
+        parser.error(f"--seeds is {arguments.seeds}; a spread needs at least 2")
+    try:
+        recipe, _ = options.parse("train", [arguments.recipe, *overrides])
+        variants = QUESTIONS[arguments.question](recipe)
+    except UserError as error:
+        parser.error(str(error))
+    out = arguments.out / f"{recipe.name}-{arguments.question}"
+    rows = run_all(variants, out, arguments.seeds)
+    about = describe(out / "seed-0" / next(iter(variants.values())).name, recipe, arguments.seeds)
+    file = out / "evidence.json"
+    file.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
+    print("\n".join([show(rows), "", *(f"{name:10} {value}" for name, value in about.items()), f"{'figures':10} {file}"]))
+
+
+def by_stages(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe, one fine-tune of everything as long as all its stages, and its first stage as long."""
+    if len(recipe.stages) < 2:
+        raise UserError(f"recipe {recipe.name} has one stage; there is nothing to compare its stages with")
+    whole, head = (_as_long(recipe, stage) for stage in (recipe.stages[-1], recipe.stages[0]))
+    names = f"{recipe.stages[-1].name} alone, as long", f"{recipe.stages[0].name} alone, as long"
+    return {"in stages": _named(recipe, "stages"), names[0]: _named(recipe, "whole", (whole,)), names[1]: _named(recipe, "head", (head,))}
+
+
+def by_views(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe with 1, 4, 16 and fresh views in its first stage; more than one are augmented as its last stage is, light at least."""
+    first, *rest = recipe.stages
+    augment = recipe.stages[-1].augment if recipe.stages[-1].augment != "none" else "light"
+    variants = {}
+    for views in VIEWS:
+        stage = first.model_copy(update={"views": views, "augment": "none" if views == 1 else augment})
+        title = "fresh views" if views is None else f"{views} view{'s' if views > 1 else ''}"
+        variants[title] = _named(recipe, f"views-{views or 'fresh'}", (stage, *rest))
+    return variants
+
+
+def by_teacher(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe, and the same without its teacher."""
+    if recipe.distill is None:
+        raise UserError(f"recipe {recipe.name} has no teacher; give one that distils, such as digits-distill")
+    return {"with its teacher": _named(recipe, "taught"), "alone": _named(recipe.model_copy(update={"distill": None}), "alone")}
+
+
+QUESTIONS: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {"stages": by_stages, "views": by_views, "distill": by_teacher}
+
+
+def _as_long(recipe: Recipe, stage: Stage) -> Stage:
+    """A stage that takes as many steps as the whole recipe."""
+    lengths: dict[str, list[float | None]] = {"epochs": [s.epochs for s in recipe.stages], "steps": [s.steps for s in recipe.stages]}
+    for unit, values in lengths.items():
+        given = [value for value in values if value is not None]
+        if len(given) == len(recipe.stages):
+            return stage.model_copy(update={"epochs": None, "steps": None, unit: sum(given)})
+    raise UserError(f"recipe {recipe.name} mixes epochs and steps, so that its length is not one number; give all stages the same")
+
+
+def _named(recipe: Recipe, name: str, stages: tuple[Stage, ...] | None = None) -> Recipe:
+    """A checked variant of a recipe."""
+    return validate(recipe.model_copy(update={"name": name, "stages": stages or recipe.stages}).model_dump(), f"variant {name}")
+
+
+def run_all(variants: dict[str, Recipe], out: Path, num_seeds: int) -> list[Row]:
+    """Train what is not finished yet, and read the figures."""
+    console = Console(highlight=False, soft_wrap=True)
+    top1: dict[str, list[float]] = {title: [] for title in variants}
+    seconds: dict[str, list[float]] = {title: [] for title in variants}
+    with demo.one_thread():
+        for seed in range(num_seeds):
+            for title, variant in variants.items():
+                data = variant.data.model_copy(update={"seed": seed})
+                path = out / f"seed-{seed}" / variant.name
+                with console.status(f"seed {seed}, {title}"):
+                    outcome, said = demo.run_quietly(variant.model_copy(update={"seed": seed, "data": data}), path)
+                if outcome != "finished":
+                    raise SystemExit(f"seed {seed}, {title}: {outcome}: {said}")
+                figures = demo.read_figures(path)
+                top1[title].append(figures["top1"])
+                seconds[title].append(figures["seconds"])
+            console.print(f"seed {seed}: {len(variants)} runs stand", markup=False)
+    base = next(iter(top1.values()))
+    differences = {t: None if v is base else bootstrap([a - b for a, b in zip(v, base, strict=True)]) for t, v in top1.items()}
+    return [Row(title, top1[title], seconds[title], differences[title]) for title in variants]
+
+
+def describe(run: Path, recipe: Recipe, num_seeds: int) -> dict[str, str]:
+    """What the figures were made with."""
+    versions = json.loads((run / "env.json").read_text(encoding="utf-8"))["versions"]
+    test = json.loads((run / "test_metrics.json").read_text(encoding="utf-8"))
+    names = ("tltrain", "python", "torch", "torchvision", "transformers", "numpy")
+    return {
+        "recipe": recipe.name,
+        "seeds": f"{num_seeds}, of recipe and data: each has its own {test['n']} test images, the same for all variants",
+        "hardware": f"{cpu_name()}, one thread of {os.cpu_count()} cores",
+        "versions": ", ".join(f"{name} {versions[name]}" for name in names),
+    }
+
+
+def show(rows: list[Row]) -> str:
+    """A Markdown table: percent of the test images, differences paired by seed."""
+    lines = [f"| variant | n | top-1, mean | sd | against {rows[0].title} (95 % interval) | seconds |", "|--|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        mean, sd = 100 * statistics.mean(row.top1), 100 * statistics.stdev(row.top1)
+        difference = interval(row.difference) if row.difference else ""
+        lines.append(f"| {row.title} | {len(row.top1)} | {mean:.1f} | {sd:.1f} | {difference} | {statistics.mean(row.seconds):.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,2 +1,0 @@
-from benchmarks.world import *  # noqa
-from benchmarks.world import _work  # noqa
