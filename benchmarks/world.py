@@ -10,11 +10,13 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ class Trial:
 
 def begin(trial: Trial) -> list[Any]:
     """Start a trial's processes."""
+    if trial.strategy.startswith("zero"):
+        build_operator()
     port = _free_port()
     processes = [CONTEXT.Process(target=_work, args=(trial, rank, port), daemon=False) for rank in range(trial.world)]
     for process in processes:
@@ -84,6 +88,7 @@ def log(trial: Trial) -> str:
 
 def _work(trial: Trial, rank: int, port: int) -> None:
     _own_output(trial, rank)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
     os.environ |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if trial.world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(trial.world), "LOCAL_WORLD_SIZE": str(trial.world)}
@@ -124,6 +129,14 @@ def _train(trial: Trial) -> int:
     flags: dict[str, Any] = {"workers": 0, "folder": Path(trial.folder)} | trial.start
     start = Start(**flags)
     return DONE.get(train(validate(trial.recipe, "trial"), start)["outcome"], 1)
+
+
+@lru_cache(maxsize=1)
+def build_operator() -> None:
+    """Compile what DeepSpeed needs on CPUs, once for this environment and before any trial: it can take longer than a trial may."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")  # two environments would rebuild it in turns
+    code = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=True, capture_output=True, timeout=600)
 
 
 def force_strategy(strategy: str, world: int) -> None:

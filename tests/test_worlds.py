@@ -149,3 +149,12 @@ def test_processes_that_do_not_form_a_world_are_refused(backend_given: bool, tmp
     assert world.run(trial) == [2, 2]
     assert "each of them is alone" in world.log(trial)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+def test_patience_ends_a_sharded_stage_and_not_the_run(strategy: str, tmp_path: Path) -> None:
+    early = HEAD | {"name": "early", "steps": 9, "lr": 1e-9, "patience": 1, "eval_epochs": 0.2}
+    run = world.finish(Trial(recipe("resnet-micro", stages=[early, ALL | {"steps": 2}]), str(tmp_path / "run"), 2, strategy))
+    ends = [row for row in read_rows(run) if row["kind"] == "stage_end"]
+    assert [(end["stage"], end["reason"]) for end in ends] == [("early", "early"), ("all", "finished")]
+    assert ends[0]["step"] < 9
