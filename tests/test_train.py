@@ -206,3 +206,32 @@ def test_smoke_runs_everything_in_miniature(tmp_path: Path) -> None:
     steps = {row["stage"]: row["step"] for row in read_rows(tmp_path / "run") if row["kind"] == "stage_end"}
     assert set(steps.values()) == {2}
     assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["n"] == recipe.data.eval_limit
+
+
+def test_the_loss_scale_of_fp16_goes_on_with_the_run(made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale that has grown is in the checkpoint, and the next start takes it up; a new stage begins with a fresh one."""
+    from tltrain import runtime
+    from tltrain.spread import Spread
+
+    made: Any = runtime.Accelerator
+    taken: list[float] = []
+
+    def with_scaler(**named: Any) -> Any:
+        accelerator = made(**named)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+        return accelerator
+
+    load_extra = Spread.load_extra
+
+    def recorded(self: Spread, saved: dict[str, Any]) -> None:
+        taken.append(saved["scaler"]["scale"])
+        load_extra(self, saved)
+
+    monkeypatch.setattr(runtime, "Accelerator", with_scaler)
+    monkeypatch.setattr(Spread, "load_extra", recorded)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert train(made_recipe(), Start(folder=tmp_path / "run", workers=0))["outcome"] == "stopped"
+    assert train(made_recipe(), Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
+    assert len(taken) == 1
+    assert taken[0] > 8.0

@@ -113,6 +113,16 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
+def unit_classes(chain: Chain) -> list[str]:
+    """Class names of the modules that are a whole block: FSDP's units."""
+    names = []
+    for block in chain.blocks:
+        module = chain.net.get_submodule(block.owns[0]) if block.owns[0] in dict(chain.net.named_modules()) else None
+        if module is not None and any(True for _ in module.children()):
+            names.append(type(module).__name__)
+    return list(dict.fromkeys(names))
+
+
 def _under(name: str, owns: tuple[str, ...]) -> bool:
     return any(name == path or name.startswith(path + ".") for path in owns)
 

@@ -195,7 +195,7 @@ class _Loop:
         """Hand everything that a checkpoint holds to `job.save`."""
         self.job.watch.at(self.job.stage.spec.name, progress.step, "save")
         progress = self._collect(progress)
-        self.job.save(State(progress, self.job.spread.weights(), best, self.job.spread.optimizer_state()))
+        self.job.save(State(progress, self.job.spread.weights(), best, self.job.spread.optimizer_state(), self.job.spread.extra()))
         return progress
 
     def settle(self) -> int:

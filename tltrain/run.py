@@ -99,14 +99,14 @@ def _fold(run: Run, stop: Stop) -> dict[str, Any]:
     teacher = run.teacher.chain.to(runtime.device) if run.teacher else None
     if teacher is not None and restored is None:
         _evaluate_teacher(run, teacher)
-    progress, weights, optimizer = state.progress, state.weights, state.optimizer
+    progress, weights = state.progress, state.weights
     for stage in run.plan[progress.stage :]:
-        fit, last = run_stage(run, stage, progress, weights, best, optimizer, teacher, stop)
+        fit, last = run_stage(run, stage, progress, weights, best, restored, teacher, stop)
         progress, best = fit.progress, fit.best
         if fit.reason not in ("finished", "early"):
             return _stopped(run, fit, best)
         weights = hand_on(run, stage, fit, last)
-        progress, optimizer = progress.next_stage(), None
+        progress, restored = progress.next_stage(), None
         run.save(State(progress, weights, best))
     if run.saver is not None:
         run.saver.wait()

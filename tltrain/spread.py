@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from tltrain.blocks import Chain, is_batch_norm
+from tltrain.blocks import Chain, is_batch_norm, unit_classes
 from tltrain.errors import UserError
 from tltrain.runtime import Runtime
 
@@ -100,6 +100,15 @@ class Spread:
         for name, parameter in self.chain.net.named_parameters():
             if name in saved:
                 optimizer.state[parameter] = {key: self._like(value, parameter, key) for key, value in saved[name].items()}
+
+    def extra(self) -> dict[str, Any]:
+        """The loss scale of fp16, where there is one."""
+        scaler = self.runtime.accelerator.scaler
+        return {} if scaler is None else {"scaler": scaler.state_dict()}
+
+    def load_extra(self, saved: dict[str, Any]) -> None:
+        if "scaler" in saved:
+            self.runtime.accelerator.scaler.load_state_dict(saved["scaler"])
 
     def close(self) -> None:
         """Leave nothing of this stage behind in Accelerate: a second prepare beside a first would track both."""
@@ -286,13 +295,3 @@ def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, cli
             "use accelerate_configs/ddp.yaml, or norm_stats: frozen"
         )
     return chosen(runtime, chain, optimizer, clip)
-
-
-def unit_classes(chain: Chain) -> list[str]:
-    """Class names of the modules that are a whole block: FSDP's units."""
-    names = []
-    for block in chain.blocks:
-        module = chain.net.get_submodule(block.owns[0]) if block.owns[0] in dict(chain.net.named_modules()) else None
-        if module is not None and any(True for _ in module.children()):
-            names.append(type(module).__name__)
-    return list(dict.fromkeys(names))

@@ -13,14 +13,14 @@ from tltrain import engine, stages
 from tltrain.backbones.card import write_weights
 from tltrain.batchnorm import share_statistics
 from tltrain.blocks import Chain, is_batch_norm
-from tltrain.checkpoint import Progress
+from tltrain.checkpoint import Progress, State
 from tltrain.data import class_weights
 from tltrain.data.loader import train_loader
 from tltrain.data.order import Stream, num_micro
 from tltrain.engine import Fit, Job, Objective
 from tltrain.runtime import Stop
 from tltrain.setup import Run
-from tltrain.spread import OptimizerState, Spread, spread
+from tltrain.spread import Spread, spread
 from tltrain.stages import PlannedStage
 
 
@@ -30,12 +30,12 @@ def run_stage(
     progress: Progress,
     weights: dict[str, Tensor],
     best: dict[str, Tensor] | None,
-    optimizer: OptimizerState | None,
+    restored: State | None,
     teacher: Chain | None,
     stop: Stop,
 ) -> tuple[Fit, dict[str, Tensor]]:
     """Build a stage from plain weights, train it, and leave nothing of it behind. Returns how it ended and its last weights."""
-    spreaded = _build(run, stage, weights, optimizer)
+    spreaded = _build(run, stage, weights, restored)
     job = _job(run, stage, spreaded, teacher, stop)
     fit = engine.fit(job, progress, best)
     last = spreaded.weights()
@@ -43,7 +43,7 @@ def run_stage(
     return fit, last
 
 
-def _build(run: Run, stage: PlannedStage, weights: dict[str, Tensor], optimizer: OptimizerState | None) -> Spread:
+def _build(run: Run, stage: PlannedStage, weights: dict[str, Tensor], restored: State | None) -> Spread:
     """A fresh chain with these weights, frozen and spread as the stage wants it."""
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
@@ -57,8 +57,9 @@ def _build(run: Run, stage: PlannedStage, weights: dict[str, Tensor], optimizer:
     chain.train()
     made = stages.make_optimizer(stages.parameter_groups(chain, stage), stage.spec)
     spreaded = spread(runtime, chain, made, stage.spec.clip)
-    if optimizer is not None:
-        spreaded.load_optimizer_state(optimizer)
+    if restored is not None and restored.optimizer is not None:
+        spreaded.load_optimizer_state(restored.optimizer)
+        spreaded.load_extra(restored.extra)
     spreaded.warm_up(run.student.preprocess.size)
     return spreaded
 
