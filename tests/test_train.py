@@ -210,14 +210,15 @@ def test_smoke_runs_everything_in_miniature(tmp_path: Path) -> None:
 
 def test_the_loss_scale_of_fp16_goes_on_with_the_run(made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale that has grown is in the checkpoint, and the next start takes it up; a new stage begins with a fresh one."""
+    from accelerate import Accelerator
+
     from tltrain import runtime
     from tltrain.spread import Spread
 
-    made: Any = runtime.Accelerator
     taken: list[float] = []
 
     def with_scaler(**named: Any) -> Any:
-        accelerator = made(**named)
+        accelerator = Accelerator(**named)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
         return accelerator
 
