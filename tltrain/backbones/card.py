@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tltrain import files
 from tltrain.errors import UserError
 
 
@@ -49,11 +50,11 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> 
     try:
         save_file(tensors, temporary, metadata={"format": "pt", "tltrain": json.dumps(asdict(card))})
         _order_header(temporary)
-        _sync(temporary)
+        files.sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    files.sync(path.parent)
 
 
 def read_card(path: str | Path) -> Card | None:
@@ -93,12 +94,3 @@ def _order_header(path: Path) -> None:
         assert len(ordered) == num_bytes, "the same JSON, in another order"
         file.seek(8)
         file.write(ordered)
-
-
-def _sync(path: Path) -> None:
-    """Force a file's bytes, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
