@@ -17,7 +17,7 @@ def signal_at(moment: str, name: str, rank: int = 0) -> None:
     from tltrain import checkpoint, engine, run
 
     places: dict[str, tuple[Any, str, int]] = {
-        "step": (engine, "mixed_images", 1),
+        "step": (engine, "mixed", 1),
         "evaluate": (engine, "predict", 2),
         "save": (checkpoint, "_write", 1),
         "between": (run, "hand_on", 1),
@@ -33,6 +33,24 @@ def signal_at(moment: str, name: str, rank: int = 0) -> None:
 
     if own_rank() == rank:
         wrap(owner, function, around)
+
+
+def signal_in_evaluation(number: int, rank: int, folder: str) -> None:
+    """Evaluation is slow, and in its batch number `number` (over all evaluations) one rank gets SIGTERM. Every rank writes a byte into a
+    file of its own for each batch that it evaluates."""
+    from tltrain import inference
+
+    file = open(f"{folder}/batches.rank{own_rank()}", "wb", buffering=0)  # noqa: SIM115 (it stays open as long as the process)
+    calls = iter(range(1, 10**9))
+
+    def around(original: Any, *arguments: Any) -> Any:
+        file.write(b".")
+        if next(calls) == number and own_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        return original(*arguments)
+
+    wrap(inference, "to_device", around)
 
 
 def kill_in(module: str, function: str, number: int) -> None:
@@ -59,7 +77,7 @@ def end_process(num_steps: int, rank: int, name: str) -> None:
         return original(*arguments)
 
     if own_rank() == rank:
-        wrap(engine, "mixed_images", around)
+        wrap(engine, "mixed", around)
 
 
 def kill_worker(num_steps: int, rank: int) -> None:
@@ -93,14 +111,44 @@ def nan_on(num_steps: int, rank: int) -> None:
 
 def fill_disk(num_steps: int, folder: str, num_left: int) -> None:
     """After a number of steps, fill the file system of `folder` with one file, but for `num_left` bytes."""
+    if own_rank() == 0:
+        after_steps(num_steps, lambda: _fill(folder, num_left))
 
-    def fill() -> None:
-        disk = os.statvfs(folder)
-        with open(f"{folder}/ballast", "wb") as file:
-            file.write(bytes(max(0, disk.f_bavail * disk.f_frsize - num_left)))
+
+def _fill(folder: str, num_left: int) -> None:
+    disk = os.statvfs(folder)
+    with open(f"{folder}/ballast", "wb") as file:
+        file.write(bytes(max(0, disk.f_bavail * disk.f_frsize - num_left)))
+
+
+def spoil_before(module: str, function: str, disk: str, how: str) -> None:
+    """Just before a function of tltrain, a file system becomes full or read-only."""
+
+    def around(original: Any, *arguments: Any, **named: Any) -> Any:
+        if how == "full":
+            _fill(disk, 0)
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        return original(*arguments, **named)
 
     if own_rank() == 0:
-        after_steps(num_steps, fill)
+        wrap(importlib.import_module(f"tltrain.{module}"), function, around)
+
+
+def full_metrics(number: int) -> None:
+    """From a start's row number `number` on, its metrics go to a device that is always full."""
+    from tltrain.tracking import Tracker
+
+    rows = iter(range(1, 10**9))
+
+    def around(original: Any, self: Tracker, row: dict[str, Any]) -> None:
+        if next(rows) == number:
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, self.file.fileno())
+            os.close(full)
+        original(self, row)
+
+    wrap(Tracker, "log", around)
 
 
 def make_read_only(num_steps: int, folder: str) -> None:
@@ -129,14 +177,14 @@ def unfreeze_after_wrapping(block: str) -> None:
     wrap(staging, "spread", around)
 
 
-def move_buffer(num_steps: int, rank: int, block: str) -> None:
-    """A buffer of a block changes on one rank alone."""
+def move_buffer(num_steps: int, rank: int | None, block: str) -> None:
+    """A buffer of a block changes on one rank alone, or, for None, on all alike."""
 
     def move(spreaded: Any) -> None:
         chain = spreaded.chain
         next(b for _, m in chain.modules_of(chain.index(block)) for b in m.buffers(recurse=False) if b.is_floating_point()).add_(1e-3)
 
-    if own_rank() == rank:
+    if rank in (None, own_rank()):
         after_train(num_steps, move)
 
 
@@ -151,6 +199,18 @@ def move_frozen(num_steps: int, block: str) -> None:
         _local(parameter).add_(1e-3)
 
     after_train(num_steps, move)
+
+
+def hold_block(block: str) -> None:
+    """The optimizer knows a block, and its learning rate is zero."""
+    from tltrain import engine
+
+    def around(original: Any, optimizer: Any, factor: float) -> None:
+        original(optimizer, factor)
+        for group in optimizer.param_groups:
+            group["lr"] *= group["name"].split("/")[0] != block
+
+    wrap(engine, "set_lr", around)
 
 
 def forget_block(block: str) -> None:

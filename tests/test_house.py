@@ -15,18 +15,21 @@ PACKAGE = ROOT / "tltrain"
 
 # Rows from the bottom up: a module imports only from lower rows, files of one folder import each other freely.
 ROWS = {
-    "__init__": -1, "errors": -1,
-    "recipe": 0, "files": 0,
+    "__init__": -1, "errors": -1, "files": -1,
+    "recipe": 0, "shards": 0,
     "blocks": 1, "data": 1, "losses": 1, "runtime": 1, "tracking": 1, "options": 1, "console": 1, "batchnorm": 1, "watch": 1,
     "calibration": 1,
     "backbones": 2, "stages": 2, "metrics": 2, "folder": 2, "pages": 2, "spread": 2,
     "store": 3, "checkpoint": 3, "plan": 3, "report": 3, "inference": 3, "guard": 3, "trained": 3,
-    "engine": 4, "outputs": 4, "setup": 4, "predict": 4, "preview": 4, "compare": 4,
-    "staging": 5, "predicted": 5,
-    "run": 6, "evaluate": 6, "export": 6, "doctor": 6,
-    "demo": 7, "api": 7,
-    "cli": 8,
-    "__main__": 9,
+    "engine": 4, "outputs": 4, "thrift": 4, "predict": 4, "preview": 4, "compare": 4,
+    "survey": 5, "predicted": 5,
+    "setup": 6,
+    "storing": 7,
+    "staging": 8,
+    "run": 9, "evaluate": 9, "export": 9, "doctor": 9,
+    "demo": 10, "api": 10, "stored": 10,
+    "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from tltrain.console import Console
 from tltrain.errors import UserError
 from tltrain.evaluate import evaluate
-from tltrain.inference import mixed_images
+from tltrain.inference import mixed
 from tltrain.options import Start
 from tltrain.recipe import Recipe, load
 from tltrain.run import train
@@ -194,10 +194,10 @@ def test_clip_bites(made_recipe: Made, tmp_path: Path) -> None:
 def test_cutmix_and_mixup_pixels() -> None:
     x, y = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros((2, 3, 4, 4), dtype=torch.uint8)
     box, lam = torch.tensor([[0, 0, 2, 2], [0, 0, 0, 0]]), torch.tensor([0.75, 0.25])
-    mixed = mixed_images({"image": x, "partner_image": y, "lam": lam, "box": box})
-    assert mixed[0, :, :2, :2].max() == 0.0
-    assert mixed[0].mean().item() == pytest.approx(0.75)
-    assert (mixed[1] == 0.25).all()
+    blended = mixed({"image": x, "partner_image": y, "lam": lam, "box": box})["image"]
+    assert blended[0, :, :2, :2].max() == 0.0
+    assert blended[0].mean().item() == pytest.approx(0.75)
+    assert (blended[1] == 0.25).all()
 
 
 def test_smoke_runs_everything_in_miniature(tmp_path: Path) -> None:

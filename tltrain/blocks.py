@@ -6,12 +6,15 @@ this list; no other module knows a ResNet from a ViT.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tltrain.errors import UserError
 
@@ -27,6 +30,8 @@ class Block:
     """Module or parameter paths of the net; every parameter and buffer belongs to exactly one block."""
     step: Callable[[nn.Module, Tensor], Tensor]
     """(net, x) -> x."""
+    channels_last: tuple[str, ...] = ()
+    """Types of devices whose convolutions in it are faster where images (B, C, H, W) lie with channels last (benchmarks/layouts.py)."""
 
 
 class Chain(nn.Module):
@@ -46,6 +51,8 @@ class Chain(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.training_from = 0  # the first block that trains
         self.norm_stats = True  # whether BatchNorm of training blocks updates its statistics
+        self.recompute = False  # whether the activations of training blocks are computed again in backward
+        self.faster_last = frozenset(device for block in blocks for device in block.channels_last)
         _check_owned_once(net, self.blocks)
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -56,16 +63,31 @@ class Chain(nn.Module):
         """
         if start == 0:
             x = self.normalise(x)
-        for block in self.blocks[start:stop]:
-            x = block.step(self.net, x)
+        elif x.ndim == 4:  # wherever it comes from, it has one layout, and so the same kernels and the same bits
+            x = x.contiguous(memory_format=self.layout)
+        for i, block in enumerate(self.blocks[start:stop], start):
+            if self.recompute and i >= self.training_from and torch.is_grad_enabled():
+                again = partial(_statistics_once, [m for _, m in self.modules_of(i)])
+                x = checkpoint(block.step, self.net, x, use_reentrant=False, context_fn=again)
+            else:
+                x = block.step(self.net, x)
         return x
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether images and the weights of convolutions lie with channels last: a matter of the family and of the device."""
+        return next(self.net.parameters()).device.type in self.faster_last
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def normalise(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or floats in [0, 1], to the net's input; in at least fp32, then in the net's own dtype."""
+        """Images (B, 3, H, W), uint8 or floats in [0, 1], to the net's input; in at least fp32, then in the net's dtype and layout."""
         x = x.float() / 255 if x.dtype == torch.uint8 else x.to(torch.promote_types(x.dtype, torch.float32))
         mean = torch.tensor(self.mean, dtype=x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
-        return ((x - mean) / std).to(next(self.net.parameters()).dtype)
+        return ((x - mean) / std).to(next(self.net.parameters()).dtype).contiguous(memory_format=self.layout)
 
     def freeze(self, first: int, norm_stats: bool) -> Self:
         """Blocks before `first` are frozen, the rest train. Frozen means no gradients and eval mode.
@@ -111,6 +133,30 @@ class Chain(nn.Module):
 
 def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _statistics_once(
+    modules: Sequence[nn.Module],
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts of a block's forward and of its repetition in backward."""
+    return contextlib.nullcontext(), _spared_statistics(modules)
+
+
+@contextlib.contextmanager
+def _spared_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """BatchNorm normalises by the statistics of the batch as it did the first time, and moves copies of its running ones.
+
+    Without any (track_running_stats False) autograd would save fewer tensors than the first time, which checkpoint refuses.
+    """
+    buffers = [m._buffers for m in modules if is_batch_norm(m) and m.training]
+    own = [dict(each) for each in buffers]
+    try:
+        for each in buffers:
+            each.update({name: None if tensor is None else tensor.clone() for name, tensor in each.items()})
+        yield
+    finally:
+        for each, tensors in zip(buffers, own, strict=True):
+            each.update(tensors)
 
 
 def unit_classes(chain: Chain) -> list[str]:

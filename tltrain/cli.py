@@ -208,6 +208,33 @@ def demo(words: Sequence[str]) -> int:
     return _exit_code(run_demo(arguments.out, arguments.seed))
 
 
+def store(words: Sequence[str]) -> int:
+    """List, verify or clear what was computed once and kept: features, teachers' logits, base images."""
+    parser = _parser("store", store)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ls|verify|clear")
+    ls = verbs.add_parser("ls", help="one line for each store, the one unused for longest first")
+    ls.add_argument("--json", action="store_true", help="for programs")
+    verify = verbs.add_parser("verify", help="every shard's checksum, and random rows computed again")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="stores, as ls names them (default: all)")
+    verify.add_argument("--rows", type=int, default=64, help="rows of each that are computed again; 0: checksums alone (default: 64)")
+    verify.add_argument("--seed", type=int, default=0, help="draws them (default: 0)")
+    clear = verbs.add_parser("clear", help="delete stores that nobody uses")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="stores, as ls names them")
+    clear.add_argument("--all", action="store_true", dest="everything", help="all of them")
+    arguments = parser.parse_args(words)
+    if arguments.verb == "verify" and arguments.rows < 0:
+        raise UserError(f"--rows is {arguments.rows}; it must be at least 0")
+    if arguments.verb == "clear" and arguments.everything == bool(arguments.names):
+        raise UserError("tltrain store clear takes names of stores (`tltrain store ls`), or --all for every one, and not both")
+    from tltrain import stored
+
+    if arguments.verb == "ls":
+        return stored.show(arguments.json)
+    if arguments.verb == "verify":
+        return stored.verify(arguments.names, arguments.rows, arguments.seed)
+    return stored.clear(arguments.names)
+
+
 def launch(words: Sequence[str]) -> int:
     """Start a run on all GPUs of this machine, or on a Slurm cluster; look at it, and cancel it."""
     from launcher.cli import main as launcher_main
@@ -224,7 +251,7 @@ def doctor(words: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "plan": plan, "preview": preview, "evaluate": evaluate, "report": report, "compare": compare, "predict": predict,
-    "export": export, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
+    "export": export, "store": store, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
 }  # fmt: skip
 
 

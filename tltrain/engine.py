@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tltrain import metrics
-from tltrain.blocks import Chain
 from tltrain.checkpoint import Best, Progress, State
 from tltrain.console import Console, clock
 from tltrain.data.order import key
 from tltrain.guard import Guard
-from tltrain.inference import Batch, mixed_images, predict, to_device
+from tltrain.inference import TEACHER, Batch, Entry, Frozen, Interrupted, mixed, on_device, predict
 from tltrain.losses import cross_entropy, distillation
 from tltrain.recipe import Recipe
 from tltrain.runtime import Agreement, Runtime, Stop
@@ -45,17 +43,16 @@ class Objective:
     recipe: Recipe
     smoothing: float
     class_weights_K: Tensor | None = None
-    teacher: Chain | None = None
+    teacher: Frozen | None = None
 
-    def __call__(self, logits_BK: Tensor, images: Tensor, batch: Batch, autocast: Callable[[], Any]) -> Tensor:
-        """Loss (B,) of logits for (possibly mixed) images."""
+    def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
+        """Loss (B,) of logits for a batch of (possibly mixed) images; what the teacher says of them is asked where the batch lacks it."""
         loss_B = cross_entropy(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
         if "partner_label" in batch:
             other_B = cross_entropy(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
             loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
         if self.teacher is not None and self.recipe.distill is not None:
-            with torch.no_grad(), autocast():
-                teacher_BK = self.teacher(images)
+            teacher_BK = batch[TEACHER] if TEACHER in batch else self.teacher(batch["image"])
             kl_B = distillation(logits_BK, teacher_BK, self.recipe.distill.temperature)
             loss_B = (1 - self.recipe.distill.weight) * loss_B + self.recipe.distill.weight * kl_B
         return loss_B
@@ -70,10 +67,12 @@ class Job:
     runtime: Runtime
     spread: Spread
     objective: Objective
-    batches: Callable[[int], DataLoader[Batch]]
+    entry: Entry
+    batches: Callable[[int], Iterable[Batch]]
     """From a step on: num_micro micro-batches of this rank for each step."""
     num_micro: int
-    val: DataLoader[Batch] | None
+    val: Iterable[Batch] | None
+    val_entry: Entry
     num_classes: int
     stop: Stop
     log: Callable[[dict[str, Any]], None]
@@ -114,14 +113,17 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
             evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
             saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
             job.watch.at(stage.spec.name, step, "agree")
-            facts = [int(job.stop.signal is not None), int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
+            facts = [job.stop.asked, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
             sums = agreement.now(facts) if evaluates or saves or step == stage.num_steps else agreement.swap(facts)
             if sums[BAD]:
                 raise loop.not_finite()
             if sums[ERROR]:
                 raise SaveFailed("a checkpoint could not be written")
             if evaluates and not sums[STOP]:
-                progress, best = loop.evaluate(progress, best)
+                try:
+                    progress, best = loop.evaluate(progress, best, lambda: agreement.swap([job.stop.asked, 0, 0, 0])[STOP] > 0)
+                except Interrupted:
+                    sums[STOP] = 1
             progress = replace(progress, seconds=seconds_before + clock() - began)
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
@@ -135,7 +137,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
                 guard.replicas(step)
                 guard.finish(job.spread.weights(), step - first, adaptive=stage.spec.optimizer == "adamw")
                 return Fit(progress, best, "finished" if step == stage.num_steps else "early")
-            batches = batches or iter(job.batches(step))
+            batches = batches or on_device(job.batches(step), job.runtime.device)
             job.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
             if step <= first + 1 or progress.step % job.check_steps == 0:  # a new head is zero: the first step has no gradient below it
@@ -160,12 +162,11 @@ class _Loop:
         set_lr(job.spread.optimizer, stage.lr_factor(step))
         share = torch.zeros((), device=runtime.device)
         for micro in range(job.num_micro):
-            batch = to_device(next(batches), runtime.device)
+            batch = mixed(next(batches))
             torch.manual_seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
             last = micro == job.num_micro - 1
             with job.spread.accumulating(last):
-                images = mixed_images(batch)
-                loss_B = job.objective(job.spread.model(images), images, batch, runtime.accelerator.autocast)
+                loss_B = job.objective(job.spread.model(*job.entry(batch)), batch)
                 loss = (loss_B * batch["weight"]).sum() / stage.batch
                 job.spread.backward(loss * runtime.world, last)  # gradients are averaged over processes
             share = share + loss.detach()
@@ -175,12 +176,14 @@ class _Loop:
         progress = replace(progress, step=step + 1, evaluated=False)
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
 
-    def evaluate(self, progress: Progress, best: dict[str, Tensor] | None) -> tuple[Progress, dict[str, Tensor] | None]:
-        """Val at this position: its row, and the best weights so far."""
+    def evaluate(
+        self, progress: Progress, best: dict[str, Tensor] | None, asked: Callable[[], bool]
+    ) -> tuple[Progress, dict[str, Tensor] | None]:
+        """Val at this position: its row, and the best weights so far. Raises Interrupted where `asked` says so, with nothing changed."""
         job, select = self.job, self.job.recipe.select
         assert job.val is not None
         job.watch.at(job.stage.spec.name, progress.step, "evaluate")
-        figures = metrics.summary(predict(job.runtime, job.spread.model, job.val), job.num_classes)
+        figures = metrics.summary(predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=asked), job.num_classes)
         better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
             best = job.spread.weights()

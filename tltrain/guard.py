@@ -24,12 +24,14 @@ class Guard:
     def __init__(self, runtime: Runtime, spread: Spread) -> None:
         self.runtime, self.spread, self.chain = runtime, spread, spread.chain
         self.frozen = _checksums(self.chain, trained=False)
+        self.buffers = _checksums(self.chain, trained=True, parameters=False)
 
     def replicas(self, step: int) -> None:
-        """Raise Broken, on every process, where a block's parameters or buffers differ between processes. Collective."""
-        if self.runtime.world == 1 or not self.spread.replicated:
+        """Raise Broken, on every process, where what each of them has whole of a training block differs between processes: its
+        parameters, unless they are sharded, and its buffers, which no strategy shards. Collective."""
+        if self.runtime.world == 1:
             return
-        sums_RN2 = self.runtime.gather(_checksums(self.chain, trained=True).unsqueeze(0))
+        sums_RN2 = self.runtime.gather(_checksums(self.chain, trained=True, parameters=self.spread.replicated).unsqueeze(0))
         differs_N = (sums_RN2 != sums_RN2[:1]).any(2).any(0)
         if differs_N.any():
             block = self.chain.blocks[int(differs_N.nonzero()[0])].name
@@ -37,7 +39,8 @@ class Guard:
             raise Broken(f"after step {step} block {block} is not the same on all processes (ranks {ranks} differ from rank 0)")
 
     def finish(self, last: dict[str, Tensor], num_steps: int, adaptive: bool) -> None:
-        """At the end of a stage: frozen tensors are untouched, and every block that should train has changed. Collective.
+        """At the end of a stage: frozen tensors are untouched, statistics that do not train as well, and every block that should train
+        has changed. Collective.
 
         last: the weights after the `num_steps` steps of this start (complete on process 0). adaptive: the optimizer's step does not
         vanish with the gradient. A block whose gradient was exactly zero may stay: its optimizer state says so.
@@ -47,6 +50,10 @@ class Guard:
         if changed.any():
             block = self.chain.blocks[int(changed.nonzero()[0])].name
             raise Broken(f"block {block} is frozen in this stage, and changed")
+        moved = (_checksums(self.chain, trained=True, parameters=False) != self.buffers).any(1)
+        if moved.any() and not self.chain.norm_stats:
+            block = self.chain.blocks[int(moved.nonzero()[0])].name
+            raise Broken(f"the statistics of block {block} are frozen in this stage, and changed")
         still = self.runtime.share(self._unchanged(last) if adaptive and num_steps >= 2 else [])
         if not still:
             return
@@ -68,15 +75,15 @@ class Guard:
         return all(m is not None and not m.any() for m in moments)
 
 
-def _checksums(chain: Chain, trained: bool) -> Tensor:
+def _checksums(chain: Chain, trained: bool, parameters: bool = True) -> Tensor:
     """(blocks, 2) int64: of each block's trained (or frozen) tensors as they lie on this process, two sums over their bits, the
-    second weighted by position so that swapped values show. Zero for a block with none."""
+    second weighted by position so that swapped values show. Zero for a block with none. parameters: False for its buffers alone."""
     rows = []
     for i in range(len(chain.blocks)):
         total = torch.zeros(2, dtype=torch.int64, device=next(chain.parameters()).device)
         if (i >= chain.training_from) == trained:
             buffers = (b for name, module in chain.modules_of(i) for b in module.buffers(recurse=False))
-            for tensor in (*(p for _, p in chain.parameters_of(i)), *buffers):
+            for tensor in (*(p for _, p in chain.parameters_of(i) if parameters), *buffers):
                 total = total + _sums(_local(tensor))
         rows.append(total)
     return torch.stack(rows)

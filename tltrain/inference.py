@@ -2,49 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from tltrain.blocks import Chain
 from tltrain.losses import full_precision
 from tltrain.metrics import Predictions
 from tltrain.runtime import Runtime
 
 Batch = dict[str, Tensor]
+FEATURES, TEACHER = "features", "teacher"
+"""What a batch holds beside, or in place of, its images: what a frozen prefix, or a teacher, says of them."""
 
 
-def predict(runtime: Runtime, model: nn.Module, loader: DataLoader[Batch], temperature: float = 1.0) -> Predictions:
+class Interrupted(Exception):
+    """Somebody asked all processes to stop, in the middle of a split."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What does not change in a stage: the first blocks of a student, or a whole teacher.
+
+    Its output is rounded to one dtype, and computed in chunks of one size, the last padded: what it says of an image depends
+    neither on the images beside it nor on when it is asked, and a stored answer is bit for bit the one computed now.
+    """
+
+    chain: Chain
+    stop: int | None
+    """The first block that it does not run; None runs all."""
+    dtype: torch.dtype | None
+    """None leaves what comes out as it is."""
+    chunk: int | None
+    """None runs a batch as it is: for answers that nobody could store."""
+    autocast: Callable[[], AbstractContextManager[None]]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), uint8 or floats in [0, 1] -> (B, ...)."""
+        with torch.no_grad(), self.autocast():
+            if self.chunk is None:
+                out = self.chain.forward(images, stop=self.stop)
+            else:
+                parts = [self._padded(part, self.chunk) for part in images.split(self.chunk)]
+                out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return out.to(self.dtype).contiguous()
+
+    def _padded(self, part: Tensor, chunk: int) -> Tensor:
+        n = len(part)
+        if n < chunk:
+            part = torch.cat([part, part.new_zeros((chunk - n, *part.shape[1:]))])
+        return self.chain.forward(part, stop=self.stop)[:n]  # not through a call, which may be compiled for training
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where batches enter a model: as images at its first block, or behind a frozen prefix."""
+
+    prefix: Frozen | None = None
+    cut: int = 0
+    """The first block behind the prefix."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        """(what the model is given, the block it starts with)."""
+        if FEATURES in batch:
+            return batch[FEATURES], self.cut
+        images = batch["image"]
+        return (images, 0) if self.prefix is None else (self.prefix(images), self.cut)
+
+
+def predict(
+    runtime: Runtime,
+    model: nn.Module,
+    loader: Iterable[Batch],
+    temperature: float = 1.0,
+    entry: Entry = Entry(),
+    asked: Callable[[], bool] | None = None,
+) -> Predictions:
     """Predictions of a model for a split, gathered over processes; samples that only fill up the last batches are dropped.
 
-    temperature: of the calibrated confidence; the rest is what the model itself says.
+    temperature: of the calibrated confidence; the rest is what the model itself says. asked: called before each batch, by all
+    processes alike; True raises Interrupted.
     """
-    rows_N8 = _gathered(runtime, model, loader, partial(_row, temperature))
+    rows_N8 = _gathered(runtime, model, loader, partial(_row, temperature), entry, asked)
     index, label, predicted = (rows_N8[:, i].astype(np.int64) for i in (0, 2, 3))
     return Predictions(index, label, predicted, rows_N8[:, 4], rows_N8[:, 5], rows_N8[:, 6] > 0, rows_N8[:, 7], temperature)
 
 
-def logits(runtime: Runtime, model: nn.Module, loader: DataLoader[Batch]) -> tuple[np.ndarray, np.ndarray]:
+def logits(runtime: Runtime, model: nn.Module, loader: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
     """(logits (N, K) float64, labels (N,) int64) of a model for a split, gathered as in `predict`."""
     rows_NC = _gathered(runtime, model, loader, _logits_row)
     return rows_NC[:, 3:], rows_NC[:, 2].astype(np.int64)
 
 
-def _gathered(runtime: Runtime, model: nn.Module, loader: DataLoader[Batch], row: Callable[[Tensor, Batch], Tensor]) -> np.ndarray:
+def _gathered(
+    runtime: Runtime,
+    model: nn.Module,
+    loader: Iterable[Batch],
+    row: Callable[[Tensor, Batch], Tensor],
+    entry: Entry = Entry(),
+    asked: Callable[[], bool] | None = None,
+) -> np.ndarray:
     """One row a sample, ordered by position. row: (logits, batch) to (B, C) float64 that begins with index and weight."""
     training = model.training
     model.eval()
     columns: list[Tensor] = []
-    with torch.no_grad():
-        for cpu_batch in loader:
-            batch = to_device(cpu_batch, runtime.device)
-            with runtime.accelerator.autocast():
-                logits_BK = model(batch["image"])
-            columns.append(row(full_precision(logits_BK), batch))
-    model.train(training)
+    try:
+        with torch.no_grad():
+            for cpu_batch in loader:
+                if asked is not None and asked():
+                    raise Interrupted
+                batch = to_device(cpu_batch, runtime.device)
+                given = entry(batch)
+                with runtime.accelerator.autocast():
+                    logits_BK = model(*given)
+                columns.append(row(full_precision(logits_BK), batch))
+    finally:
+        model.train(training)
     rows_NC = runtime.gather(torch.cat(columns)).cpu().numpy()
     rows_NC = rows_NC[rows_NC[:, 1] > 0]
     return rows_NC[np.argsort(rows_NC[:, 0], kind="stable")]
@@ -67,19 +145,40 @@ def _logits_row(logits_BK: Tensor, batch: Batch) -> Tensor:
     return torch.cat([torch.stack([batch[name].double() for name in ("index", "weight", "label")], dim=1), logits_BK.double()], dim=1)
 
 
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on the device; on a GPU the next one travels while this one is worked on."""
+    if device.type != "cuda":
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    source, side, here = iter(batches), torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def fetch() -> Batch | None:
+        with torch.cuda.stream(side):
+            batch = next(source, None)
+            return None if batch is None else to_device(batch, device)
+
+    coming = fetch()
+    while coming is not None:
+        here.wait_stream(side)
+        batch = coming
+        for tensor in batch.values():
+            tensor.record_stream(here)  # its memory is not given to the side stream again before it was read here
+        coming = fetch()
+        yield batch
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def mixed_images(batch: Batch) -> Tensor:
-    """The images the net and the teacher see: as loaded (uint8), or mixed with their partners (floats in [0, 1])."""
-    x_BCHW = batch["image"]
+def mixed(batch: Batch) -> Batch:
+    """The batch with the images that the net and the teacher see: as loaded (uint8), or mixed with their partners (floats in [0, 1])."""
     if "partner_image" not in batch:
-        return x_BCHW
-    x_BCHW, y_BCHW = x_BCHW.float() / 255, batch["partner_image"].float() / 255
+        return batch
+    x_BCHW, y_BCHW = batch["image"].float() / 255, batch["partner_image"].float() / 255
     lam = batch["lam"].view(-1, 1, 1, 1)
     top, left, bottom, right = (batch["box"][:, i].view(-1, 1, 1, 1) for i in range(4))
     rows = torch.arange(x_BCHW.shape[2], device=x_BCHW.device).view(1, 1, -1, 1)
     columns = torch.arange(x_BCHW.shape[3], device=x_BCHW.device).view(1, 1, 1, -1)
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    return torch.where(bottom > top, torch.where(inside, y_BCHW, x_BCHW), lam * x_BCHW + (1 - lam) * y_BCHW)
+    return {**batch, "image": torch.where(bottom > top, torch.where(inside, y_BCHW, x_BCHW), lam * x_BCHW + (1 - lam) * y_BCHW)}

@@ -24,6 +24,9 @@ LEAST = {
     "check_steps": 1,
     "timeout_minutes": 0.01,
     "stale_seconds": 0,
+    "store_device_gb": 0,
+    "store_memory_gb": 0,
+    "store_disk_gb": 0,
 }
 
 
@@ -35,6 +38,10 @@ class Start:
     """The run folder; the default is runs/NAME of the recipe. The same command again resumes it."""
     max_device_batch: int | None = None
     """Largest micro-batch one device holds; a larger share of the batch is accumulated. A resumed run keeps its own; new runs take 128."""
+    recompute: bool = False
+    """Compute activations of training blocks again in backward: less memory, about a third more time, the same result bit for bit."""
+    compile: bool = False
+    """Compile each stage's network by torch.compile: faster after a minute or so of compiling; the result differs by rounding."""
     workers: int | None = None
     """Data workers per process; the default is 0 for data in memory, else the processor cores divided by the processes, at most 8."""
     save_minutes: float = 10.0
@@ -59,10 +66,24 @@ class Start:
     """The group there; the default is the recipe's name, so that its seeds stand together."""
     wandb_weights: bool = False
     """Also upload the best weights as an artifact; a student's has its teacher's as its input."""
+    store: Literal["auto", "always", "never"] = "auto"
+    """Compute what is frozen once and keep it: where that saves time, always, or never. The result is the same, bit for bit."""
+    store_images: Literal["auto", "always", "never"] = "auto"
+    """Keep decoded and resized images on the disk, as above."""
+    store_device_gb: float | None = None
+    """Largest store that is read from the GPU's memory, GB; the default is a quarter of what is free."""
+    store_memory_gb: float | None = None
+    """Largest store that is read from host memory, GB a process; the default is half of what is free, over the machine's processes."""
+    store_disk_gb: float | None = None
+    """All stores together on the disk, GB; beyond it the one unused for longest goes. The default is half of what is free or theirs."""
     smoke: bool = False
     """Run everything for real in miniature: two steps a stage, one batch of evaluation."""
 
     def __post_init__(self) -> None:
+        if self.compile and self.recompute:
+            raise UserError(
+                "--compile and --recompute exclude each other: a compiled network chooses itself what it computes again; drop one"
+            )
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -12,12 +12,16 @@ from rich.text import Text
 
 from tltrain import stages
 from tltrain.blocks import Chain
+from tltrain.console import size
 from tltrain.recipe import Recipe
 from tltrain.stages import PlannedStage
 
 
-def render(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: int, num_micro: int, data: str) -> Group:
-    """The table that `tltrain plan` prints and plan.txt keeps. `data` is one line about the images."""
+def render(
+    recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: int, num_micro: int, data: str, stored: Sequence[str]
+) -> Group:
+    """The table that `tltrain plan` prints and plan.txt keeps. data: lines about the images. stored: a line for each thing that is, or is
+    not, computed once."""
     title = Text(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("block")
@@ -32,10 +36,11 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: in
     table.add_row("trains", f"{total:,}", *(f"{stages.trainable(chain, s):,}" for s in plan), style="bold")
     table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
     table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
-    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {_bytes(stages.state_bytes(chain, s))}" for s in plan))
+    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(stages.state_bytes(chain, s))}" for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
     table.add_row("views", "", *(_views(s) for s in plan))
-    return Group(table, Text("\n".join(["", data, *_batch_lines(recipe, chain, plan, world, num_micro)])))
+    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *(f"store   {line}" for line in stored)]
+    return Group(table, Text("\n".join(["", *lines])))
 
 
 def text(renderable: Group) -> str:
@@ -74,12 +79,3 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], wor
     if recipe.distill is not None:
         lines.append(f"distil  {recipe.distill.weight:g} x KL at T = {recipe.distill.temperature:g}, the rest cross entropy")
     return lines
-
-
-def _bytes(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"

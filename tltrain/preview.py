@@ -20,7 +20,7 @@ from tltrain.data import Images, Split, open_images
 from tltrain.data.order import Item, Stream
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
-from tltrain.inference import mixed_images
+from tltrain.inference import mixed
 from tltrain.recipe import Augment, Recipe
 from tltrain.stages import PlannedStage
 
@@ -114,7 +114,7 @@ def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augmen
 
 def _batch(views: Views, items: Sequence[Item]) -> np.ndarray:
     """(B, size, size, 3) uint8, mixed where items say so, by the code that mixes in training."""
-    x_BCHW = mixed_images(default_collate([views[item] for item in items]))
+    x_BCHW = mixed(default_collate([views[item] for item in items]))["image"]
     if x_BCHW.is_floating_point():
         x_BCHW = (255 * x_BCHW).round().byte()
     return x_BCHW.permute(0, 2, 3, 1).numpy()

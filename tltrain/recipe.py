@@ -89,6 +89,8 @@ class Distill(_Model):
     """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
     weight: float = Field(0.9, ge=0, le=1)
     """Share of the KL term; the cross entropy with the labels has the rest."""
+    logits: Literal["float16", "float32"] = "float16"
+    """What the teacher's logits are rounded to, stored or not."""
 
 
 class Stage(_Model):

@@ -25,7 +25,8 @@ from tltrain.options import Start, run_path
 from tltrain.recipe import Recipe
 from tltrain.runtime import Runtime, Stop
 from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
-from tltrain.staging import hand_on, run_stage
+from tltrain.staging import hand_on, on_device, run_stage
+from tltrain.storing import base_images
 from tltrain.tracking import Mirror, Tracker
 from tltrain.trained import read_recipe
 
@@ -96,10 +97,20 @@ def _fold(run: Run, stop: Stop) -> dict[str, Any]:
     state = restored or State(Progress(), {name: t.clone() for name, t in run.student.chain.net.state_dict().items()})
     best = state.best or (state.weights if state.progress.best else None)
     _announce(run, restored)
-    teacher = run.teacher.chain.to(runtime.device) if run.teacher else None
+
+    def asked(where: str) -> bool:
+        run.watch.at("", 0, f"fill {where} of base images")
+        return stop.signal is not None
+
+    with base_images(run, asked):
+        return _stages(run, state, best, restored, stop)
+
+
+def _stages(run: Run, state: State, best: dict[str, Tensor] | None, restored: State | None, stop: Stop) -> dict[str, Any]:
+    runtime, progress, weights = run.runtime, state.progress, state.weights
+    teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
     if teacher is not None and restored is None:
         _evaluate_teacher(run, teacher)
-    progress, weights = state.progress, state.weights
     for stage in run.plan[progress.stage :]:
         fit, last = run_stage(run, stage, progress, weights, best, restored, teacher, stop)
         progress, best = fit.progress, fit.best
@@ -112,14 +123,16 @@ def _fold(run: Run, stop: Stop) -> dict[str, Any]:
         run.saver.wait()
     chain = run.student.chain
     chain.net.load_state_dict(weights)
-    return _finish(run, chain.to(runtime.device), weights, progress)
+    return _finish(run, on_device(chain, runtime.device), weights, progress)
 
 
 def _announce(run: Run, restored: State | None) -> None:
     """Say and write down where this start begins."""
     runtime, plan_ = run.runtime, run.plan
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
-    table = plan.render(run.recipe, run.student.chain, plan_, runtime.world, micro, describe_data(run.images, run.student))
+    table = plan.render(
+        run.recipe, run.student.chain, plan_, runtime.world, micro, describe_data(run.images, run.student), run.choices.lines()
+    )
     if not runtime.is_main:
         return
     origin = list(restored.progress.order) if restored else None

@@ -47,6 +47,8 @@ class Runtime:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.precision = self.accelerator.device, str(self.accelerator.mixed_precision)
         self.is_main = self.rank == 0
+        self.local_rank = self.accelerator.local_process_index
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world)
         scaler = self.accelerator.scaler
         self.fresh_scaler = None if scaler is None else scaler.state_dict()
         if self.world != expected or (expected > 1 and self.accelerator.distributed_type == DistributedType.NO):
@@ -129,6 +131,11 @@ class Stop:
     def __init__(self) -> None:
         self.signal: str | None = None
         self.since = 0.0
+
+    @property
+    def asked(self) -> int:
+        """1 where somebody did, as a fact to agree on."""
+        return int(self.signal is not None)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:

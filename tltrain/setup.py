@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -15,6 +16,7 @@ from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
 from tltrain.data import Images, Split, open_images, outline_images
+from tltrain.data.bases import Bases
 from tltrain.data.loader import eval_loader
 from tltrain.data.order import num_micro
 from tltrain.data.views import Views
@@ -23,9 +25,11 @@ from tltrain.options import Start
 from tltrain.recipe import Augment, Recipe
 from tltrain.runtime import Runtime, Stop
 from tltrain.stages import PlannedStage
+from tltrain.survey import Choices, Machine, survey
 from tltrain.tracking import Tracker
 from tltrain.watch import Watch
 
+T = TypeVar("T")
 TAKEN_OVER = "a newer start"
 DEVICE_BATCH = 128  # images one device holds, unless --max-device-batch says otherwise
 
@@ -43,11 +47,14 @@ class Run:
     student: Loaded
     teacher: Loaded | None
     plan: Sequence[PlannedStage]
+    choices: Choices
     device_batch: int
     generation: int
     watch: Watch
     saver: Saver | None
     tracker: Tracker | None = None
+    bases: dict[str, Bases] = field(default_factory=dict)
+    """Stores of base images, by split."""
 
     def save(self, state: State) -> None:
         """Hand a checkpoint to the background writer of process 0."""
@@ -63,7 +70,7 @@ class Run:
 
     def views(self, split: Split, augment: Augment = "none") -> Views:
         data = self.recipe.data
-        return Views(split, self.student.preprocess, augment, data.flip, data.seed)
+        return Views(split, self.student.preprocess, augment, data.flip, data.seed, self.bases.get(split.name))
 
     def eval_batches(self, split: Split) -> Any:
         runtime = self.runtime
@@ -76,12 +83,15 @@ class Run:
 
     @property
     def workers(self) -> int:
-        """Data workers of this process: none for images that are in memory already."""
-        if self.start.workers is not None:
-            return self.start.workers
-        on_disk = self.recipe.data.source.startswith(("folder:", "csv:"))
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return min(8, max(1, (os.cpu_count() or 1) // local_world)) if on_disk else 0
+        return num_workers(self.recipe, self.start, self.runtime.local_world)
+
+
+def num_workers(recipe: Recipe, start: Start, local_world: int) -> int:
+    """Data workers of a process: none for images that are in memory already."""
+    if start.workers is not None:
+        return start.workers
+    on_disk = recipe.data.source.startswith(("folder:", "csv:"))
+    return min(8, max(1, (os.cpu_count() or 1) // local_world)) if on_disk else 0
 
 
 def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
@@ -95,15 +105,17 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         raise UserError(f"select is top5, and there are only {len(images.classes)} classes, so that it is always right; choose top1")
     if recipe.batch < runtime.world:
         raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
+    machine = Machine(
+        runtime.device,
+        runtime.precision,
+        runtime.accelerator.autocast,
+        num_workers(recipe, start, runtime.local_world),
+        runtime.local_world,
+    )
+    choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine), path)
     device_batch = start.max_device_batch or folder.kept(path).get("max_device_batch") or DEVICE_BATCH
     generation = _claim(path, recipe, start, runtime)
-    if runtime.is_main:
-        strategy = str(runtime.accelerator.distributed_type.value)
-        accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
-        device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
-        sizes = {s.name: len(s) for s in (images.train, images.val, images.test) if s is not None}
-        data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes}
-        folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch}, data)
+    _shared(runtime, lambda: _write_environment(path, runtime, images, device_batch), path)
 
     def superseded(newer: int) -> None:
         console.say(f"generation {newer} has taken {path} over from this one ({generation}), which stops without writing", style="bold red")
@@ -114,25 +126,43 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
 
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
     saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
-    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, device_batch, generation, watch, saver)
+    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, choices, device_batch, generation, watch, saver)
+
+
+def _write_environment(path: Path, runtime: Runtime, images: Images, device_batch: int) -> None:
+    strategy = str(runtime.accelerator.distributed_type.value)
+    accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
+    device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
+    sizes = {s.name: len(s) for s in (images.train, images.val, images.test) if s is not None}
+    data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes}
+    folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch}, data)
 
 
 def _claim(path: Path, recipe: Recipe, start: Start, runtime: Runtime) -> int:
-    """This start's generation, known to all processes. What process 0 refuses, all refuse."""
-    claimed: int | UserError = 0
+    """This start's generation, known to all processes."""
+
+    def claim() -> int:
+        folder.check_owner(path, start.take_over, start.stale_seconds)
+        folder.create(path, recipe)
+        return folder.claim(path)
+
+    return _shared(runtime, claim, path)
+
+
+def _shared(runtime: Runtime, work: Callable[[], T], path: Path) -> T:
+    """What process 0 finds out, known to all processes. What it refuses, all refuse."""
+    found: T | UserError | None = None
     if runtime.is_main:
         try:
-            folder.check_owner(path, start.take_over, start.stale_seconds)
-            folder.create(path, recipe)
-            claimed = folder.claim(path)
+            found = work()
         except UserError as error:
-            claimed = error
+            found = error
         except OSError as error:
-            claimed = UserError(f"the run folder {path} cannot be written: {error}; choose another with --folder")
-    claimed = runtime.share(claimed)
-    if isinstance(claimed, UserError):
-        raise claimed
-    return claimed
+            found = UserError(f"the run folder {path} cannot be written: {error}; choose another with --folder")
+    found = runtime.share(found)
+    if isinstance(found, UserError):
+        raise found
+    return cast(T, found)
 
 
 def open_nets(recipe: Recipe, images: Images) -> tuple[Loaded, Loaded | None]:
@@ -163,4 +193,13 @@ def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
     loaded = backbones.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
     planned = stages.plan(recipe, loaded.chain, len(images.train.labels), images.val is not None)
     micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
-    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded)))
+    teacher, view = None, loaded.preprocess
+    if recipe.distill is not None:
+        try:
+            teacher = backbones.skeleton(recipe.distill.teacher, len(images.classes), view.size, view.resize)
+        except UserError as error:  # often it is still to be trained
+            console.say(f"teacher planned without it: {error}", style="yellow")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = Machine(device, "no", contextlib.nullcontext, num_workers(recipe, start, 1), 1)
+    choices = survey(recipe, start, images, loaded, teacher, planned, machine)
+    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded), choices.lines()))

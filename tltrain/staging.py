@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import load_file
@@ -14,14 +15,19 @@ from tltrain.backbones.card import write_weights
 from tltrain.batchnorm import share_statistics
 from tltrain.blocks import Chain, is_batch_norm
 from tltrain.checkpoint import Progress, State
+from tltrain.console import clock
 from tltrain.data import class_weights
-from tltrain.data.loader import train_loader
+from tltrain.data.loader import eval_positions, train_loader, train_positions
 from tltrain.data.order import Stream, num_micro
 from tltrain.engine import Fit, Job, Objective
+from tltrain.inference import FEATURES, TEACHER, Batch, Entry, Frozen
 from tltrain.runtime import Stop
 from tltrain.setup import Run
-from tltrain.spread import Spread, spread
+from tltrain.spread import Spread, is_sharded, spread
 from tltrain.stages import PlannedStage
+from tltrain.storing import Attached, StageStores, open_stores
+from tltrain.survey import prefix_of, teacher_of
+from tltrain.thrift import obstacle
 
 
 def run_stage(
@@ -35,28 +41,68 @@ def run_stage(
     stop: Stop,
 ) -> tuple[Fit, dict[str, Tensor]]:
     """Build a stage from plain weights, train it, and leave nothing of it behind. Returns how it ended and its last weights."""
-    spreaded = _build(run, stage, weights, restored)
-    job = _job(run, stage, spreaded, teacher, stop)
-    fit = engine.fit(job, progress, best)
+    began = clock()
+
+    def asked(where: str) -> bool:
+        run.watch.at(stage.spec.name, progress.step, f"fill {where}")
+        return stop.signal is not None
+
+    run.watch.at(stage.spec.name, progress.step, "build")
+    chain = _chain(run, stage, weights)
+    frozen = _frozen(run, stage, chain, teacher)
+    stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, asked)
+    run.watch.at(stage.spec.name, progress.step, "build")
+    spreaded = _spread(run, stage, chain, restored)
+    job = _job(run, stage, spreaded, frozen, stores, stop)
+    fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
+    run.watch.at(stage.spec.name, fit.progress.step, "hand on")
     last = spreaded.weights()
     spreaded.close()
+    stores.close()
     return fit, last
 
 
-def _build(run: Run, stage: PlannedStage, weights: dict[str, Tensor], restored: State | None) -> Spread:
-    """A fresh chain with these weights, frozen and spread as the stage wants it."""
+def _chain(run: Run, stage: PlannedStage, weights: dict[str, Tensor]) -> Chain:
+    """A fresh chain with these weights, frozen as the stage wants it."""
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
     chain.net.load_state_dict(weights)
-    chain.to(runtime.device)
-    stages.freeze(chain, stage)
+    stages.freeze(on_device(chain, runtime.device), stage)
+    chain.recompute = run.start.recompute
     if runtime.world > 1:
         names = [n for i in range(stage.first, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
         if stage.spec.norm_stats == "train":
             share_statistics(chain.net, names, runtime.device)
-    chain.train()
+    return chain.train()
+
+
+def on_device(chain: Chain, device: torch.device) -> Chain:
+    """The chain there, its weights laid out as they run fastest."""
+    chain.to(device)
+    return chain.to(memory_format=torch.channels_last) if chain.channels_last else chain
+
+
+@dataclass(frozen=True)
+class _FrozenParts:
+    """What a stage does not train, and asks for answers. finite: it asks for the same answers again."""
+
+    prefix: Frozen | None
+    teacher: Frozen | None
+    finite: bool
+
+
+def _frozen(run: Run, stage: PlannedStage, chain: Chain, teacher: Chain | None) -> _FrozenParts:
+    """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
+    autocast, finite, prefix = run.runtime.accelerator.autocast, obstacle(stage) is None, None
+    if stage.first > 0:
+        whole = copy.deepcopy(chain).eval() if is_sharded(run.runtime) else chain
+        prefix = prefix_of(whole, stage.first, run.runtime.precision, finite=True, autocast=autocast)
+    return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast), finite)
+
+
+def _spread(run: Run, stage: PlannedStage, chain: Chain, restored: State | None) -> Spread:
     made = stages.make_optimizer(stages.parameter_groups(chain, stage), stage.spec)
-    spreaded = spread(runtime, chain, made, stage.spec.clip)
+    spreaded = spread(run.runtime, chain, made, stage.spec.clip, run.start.compile)
     if restored is not None and restored.optimizer is not None:
         spreaded.load_optimizer_state(restored.optimizer)
         spreaded.load_extra(restored.extra)
@@ -64,26 +110,24 @@ def _build(run: Run, stage: PlannedStage, weights: dict[str, Tensor], restored: 
     return spreaded
 
 
-def _job(run: Run, stage: PlannedStage, spreaded: Spread, teacher: Chain | None, stop: Stop) -> Job:
+def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, stores: StageStores, stop: Stop) -> Job:
     runtime, recipe, start, num_classes = run.runtime, run.recipe, run.start, len(run.images.classes)
     weights_K = None
     if recipe.data.balance == "weights":
         weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(runtime.device)
-    micro = num_micro(recipe.batch, runtime.world, run.device_batch)
-    stream, train_views = _stream(run, stage), run.views(run.images.train, stage.spec.augment)
-
-    def batches(step: int) -> Any:
-        return train_loader(train_views, stream, step, stage.num_steps, runtime.rank, runtime.world, micro, run.workers, run.pins)
-
+    # Images that nobody could store go through the whole chain; val has one view of each, which the prefix says once.
+    entry = Entry(None if stores.train else frozen.prefix, stage.first) if frozen.finite else Entry()
     return Job(
         recipe=recipe,
         stage=stage,
         runtime=runtime,
         spread=spreaded,
-        objective=Objective(recipe, stage.spec.label_smoothing, weights_K, teacher),
-        batches=batches,
-        num_micro=micro,
-        val=run.eval_batches(run.images.val) if run.images.val is not None else None,
+        objective=Objective(recipe, stage.spec.label_smoothing, weights_K, frozen.teacher),
+        entry=entry,
+        batches=_train_batches(run, stage, frozen, stores),
+        num_micro=num_micro(recipe.batch, runtime.world, run.device_batch),
+        val=_val_batches(run, stores) if run.images.val is not None else None,
+        val_entry=Entry(None if stores.val else frozen.prefix, stage.first),
         num_classes=num_classes,
         stop=stop,
         log=run.log,
@@ -95,6 +139,31 @@ def _job(run: Run, stage: PlannedStage, spreaded: Spread, teacher: Chain | None,
         save_seconds=60 * start.save_minutes,
         save_steps=start.save_steps,
     )
+
+
+def _train_batches(run: Run, stage: PlannedStage, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
+    """From a step on: batches of images, or of positions alone where everything asked of the images is stored."""
+    runtime, stream, views = run.runtime, _stream(run, stage), run.views(run.images.train, stage.spec.augment)
+    micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
+    rows = {name: found for name, found in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if found is not None}
+    without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
+
+    def batches(step: int) -> Iterable[Batch]:
+        where = (stream, step, stage.num_steps, runtime.rank, runtime.world, micro)
+        if without_images:
+            return Attached(train_positions(views.split.labels, *where), rows)
+        return Attached(train_loader(views, *where, run.workers, run.pins), rows)
+
+    return batches
+
+
+def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
+    val = run.images.val
+    assert val is not None
+    if stores.val is None:
+        return run.eval_batches(val)
+    positions = eval_positions(val.labels, run.runtime.rank, run.runtime.world, run.device_batch, run.recipe.data.eval_limit)
+    return Attached(positions, {FEATURES: stores.val})
 
 
 def _stream(run: Run, stage: PlannedStage) -> Stream:

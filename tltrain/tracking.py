@@ -7,23 +7,27 @@ never stop a run.
 from __future__ import annotations
 
 import base64
+import contextlib
+import importlib
 import io
 import json
 import netrc
 import os
+import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import wandb
 from PIL import Image
 
 from tltrain import files
+from tltrain.errors import UserError
 
 UPLOAD_S = 300
 """Longest wait for W&B's server at the end of a run, seconds."""
@@ -46,10 +50,20 @@ class Tracker:
             self.mirror.log(row)
 
     def close(self) -> None:
-        os.fsync(self.file.fileno())
-        self.file.close()
-        if self.mirror is not None:
-            self.mirror.close()
+        """Force the rows to the disk, and end the mirror. Raises UserError where the disk refuses; where another error is under way, that
+        one is what a person must see, and this one is only printed beside it."""
+        under_way = sys.exc_info()[1]
+        try:
+            with self.file:
+                os.fsync(self.file.fileno())
+        except OSError as error:
+            text = f"the last rows of {self.file.name} may not be on the disk: {error}"
+            if under_way is None:
+                raise UserError(f"{text}. Make room; everything else of the run stands") from error
+            sys.stderr.write(f"tltrain: {text}\n")
+        finally:
+            if self.mirror is not None:
+                self.mirror.close()
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
@@ -84,7 +98,11 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 class Mirror:
-    """A Weights & Biases run. Whatever goes wrong there is said, and never more than that."""
+    """A Weights & Biases run. Whatever goes wrong there is said, and never more than that.
+
+    All that its client writes stands in the run folder, so that a run that is killed leaves nothing elsewhere; the client is only
+    imported where it is asked for, since the import alone makes temporary folders.
+    """
 
     def __init__(
         self,
@@ -98,8 +116,9 @@ class Mirror:
         stage_steps: Sequence[int] = (),
     ) -> None:
         """stage_steps: planned steps of each stage, for the axis `stages`, on which each stage is one unit long."""
-        self.say, self.stage_steps = say, stage_steps
+        self.say, self.stage_steps, self.folder = say, stage_steps, run.resolve() / "wandb"
         self.run: Any = None
+        self.client: Any = None
         if mode == "online" and not has_key():
             say("W&B: no key found (WANDB_API_KEY or `wandb login`), so this run is kept offline; `wandb sync` uploads it later")
             mode = "offline"
@@ -107,10 +126,28 @@ class Mirror:
         id_file = run / "wandb_id"
         if not id_file.exists():
             files.write_atomic(id_file, uuid.uuid4().hex[:10])
-        settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
+        places = {"WANDB_DATA_DIR": self.folder / "data", "WANDB_CACHE_DIR": self.folder / "cache"}  # else in the home folder
+        self.places = {name: str(path) for name, path in places.items() if name not in os.environ}
         arguments: dict[str, Any] = {"project": project, "name": name, "id": id_file.read_text(), "resume": "allow", "mode": mode}
-        self.run = self._try(lambda: wandb.init(**arguments, group=group, dir=str(run), config=config, settings=settings))
+        self.run = self._try(lambda: self._open(dir=str(run), group=group, config=config, **arguments))
         self._do(self._define_axes)
+
+    def _open(self, **arguments: Any) -> Any:
+        self.folder.mkdir(exist_ok=True)
+        os.environ.update(self.places)
+        with self._temporary():
+            self.client = importlib.import_module("wandb")
+        settings = self.client.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
+        return self.client.init(settings=settings, **arguments)
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[None]:
+        """What is temporary inside the block is made in the run folder."""
+        before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
     def _define_axes(self) -> None:
         self.run.define_metric("stages")
@@ -135,11 +172,11 @@ class Mirror:
 
     def plan(self, text: str) -> None:
         """plan.txt, as it is printed; it goes out with the first row."""
-        self._do(lambda: self.run.log({"plan": wandb.Html(f"<pre>{escape(text)}</pre>", inject=False)}, commit=False))
+        self._do(lambda: self.run.log({"plan": self.client.Html(f"<pre>{escape(text)}</pre>", inject=False)}, commit=False))
 
     def preview(self, path: Path) -> None:
         """The picture of what the network sees; it goes out with the first row."""
-        self._do(lambda: self.run.log({"preview": wandb.Image(str(path))}, commit=False))
+        self._do(lambda: self.run.log({"preview": self.client.Image(str(path))}, commit=False))
 
     def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
         """The test's confusion matrix, as W&B draws one."""
@@ -147,9 +184,9 @@ class Mirror:
         columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
 
         def chart() -> Any:
-            table = wandb.Table(columns=columns, data=cells)
+            table = self.client.Table(columns=columns, data=cells)
             texts = {"title": "Test confusion"}
-            return wandb.plot_table("wandb/confusion_matrix/v1", table, {str(name): name for name in columns}, texts)
+            return self.client.plot_table("wandb/confusion_matrix/v1", table, {str(name): name for name in columns}, texts)
 
         self._do(lambda: self.run.log({"test/confusion": chart()}))
 
@@ -157,8 +194,8 @@ class Mirror:
         """The most confident mistakes with what the network saw; items as in mistakes.json."""
 
         def table() -> Any:
-            rows = [[m["id"], _image(m["png"]), m["label"], m["predicted"], m["confidence"]] for m in items]
-            return wandb.Table(columns=["id", "seen", "label", "predicted", "confidence"], data=rows)
+            rows = [[m["id"], self._image(m["png"]), m["label"], m["predicted"], m["confidence"]] for m in items]
+            return self.client.Table(columns=["id", "seen", "label", "predicted", "confidence"], data=rows)
 
         self._do(lambda: self.run.log({"test/mistakes": table()}))
 
@@ -173,15 +210,29 @@ class Mirror:
         """
         metadata = {} if teacher is None else {"teacher": _artifact_name(*teacher)}
         if teacher is not None and self.online:
-            self._within(UPLOAD_S, lambda: self.run.use_artifact(_artifact(*teacher, {})))
-        self._do(lambda: self.run.log_artifact(_artifact(weights, name, metadata), aliases=["best"]))
+            self._within(UPLOAD_S, lambda: self.run.use_artifact(self._artifact(*teacher, {})))
+        self._do(lambda: self.run.log_artifact(self._artifact(weights, name, metadata), aliases=["best"]))
 
     def close(self) -> None:
         self._within(UPLOAD_S, lambda: self.run.finish())
+        for name in self.places:
+            os.environ.pop(name, None)
+
+    def _artifact(self, weights: Path, name: str, metadata: dict[str, Any]) -> Any:
+        artifact = self.client.Artifact(_artifact_name(weights, name), type="model", metadata=metadata)
+        # as it stands, without copies; `wandb sync` may look for it from elsewhere
+        artifact.add_file(str(weights.resolve()), name="weights.safetensors", skip_cache=True, policy="immutable")
+        return artifact
+
+    def _image(self, png: str) -> Any:
+        """A thumbnail from base64."""
+        return self.client.Image(Image.open(io.BytesIO(base64.b64decode(png))))
 
     def _within(self, seconds: float, call: Callable[[], Any]) -> None:
         """As `_do`, for what waits for W&B's server: no longer than so many seconds."""
-        thread = threading.Thread(target=self._do, args=(call,), daemon=True, name="wandb")
+        if self.run is None:
+            return
+        thread = threading.Thread(target=self._try, args=(call,), daemon=True, name="wandb")
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
@@ -190,7 +241,8 @@ class Mirror:
 
     def _do(self, call: Callable[[], Any]) -> None:
         if self.run is not None:
-            self._try(call)
+            with self._temporary():
+                self._try(call)
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:
@@ -201,19 +253,8 @@ class Mirror:
             return None
 
 
-def _artifact(weights: Path, name: str, metadata: dict[str, Any]) -> Any:
-    artifact = wandb.Artifact(_artifact_name(weights, name), type="model", metadata=metadata)
-    artifact.add_file(str(weights), name="weights.safetensors")
-    return artifact
-
-
 def _artifact_name(weights: Path, name: str) -> str:
     return f"{name}-{files.sha256(weights)[:12]}"
-
-
-def _image(png: str) -> Any:
-    """A thumbnail from base64."""
-    return wandb.Image(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
 def has_key() -> bool:

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, popen_forkserver, resource_tracker
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -59,6 +61,34 @@ def train_loader(
 ) -> Loader:
     """Batches of this rank, num_micro for each step: dictionaries as Views makes them, stacked."""
     return _loader(views, StepSampler(stream, start_step, stop_step, rank, world, num_micro), workers, pin)
+
+
+def item_loader(views: Views, batches: Sequence[list[Item]], workers: int, pin: bool) -> Loader:
+    """These items, batch by batch."""
+    return _loader(views, batches, workers, pin)
+
+
+def train_positions(
+    labels: np.ndarray, stream: Stream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int
+) -> Iterator[Batch]:
+    """As train_loader without the images: label, weight, index and view, for those who look the rest up."""
+    return _positions(labels, StepSampler(stream, start_step, stop_step, rank, world, num_micro))
+
+
+def eval_positions(labels: np.ndarray, rank: int, world: int, batch: int, limit: int | None) -> list[Batch]:
+    """As eval_loader without the images."""
+    return list(_positions(labels, eval_batches(len(labels), rank, world, batch, limit)))
+
+
+def _positions(labels: np.ndarray, batches: Iterable[list[Item]]) -> Iterator[Batch]:
+    for items in batches:
+        index_B = np.array([item.index for item in items])
+        yield {
+            "label": torch.from_numpy(labels[index_B]),
+            "weight": torch.tensor([item.weight for item in items]),
+            "index": torch.from_numpy(index_B),
+            "view": torch.tensor([item.view for item in items]),
+        }
 
 
 def eval_loader(views: Views, rank: int, world: int, batch: int, limit: int | None, workers: int, pin: bool) -> Loader:

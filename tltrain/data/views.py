@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torchvision.transforms.v2 import functional as F
 from tltrain.data.images import Split
 from tltrain.data.order import Item, key
 from tltrain.errors import UserError
+
+if TYPE_CHECKING:
+    from tltrain.data.bases import Bases  # which makes what it holds with this module
 
 Augment = Literal["none", "light", "strong"]
 
@@ -47,8 +50,9 @@ class Views(Dataset[dict[str, Tensor]]):
     Pillow does the work, not torch: its results depend neither on the number of threads nor on the processor.
     """
 
-    def __init__(self, split: Split, preprocess: Preprocess, augment: Augment, flip: bool, seed: int) -> None:
-        self.split, self.preprocess, self.augment, self.flip, self.seed = split, preprocess, augment, flip, seed
+    def __init__(self, split: Split, preprocess: Preprocess, augment: Augment, flip: bool, seed: int, bases: Bases | None = None) -> None:
+        """bases: the store of this split's base images at this size; without it they are made when they are asked for."""
+        self.split, self.preprocess, self.augment, self.flip, self.seed, self.bases = split, preprocess, augment, flip, seed, bases
         self._transform = _transform(augment, flip, preprocess)
         self._kept: dict[int, np.ndarray] = {}
         self._kept_bytes = 0
@@ -57,7 +61,7 @@ class Views(Dataset[dict[str, Tensor]]):
         return len(self.split)
 
     def __getitem__(self, item: Item) -> dict[str, Tensor]:
-        """image uint8 (3, S, S), label int64, weight float32, index int64 (position in the split).
+        """image uint8 (3, S, S), label int64, weight float32, index int64 (position in the split), view int64.
 
         If it is mixed, also partner_image, partner_label, lam float32, and box int64 (4,): top, left, bottom, right; zeros for mixup.
         """
@@ -66,6 +70,7 @@ class Views(Dataset[dict[str, Tensor]]):
             "label": torch.tensor(int(self.split.labels[item.index])),
             "weight": torch.tensor(item.weight, dtype=torch.float32),
             "index": torch.tensor(item.index),
+            "view": torch.tensor(item.view),
         }
         if item.partner >= 0:
             sample["partner_image"] = self.view(item.partner, item.partner_view)
@@ -90,9 +95,11 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def _base(self, i: int) -> np.ndarray:
         """uint8 (h, w, 3)."""
+        if self.bases is not None:
+            return self.bases[i]
         base = self._kept.get(i)
         if base is None:
-            base = np.asarray(_resized(self.split.read(i), self.preprocess))
+            base = base_of(self.split, self.preprocess, i)
             if self._kept_bytes + base.nbytes <= KEPT_BYTES:
                 self._kept[i] = base
                 self._kept_bytes += base.nbytes
@@ -100,6 +107,11 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}, "_kept_bytes": 0}
+
+
+def base_of(split: Split, preprocess: Preprocess, i: int) -> np.ndarray:
+    """uint8 (h, w, 3), read, decoded and resized now. Raises UserError where it cannot be read."""
+    return np.asarray(_resized(split.read(i), preprocess))
 
 
 def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Transform | None:

@@ -1,0 +1,49 @@
+"""How one stage's chain and optimizer are spread over processes, and how plain tensors come out of them and go in again.
+
+One process and DDP, FSDP2, and DeepSpeed's ZeRO: three small classes with the same face. What comes out is the same for
+all: full tensors under the net's own names, on process 0. So a checkpoint of one world, or of one strategy, is one for all.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import DynamoBackend
+
+from tltrain.blocks import Chain, is_batch_norm
+from tltrain.errors import UserError
+from tltrain.runtime import Runtime
+from tltrain.spread.fsdp2 import Fsdp2
+from tltrain.spread.replicas import OptimizerState, Spread
+from tltrain.spread.zero import Zero
+
+__all__ = ["Fsdp2", "OptimizerState", "Spread", "Zero", "is_sharded", "spread"]
+
+
+def is_sharded(runtime: Runtime) -> bool:
+    """Whether a strategy leaves the network that it is given not whole, or rounded."""
+    return _kind(runtime) is not Spread
+
+
+def _kind(runtime: Runtime) -> type[Spread]:
+    classes: dict[str, type[Spread]] = {"FSDP": Fsdp2, "DEEPSPEED": Zero}
+    return classes.get(str(runtime.accelerator.distributed_type.value), Spread)
+
+
+def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False) -> Spread:
+    """Spread a stage as the accelerate configuration says. Raises UserError for a pair that cannot work."""
+    kind, chosen = str(runtime.accelerator.distributed_type.value), _kind(runtime)
+    backend = runtime.accelerator.state.dynamo_plugin.backend
+    if backend != DynamoBackend.NO:
+        raise UserError(
+            f"the accelerate configuration sets dynamo_backend to {backend.value}; remove it (and ACCELERATE_DYNAMO_BACKEND): "
+            "whether a network is compiled is said by --compile"
+        )
+    if compiled and chosen is Zero:
+        raise UserError("--compile under DeepSpeed is refused: its hooks gather weights in the middle of a graph; drop it, or use ddp.yaml")
+    trains_statistics = any(m.training and is_batch_norm(m) for m in chain.net.modules())
+    if chosen is not Spread and trains_statistics:
+        raise UserError(
+            f"norm_stats: train under {kind} is refused: sharded BatchNorm statistics are not those of one batch; "
+            "use accelerate_configs/ddp.yaml, or norm_stats: frozen"
+        )
+    return chosen(runtime, chain, optimizer, clip, compiled)

@@ -1,0 +1,52 @@
+"""PyTorch's FSDP2: weights, gradients and optimizer state sharded, one unit for each block."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from tltrain.blocks import Chain, unit_classes
+from tltrain.spread.replicas import Spread
+
+
+class Fsdp2(Spread):
+    """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
+
+    replicated = False
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        # Accelerate wraps by class name, read from this attribute; without it only the root is wrapped.
+        chain._no_split_modules = unit_classes(chain)  # type: ignore[assignment]
+        if isinstance(optimizer, torch.optim.SGD):  # torch has no fused SGD for sharded tensors
+            groups = [group | {"fused": False} for group in optimizer.param_groups]
+            optimizer = torch.optim.SGD(groups, lr=optimizer.defaults["lr"], fused=False)
+        return self.runtime.accelerator.prepare(chain, optimizer)
+
+    def warm_up(self, size: int) -> None:
+        """Nothing to do: there are no buckets."""
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def settle(self) -> None:
+        """After a forward without backward the root still holds whole parameters, which are other objects than the sharded ones."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        whole = tensor.detach()
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        return whole.to("cpu", copy=True) if self.runtime.is_main else torch.empty(0)
+
+    def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if key == "step" or not isinstance(parameter, DTensor):
+            return super()._like(value, parameter, key)
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

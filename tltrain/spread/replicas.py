@@ -1,0 +1,145 @@
+"""One process, or DDP; and what every strategy shares: plain tensors come out under the net's own names, and go in again."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.blocks import Chain
+from tltrain.runtime import Runtime
+
+OptimizerState = dict[str, dict[str, Tensor]]
+"""The optimizer's state of each parameter, by the net's own name; groups and learning rates follow from the recipe."""
+
+
+class Spread:
+    """One process, or DDP: every process holds all weights."""
+
+    replicated = True
+
+    def __init__(
+        self, runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False
+    ) -> None:
+        """chain: frozen as the stage wants it; it is wrapped here for good, and never used again without its wrapper.
+
+        compiled: by torch.compile, in place, so that no name changes; a graph for each shape of a batch, whatever came before it.
+        """
+        self.runtime, self.chain, self.clip = runtime, chain, clip
+        self.given = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}  # not on the device: it is full
+        self.model, self.optimizer = self._prepare(chain, optimizer)
+        self.compiled = compiled
+        if compiled:
+            chain.compile(dynamic=False, options={"fallback_random": True})  # dropout draws what it draws uncompiled
+        if runtime.accelerator.scaler is not None:
+            runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # a stage inherits nothing from the last one
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        if chain.channels_last:  # convolutions would bring their weights into the images' layout in every step
+            chain.to(memory_format=torch.channels_last)
+        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which the oldest we support lacks
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            return self.runtime.accelerator.prepare(chain, optimizer)
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a micro-batch: gradients are summed over processes in the last one only."""
+        return contextlib.nullcontext() if last else self.runtime.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.runtime.accelerator.backward(loss)
+
+    def step(self) -> Tensor | float | None:
+        """Clip, step, forget the gradients. Returns the gradient's norm before clipping, where it is clipped."""
+        norm = None
+        if self.clip is not None:
+            norm = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def warm_up(self, size: int) -> None:
+        """One backward whose gradients are thrown away: DDP orders its buckets anew after its first, and a resumed run would add up
+        in another order than one that was never stopped. In eval mode, so that no statistic moves."""
+        if self.runtime.world == 1:
+            return
+        self.model.eval()
+        images = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=self.runtime.device)
+        (self.model(images).float().sum() * 0).backward()
+        self.model.zero_grad(set_to_none=True)
+        self.model.train()
+
+    def settle(self) -> None:
+        """Bring every parameter into the form it has between steps."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the net's state dict in host memory. Collective; complete on process 0, on others it may be empty.
+
+        A frozen tensor is the one that the stage was given: no strategy's cast has touched it.
+        """
+        self.settle()
+        out = dict(self.given)
+        for name, parameter in self.chain.net.named_parameters():
+            if parameter.requires_grad:
+                out[name] = self._full(parameter)
+        for name, buffer in self.chain.net.named_buffers():
+            if name in out:
+                out[name] = _on_host(buffer)
+        return out
+
+    def optimizer_state(self) -> OptimizerState:
+        """Copies in host memory. Collective; complete on process 0."""
+        self.settle()
+        return {
+            name: {key: self._full(value) if isinstance(value, Tensor) else torch.tensor(value) for key, value in state.items()}
+            for name, parameter in self.chain.net.named_parameters()
+            if (state := self._raw_optimizer().state.get(parameter))
+        }
+
+    def load_optimizer_state(self, saved: OptimizerState) -> None:
+        """Put saved state in. Every process gives the whole of it."""
+        optimizer = self._raw_optimizer()
+        for name, parameter in self.chain.net.named_parameters():
+            if name in saved:
+                optimizer.state[parameter] = {key: self._like(value, parameter, key) for key, value in saved[name].items()}
+
+    def extra(self) -> dict[str, Any]:
+        """The loss scale of fp16, where there is one."""
+        scaler = self.runtime.accelerator.scaler
+        return {} if scaler is None else {"scaler": scaler.state_dict()}
+
+    def load_extra(self, saved: dict[str, Any]) -> None:
+        if "scaler" in saved:
+            self.runtime.accelerator.scaler.load_state_dict(saved["scaler"])
+
+    def close(self) -> None:
+        """Leave nothing of this stage behind in Accelerate: a second prepare beside a first would track both."""
+        self.runtime.accelerator.free_memory()
+        if self.compiled:
+            torch.compiler.reset()  # what is compiled holds the network
+        del self.model, self.optimizer, self.chain
+
+    def _raw_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.optimizer.optimizer
+        return optimizer
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        return _on_host(tensor) if self.runtime.is_main else torch.empty(0)
+
+    def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
+        """Saved state as the optimizer keeps it: a moment lies in memory as its parameter does, which fused kernels demand."""
+        if key == "step":
+            return step_like(value, parameter, self._raw_optimizer())
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def step_like(value: Tensor, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """A saved count of steps as the optimizer keeps it: beside its parameter where it is fused, else in host memory."""
+    return value.to(parameter.device if optimizer.defaults["fused"] else "cpu", copy=True)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy, as files and other programs expect it."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,183 @@
+"""The stores of one stage: opened, filled where rows are missing, and attached to the batches that ask for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tltrain import shards, store
+from tltrain.backbones import Loaded
+from tltrain.blocks import Chain
+from tltrain.data import Split, bases
+from tltrain.data.bases import Bases
+from tltrain.data.loader import item_loader
+from tltrain.data.order import Item
+from tltrain.data.views import Views
+from tltrain.inference import Batch, Frozen
+from tltrain.recipe import Augment
+from tltrain.setup import Run
+from tltrain.shards import Store
+from tltrain.stages import PlannedStage
+from tltrain.store import Layout, Made, Rows
+from tltrain.survey import CHUNK, store_root
+from tltrain.thrift import Choice
+
+VERSIONS = ("torch", "torchvision", "pillow", "numpy", "transformers")
+
+
+@dataclass
+class StageStores:
+    """Rows that a stage looks up; None where it computes them."""
+
+    train: Rows | None = None
+    val: Rows | None = None
+    teacher: Rows | None = None
+
+    @property
+    def opened(self) -> list[Rows]:
+        return [rows for rows in (self.train, self.val, self.teacher) if rows is not None]
+
+    def close(self) -> None:
+        for rows in self.opened:
+            rows.close()
+
+
+@dataclass
+class Attached:
+    """Batches with rows looked up for them, as often as they are gone through."""
+
+    batches: Iterable[Batch]
+    rows: dict[str, Rows] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield {**batch, **{name: rows(batch["index"], batch["view"]) for name, rows in self.rows.items()}}
+
+
+def open_stores(run: Run, stage: PlannedStage, prefix: Frozen | None, teacher: Frozen | None, asked: Callable[[str], bool]) -> StageStores:
+    """Every store that was chosen for a stage, filled. What cannot be filled is computed online: the result is the same. Collective.
+
+    asked(where): whether somebody asked this process to stop; then nothing more is filled.
+    """
+    chosen, augment, made = run.choices.stages[stage.index], stage.spec.augment, StageStores()
+    val = run.images.val
+    if prefix is not None and chosen.train is not None and chosen.train.place is not None:
+        made.train = _open(run, stage, chosen.train, "features", prefix, run.student, run.images.train, augment, asked)
+    if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
+        made.val = _open(run, stage, chosen.val, "features", prefix, run.student, val, "none", asked)
+    if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
+        made.teacher = _open(run, stage, chosen.teacher, "logits", teacher, run.teacher, run.images.train, augment, asked)
+    return made
+
+
+@contextmanager
+def base_images(run: Run, asked: Callable[[str], bool]) -> Iterator[None]:
+    """Inside, images are read from the store of base images where it was chosen. What cannot be filled is decoded anew. Collective."""
+    with ExitStack() as held:
+        if run.choices.images is not None and run.choices.images.place is not None:
+            for split in (run.images.train, run.images.val):
+                if split is not None:
+                    _open_bases(run, split, held, asked)
+        yield
+        run.bases = {}
+
+
+def _open_bases(run: Run, split: Split, held: ExitStack, asked: Callable[[str], bool]) -> None:
+    preprocess, choice = run.student.preprocess, run.choices.images
+    assert choice is not None
+    made_by = {"recipe": run.recipe.model_dump(mode="json"), "split": split.name}
+    opened = held.enter_context(Store(store_root(), bases.KIND, bases.key(run.images.fingerprint, split.name, preprocess), made_by))
+    found = Bases(opened.path, split, preprocess)
+    why = _fill(run, opened, choice, found.names(), lambda names: found.make(names, run.workers), asked)
+    if why is None:
+        run.bases[split.name] = found
+
+
+def _fill(
+    run: Run, opened: Store, choice: Choice, names: list[str], make: Callable[[list[str]], Made], asked: Callable[[str], bool]
+) -> str | None:
+    """Make room and fill. Returns None, or why the store is not whole, which is said unless somebody asked to stop. Collective."""
+    runtime, root, limit = run.runtime, opened.path.parent, run.choices.budget.disk
+    why: str | None = None
+    if not runtime.share(not runtime.is_main or shards.make_room(root, choice.num_bytes, limit, opened.path)):
+        why = f"the other stores in {root} are in use, and leave no room"
+    why = why or store.fill(runtime, opened, names, make, asked)
+    if why is not None and why != store.ASKED:
+        run.console.say(f"store   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+    return why
+
+
+def _open(
+    run: Run, stage: PlannedStage, choice: Choice, kind: str, frozen: Frozen, loaded: Loaded, split: Split, augment: Augment,
+    asked: Callable[[str], bool],
+) -> Rows | None:  # fmt: skip
+    """A filled store's rows, or None where it could not be filled."""
+    place = choice.place
+    assert place is not None
+    views = run.views(split, augment)
+    layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
+    key = row_key(run, kind, frozen, loaded, split, augment, choice.num_views)
+    made_by = {"recipe": run.recipe.model_dump(mode="json"), "stage": stage.index, "run": str(run.path.absolute()), "split": split.name}
+    opened = Store(store_root(), kind, key, made_by)
+    if _fill(run, opened, choice, layout.names(), lambda names: _make(run, views, layout, frozen, names), asked) is not None:
+        opened.close()
+        return None
+    return Rows(opened, layout, place, run.runtime.device)
+
+
+def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[str]) -> Made:
+    """Shards in order; images come through the run's data workers, a chunk at a time."""
+    chunk, device = frozen.chunk or CHUNK["cpu"], run.runtime.device
+    batches: list[list[Item]] = []
+    for name in names:
+        view, rows = layout.rows(name)
+        batches += [[Item(i, view) for i in rows[at : at + chunk]] for at in range(0, len(rows), chunk)]
+    loaded = iter(item_loader(views, batches, run.workers, run.pins))
+    for name in names:
+        _, rows = layout.rows(name)
+        parts = [frozen(next(loaded)["image"].to(device, non_blocking=True)) for _ in range(0, len(rows), chunk)]
+        yield name, {"rows": torch.cat(parts).cpu()}
+
+
+def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, augment: Augment, num_views: int) -> dict[str, Any]:
+    """Everything that decides a row's bytes. The evaluation view is the same whatever augments the others."""
+    chain, preprocess, data = frozen.chain, run.student.preprocess, run.recipe.data
+    augmented = num_views > 1 and augment != "none"
+    runtime = run.runtime
+    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "kind": kind,
+        "weights": fingerprint(chain, frozen.stop),
+        "blocks": [block.name for block in chain.blocks[: frozen.stop]],
+        "config": {k: v for k, v in loaded.card.config.items() if k not in ("id2label", "label2id")},
+        "normalise": [list(chain.mean), list(chain.std)],
+        "view": [preprocess.size, preprocess.resize, preprocess.interpolation],
+        "augment": [augment, data.flip, data.seed] if augmented else None,
+        "dtype": str(frozen.dtype or next(chain.parameters()).dtype),
+        "chunk": frozen.chunk,
+        "data": [run.images.fingerprint, split.name, len(split)],
+        "device": [runtime.device.type, device, runtime.precision, run.recipe.deterministic],
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+def fingerprint(chain: Chain, stop: int | None) -> str:
+    """Hash of the parameters and buffers of the blocks before `stop`."""
+    state = hashlib.blake2b(digest_size=16)
+    for i in range(len(chain.blocks[:stop])):
+        buffers = ((f"{name}.{key}", b) for name, module in chain.modules_of(i) for key, b in module.named_buffers(recurse=False))
+        for name, tensor in (*chain.parameters_of(i), *buffers):
+            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            state.update(_bytes(tensor))
+    return state.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

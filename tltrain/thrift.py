@@ -1,0 +1,134 @@
+"""What is worth storing, and where: arithmetic over what a stage will ask for again and again. Nothing is stored here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tltrain.console import duration, size
+from tltrain.errors import UserError
+from tltrain.recipe import Recipe
+from tltrain.stages import PlannedStage
+from tltrain.store import Place
+
+Mode = Literal["auto", "always", "never"]
+LEAST_SAVED_S = 1.0
+"""A saving below it is not worth files."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that a store may take, by where its rows are read from."""
+
+    device: int
+    memory: int
+    disk: int
+
+    def place(self, num_bytes: int) -> Place | None:
+        """The quickest place that holds them; None where not even the disk does, to which all are written."""
+        if num_bytes > self.disk:
+            return None
+        return "device" if num_bytes <= self.device else "memory" if num_bytes <= self.memory else "disk"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one image costs here, and what a row of it takes."""
+
+    image_s: float
+    """Seconds to make a view: read, decode, resize, augment."""
+    frozen_s: float
+    """Seconds of the frozen blocks."""
+    row_bytes: int
+
+    @property
+    def total_s(self) -> float:
+        return self.image_s + self.frozen_s
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether one thing is stored for one stage."""
+
+    stage: str
+    what: str
+    """features before layer4.0 of train, logits of the teacher, ..."""
+    num_rows: int = 0
+    num_views: int = 0
+    speed: Speed = Speed(0, 0, 0)
+    saved_s: float = 0.0
+    place: Place | None = None
+    """Where its rows are read from; None: it is not stored."""
+    why_not: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_rows * self.speed.row_bytes
+
+    @property
+    def fill_s(self) -> float:
+        return self.num_rows * self.speed.total_s
+
+    def line(self) -> str:
+        begin = f"{self.stage}: {self.what}"
+        if not self.num_rows:
+            return f"{begin} not stored: {self.why_not}"
+        views = f"{self.num_views} view{'s' if self.num_views > 1 else ''} of {self.num_rows // self.num_views:,} images"
+        sizes = f"{views} x {size(self.speed.row_bytes)} = {size(self.num_bytes)}, {duration(self.fill_s)} to fill"
+        saves = f"saves {duration(self.saved_s)}" if self.saved_s >= 0 else f"costs {duration(-self.saved_s)} more"
+        where = f"read from {'the ' if self.place != 'memory' else ''}{self.place}" if self.place else f"not stored: {self.why_not}"
+        return f"{begin}, {sizes}, {saves}: {where}"
+
+
+def choose(
+    mode: Mode, stage: str, what: str, num_images: int, num_views: int, num_asked: float, speed: Speed, budget: Budget, kept_s: float = 0.0
+) -> Choice:
+    """Store it or not. num_asked: how many rows the stage asks for in all. kept_s: what each row still costs when it is stored.
+
+    Raises UserError where mode is always and no place holds the bytes.
+    """
+    num_rows = num_images * num_views
+    saved_s = num_asked * (speed.total_s - kept_s) - num_rows * speed.total_s
+    choice = Choice(stage, what, num_rows, num_views, speed, saved_s)
+    place = budget.place(choice.num_bytes)
+    why_not = ""
+    if mode == "never":
+        why_not = "--store never"
+    elif place is None:
+        why_not = f"the budget on the disk is {size(budget.disk)}"
+        if mode == "always":
+            raise UserError(f"--store always, and {choice.line()}{why_not}; raise --store-disk-gb, lower views, or take --store auto")
+    elif mode == "auto" and saved_s < LEAST_SAVED_S:
+        why_not = f"it saves less than {LEAST_SAVED_S:g} s"
+    return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not)
+
+
+def obstacle(stage: PlannedStage) -> str | None:
+    """Why the training images of a stage cannot be looked up: what it asks for is never asked for again, or exists only once mixed."""
+    spec = stage.spec
+    if spec.mixup or spec.cutmix:
+        name = "mixup" if spec.mixup else "cutmix"
+        return f"{name} mixes images before the cut, anew in each step (set {name}: 0)"
+    return "fresh views are different each time (set views)" if spec.views is None else None
+
+
+def num_views(recipe: Recipe, stage: PlannedStage) -> int:
+    """Views of each image that a stage with a finite number of them asks for."""
+    assert stage.spec.views is not None
+    epochs = math.ceil(stage.num_steps * stage.batch / stage.num_samples)
+    return stage.spec.views if recipe.data.balance == "sampler" else min(stage.spec.views, epochs)
+
+
+def num_evaluations(stage: PlannedStage) -> int:
+    """Times that val is evaluated in a stage that runs to its end."""
+    return 1 + max(1, math.ceil(stage.epoch(stage.num_steps) / stage.spec.eval_epochs - 1e-9))
+
+
+def check_always(mode: Mode, recipe: Recipe, planned: Sequence[PlannedStage]) -> None:
+    """Raises UserError where everything shall be stored and a stage asks for what cannot be."""
+    for stage in planned if mode == "always" else ():
+        why = obstacle(stage)
+        if why is not None and (stage.first > 0 or recipe.distill is not None):
+            raise UserError(f"--store always, and stage {stage.spec.name} cannot be stored: {why}; or take --store auto")
