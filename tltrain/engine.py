@@ -163,7 +163,7 @@ class _Loop:
         share = torch.zeros((), device=runtime.device)
         for micro in range(job.num_micro):
             batch = mixed(next(batches))
-            torch.manual_seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
+            runtime.seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
             last = micro == job.num_micro - 1
             with job.spread.accumulating(last):
                 loss_B = job.objective(job.spread.model(*job.entry(batch)), batch)

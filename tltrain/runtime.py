@@ -62,6 +62,12 @@ class Runtime:
                 f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it follows from the recipe's batch"
             )
 
+    def seed(self, number: int) -> None:
+        """Seed what draws on this process. Not torch.manual_seed: for each kind of device that is not there it keeps a stack trace."""
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
     def gather(self, x: Tensor) -> Tensor:
         """Concatenate a tensor of equal shape over processes along its first dimension."""
         return x if self.world == 1 else self.accelerator.gather(x)
@@ -96,7 +102,7 @@ class Agreement:
 
     def __init__(self, world: int, num_facts: int) -> None:
         self.group: Any = dist.new_group(backend="gloo") if world > 1 else None
-        self.pending: tuple[Tensor, Any] = (torch.zeros(num_facts, dtype=torch.int64), None)
+        self.pending: tuple[Tensor | list[int], Any] = ([0] * num_facts, None)
 
     def swap(self, facts: Sequence[int]) -> list[int]:
         """Post this step's facts and return the sums of those posted a step ago."""
@@ -111,16 +117,19 @@ class Agreement:
         return [a + b for a, b in zip(before, self._wait(), strict=True)]
 
     def _post(self, facts: Sequence[int]) -> None:
+        if self.group is None:
+            self.pending = (list(facts), None)
+            return
         tensor = torch.tensor(facts, dtype=torch.int64)
-        work = dist.all_reduce(tensor, group=self.group, async_op=True) if self.group else None
-        self.pending = (tensor, work)
+        self.pending = (tensor, dist.all_reduce(tensor, group=self.group, async_op=True))
 
     def _wait(self) -> list[int]:
-        tensor, work = self.pending
+        facts, work = self.pending
         if work is not None:
             work.wait()
-        self.pending = (torch.zeros_like(tensor), None)
-        return [int(v) for v in tensor]
+        sums = facts if isinstance(facts, list) else [int(v) for v in facts]
+        self.pending = ([0] * len(sums), None)
+        return sums
 
 
 class Stop:

@@ -49,15 +49,19 @@ class Spread:
         return contextlib.nullcontext() if last else self.runtime.accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        self.runtime.accelerator.backward(loss)
+        if self.runtime.accelerator.scaler is None:
+            loss.backward()  # all that Accelerate would do here, without its looking for packages in every step
+        else:
+            self.runtime.accelerator.backward(loss)
 
     def step(self) -> Tensor | float | None:
         """Clip, step, forget the gradients. Returns the gradient's norm before clipping, where it is clipped."""
         norm = None
         if self.clip is not None:
             norm = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer = self._raw_optimizer() if self.runtime.accelerator.scaler is None else self.optimizer  # as in backward
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return norm
 
     def warm_up(self, size: int) -> None:

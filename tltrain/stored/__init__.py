@@ -35,7 +35,7 @@ def show(as_json: bool) -> int:
     for words in columns:
         aligned = [w.rjust(n) if i in (2, 3, 4) else w.ljust(n) for i, (w, n) in enumerate(zip(words, widths, strict=True))]
         print("  ".join(aligned).rstrip())
-    print(f"{len(found)} stores, {size(sum(row['bytes'] for row in found))}, in {root}")
+    print(f"{_stores(len(found))}, {size(sum(row['bytes'] for row in found))}, in {root}")
     return 0
 
 
@@ -69,6 +69,10 @@ def _words(row: dict[str, Any]) -> tuple[str, ...]:
     return row["name"], f"{row['what']} ({who})", views, f"{row['rows']:,} rows", size(row["bytes"]), used
 
 
+def _stores(num: int) -> str:
+    return f"{num} store{'' if num == 1 else 's'}"
+
+
 def _in_use(store: Standing) -> bool:
     with shards._alone(store.path) as alone:
         return not alone
@@ -85,7 +89,7 @@ def clear(names: Sequence[str]) -> int:
         else:
             kept.append(store.path.name)
             print(f"in use  {size(store.bytes)}: {store.path.name}, which stays: a run has it open")
-    print(f"{size(freed)} freed in {store_root()}, {len(kept)} stores in use")
+    print(f"{size(freed)} freed in {store_root()}, {len(kept)} in use")
     return int(bool(names and kept))
 
 
@@ -97,7 +101,7 @@ def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
         num_wrong += bool(wrong)
         for line in (*wrong, said):
             print(f"{store.path.name}  {line}", flush=True)
-    print(f"{len(chosen)} stores in {store_root()}, {num_wrong} with something wrong")
+    print(f"{_stores(len(chosen))} in {store_root()}, {num_wrong} with something wrong")
     return int(num_wrong > 0)
 
 
