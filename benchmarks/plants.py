@@ -139,7 +139,7 @@ def look_for_leftovers(file: str) -> None:
             lines.write(json.dumps(row) + "\n")
         return out
 
-    wrap(staging, "_build", build)
+    wrap(staging, "_spread", build)
     wrap(run, "run_stage", around)
 
 
@@ -188,6 +188,6 @@ def trace_places(folder: str) -> None:
 
     put("- 0 start")
     wrap(run, "hand_on", between)
-    wrap(staging, "_build", between)
+    wrap(staging, "_chain", between)
     wrap(watch.Watch, "at", at)
     wrap(checkpoint, "save", save)

@@ -113,9 +113,9 @@ def test_flip_can_be_switched_off(tmp_path: Path) -> None:
 def test_an_item_becomes_tensors(split: Split) -> None:
     views = _views(split)
     plain = views[Item(2, 1)]
-    assert set(plain) == {"image", "label", "weight", "index"}
+    assert set(plain) == {"image", "label", "weight", "index", "view"}
     assert (plain["label"].dtype, plain["weight"].dtype, plain["index"].dtype) == (torch.int64, torch.float32, torch.int64)
-    assert plain["index"].item() == 2
+    assert (plain["index"].item(), plain["view"].item()) == (2, 1)
     mixed = views[Item(2, 1, 0.0, 4, 3, 0.25, (1, 2, 3, 4))]
     assert torch.equal(mixed["partner_image"], views.view(4, 3))
     assert mixed["partner_label"].item() == 4

@@ -132,6 +132,20 @@ def test_a_full_disk(num: int, num_left: int, references: References, disk: Path
     assert_goes_on_there(trial, run, references(num))
 
 
+@pytest.mark.parametrize("num", [1, 2])
+def test_metrics_that_cannot_be_written(num: int, references: References, tmp_path: Path) -> None:
+    """Closing the file fails as well, and must not stand in the place of the error that a person can act on."""
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), num, start=START)
+    codes, outcome = spoilt(trial, "full_metrics", 12)
+    said = world.log(trial)
+    assert codes[0] == 2, said
+    assert "No space left on device" in outcome["error"]
+    assert "Make room, and start again" in outcome["error"]
+    assert (outcome["outcome"], outcome["rank"], outcome["stage"]) == ("failed", 0, "mid")
+    assert "metrics-000001.jsonl may not be on the disk" in said
+    assert_goes_on(trial, references(num))
+
+
 def test_a_checkpoint_folder_that_becomes_read_only(references: References, disk: Path) -> None:
     trial, run = on_disk(disk, 2), disk / "run"
     codes = world.run(replace(trial, before="faults.make_read_only", arguments=(6, f"{run}/checkpoints")))
@@ -155,3 +169,44 @@ def test_a_run_folder_that_is_read_only_is_refused_at_once(num: int, references:
     assert f"the run folder {run} cannot be written" in world.log(trial)
     assert "Read-only file system" in world.log(trial)
     assert_goes_on_there(trial, run, references(num))
+
+
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize(("how", "why"), [("full", "No space left on device"), ("read-only", "Read-only file system")])
+def test_a_disk_that_is_spoilt_while_a_start_writes_down_who_it_is(
+    how: str, why: str, num: int, references: References, disk: Path
+) -> None:
+    trial, run = on_disk(disk, num), disk / "run"
+    codes = world.run(replace(trial, before="faults.spoil_before", arguments=("folder", "write_environment", str(disk), how)))
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    (disk / "ballast").unlink(missing_ok=True)
+    assert codes == [2] * num, world.log(trial)
+    assert f"the run folder {run} cannot be written" in world.log(trial)
+    assert why in world.log(trial)
+    world.finish(trial)
+    assert trials.differences(run, references(num)) == []
+
+
+@pytest.mark.parametrize(("num", "rank"), [(1, 0), (2, 1)])
+def test_a_signal_in_a_long_evaluation_is_not_kept_waiting(num: int, rank: int, tmp_path: Path) -> None:
+    """All processes leave the evaluation at the same batch; the next start evaluates the same weights from the first image on."""
+    spec, start = trials.recipe(stages=[HEAD]), START | {"max_device_batch": 1}
+    whole = world.finish(Trial(spec, str(tmp_path / "whole"), num, start=start))
+    trial, num_batches = Trial(spec, str(tmp_path / "run"), num, start=start), 20 // num
+    number = num_batches + 3  # in the second evaluation, after two steps
+    codes = world.run(replace(trial, before="faults.signal_in_evaluation", arguments=(number, rank, str(tmp_path))))
+    assert codes == [75] * num, world.log(trial)
+    evaluated = [(tmp_path / f"batches.rank{r}").stat().st_size for r in range(num)]
+    assert len(set(evaluated)) == 1, f"left at different batches: {evaluated}"
+    assert number <= evaluated[0] <= number + 2 < 2 * num_batches
+    assert trials.position(tmp_path / "run") == (0, 2, False)
+    assert_goes_on(trial, whole)
+
+
+@pytest.mark.slow
+def test_an_evaluation_may_take_longer_than_the_time_out(tmp_path: Path) -> None:
+    """Each of its batches is a sign of life: val after training, the calibration, the test."""
+    spec = trials.recipe(stages=[HEAD | {"eval_epochs": 10}])
+    slow = [first + i for first in (11, 21, 31) for i in range(4)]  # 10 batches of each evaluation
+    trial = Trial(spec, str(tmp_path / "run"), 2, start={"max_device_batch": 1, "timeout_minutes": 0.15})
+    world.finish(replace(trial, before="faults.slow_evaluation", arguments=(slow, 3.0)))

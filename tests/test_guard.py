@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from benchmarks import trials, world
 from benchmarks.schedules import draw_schedules, schedule_problems
 from benchmarks.trials import HEAD, LAST, MIDDLE
 from benchmarks.world import Trial
-from tltrain import backbones, checkpoint
-from tltrain.recipe import Backbone
+from tltrain import backbones, checkpoint, runtime
+from tltrain.options import Start
+from tltrain.recipe import Backbone, validate
+from tltrain.run import train
 
 ADAM = LAST | {"optimizer": "adamw", "lr": 0.002}
 
@@ -36,10 +40,16 @@ def test_a_block_unfrozen_after_wrapping_lets_replicas_drift(tmp_path: Path) -> 
     assert "after step 2 block layer3.0 is not the same on all processes (ranks [1] differ from rank 0)" in error
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_buffer_that_differs_on_one_rank(strategy: str, tmp_path: Path) -> None:
     error = caught(tmp_path, ADAM, strategy, "move_buffer", 2, 1, "layer3.0")
     assert "after step 2 block layer3.0 is not the same on all processes (ranks [1] differ from rank 0)" in error
+
+
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("fsdp2", 2), ("zero3", 2)])
+def test_statistics_that_do_not_train_and_change_on_all_ranks(strategy: str, num: int, tmp_path: Path) -> None:
+    error = caught(tmp_path, ADAM, strategy, "move_buffer", 2, None, "layer3.0", num=num)
+    assert "the statistics of block layer3.0 are frozen in this stage, and changed" in error
 
 
 @pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2)])
@@ -48,10 +58,39 @@ def test_a_frozen_block_that_changes(strategy: str, num: int, tmp_path: Path) ->
     assert "block layer2.0 is frozen in this stage, and changed" in error
 
 
-@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2)])
-def test_a_block_that_the_optimizer_does_not_know(strategy: str, num: int, tmp_path: Path) -> None:
-    error = caught(tmp_path, ADAM, strategy, "forget_block", "layer3.0", num=num)
+@pytest.mark.parametrize(
+    ("fault", "optimizer", "strategy", "num"),
+    [
+        ("forget_block", "adamw", "ddp", 1),
+        ("forget_block", "adamw", "fsdp2", 2),
+        ("forget_block", "sgd", "ddp", 2),
+        ("hold_block", "adamw", "ddp", 2),
+        ("hold_block", "sgd", "ddp", 1),
+        ("hold_block", "sgd", "fsdp2", 2),
+        ("hold_block", "sgd", "zero3", 2),
+    ],
+)
+def test_a_block_that_the_optimizer_does_not_know_or_move(fault: str, optimizer: str, strategy: str, num: int, tmp_path: Path) -> None:
+    stage = {"adamw": ADAM, "sgd": LAST}[optimizer]
+    error = caught(tmp_path, stage, strategy, fault, "layer3.0", num=num)
     assert "block layer3.0 should train in this stage, and not one of its tensors changed" in error
+
+
+@pytest.mark.parametrize("stage", [ADAM, LAST], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("lr", [1e-14, 1e-30])
+def test_steps_that_drown_in_rounding_are_no_bug(stage: dict[str, Any], lr: float, tmp_path: Path) -> None:
+    world.finish(Trial(trials.recipe(stages=[stage | {"lr": lr}]), str(tmp_path / "run")))
+
+
+def test_steps_that_fp16_leaves_out_are_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_scaler(**named: Any) -> Any:
+        accelerator = Accelerator(**named)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+        return accelerator
+
+    monkeypatch.setattr(runtime, "Accelerator", with_scaler)
+    spec = validate(trials.recipe(stages=[ADAM | {"steps": 1}]), "test")
+    assert train(spec, Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
 
 
 @pytest.mark.parametrize("backbone", ["resnet-micro", "vit-tiny"])

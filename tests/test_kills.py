@@ -46,7 +46,7 @@ def test_a_run_that_is_killed_again_and_again_ends_equal(num: int, num_kills: in
         ("files", "commit_folder", 3),
         ("files", "remove_folder", 2),
         ("run", "hand_on", 2),
-        ("staging", "_build", 3),
+        ("staging", "_spread", 3),
         ("outputs", "write_test", 1),
         ("folder", "write_outcome", 1),
         ("outputs", "report", 1),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
+from safetensors.torch import save_file
 from wandb.proto import wandb_internal_pb2 as _pb
 
+from tltrain.errors import UserError
 from tltrain.options import Start
 from tltrain.recipe import Recipe
 from tltrain.run import train
@@ -59,6 +65,57 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "metrics-000001.jsonl").open("a") as file:
         file.write('{"kind": "train", "stage_ind')
     assert len(read_rows(tmp_path)) == 1
+
+
+def test_closing_hides_no_error_and_keeps_none_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a device that is always full: the first error is what comes out; with none before, the close says that rows may be lost."""
+    for failed_before in (True, False):
+        tracker = Tracker(tmp_path, 1 + failed_before, {"from": None})
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, tracker.file.fileno())
+        os.close(full)
+        if failed_before:
+            with pytest.raises(OSError, match="No space left"):
+                _log_and_close(tracker)
+            assert "metrics-000002.jsonl may not be on the disk" in capsys.readouterr().err
+        else:
+            with pytest.raises(UserError, match=r"metrics-000001\.jsonl may not be on the disk"):
+                tracker.close()
+        assert tracker.file.closed
+
+
+def _log_and_close(tracker: Tracker) -> None:
+    try:
+        tracker.log(row("train", 0, 1))
+    finally:
+        tracker.close()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tltrain.tracking import Mirror
+assert "wandb" not in sys.modules, "whoever does not ask for it does not import it"
+run = Path("run")
+mirror = Mirror(run, "offline", "p", "n", {}, print)
+mirror.plan("head")
+mirror.confusion([[3, 1], [0, 4]], ["a", "b"])
+mirror.weights(run / "w.safetensors", "student")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_that_is_killed_leaves_nothing_of_wandb_outside_its_folder(tmp_path: Path) -> None:
+    for name in ("home", "tmp", "run"):
+        (tmp_path / name).mkdir()
+    save_file({}, tmp_path / "run" / "w.safetensors")
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "WANDB_"))}
+    places = {"HOME": "home", "TMPDIR": "tmp", "MPLCONFIGDIR": "fonts"}
+    environment = theirs | {name: str(tmp_path / folder) for name, folder in places.items()}
+    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, ""), done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert [*(tmp_path / "home").rglob("*"), *(tmp_path / "tmp").rglob("*")] == []
 
 
 def offline_records(run: Path) -> Iterator[Any]:

@@ -135,7 +135,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
                 return Fit(progress, best, job.stop.signal or "a signal to another process")
             if over:
                 guard.replicas(step)
-                guard.finish(job.spread.weights(), step - first, adaptive=stage.spec.optimizer == "adamw")
+                guard.finish(job.spread.weights(), stage, range(first, step))
                 return Fit(progress, best, "finished" if step == stage.num_steps else "early")
             batches = batches or on_device(job.batches(step), job.runtime.device)
             job.watch.at(stage.spec.name, step, "train")
@@ -182,8 +182,13 @@ class _Loop:
         """Val at this position: its row, and the best weights so far. Raises Interrupted where `asked` says so, with nothing changed."""
         job, select = self.job, self.job.recipe.select
         assert job.val is not None
-        job.watch.at(job.stage.spec.name, progress.step, "evaluate")
-        figures = metrics.summary(predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=asked), job.num_classes)
+        step = progress.step
+
+        def alive() -> bool:
+            job.watch.at(job.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
+            return asked()
+
+        figures = metrics.summary(predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=alive), job.num_classes)
         better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
             best = job.spread.weights()

@@ -12,6 +12,11 @@ from torch import Tensor
 from tltrain.blocks import Chain
 from tltrain.runtime import Runtime
 from tltrain.spread import OptimizerState, Spread
+from tltrain.stages import PlannedStage
+
+SURE = 64
+"""How many times larger than rounding a step must be to count as one that changes a weight: Adam's corrections for young averages take
+at most a factor of 7 from it, and a gradient may have come when the learning rate was already lower than at its highest."""
 
 
 class Broken(RuntimeError):
@@ -38,12 +43,12 @@ class Guard:
             ranks = (sums_RN2 != sums_RN2[:1]).any(2).any(1).nonzero().flatten().tolist()
             raise Broken(f"after step {step} block {block} is not the same on all processes (ranks {ranks} differ from rank 0)")
 
-    def finish(self, last: dict[str, Tensor], num_steps: int, adaptive: bool) -> None:
+    def finish(self, last: dict[str, Tensor], stage: PlannedStage, steps: range) -> None:
         """At the end of a stage: frozen tensors are untouched, statistics that do not train as well, and every block that should train
         has changed. Collective.
 
-        last: the weights after the `num_steps` steps of this start (complete on process 0). adaptive: the optimizer's step does not
-        vanish with the gradient. A block whose gradient was exactly zero may stay: its optimizer state says so.
+        last: the weights after the `steps` of this start (complete on process 0). A block may stay as it was where the optimizer's
+        state says that its gradients were zero, or that its steps drown in rounding. SGD without momentum keeps no such state.
         """
         self.spread.settle()
         changed = (_checksums(self.chain, trained=False) != self.frozen).any(1)
@@ -54,11 +59,14 @@ class Guard:
         if moved.any() and not self.chain.norm_stats:
             block = self.chain.blocks[int(moved.nonzero()[0])].name
             raise Broken(f"the statistics of block {block} are frozen in this stage, and changed")
-        still = self.runtime.share(self._unchanged(last) if adaptive and num_steps >= 2 else [])
+        knows = stage.spec.optimizer == "adamw" or stage.spec.momentum > 0
+        still = self.runtime.share(self._unchanged(last) if knows and steps else [])
         if not still:
             return
-        state = self.spread.optimizer_state()
-        for i in self.runtime.share([i for i in still if not self._had_no_gradient(i, state)]):
+        state, lr = self.spread.optimizer_state(), stage.spec.lr * max(map(stage.lr_factor, steps))
+        if not state and self.runtime.accelerator.scaler is not None:
+            return  # fp16, whose loss scale was still too large: every step of this start was left out
+        for i in self.runtime.share([i for i in still if self._must_move(i, last, state, lr * stage.scales[i])]):
             raise Broken(f"block {self.chain.blocks[i].name} should train in this stage, and not one of its tensors changed")
 
     def _unchanged(self, last: dict[str, Tensor]) -> list[int]:
@@ -69,10 +77,18 @@ class Guard:
             if self.runtime.is_main and all(torch.equal(last[name], given[name].cpu()) for name, _ in self.chain.parameters_of(i))
         ]
 
-    def _had_no_gradient(self, block: int, state: OptimizerState) -> bool:
-        """Whether the optimizer knows every parameter of a block, and has only ever seen zeros for it."""
-        moments = [state.get(name, {}).get("exp_avg") for name, _ in self.chain.parameters_of(block)]
-        return all(m is not None and not m.any() for m in moments)
+    def _must_move(self, block: int, last: dict[str, Tensor], state: OptimizerState, lr: float) -> bool:
+        """Whether the optimizer does not know a parameter of a block, or has a step for it that rounding could not swallow."""
+        if not self.runtime.is_main:
+            return False
+        steps = {name: _direction(state[name]) if name in state else None for name, _ in self.chain.parameters_of(block)}
+        return any(d is None or not torch.equal(last[name] - lr / SURE * d, last[name]) for name, d in steps.items())
+
+
+def _direction(state: dict[str, Tensor]) -> Tensor:
+    """A step of AdamW or SGD, but for the learning rate and Adam's corrections for young averages."""
+    momentum = state.get("momentum_buffer")
+    return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8) if momentum is None else momentum
 
 
 def _checksums(chain: Chain, trained: bool, parameters: bool = True) -> Tensor:

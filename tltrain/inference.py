@@ -93,9 +93,11 @@ def predict(
     return Predictions(index, label, predicted, rows_N8[:, 4], rows_N8[:, 5], rows_N8[:, 6] > 0, rows_N8[:, 7], temperature)
 
 
-def logits(runtime: Runtime, model: nn.Module, loader: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+def logits(
+    runtime: Runtime, model: nn.Module, loader: Iterable[Batch], asked: Callable[[], bool] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(logits (N, K) float64, labels (N,) int64) of a model for a split, gathered as in `predict`."""
-    rows_NC = _gathered(runtime, model, loader, _logits_row)
+    rows_NC = _gathered(runtime, model, loader, _logits_row, asked=asked)
     return rows_NC[:, 3:], rows_NC[:, 2].astype(np.int64)
 
 

@@ -41,7 +41,8 @@ class Start:
     recompute: bool = False
     """Compute activations of training blocks again in backward: less memory, about a third more time, the same result bit for bit."""
     compile: bool = False
-    """Compile each stage's network by torch.compile: faster after a minute or so of compiling; the result differs by rounding."""
+    """Compile each stage's network by torch.compile: faster after a minute or so of compiling; the result differs by rounding. A
+    resumed run keeps it."""
     workers: int | None = None
     """Data workers per process; the default is 0 for data in memory, else the processor cores divided by the processes, at most 8."""
     save_minutes: float = 10.0

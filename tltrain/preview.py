@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch.utils.data import default_collate
 
 from tltrain import backbones, files, stages
 from tltrain.data import Images, Split, open_images
@@ -114,7 +113,7 @@ def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augmen
 
 def _batch(views: Views, items: Sequence[Item]) -> np.ndarray:
     """(B, size, size, 3) uint8, mixed where items say so, by the code that mixes in training."""
-    x_BCHW = mixed(default_collate([views[item] for item in items]))["image"]
+    x_BCHW = mixed(views.batch(items))["image"]
     if x_BCHW.is_floating_point():
         x_BCHW = (255 * x_BCHW).round().byte()
     return x_BCHW.permute(0, 2, 3, 1).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def _here(run: Run) -> dict[str, Any]:
     return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
 
 
+def _alive(run: Run, call: str) -> Callable[[], bool]:
+    """What an evaluation outside the stages asks at each batch: it says where this process is, and interrupts nothing."""
+    stage, step, _ = run.watch.place
+
+    def asked() -> bool:
+        run.watch.at(stage, step, call)
+        return False
+
+    return asked
+
+
 def _fold(run: Run, stop: Stop) -> dict[str, Any]:
     """Stages over weights, from where the newest checkpoint stands."""
     runtime, checkpoints = run.runtime, run.path / "checkpoints"
@@ -169,7 +181,7 @@ def _preview(run: Run) -> Path | None:
 def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     """The teacher's own figures, first of all: a student of a bad teacher is not worth its time."""
     split = run.images.val or run.images.train
-    predictions = predict(run.runtime, teacher, run.eval_batches(split))
+    predictions = predict(run.runtime, teacher, run.eval_batches(split), asked=_alive(run, "teacher"))
     figures = metrics.summary(predictions, len(run.images.classes))
     where = {"stage": "teacher", "stage_index": 0, "step": 0, "run_step": 0, "epoch": 0.0}
     run.log({"kind": "teacher", **where, "split": split.name, **figures})
@@ -211,7 +223,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
     test = run.images.test
     if test is not None:
-        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature)
+        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, asked=_alive(run, "test"))
         figures = metrics.summary(predictions, len(run.images.classes))
         run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
         where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
@@ -239,7 +251,7 @@ def _temperature(run: Run, chain: Chain) -> float:
     """Fitted on val, by every process alike; 1 where there is no val."""
     if run.images.val is None:
         return 1.0
-    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val)))
+    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val), asked=_alive(run, "calibrate")))
 
 
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:

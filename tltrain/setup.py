@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -112,10 +112,13 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         num_workers(recipe, start, runtime.local_world),
         runtime.local_world,
     )
-    choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine), path)
-    device_batch = start.max_device_batch or folder.kept(path).get("max_device_batch") or DEVICE_BATCH
+    choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
+    kept = folder.kept(path)
+    device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
+    start = replace(start, compile=start.compile or kept.get("compile", False))
     generation = _claim(path, recipe, start, runtime)
-    _shared(runtime, lambda: _write_environment(path, runtime, images, device_batch), path)
+    kept = {"max_device_batch": device_batch, "compile": start.compile}
+    _shared(runtime, lambda: _write_environment(path, runtime, images, kept), path)
 
     def superseded(newer: int) -> None:
         console.say(f"generation {newer} has taken {path} over from this one ({generation}), which stops without writing", style="bold red")
@@ -129,13 +132,13 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     return Run(path, recipe, start, runtime, console, images, student, teacher, planned, choices, device_batch, generation, watch, saver)
 
 
-def _write_environment(path: Path, runtime: Runtime, images: Images, device_batch: int) -> None:
+def _write_environment(path: Path, runtime: Runtime, images: Images, kept: dict[str, Any]) -> None:
     strategy = str(runtime.accelerator.distributed_type.value)
     accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
     sizes = {s.name: len(s) for s in (images.train, images.val, images.test) if s is not None}
     data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes}
-    folder.write_environment(path, accelerate, device, {"max_device_batch": device_batch}, data)
+    folder.write_environment(path, accelerate, device, kept, data)
 
 
 def _claim(path: Path, recipe: Recipe, start: Start, runtime: Runtime) -> int:
@@ -149,8 +152,8 @@ def _claim(path: Path, recipe: Recipe, start: Start, runtime: Runtime) -> int:
     return _shared(runtime, claim, path)
 
 
-def _shared(runtime: Runtime, work: Callable[[], T], path: Path) -> T:
-    """What process 0 finds out, known to all processes. What it refuses, all refuse."""
+def _shared(runtime: Runtime, work: Callable[[], T], path: Path | None = None) -> T:
+    """What process 0 finds out, known to all processes. What it refuses, all refuse. path: of the folder that `work` writes to."""
     found: T | UserError | None = None
     if runtime.is_main:
         try:
@@ -158,6 +161,8 @@ def _shared(runtime: Runtime, work: Callable[[], T], path: Path) -> T:
         except UserError as error:
             found = error
         except OSError as error:
+            if path is None:
+                raise
             found = UserError(f"the run folder {path} cannot be written: {error}; choose another with --folder")
     found = runtime.share(found)
     if isinstance(found, UserError):

@@ -119,7 +119,7 @@ def stores(root: Path) -> list[Standing]:
     """Every store below `root`, the one that was used longest ago first."""
     found = []
     for about in root.glob(f"[!.]*/{ABOUT}"):
-        with _gone_already():
+        with suppress(FileNotFoundError, ValueError, KeyError):  # gone already, or damaged: another key's folder all the same
             raw = json.loads(about.read_text(encoding="utf-8"))
             size = sum(sizes := [path.stat().st_size for path in about.parent.glob("*.safetensors")])
             used = (about.parent / LOCK).stat().st_mtime

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tltrain import shards
@@ -62,23 +61,28 @@ def fill(
     process to stop. All processes go from shard to shard together, so that none waits for another longer than one shard takes.
     """
     agreement = Agreement(runtime.world, 2)
-    missing = _missing(runtime, store, names)
+    missing = _missing(runtime, store, names, asked)
     why = _rounds(agreement, store, missing, make, asked, runtime.rank, runtime.world)
-    if why is None and missing and (missing := _missing(runtime, store, names, look_inside=False)):
+    if why is None and missing and (missing := _missing(runtime, store, names, None)):
         # Folders that the machines of a cluster do not share: each machine fills its own, in as many rounds as the smallest needs.
         parts = int(runtime.gather(torch.tensor([runtime.local_world], device=runtime.device)).min())
         why = _rounds(agreement, store, missing, make, asked, runtime.local_rank, parts)
     return why
 
 
-def _missing(runtime: Runtime, store: Store, names: Sequence[str], look_inside: bool = True) -> list[str]:
-    """Shards that at least one process does not find, or finds damaged. The processes of a machine share the reading."""
+def _missing(runtime: Runtime, store: Store, names: Sequence[str], asked: Callable[[str], bool] | None) -> list[str]:
+    """Shards that at least one process does not find, or finds damaged. The processes of a machine share the reading.
+
+    asked: as in `fill`; whom it stops calls the rest missing. None: nothing is read.
+    """
     standing = store.standing()
     gone = torch.zeros(len(names), dtype=torch.int64)
     for i, name in enumerate(names):
         mine = i % runtime.local_world == runtime.local_rank
-        if name not in standing or (look_inside and mine and not store.sound(standing[name])):
+        if name not in standing:
             gone[i] = 1
+        elif asked is not None and mine:
+            gone[i] = asked(f"reading shard {i + 1} of {len(names)}") or not store.sound(standing[name])
     gone = runtime.gather(gone.unsqueeze(0).to(runtime.device)).amax(0).cpu()
     return [name for name, is_gone in zip(names, gone.tolist(), strict=True) if is_gone]
 
@@ -99,7 +103,7 @@ def _rounds(
         if number < len(mine) and not why and not stop:
             try:
                 store.write(*next(made))
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 why = str(error)
         facts = agreement.now([int(stop), int(bool(why))])
         if facts[STOP]:

@@ -95,19 +95,23 @@ def _open_bases(run: Run, split: Split, held: ExitStack, asked: Callable[[str], 
     made_by = {"recipe": run.recipe.model_dump(mode="json"), "split": split.name}
     opened = held.enter_context(Store(store_root(), bases.KIND, bases.key(run.images.fingerprint, split.name, preprocess), made_by))
     found = Bases(opened.path, split, preprocess)
-    why = _fill(run, opened, choice, found.names(), lambda names: found.make(names, run.workers), asked)
+    needed = len(split) * choice.speed.row_bytes
+    why = _fill(run, opened, choice, needed, found.names(), lambda names: found.make(names, run.workers), asked)
     if why is None:
         run.bases[split.name] = found
 
 
 def _fill(
-    run: Run, opened: Store, choice: Choice, names: list[str], make: Callable[[list[str]], Made], asked: Callable[[str], bool]
+    run: Run, opened: Store, choice: Choice, needed: int, names: list[str], make: Callable[[list[str]], Made], asked: Callable[[str], bool]
 ) -> str | None:
-    """Make room and fill. Returns None, or why the store is not whole, which is said unless somebody asked to stop. Collective."""
+    """Make room for `needed` bytes, and fill. Returns None, or why the store is not whole, which is said unless somebody asked to stop.
+
+    Collective. One process of each machine makes room: machines may have caches of their own.
+    """
     runtime, root, limit = run.runtime, opened.path.parent, run.choices.budget.disk
-    why: str | None = None
-    if not runtime.share(not runtime.is_main or shards.make_room(root, choice.num_bytes, limit, opened.path)):
-        why = f"the other stores in {root} are in use, and leave no room"
+    has_room = runtime.local_rank > 0 or shards.make_room(root, needed, limit, opened.path)
+    all_have = bool(runtime.gather(torch.tensor([int(has_room)], device=runtime.device)).min())
+    why = None if all_have else f"the other stores in {root} are in use, and leave no room"
     why = why or store.fill(runtime, opened, names, make, asked)
     if why is not None and why != store.ASKED:
         run.console.say(f"store   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
@@ -126,7 +130,10 @@ def _open(
     key = row_key(run, kind, frozen, loaded, split, augment, choice.num_views)
     made_by = {"recipe": run.recipe.model_dump(mode="json"), "stage": stage.index, "run": str(run.path.absolute()), "split": split.name}
     opened = Store(store_root(), kind, key, made_by)
-    if _fill(run, opened, choice, layout.names(), lambda names: _make(run, views, layout, frozen, names), asked) is not None:
+    if (
+        _fill(run, opened, choice, choice.num_bytes, layout.names(), lambda names: _make(run, views, layout, frozen, names), asked)
+        is not None
+    ):
         opened.close()
         return None
     return Rows(opened, layout, place, run.runtime.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tltrain import shards, thrift
 from tltrain.backbones import Loaded
 from tltrain.blocks import Chain
-from tltrain.data import Images, Split
+from tltrain.data import Images, Split, bases
 from tltrain.data.places import cache_root
 from tltrain.data.views import KEPT_BYTES, Views
 from tltrain.errors import UserError
@@ -204,14 +204,14 @@ class _Meter:
 
     def _base(self) -> tuple[float, float]:
         """Seconds and bytes of one base image, on average."""
-        views = _views(self.split, self.student, self.recipe, "none")
-        began = time.perf_counter()
+        num = len(self.split)
         try:
-            num_bytes = sum(views.base(i).numel() for i in self._sample()) / len(self._sample())
-            self.readable = True
-        except (UserError, IndexError, OSError):  # an outline of a data set that is not there yet
-            self.readable, num_bytes = False, 3.0 * self.student.preprocess.resize**2
-        return (time.perf_counter() - began) / len(self._sample()) if self.readable else 0.0, num_bytes
+            found = bases.estimate(self.split, self.student.preprocess)
+        except (UserError, IndexError):  # an outline of a data set that is not there yet
+            self.readable = False
+            return 0.0, 3.0 * self.student.preprocess.resize**2
+        self.readable = True
+        return found.seconds / num, found.bytes / num
 
 
 def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> Views:

@@ -85,7 +85,8 @@ def resized(state: Mapping[str, Tensor], card: Card, size: int) -> tuple[dict[st
 def blocks(net: nn.Module, dropout: float) -> list[Block]:
     """stem, layer1.0, ..., layer4.N (with the pooling), head."""
     paths = [f"layer{stage}.{i}" for stage in (1, 2, 3, 4) for i in range(len(cast(nn.Sequential, net.get_submodule(f"layer{stage}"))))]
-    faster = ("cpu", "cuda") if isinstance(net, SmallResNet) else ("cuda",)
+    wide_basic = isinstance(net.get_submodule("layer1.0"), BasicBlock) and not isinstance(net, SmallResNet)
+    faster = ("cuda",) if wide_basic else ("cpu", "cuda")  # ResNet-18 on a CPU: 0.94 times the speed at 64 px; ResNet-50: 1.40
     stem = Block("stem", ("conv1", "bn1", "relu", "maxpool"), _stem, channels_last=faster)
     body = [Block(path, (path,), partial(run_module, path)) for path in paths[:-1]]
     last = Block(paths[-1], (paths[-1], "avgpool"), partial(_last, paths[-1]))

@@ -17,15 +17,18 @@ from torch.utils.data import Dataset
 
 from tltrain import shards
 from tltrain.data.images import Split
-from tltrain.data.loader import Batch, Loader, _clean_context, _die_with_parent
-from tltrain.data.views import Preprocess, base_of
+from tltrain.data.loader import Loader, _clean_context, _die_with_parent
+from tltrain.data.views import Batch, Preprocess, base_of
 
 KIND = "images"
-SHARD_IMAGES = 64
+SHARD_IMAGES = 32
+MAPPED = 10_000
+"""Shards that one process keeps mapped: they take no memory, but Linux maps 65,530 places a process unless told otherwise."""
+
 FORMAT = 1
 """Another number where the code makes other bytes of the same files: then no older store is taken for a new one."""
 
-CODECS = ("jpg", "libjpeg_turbo", "jpg_2000", "libtiff", "webp", "avif")  # those whose pixels depend on the library behind Pillow
+CODECS = ("jpg", "libjpeg_turbo", "libtiff", "webp")  # those whose pixels depend on the library behind Pillow
 
 
 def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
@@ -66,6 +69,8 @@ class Bases:
         number, place = divmod(i, SHARD_IMAGES)
         shard = self._mapped.get(number)
         if shard is None:
+            if len(self._mapped) >= MAPPED:
+                del self._mapped[next(iter(self._mapped))]
             shard = self._mapped[number] = self._map(number)
         height, width = shard.size_N2[place]
         return shard.pixels[shard.ends[place] - 3 * height * width : shard.ends[place]].reshape(height, width, 3)

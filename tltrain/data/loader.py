@@ -15,14 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tltrain.data.order import Item, Stream, micro_batches, rank_slice
-from tltrain.data.views import Views
+from tltrain.data.views import Batch, Views, batches_as_they_are
 from tltrain.errors import UserError
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def _loader(views: Views, batches: StepSampler | Sequence[list[Item]], workers: 
     options: dict[str, Any] = {}
     if workers:
         options = {"num_workers": workers, "multiprocessing_context": _clean_context(), "worker_init_fn": _die_with_parent}
-    return Loader(views, batch_sampler=batches, pin_memory=pin, **options)
+    return Loader(views, batch_sampler=batches, collate_fn=batches_as_they_are, pin_memory=pin, **options)
 
 
 def _clean_context() -> BaseContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tltrain.data.bases import Bases  # which makes what it holds with this module
 
 Augment = Literal["none", "light", "strong"]
+Batch = dict[str, Tensor]
 
 KEPT_BYTES = 128 * 2**20
 """Base images that one process keeps in memory, bytes. What came first stays: an epoch comes round in another order."""
@@ -44,7 +46,7 @@ class Preprocess:
             )
 
 
-class Views(Dataset[dict[str, Tensor]]):
+class Views(Dataset[Batch]):
     """The views of one split. view(i, v) is the same in every process and whatever was asked for before.
 
     Pillow does the work, not torch: its results depend neither on the number of threads nor on the processor.
@@ -60,24 +62,33 @@ class Views(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, item: Item) -> dict[str, Tensor]:
-        """image uint8 (3, S, S), label int64, weight float32, index int64 (position in the split), view int64.
+    def __getitem__(self, item: Item) -> Batch:
+        """As `batch`, without the first dimension."""
+        return {name: tensor[0] for name, tensor in self.batch([item]).items()}
 
-        If it is mixed, also partner_image, partner_label, lam float32, and box int64 (4,): top, left, bottom, right; zeros for mixup.
+    def __getitems__(self, items: Sequence[Item]) -> Batch:
+        """What a DataLoader asks for where it can have a whole batch; `batches_as_they_are` is the collate_fn beside it."""
+        return self.batch(items)
+
+    def batch(self, items: Sequence[Item]) -> Batch:
+        """image uint8 (B, 3, S, S), label int64 (B,), weight float32, index int64 (position in the split), view int64.
+
+        If they are mixed, also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.
         """
-        sample = {
-            "image": self.view(item.index, item.view),
-            "label": torch.tensor(int(self.split.labels[item.index])),
-            "weight": torch.tensor(item.weight, dtype=torch.float32),
-            "index": torch.tensor(item.index),
-            "view": torch.tensor(item.view),
+        index_B = np.array([item.index for item in items])
+        batch = {
+            "image": self._stack([(item.index, item.view) for item in items]),
+            "label": torch.from_numpy(self.split.labels[index_B]),
+            "weight": torch.tensor([item.weight for item in items]),
+            "index": torch.from_numpy(index_B),
+            "view": torch.tensor([item.view for item in items]),
         }
-        if item.partner >= 0:
-            sample["partner_image"] = self.view(item.partner, item.partner_view)
-            sample["partner_label"] = torch.tensor(int(self.split.labels[item.partner]))
-            sample["lam"] = torch.tensor(item.lam, dtype=torch.float32)
-            sample["box"] = torch.tensor(item.box or (0, 0, 0, 0))
-        return sample
+        if items[0].partner >= 0:
+            batch["partner_image"] = self._stack([(item.partner, item.partner_view) for item in items])
+            batch["partner_label"] = torch.from_numpy(self.split.labels[[item.partner for item in items]])
+            batch["lam"] = torch.tensor([item.lam for item in items])
+            batch["box"] = torch.tensor([item.box or (0, 0, 0, 0) for item in items])
+        return batch
 
     def base(self, i: int) -> Tensor:
         """uint8 (3, h, w), the decoded image with its shorter side `resize` long, antialiased. Every view is taken from it."""
@@ -85,13 +96,26 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def view(self, i: int, v: int) -> Tensor:
         """uint8 (3, size, size). View 0 is the evaluation view, the centre of the base; others are augmented, if anything is."""
-        image = Image.fromarray(self._base(i))
+        return _to_tensor(self._view(i, v))
+
+    def _stack(self, asked: Sequence[tuple[int, int]]) -> Tensor:
+        """uint8 (B, 3, size, size)."""
+        side = self.preprocess.size
+        out_BCHW = np.empty((len(asked), 3, side, side), dtype=np.uint8)
+        for n, (i, v) in enumerate(asked):
+            out_BCHW[n] = self._view(i, v).transpose(2, 0, 1)
+        return torch.from_numpy(out_BCHW)
+
+    def _view(self, i: int, v: int) -> np.ndarray:
+        """uint8 (size, size, 3)."""
+        base, side = self._base(i), self.preprocess.size
         if v == 0 or self._transform is None:
-            return _to_tensor(np.asarray(F.center_crop(image, [self.preprocess.size])))
+            top, left = (round((length - side) / 2) for length in base.shape[:2])  # as torchvision's center_crop
+            return base[top : top + side, left : left + side]
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: that seeds CUDA too, which fork_rng leaves alone here, and dropout would notice
             torch.default_generator.manual_seed(key(self.seed, "view", int(self.split.index[i]), v))
-            return _to_tensor(np.asarray(self._transform(image)))
+            return np.asarray(self._transform(Image.fromarray(base)))
 
     def _base(self, i: int) -> np.ndarray:
         """uint8 (h, w, 3)."""
@@ -107,6 +131,11 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}, "_kept_bytes": 0}
+
+
+def batches_as_they_are(batch: Any) -> Any:
+    """collate_fn for `Views.__getitems__`."""
+    return batch
 
 
 def base_of(split: Split, preprocess: Preprocess, i: int) -> np.ndarray:

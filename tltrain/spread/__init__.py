@@ -32,6 +32,12 @@ def _kind(runtime: Runtime) -> type[Spread]:
 def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False) -> Spread:
     """Spread a stage as the accelerate configuration says. Raises UserError for a pair that cannot work."""
     kind, chosen = str(runtime.accelerator.distributed_type.value), _kind(runtime)
+    plugin = getattr(runtime.accelerator.state, "fsdp_plugin", None)  # there only under FSDP
+    if plugin is not None and plugin.activation_checkpointing:
+        raise UserError(
+            "the accelerate configuration sets fsdp_activation_checkpointing; remove it: whether activations are computed again is said by "
+            "--recompute, under every strategy"
+        )
     backend = runtime.accelerator.state.dynamo_plugin.backend
     if backend != DynamoBackend.NO:
         raise UserError(

@@ -17,13 +17,12 @@ class Fsdp2(Spread):
     """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
 
     replicated = False
+    lays_out = False
+    fuses_sgd = False
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         # Accelerate wraps by class name, read from this attribute; without it only the root is wrapped.
         chain._no_split_modules = unit_classes(chain)  # type: ignore[assignment]
-        if isinstance(optimizer, torch.optim.SGD):  # torch has no fused SGD for sharded tensors
-            groups = [group | {"fused": False} for group in optimizer.param_groups]
-            optimizer = torch.optim.SGD(groups, lr=optimizer.defaults["lr"], fused=False)
         return self.runtime.accelerator.prepare(chain, optimizer)
 
     def warm_up(self, size: int) -> None:

@@ -20,6 +20,10 @@ class Spread:
     """One process, or DDP: every process holds all weights."""
 
     replicated = True
+    lays_out = True
+    """Whether weights lie as images do, so that convolutions need not turn them in every step; what is sharded must be contiguous."""
+    fuses_sgd = True
+    """Whether torch has a fused SGD for the tensors of this strategy."""
 
     def __init__(
         self, runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False
@@ -30,6 +34,9 @@ class Spread:
         """
         self.runtime, self.chain, self.clip = runtime, chain, clip
         self.given = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}  # not on the device: it is full
+        chain.to(memory_format=chain.layout if self.lays_out else torch.contiguous_format)
+        if isinstance(optimizer, torch.optim.SGD) and (runtime.accelerator.scaler is not None or not self.fuses_sgd):
+            optimizer = _plain(optimizer)
         self.model, self.optimizer = self._prepare(chain, optimizer)
         self.compiled = compiled
         if compiled:
@@ -38,8 +45,6 @@ class Spread:
             runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # a stage inherits nothing from the last one
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        if chain.channels_last:  # convolutions would bring their weights into the images' layout in every step
-            chain.to(memory_format=torch.channels_last)
         with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which the oldest we support lacks
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             return self.runtime.accelerator.prepare(chain, optimizer)
@@ -137,6 +142,12 @@ class Spread:
         if key == "step":
             return step_like(value, parameter, self._raw_optimizer())
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _plain(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Not fused: where fp16's loss scale is too large for the first step, torch's fused SGD leaves its momentum uninitialised."""
+    groups = [group | {"fused": False} for group in optimizer.param_groups]
+    return torch.optim.SGD(groups, lr=optimizer.defaults["lr"], fused=False)
 
 
 def step_like(value: Tensor, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:

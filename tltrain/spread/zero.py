@@ -15,6 +15,8 @@ from tltrain.spread.replicas import OptimizerState, Spread, step_like
 class Zero(Spread):
     """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
 
+    lays_out = False
+
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         accelerator = self.runtime.accelerator
         settings = accelerator.state.deepspeed_plugin.deepspeed_config

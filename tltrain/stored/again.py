@@ -123,7 +123,6 @@ def _answers(found: Standing, recipe: Recipe, images: Images, split: Split, some
     autocast, gone = runtime.accelerator.autocast, None
     if found.kind == "features":
         gone = _begin(student, recipe, Path(found.made_by["run"]), planned, stage)
-        stages.freeze(student.chain, stage)
         frozen, loaded = prefix_of(student.chain.to(runtime.device).eval(), stage.first, runtime.precision, True, autocast), student
     else:
         assert teacher is not None
@@ -134,6 +133,8 @@ def _answers(found: Standing, recipe: Recipe, images: Images, split: Split, some
     _check(found, row_key(origin, found.kind, frozen, loaded, split, augment, num_views), gone)
     views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
+    if found.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
+        raise CannotSay(f"it was made with {found.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")
     return _Answers(split, frozen, views, layout, runtime.device)
 
 
@@ -162,4 +163,7 @@ def _check(found: Standing, key: dict[str, Any], gone: str | None = None) -> Non
             raise CannotSay("the images, their labels or their splits have changed")
         if isinstance(here, dict) and isinstance(there, dict):
             here, there = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((here, there), (there, here)))
-        raise CannotSay(f"it was made with {name} {there}, and here is {here}")
+        remedy = ""
+        if name == "device" and key[name][:2] == found.key[name][:2] and key[name][2] != found.key[name][2]:
+            remedy = f"; set ACCELERATE_MIXED_PRECISION={found.key[name][2]}, as it was then"
+        raise CannotSay(f"it was made with {name} {there}, and here is {here}{remedy}")
