@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
 
 from launcher import processes, quoting
 from launcher.batch import outcome_since
@@ -16,6 +21,8 @@ from launcher.words import read, split
 from tltrain import folder, watch
 from tltrain.errors import UserError
 
+BF16_FROM = 8.0  # compute capability
+SAID = {"no": "fp32"}  # what accelerate calls otherwise
 EXIT = {"finished": 0, "stopped": 75}  # as `tltrain train` itself
 
 
@@ -32,10 +39,17 @@ def main(words: Sequence[str]) -> int:
     training = read(trainings[0])
     world = local_world(processes.local_gpus(), arguments.accelerate, arguments.processes)
     config = processes.config_file(arguments.accelerate, world)
+    precision, why, override = pick_precision(config, world, None if not world.gpus else capability())
     command = processes.arguments(config, world, 0, trainings[0])
+    at = command.index(str(config)) + 1
+    command[at:at] = override
+    where = "GPU" if world.gpus else "the CPU"
+    num = f"{world.num_processes} process{'es' if world.num_processes > 1 else ''}"
+    said = f"launch  {num} on {where}, {SAID.get(precision, precision)}: {why}"
     notes = training.run / "jobs" / "local"
     environment = processes.environment(world, notes)
     if arguments.dry_run:
+        print(f"# {said}")
         print(" ".join(["env", *(quoting.quote(f"{k}={v}") for k, v in environment.items()), quoting.join(command)]))
         return 0
     folder.create(training.run, training.recipe)
@@ -43,6 +57,7 @@ def main(words: Sequence[str]) -> int:
     before = watch.newest_generation(training.run / "generations")
     for note in notes.glob("*.failed.json"):
         note.unlink()
+    print(said, flush=True)
     end = supervise(command, environment)
     outcome = outcome_since(training.run, before)
     if not outcome and end.code != 0 and end.signals.count("SIGINT") < 2:
@@ -63,6 +78,39 @@ def local_world(gpus: int, accelerate: str | None, num_processes: int | None) ->
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // wanted))
     return World(1, wanted, on_gpus, threads, port=_free_port())
+
+
+def pick_precision(config: Path, world: World, capability: float | None) -> tuple[str, str, list[str]]:
+    """(accelerate's mixed_precision, why, words that override the configuration).
+
+    As the configuration says, but fp16 where a shipped one says bf16 and a GPU has none.
+
+    capability: the least compute capability of the GPUs; None where there are none, or where it is not known.
+    """
+    written = str((yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("mixed_precision") or "no")
+    shipped = config.parent == processes.config_file("cpu", world).parent
+    if shipped and written == "bf16" and capability is not None and capability < BF16_FROM:
+        return "fp16", f"{config.name} says bf16, which a GPU of compute capability {capability:.1f} lacks", ["--mixed_precision", "fp16"]
+    known = (
+        f", which compute capability {capability:.1f} has"
+        if written == "bf16" and capability is not None and capability >= BF16_FROM
+        else ""
+    )
+    return written, f"as {config.name} says{known}", []
+
+
+def capability() -> float | None:
+    """The least compute capability of the GPUs that a process may use, asked without torch; None where nvidia-smi does not say."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    only = [] if visible is None else [f"--id={visible}"]
+    words = ["nvidia-smi", *only, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        return min((float(line) for line in done.stdout.split()), default=None) if done.returncode == 0 else None
+    except ValueError:  # an old driver says [N/A] or that it does not know the field
+        return None
 
 
 def _free_port() -> int:

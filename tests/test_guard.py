@@ -71,7 +71,7 @@ def test_a_frozen_block_that_changes(strategy: str, num: int, tmp_path: Path) ->
     ],
 )
 def test_a_block_that_the_optimizer_does_not_know_or_move(fault: str, optimizer: str, strategy: str, num: int, tmp_path: Path) -> None:
-    stage = {"adamw": ADAM, "sgd": LAST}[optimizer]
+    stage = {"adamw": ADAM, "sgd": LAST}[optimizer] | {"layer_decay": 0.9}  # so that each block has groups of its own
     error = caught(tmp_path, stage, strategy, fault, "layer3.0", num=num)
     assert "block layer3.0 should train in this stage, and not one of its tensors changed" in error
 

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher import processes
-from launcher.local import local_world, main
+from launcher.local import capability, local_world, main
 from launcher.processes import World
 from tltrain.errors import UserError
 
@@ -137,7 +138,50 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(
     assert "--multi_gpu" in said
     assert "ACCELERATE_USE_CPU=true" in said
     assert said.endswith("-m launcher.worker train digits-resnet --purpose 'a b'\n")
+    assert said.startswith("# launch  2 processes on the CPU, fp32: as cpu.yaml says\nenv ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_shipped_configuration_of_a_gpu_says_bf16() -> None:
+    folder = processes.config_file("ddp", World(1, 2, True, 1)).parent
+    said = {path.stem: yaml.safe_load(path.read_text())["mixed_precision"] for path in folder.glob("*.yaml")}
+    assert said.pop("cpu") == "no"
+    assert len(said) >= 5
+    assert set(said.values()) == {"bf16"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "line"),
+    [
+        ("9.0\n9.0\n", [], "2 processes on GPU, bf16: as ddp.yaml says, which compute capability 9.0 has"),
+        ("8.0\n7.5\n", [], "2 processes on GPU, fp16: ddp.yaml says bf16, which a GPU of compute capability 7.5 lacks"),
+        ("[N/A]\n", [], "2 processes on GPU, bf16: as ddp.yaml says"),
+        (
+            "7.0\n",
+            ["--accelerate", "one_gpu"],
+            "1 process on GPU, fp16: one_gpu.yaml says bf16, which a GPU of compute capability 7.0 lacks",
+        ),
+        ("7.0\n", ["--accelerate", "own.yaml"], "2 processes on GPU, fp32: as own.yaml says"),
+        ("7.0\n", ["--accelerate", "cpu"], "1 process on the CPU, fp32: as cpu.yaml says"),
+    ],
+)
+def test_the_precision_is_what_the_gpu_has(
+    answer: str, words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bf16 where every GPU has it, else fp16; a configuration of one's own is followed to the letter."""
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(f"#!/bin/sh\n[ \"$2\" = --query-gpu=compute_cap ] || exit 2\nprintf '{answer}'\n".replace("\n'", "\\n'"))
+    fake.chmod(0o755)
+    (tmp_path / "own.yaml").write_text("distributed_type: MULTI_GPU\n")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--dry-run", "--", "train", "digits-resnet"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"# launch  {line}\nenv ")
+    assert ("--mixed_precision fp16" in said) == ("fp16" in line)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert capability() is None
 
 
 def test_who_is_killed_leaves_no_word(tmp_path: Path) -> None:

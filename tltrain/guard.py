@@ -115,6 +115,15 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _sums(tensor: Tensor) -> Tensor:
+    """Sum of the bits of each value, and sum of bits times position: by rows and columns, so that no copy in int64 is made."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.contiguous().view(-1).view(whole).to(torch.int64)
-    return torch.stack([bits.sum(), (bits * torch.arange(1, bits.numel() + 1, device=bits.device)).sum()])
+    bits = tensor.contiguous().view(-1).view(whole)
+    width = 1024 if bits.numel() >= 1024 else 1
+    body, tail = bits[: bits.numel() // width * width].view(-1, width), bits[bits.numel() // width * width :].to(torch.int64)
+    rows_R, columns_C = body.sum(1, dtype=torch.int64), body.sum(0, dtype=torch.int64)
+    weighted = width * (rows_R * _counted(0, rows_R)).sum() + (columns_C * _counted(1, columns_C)).sum()
+    return torch.stack([columns_C.sum() + tail.sum(), weighted + (tail * _counted(body.numel() + 1, tail)).sum()])
+
+
+def _counted(first: int, like: Tensor) -> Tensor:
+    return torch.arange(first, first + len(like), device=like.device)

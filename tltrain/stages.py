@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from tltrain.blocks import Chain, is_batch_norm
 from tltrain.errors import UserError
@@ -97,22 +96,25 @@ def freeze(chain: Chain, stage: PlannedStage) -> None:
 
 
 def parameter_groups(chain: Chain, stage: PlannedStage) -> list[dict[str, Any]]:
-    """Optimizer groups of what trains: per block one for what decays and one for the rest, with `peak_lr` and a `name`."""
-    groups: list[dict[str, Any]] = []
+    """Optimizer groups of what trains, each with `peak_lr` and a `name`: what decays and what does not, of each block, or of all blocks
+    that have the same learning rate: an optimizer takes each group by itself, and small networks notice."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for i, scale in enumerate(stage.scales):
         if scale == 0:
             continue
-        decayed: list[nn.Parameter] = []
-        spared: list[nn.Parameter] = []
         for name, parameter in chain.parameters_of(i):
             decays = stage.spec.weight_decay_on == "all" or (parameter.ndim > 1 and name.endswith("weight"))
-            (decayed if decays else spared).append(parameter)
-        peak_lr = stage.spec.lr * scale
-        for kind, params, decay in (("decay", decayed, stage.spec.weight_decay), ("spared", spared, 0.0)):
-            if params:
-                group = {"params": params, "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay}
-                groups.append({**group, "name": f"{chain.blocks[i].name}/{kind}"})
-    return groups
+            peak_lr, decay = stage.spec.lr * scale, stage.spec.weight_decay if decays else 0.0
+            fresh = {"params": [], "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay, "blocks": [], "kinds": []}
+            group = groups.setdefault((peak_lr, decay), fresh)
+            group["params"].append(parameter)
+            group["blocks"].append(chain.blocks[i].name)
+            group["kinds"].append("decay" if decays else "spared")
+    for group in groups.values():
+        blocks, kinds = group.pop("blocks"), set(group.pop("kinds"))
+        where = blocks[0] if blocks[0] == blocks[-1] else f"{blocks[0]} to {blocks[-1]}"
+        group["name"] = f"{where}/{kinds.pop() if len(kinds) == 1 else 'all'}"
+    return list(groups.values())
 
 
 def make_optimizer(groups: list[dict[str, Any]], spec: Stage) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from tltrain.data.order import Item
 from tltrain.data.views import Views
 from tltrain.inference import Batch, Frozen
 from tltrain.recipe import Augment
+from tltrain.runtime import Agreement
 from tltrain.setup import Run
 from tltrain.shards import Store
 from tltrain.stages import PlannedStage
@@ -29,6 +30,8 @@ from tltrain.store import Layout, Made, Rows
 from tltrain.survey import CHUNK, store_root
 from tltrain.thrift import Choice
 
+FORMAT = 1
+"""Another number where the code makes other bytes of the same: then no older store is taken for a new one."""
 VERSIONS = ("torch", "torchvision", "pillow", "numpy", "transformers")
 
 
@@ -93,7 +96,10 @@ def _open_bases(run: Run, split: Split, held: ExitStack, asked: Callable[[str], 
     preprocess, choice = run.student.preprocess, run.choices.images
     assert choice is not None
     made_by = {"recipe": run.recipe.model_dump(mode="json"), "split": split.name}
-    opened = held.enter_context(Store(store_root(), bases.KIND, bases.key(run.images.fingerprint, split.name, preprocess), made_by))
+    opened = _hold(run, choice, bases.KIND, bases.key(run.images.fingerprint, split.name, preprocess), made_by)
+    if opened is None:
+        return
+    held.enter_context(opened)
     found = Bases(opened.path, split, preprocess)
     needed = len(split) * choice.speed.row_bytes
     why = _fill(run, opened, choice, needed, found.names(), lambda names: found.make(names, run.workers), asked)
@@ -127,9 +133,11 @@ def _open(
     assert place is not None
     views = run.views(split, augment)
     layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
-    key = row_key(run, kind, frozen, loaded, split, augment, choice.num_views)
+    key = row_key(run, kind, frozen, loaded, split, augment, choice.num_views) | {"shard_rows": layout.shard_rows}
     made_by = {"recipe": run.recipe.model_dump(mode="json"), "stage": stage.index, "run": str(run.path.absolute()), "split": split.name}
-    opened = Store(store_root(), kind, key, made_by)
+    opened = _hold(run, choice, kind, key, made_by)
+    if opened is None:
+        return None
     if (
         _fill(run, opened, choice, choice.num_bytes, layout.names(), lambda names: _make(run, views, layout, frozen, names), asked)
         is not None
@@ -137,6 +145,21 @@ def _open(
         opened.close()
         return None
     return Rows(opened, layout, place, run.runtime.device)
+
+
+def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:
+    """A store, held open by every process; None, which is said, where one of them cannot: its disk is full. Collective."""
+    opened, why = None, "another process could not write"
+    try:
+        opened = Store(store_root(), kind, key, made_by)
+    except OSError as error:
+        why = str(error)
+    if not Agreement(run.runtime.world, 1).now([int(opened is None)])[0]:
+        return opened
+    if opened is not None:
+        opened.close()
+    run.console.say(f"store   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+    return None
 
 
 def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[str]) -> Made:
@@ -158,9 +181,12 @@ def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, a
     chain, preprocess, data = frozen.chain, run.student.preprocess, run.recipe.data
     augmented = num_views > 1 and augment != "none"
     runtime = run.runtime
-    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    device = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"  # large nets add up in another order
+    if runtime.device.type == "cuda":
+        device = torch.cuda.get_device_name(runtime.device)
     return {
         "kind": kind,
+        "format": FORMAT,
         "weights": fingerprint(chain, frozen.stop),
         "blocks": [block.name for block in chain.blocks[: frozen.stop]],
         "config": {k: v for k, v in loaded.card.config.items() if k not in ("id2label", "label2id")},

@@ -92,9 +92,9 @@ def survey(
 ) -> Choices:
     """Decide what is stored. Nothing of it changes what is learned. Raises UserError where --store always cannot be had."""
     thrift.check_always(start.store, recipe, planned)
-    budget = find_budget(start, machine.device, machine.local_world)
     if start.store == "never" and start.store_images == "never":
-        return Choices(tuple(StageChoices() for _ in planned), None, budget)
+        return Choices(tuple(StageChoices() for _ in planned), None, Budget(0, 0, 0))
+    budget = find_budget(start, machine.device, machine.local_world)
     surveyor = _Surveyor(recipe, start, images, student, teacher, machine, budget)
     made = tuple(surveyor.stage(stage) for stage in planned)
     return Choices(made, _choose_images(start, images, made, planned, surveyor.meter, budget), budget)

@@ -82,15 +82,13 @@ class Choice:
         return f"{begin}, {sizes}, {saves}: {where}"
 
 
-def choose(
-    mode: Mode, stage: str, what: str, num_images: int, num_views: int, num_asked: float, speed: Speed, budget: Budget, kept_s: float = 0.0
-) -> Choice:
-    """Store it or not. num_asked: how many rows the stage asks for in all. kept_s: what each row still costs when it is stored.
+def choose(mode: Mode, stage: str, what: str, num_images: int, num_views: int, num_asked: float, speed: Speed, budget: Budget) -> Choice:
+    """Store it or not. num_asked: how many rows the stage asks for in all.
 
     Raises UserError where mode is always and no place holds the bytes.
     """
     num_rows = num_images * num_views
-    saved_s = num_asked * (speed.total_s - kept_s) - num_rows * speed.total_s
+    saved_s = num_asked * speed.total_s - num_rows * speed.total_s
     choice = Choice(stage, what, num_rows, num_views, speed, saved_s)
     place = budget.place(choice.num_bytes)
     why_not = ""

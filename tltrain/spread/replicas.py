@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from typing import Any
 
@@ -125,7 +126,12 @@ class Spread:
 
     def close(self) -> None:
         """Leave nothing of this stage behind in Accelerate: a second prepare beside a first would track both."""
-        self.runtime.accelerator.free_memory()
+        if self.runtime.device.type == "cuda" or type(self) is not Spread:
+            self.runtime.accelerator.free_memory()
+        else:  # its collection of garbage goes through all that was ever imported, and host memory can wait for the next one
+            gc.freeze()
+            self.runtime.accelerator.free_memory()
+            gc.unfreeze()
         if self.compiled:
             torch.compiler.reset()  # what is compiled holds the network
         del self.model, self.optimizer, self.chain
