@@ -22,7 +22,7 @@ from benchmarks import same, trials, world
 from benchmarks.same import CUTS
 from benchmarks.trials import HEAD, LAST
 from benchmarks.world import Trial
-from tltrain import backbones, shards, store, survey, thrift
+from tltrain import backbones, shards, staging, store, survey, thrift
 from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.inference import Frozen
@@ -326,6 +326,18 @@ def chain(name: str = "resnet-micro") -> Chain:
 
 def images(num: int) -> Tensor:
     return torch.randint(0, 256, (num, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(num))
+
+
+@pytest.mark.parametrize("backbone", list(CUTS))
+def test_the_prefix_beside_a_sharded_network_takes_no_memory_for_the_rest(backbone: str) -> None:
+    net = chain(backbone)
+    cut = net.index(CUTS[backbone]["deeper"])
+    own = staging._without_suffix(net, cut)
+    for i in range(len(own.blocks)):
+        tensors = [*(p for _, p in own.parameters_of(i)), *(b for _, m in own.modules_of(i) for b in m.buffers(recurse=False))]
+        assert all(t.is_meta == (i >= cut) for t in tensors)
+    assert torch.equal(own(images(3), stop=cut), net(images(3), stop=cut))
+    assert not any(t.is_meta for t in net.state_dict().values())
 
 
 @pytest.mark.parametrize("backbone", list(CUTS))

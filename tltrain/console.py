@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "loss"}
 
@@ -21,6 +22,19 @@ class Console:
         self.rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.task: Any = None
+        self.status: Status | None = None
+
+    def busy(self, text: str | None) -> None:
+        """On a terminal, a line that goes again: what takes its time before training; None takes it away."""
+        if self.enabled and self.rich.is_terminal:
+            if text is None and self.status is not None:
+                self.status.stop()
+            elif text is not None and self.status is not None:
+                self.status.update(text)
+            elif text is not None:
+                self.status = self.rich.status(text)
+                self.status.start()
+            self.status = self.status if text is not None else None
 
     def say(self, text: str, style: str | None = None) -> None:
         if self.enabled:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tltrain import engine, stages
 from tltrain.backbones.card import write_weights
@@ -54,6 +55,7 @@ def run_stage(
     run.watch.at(stage.spec.name, progress.step, "build")
     spreaded = _spread(run, stage, chain, restored)
     job = _job(run, stage, spreaded, frozen, stores, stop)
+    del frozen  # a prefix that is stored need not stay in memory
     fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
     run.watch.at(stage.spec.name, fit.progress.step, "hand on")
     last = spreaded.weights()
@@ -95,9 +97,20 @@ def _frozen(run: Run, stage: PlannedStage, chain: Chain, teacher: Chain | None) 
     """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
     autocast, finite, prefix = run.runtime.accelerator.autocast, obstacle(stage) is None, None
     if stage.first > 0:
-        whole = copy.deepcopy(chain).eval() if is_sharded(run.runtime) else chain
-        prefix = prefix_of(whole, stage.first, run.runtime.precision, finite=True, autocast=autocast)
+        own = _without_suffix(chain, stage.first) if is_sharded(run.runtime) else chain
+        prefix = prefix_of(own, stage.first, run.runtime.precision, finite=True, autocast=autocast)
     return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast), finite)
+
+
+def _without_suffix(chain: Chain, cut: int) -> Chain:
+    """A copy that holds the blocks before `cut` alone; the others have shapes and take no memory."""
+    memo: dict[int, Any] = {}  # what deepcopy takes for copied already
+    for i in range(cut, len(chain.blocks)):
+        for _, parameter in chain.parameters_of(i):
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for _, module in chain.modules_of(i):
+            memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers(recurse=False)}
+    return copy.deepcopy(chain, memo).eval()
 
 
 def _spread(run: Run, stage: PlannedStage, chain: Chain, restored: State | None) -> Spread:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tltrain import shards, store
 from tltrain.backbones import Loaded
 from tltrain.blocks import Chain
+from tltrain.console import clock, duration
 from tltrain.data import Split, bases
 from tltrain.data.bases import Bases
 from tltrain.data.loader import item_loader
@@ -118,7 +119,16 @@ def _fill(
     has_room = runtime.local_rank > 0 or shards.make_room(root, needed, limit, opened.path)
     all_have = bool(runtime.gather(torch.tensor([int(has_room)], device=runtime.device)).min())
     why = None if all_have else f"the other stores in {root} are in use, and leave no room"
-    why = why or store.fill(runtime, opened, names, make, asked)
+    began = clock()
+
+    def show(where: str) -> bool:
+        run.console.busy(f"store   {choice.stage}: {choice.what}: {where}")
+        return asked(where)
+
+    why = why or store.fill(runtime, opened, names, make, show)
+    run.console.busy(None)
+    if why is None and clock() - began > 1:
+        run.console.say(f"store   {choice.stage}: {choice.what} stand after {duration(clock() - began)}")
     if why is not None and why != store.ASKED:
         run.console.say(f"store   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
     return why
