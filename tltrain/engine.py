@@ -101,7 +101,7 @@ STOP, SAVE, BAD, ERROR = range(4)  # the facts that ranks agree on
 
 def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
     """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
-    stage, agreement, loop, guard = job.stage, Agreement(job.runtime.world, 4), _Loop(job, progress), Guard(job.runtime, job.spread)
+    stage, agreement, loop, guard = job.stage, Agreement(job.runtime, 4), _Loop(job, progress), Guard(job.runtime, job.spread)
     batches: Iterator[Batch] | None = None
     first = progress.step
     began, seconds_before, last_save = clock(), progress.seconds, clock()

@@ -56,6 +56,8 @@ class Runtime:
                 f"the launcher started {expected} processes, but each of them is alone (no CPU flag on a machine without GPUs); "
                 "set ACCELERATE_USE_CPU=true, or start one process"
             )
+        # one for the whole run: a group of gloo is a mesh of sockets, and nobody closes it
+        self.side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if self.world > 1 else None
         if self.accelerator.gradient_accumulation_steps != 1:
             steps = self.accelerator.gradient_accumulation_steps
             raise UserError(
@@ -100,8 +102,8 @@ class Agreement:
     It goes through a side group on the host: no device is waited for. Facts are small non-negative integers.
     """
 
-    def __init__(self, world: int, num_facts: int) -> None:
-        self.group: Any = dist.new_group(backend="gloo") if world > 1 else None
+    def __init__(self, runtime: Runtime, num_facts: int) -> None:
+        self.group = runtime.side
         self.pending: tuple[Tensor | list[int], Any] = ([0] * num_facts, None)
 
     def swap(self, facts: Sequence[int]) -> list[int]:

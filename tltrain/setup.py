@@ -24,6 +24,7 @@ from tltrain.errors import UserError
 from tltrain.options import Start
 from tltrain.recipe import Augment, Recipe
 from tltrain.runtime import Runtime, Stop
+from tltrain.spread import check
 from tltrain.stages import PlannedStage
 from tltrain.survey import Choices, Machine, survey
 from tltrain.tracking import Tracker
@@ -105,6 +106,9 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         raise UserError(f"select is top5, and there are only {len(images.classes)} classes, so that it is always right; choose top1")
     if recipe.batch < runtime.world:
         raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
+    kept = folder.kept(path)
+    start = replace(start, compile=start.compile or kept.get("compile", False))
+    check(runtime, stages.trains_norm_stats(student.chain, planned), start.compile)
     machine = Machine(
         runtime.device,
         runtime.precision,
@@ -113,9 +117,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         runtime.local_world,
     )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
-    kept = folder.kept(path)
     device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
-    start = replace(start, compile=start.compile or kept.get("compile", False))
     generation = _claim(path, recipe, start, runtime)
     kept = {"max_device_batch": device_batch, "compile": start.compile}
     _shared(runtime, lambda: _write_environment(path, runtime, images, kept), path)

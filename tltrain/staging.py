@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -52,16 +53,16 @@ def run_stage(
     chain = _chain(run, stage, weights)
     frozen = _frozen(run, stage, chain, teacher)
     stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, asked)
-    run.watch.at(stage.spec.name, progress.step, "build")
-    spreaded = _spread(run, stage, chain, restored)
-    job = _job(run, stage, spreaded, frozen, stores, stop)
-    del frozen  # a prefix that is stored need not stay in memory
-    fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
-    run.watch.at(stage.spec.name, fit.progress.step, "hand on")
-    last = spreaded.weights()
-    spreaded.close()
-    stores.close()
-    return fit, last
+    with contextlib.closing(stores):
+        run.watch.at(stage.spec.name, progress.step, "build")
+        spreaded = _spread(run, stage, chain, restored)
+        job = _job(run, stage, spreaded, frozen, stores, stop)
+        del frozen  # a prefix that is stored need not stay in memory
+        fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
+        run.watch.at(stage.spec.name, fit.progress.step, "hand on")
+        last = spreaded.weights()
+        spreaded.close()
+        return fit, last
 
 
 def _chain(run: Run, stage: PlannedStage, weights: dict[str, Tensor]) -> Chain:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ STOP, ERROR = range(2)  # the facts that ranks agree on
 
 @dataclass(frozen=True)
 class Layout:
-    """Where rows lie: each view has its own shards, so that a stage with four views finds the one view of another."""
+    """Where rows lie: each view has its own shards, so that a stage finds those of another with fewer augmented views."""
 
     num_samples: int
     num_views: int
@@ -60,13 +61,15 @@ def fill(
     make: from names to (name, tensors), in that order. asked(where): called before each shard; True where somebody asked this
     process to stop. All processes go from shard to shard together, so that none waits for another longer than one shard takes.
     """
-    agreement = Agreement(runtime.world, 2)
+    agreement = Agreement(runtime, 2)
     missing = _missing(runtime, store, names, asked)
     why = _rounds(agreement, store, missing, make, asked, runtime.rank, runtime.world)
     if why is None and missing and (missing := _missing(runtime, store, names, None)):
         # Folders that the machines of a cluster do not share: each machine fills its own, in as many rounds as the smallest needs.
         parts = int(runtime.gather(torch.tensor([runtime.local_world], device=runtime.device)).min())
         why = _rounds(agreement, store, missing, make, asked, runtime.local_rank, parts)
+        if why is None and _missing(runtime, store, names, None):
+            why = "the processes of one machine do not share a store: their devices differ, or their cache folders"
     return why
 
 
@@ -82,9 +85,16 @@ def _missing(runtime: Runtime, store: Store, names: Sequence[str], asked: Callab
         if name not in standing:
             gone[i] = 1
         elif asked is not None and mine:
-            gone[i] = asked(f"reading shard {i + 1} of {len(names)}") or not store.sound(standing[name])
+            gone[i] = asked(f"reading shard {i + 1} of {len(names)}") or not _sound(store, standing[name])
     gone = runtime.gather(gone.unsqueeze(0).to(runtime.device)).amax(0).cpu()
     return [name for name, is_gone in zip(names, gone.tolist(), strict=True) if is_gone]
+
+
+def _sound(store: Store, file: Path) -> bool:
+    try:
+        return store.sound(file)
+    except OSError:  # what cannot be read is made again; an error of one process would let the others wait
+        return False
 
 
 def _rounds(
@@ -123,8 +133,11 @@ class Rows:
         parts = [shards.read(standing[name])["rows"] for name in layout.names()]
         self.parts: list[Tensor] = parts
         if place != "disk":
-            whole = torch.cat(parts)
-            self.parts = [whole.to(device) if place == "device" else whole]
+            where = device if place == "device" else torch.device("cpu")
+            whole = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]), device=where)
+            for own, part in zip(whole.split([len(part) for part in parts]), parts, strict=True):
+                own.copy_(part)
+            self.parts = [whole]
 
     def __call__(self, index_B: Tensor, view_B: Tensor) -> Tensor:
         """Rows (B, ...) on the device, for indices and views (B,) int64 in host memory."""

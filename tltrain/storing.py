@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from tltrain.data.bases import Bases
 from tltrain.data.loader import item_loader
 from tltrain.data.order import Item
 from tltrain.data.views import Views
+from tltrain.errors import UserError
 from tltrain.inference import Batch, Frozen
 from tltrain.recipe import Augment
 from tltrain.runtime import Agreement
@@ -89,8 +91,10 @@ def base_images(run: Run, asked: Callable[[str], bool]) -> Iterator[None]:
             for split in (run.images.train, run.images.val):
                 if split is not None:
                     _open_bases(run, split, held, asked)
-        yield
-        run.bases = {}
+        try:
+            yield
+        finally:
+            run.bases = {}
 
 
 def _open_bases(run: Run, split: Split, held: ExitStack, asked: Callable[[str], bool]) -> None:
@@ -116,7 +120,10 @@ def _fill(
     Collective. One process of each machine makes room: machines may have caches of their own.
     """
     runtime, root, limit = run.runtime, opened.path.parent, run.choices.budget.disk
-    has_room = runtime.local_rank > 0 or shards.make_room(root, needed, limit, opened.path)
+    try:
+        has_room = runtime.local_rank > 0 or shards.make_room(root, needed, limit, opened.path)
+    except OSError:  # an error of one process would let the others wait
+        has_room = False
     all_have = bool(runtime.gather(torch.tensor([int(has_room)], device=runtime.device)).min())
     why = None if all_have else f"the other stores in {root} are in use, and leave no room"
     began = clock()
@@ -149,7 +156,7 @@ def _open(
     if opened is None:
         return None
     if (
-        _fill(run, opened, choice, choice.num_bytes, layout.names(), lambda names: _make(run, views, layout, frozen, names), asked)
+        _fill(run, opened, choice, choice.num_bytes, layout.names(), lambda names: _make(run, views, layout, frozen, names, asked), asked)
         is not None
     ):
         opened.close()
@@ -162,9 +169,9 @@ def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dic
     opened, why = None, "another process could not write"
     try:
         opened = Store(store_root(), kind, key, made_by)
-    except OSError as error:
+    except (OSError, UserError) as error:
         why = str(error)
-    if not Agreement(run.runtime.world, 1).now([int(opened is None)])[0]:
+    if not Agreement(run.runtime, 1).now([int(opened is None)])[0]:
         return opened
     if opened is not None:
         opened.close()
@@ -172,7 +179,7 @@ def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dic
     return None
 
 
-def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[str]) -> Made:
+def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[str], alive: Callable[[str], bool]) -> Made:
     """Shards in order; images come through the run's data workers, a chunk at a time."""
     chunk, device = frozen.chunk or CHUNK["cpu"], run.runtime.device
     batches: list[list[Item]] = []
@@ -182,7 +189,10 @@ def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[st
     loaded = iter(item_loader(views, batches, run.workers, run.pins))
     for name in names:
         _, rows = layout.rows(name)
-        parts = [frozen(next(loaded)["image"].to(device, non_blocking=True)) for _ in range(0, len(rows), chunk)]
+        parts = []
+        for at in range(0, len(rows), chunk):
+            alive(f"row {at} of shard {name}")  # for the watch; who asks to stop is heard between shards
+            parts.append(frozen(next(loaded)["image"].to(device, non_blocking=True)))
         yield name, {"rows": torch.cat(parts).cpu()}
 
 
@@ -207,7 +217,9 @@ def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, a
         "chunk": frozen.chunk,
         "data": [run.images.fingerprint, split.name, len(split)],
         "device": [runtime.device.type, device, runtime.precision, run.recipe.deterministic],
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: version(name) for name in VERSIONS}
+        | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": bases.codecs()},
+        "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE")],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -100,6 +101,21 @@ def survey(
     return Choices(made, _choose_images(start, images, made, planned, surveyor.meter, budget), budget)
 
 
+def _limits() -> list[int]:
+    """Bytes that control groups leave this process, as containers and Slurm set them."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, kinds, path = line.split(":", 2)
+        root, name = ("/sys/fs/cgroup", "memory.max") if number == "0" else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        if number != "0" and "memory" not in kinds.split(","):
+            continue
+        here = Path(root + path)
+        for folder in (here, *here.parents):
+            with contextlib.suppress(OSError, ValueError):  # no limit here, or "max"
+                found.append(int((folder / name).read_text()))
+    return found
+
+
 class _Surveyor:
     def __init__(
         self, recipe: Recipe, start: Start, images: Images, student: Loaded, teacher: Loaded | None, machine: Machine, budget: Budget
@@ -114,25 +130,26 @@ class _Surveyor:
         if stage.first > 0:
             where = f"features before {self.student.blocks[stage.first].name}"
             prefix = prefix_of(self.student, stage.first, self.machine.precision, True, self.machine.autocast)
-            train = self._train(stage, f"{where}, train", prefix, with_image=True)
+            train = self._train(stage, f"{where}, train", prefix, True, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0
             if num_val:
                 asked = thrift.num_evaluations(stage) * min(num_val, self.recipe.data.eval_limit or num_val)
                 speed = self.meter.speed(prefix, "none")
-                val = thrift.choose(self.start.store, stage.spec.name, f"{where}, val", num_val, 1, asked, speed, self.budget)
+                left = self.budget.without(train)
+                val = thrift.choose(self.start.store, stage.spec.name, f"{where}, val", num_val, 1, asked, speed, left)
         if self.teacher is not None:
             whole = teacher_of(self.teacher, self.recipe, True, self.machine.autocast)
-            logits = self._train(stage, "the teacher's logits", whole, with_image=False)
+            logits = self._train(stage, "the teacher's logits", whole, False, self.budget.without(train).without(val))
         return StageChoices(train, val, logits)
 
-    def _train(self, stage: PlannedStage, what: str, frozen: Frozen, with_image: bool) -> Choice:
+    def _train(self, stage: PlannedStage, what: str, frozen: Frozen, with_image: bool, budget: Budget) -> Choice:
         """with_image: a stored row spares the image too."""
         why_not = thrift.obstacle(stage)
         if why_not is not None:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
         num_views, asked = thrift.num_views(self.recipe, stage), stage.num_steps * stage.batch
-        return thrift.choose(self.start.store, stage.spec.name, what, len(self.images.train), num_views, asked, speed, self.budget)
+        return thrift.choose(self.start.store, stage.spec.name, what, len(self.images.train), num_views, asked, speed, budget)
 
 
 def find_budget(start: Start, device: torch.device, local_world: int) -> Budget:
@@ -150,7 +167,8 @@ def _free_memory() -> int:
     """Bytes of host memory that could be had."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        return min(free, *(_limits() or [free]))
     except (OSError, StopIteration):
         return 2 * 2**30  # a system that does not say
 
@@ -219,7 +237,7 @@ def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> V
 
 
 def _time_frozen(frozen: Frozen, side: int, device: torch.device) -> tuple[float, int]:
-    """(seconds an image, bytes of its row): of one image first, and of a chunk where that is quick."""
+    """(seconds an image, bytes of its row): of one image first, and of several where that is quick."""
 
     def once(num: int) -> tuple[float, Tensor]:
         images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, device=device)
@@ -236,7 +254,8 @@ def _time_frozen(frozen: Frozen, side: int, device: torch.device) -> tuple[float
     if spent < 1.0:  # the least of some: what else this machine does must not look like the network's cost
         spent = min(once(1)[0] for _ in range(3))
     if spent < 0.1:
-        spent = min(once(8)[0] for _ in range(3)) / 8
+        num = frozen.chunk or 8 if device.type == "cuda" else 8
+        spent = min(once(num)[0] for _ in range(3)) / num
     return spent, row_bytes
 
 
@@ -255,14 +274,14 @@ def _choose_images(
     """Base images are stored where they must be read from files again and again."""
     if not meter.readable or (meter.kept and start.store_images == "auto"):
         return None
-    asked = 0.0
+    asked, limit = 0.0, meter.recipe.data.eval_limit
     for choices, stage in zip(made, planned, strict=True):
         stored = choices.train is not None and choices.train.place is not None
         rows = choices.train.num_rows if choices.train is not None else 0
         asked += rows if stored else stage.num_steps * stage.batch
         if images.val is not None and (choices.val is None or choices.val.place is None):
-            asked += thrift.num_evaluations(stage) * len(images.val)
+            asked += thrift.num_evaluations(stage) * min(len(images.val), limit or len(images.val))
     num = len(images.train) + (len(images.val) if images.val is not None else 0)
     speed = Speed(meter.base_s / max(1, meter.workers), 0.0, int(meter.base_bytes))
     mapped = Budget(0, 0, budget.disk)  # their widths differ: they are never copied into one tensor
-    return thrift.choose(start.store_images, "images", "base images", num, 1, asked, speed, mapped)
+    return thrift.choose(start.store_images, "images", "base images", num, 1, asked, speed, mapped, "--store-images")

@@ -16,6 +16,8 @@ from tltrain.store import Place
 Mode = Literal["auto", "always", "never"]
 LEAST_SAVED_S = 1.0
 """A saving below it is not worth files."""
+DISK_BYTES_S = 1e9
+"""What a disk is taken to write, check and read in a second."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Budget:
         if num_bytes > self.disk:
             return None
         return "device" if num_bytes <= self.device else "memory" if num_bytes <= self.memory else "disk"
+
+    def without(self, choice: Choice | None) -> Budget:
+        """What is left beside a store that is open at the same time."""
+        num_bytes = 0 if choice is None else choice.num_bytes
+        on_device, in_memory = (num_bytes * (choice is not None and choice.place == place) for place in ("device", "memory"))
+        return Budget(self.device - on_device, self.memory - in_memory, self.disk)
 
 
 @dataclass(frozen=True)
@@ -77,27 +85,39 @@ class Choice:
             return f"{begin} not stored: {self.why_not}"
         views = f"{self.num_views} view{'s' if self.num_views > 1 else ''} of {self.num_rows // self.num_views:,} images"
         sizes = f"{views} x {size(self.speed.row_bytes)} = {size(self.num_bytes)}, {duration(self.fill_s)} to fill"
-        saves = f"saves {duration(self.saved_s)}" if self.saved_s >= 0 else f"costs {duration(-self.saved_s)} more"
+        saves = f"saves {duration(max(self.saved_s, 0))}" if self.saved_s > -0.05 else f"costs {duration(-self.saved_s)} more"
         where = f"read from {'the ' if self.place != 'memory' else ''}{self.place}" if self.place else f"not stored: {self.why_not}"
         return f"{begin}, {sizes}, {saves}: {where}"
 
 
-def choose(mode: Mode, stage: str, what: str, num_images: int, num_views: int, num_asked: float, speed: Speed, budget: Budget) -> Choice:
+def choose(
+    mode: Mode,
+    stage: str,
+    what: str,
+    num_images: int,
+    num_views: int,
+    num_asked: float,
+    speed: Speed,
+    budget: Budget,
+    flag: str = "--store",
+) -> Choice:
     """Store it or not. num_asked: how many rows the stage asks for in all.
 
     Raises UserError where mode is always and no place holds the bytes.
     """
     num_rows = num_images * num_views
-    saved_s = num_asked * speed.total_s - num_rows * speed.total_s
+    place = budget.place(num_rows * speed.row_bytes)
+    moved = speed.row_bytes * (2 * num_rows + (num_asked if place == "disk" else num_rows))  # written, checked, read
+    saved_s = (num_asked - num_rows) * speed.total_s - moved / DISK_BYTES_S
     choice = Choice(stage, what, num_rows, num_views, speed, saved_s)
-    place = budget.place(choice.num_bytes)
     why_not = ""
     if mode == "never":
-        why_not = "--store never"
+        why_not = f"{flag} never"
     elif place is None:
         why_not = f"the budget on the disk is {size(budget.disk)}"
         if mode == "always":
-            raise UserError(f"--store always, and {choice.line()}{why_not}; raise --store-disk-gb, lower views, or take --store auto")
+            views = "lower views, " if num_views > 1 else ""
+            raise UserError(f"{flag} always, and {choice.line()}{why_not}; raise --store-disk-gb, {views}or take {flag} auto")
     elif mode == "auto" and saved_s < LEAST_SAVED_S:
         why_not = f"it saves less than {LEAST_SAVED_S:g} s"
     return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not)
@@ -109,6 +129,8 @@ def obstacle(stage: PlannedStage) -> str | None:
     if spec.mixup or spec.cutmix:
         name = "mixup" if spec.mixup else "cutmix"
         return f"{name} mixes images before the cut, anew in each step (set {name}: 0)"
+    if spec.views is None and spec.augment == "none":
+        return "views is null, which asks for a fresh one each time (set views: 1; without augmentation all are the same)"
     return "fresh views are different each time (set views)" if spec.views is None else None
 
 

@@ -44,8 +44,13 @@ def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
         "images": SHARD_IMAGES,
         "format": FORMAT,
         "pillow": PIL.__version__,
-        "codecs": {name: features.version(name) for name in CODECS},
+        "codecs": codecs(),
     }
+
+
+def codecs() -> dict[str, str | None]:
+    """Versions of the libraries behind Pillow."""
+    return {name: features.version(name) for name in CODECS}
 
 
 class Bases:

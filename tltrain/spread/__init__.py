@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from accelerate.utils import DynamoBackend
 
-from tltrain.blocks import Chain, is_batch_norm
+from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.runtime import Runtime
 from tltrain.spread.fsdp2 import Fsdp2
 from tltrain.spread.replicas import OptimizerState, Spread
 from tltrain.spread.zero import Zero
 
-__all__ = ["Fsdp2", "OptimizerState", "Spread", "Zero", "is_sharded", "spread"]
+__all__ = ["Fsdp2", "OptimizerState", "Spread", "Zero", "check", "is_sharded", "spread"]
 
 
 def is_sharded(runtime: Runtime) -> bool:
@@ -30,7 +30,12 @@ def _kind(runtime: Runtime) -> type[Spread]:
 
 
 def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False) -> Spread:
-    """Spread a stage as the accelerate configuration says. Raises UserError for a pair that cannot work."""
+    """Spread a stage as the accelerate configuration says."""
+    return _kind(runtime)(runtime, chain, optimizer, clip, compiled)
+
+
+def check(runtime: Runtime, trains_statistics: bool, compiled: bool) -> None:
+    """Raises UserError for a pair of strategy and choice that cannot work. trains_statistics: a stage moves BatchNorm's."""
     kind, chosen = str(runtime.accelerator.distributed_type.value), _kind(runtime)
     plugin = getattr(runtime.accelerator.state, "fsdp_plugin", None)  # there only under FSDP
     if plugin is not None and plugin.activation_checkpointing:
@@ -46,10 +51,8 @@ def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, cli
         )
     if compiled and chosen is Zero:
         raise UserError("--compile under DeepSpeed is refused: its hooks gather weights in the middle of a graph; drop it, or use ddp.yaml")
-    trains_statistics = any(m.training and is_batch_norm(m) for m in chain.net.modules())
     if chosen is not Spread and trains_statistics:
         raise UserError(
             f"norm_stats: train under {kind} is refused: sharded BatchNorm statistics are not those of one batch; "
             "use accelerate_configs/ddp.yaml, or norm_stats: frozen"
         )
-    return chosen(runtime, chain, optimizer, clip, compiled)

@@ -121,7 +121,7 @@ class Spread:
         return {} if scaler is None else {"scaler": scaler.state_dict()}
 
     def load_extra(self, saved: dict[str, Any]) -> None:
-        if "scaler" in saved:
+        if "scaler" in saved and self.runtime.accelerator.scaler is not None:  # it may go on in another precision
             self.runtime.accelerator.scaler.load_state_dict(saved["scaler"])
 
     def close(self) -> None:
