@@ -89,13 +89,23 @@ def save(folder: Path, state: State, generation: int, keep: int) -> Path:
     except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is none of Python's own errors to safetensors and torch
         shutil.rmtree(temporary, ignore_errors=True)
         untouched = "older checkpoints are untouched. Make room, and start again"
-        raise UserError(f"checkpoint {name} could not be written to {folder}: {error}; {untouched}") from error
+        raise UserError(f"checkpoint {name} could not be written to {folder}: {_behind(error)}; {untouched}") from error
     for old in standing(folder)[keep:]:
         files.remove_folder(old)
     for left in folder.glob(".[0-9]*"):  # what earlier starts were killed at while they wrote or deleted it
         if int(left.name[1:7]) < generation:
             shutil.rmtree(left, ignore_errors=True)
     return final
+
+
+def _behind(error: BaseException) -> BaseException:
+    """The disk's own error: where one meets torch while it writes, it ends its file, fails again, and says only that."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error
 
 
 class Saver:
