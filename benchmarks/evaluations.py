@@ -38,9 +38,10 @@ class Numbered(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def __getitem__(self, item: Item) -> dict[str, Tensor]:
-        label, weight = torch.tensor(int(self.labels_N[item.index])), torch.tensor(item.weight)
-        return {"image": torch.tensor(item.index), "label": label, "weight": weight, "index": torch.tensor(item.index)}
+    def __getitems__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        index_B = torch.tensor([item.index for item in items])
+        weight_B = torch.tensor([item.weight for item in items])
+        return {"image": index_B, "label": torch.from_numpy(self.labels_N)[index_B], "weight": weight_B, "index": index_B}
 
 
 class Table(nn.Module):
@@ -50,7 +51,7 @@ class Table(nn.Module):
         super().__init__()
         self.logits_NK = logits_NK
 
-    def forward(self, position_B: Tensor) -> Tensor:
+    def forward(self, position_B: Tensor, start: int) -> Tensor:
         return self.logits_NK[position_B]
 
 
