@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_disk
 from torch import Tensor
 
 from benchmarks import same, trials, world
@@ -215,15 +216,8 @@ def test_a_damaged_shard_is_made_again(watched: Watched, tmp_path: Path) -> None
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path, 2) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("number", [0, 2, 10])
