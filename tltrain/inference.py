@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -51,6 +52,17 @@ class Frozen:
                 parts = [self._padded(part, self.chunk) for part in images.split(self.chunk)]
                 out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.to(self.dtype).contiguous()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the parameters and buffers of its blocks, read once: every store of a stage asks for it."""
+        state = hashlib.blake2b(digest_size=16)
+        for i in range(len(self.chain.blocks[: self.stop])):
+            buffers = ((f"{name}.{key}", b) for name, module in self.chain.modules_of(i) for key, b in module.named_buffers(recurse=False))
+            for name, tensor in (*self.chain.parameters_of(i), *buffers):
+                state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()
 
     def _padded(self, part: Tensor, chunk: int) -> Tensor:
         n = len(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +10,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tltrain import shards, store
 from tltrain.backbones import Loaded
-from tltrain.blocks import Chain
 from tltrain.console import clock, duration
 from tltrain.data import Split, bases
 from tltrain.data.bases import Bases
@@ -207,7 +204,7 @@ def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, a
     return {
         "kind": kind,
         "format": FORMAT,
-        "weights": fingerprint(chain, frozen.stop),
+        "weights": frozen.fingerprint,
         "blocks": [block.name for block in chain.blocks[: frozen.stop]],
         "config": {k: v for k, v in loaded.card.config.items() if k not in ("id2label", "label2id")},
         "normalise": [list(chain.mean), list(chain.std)],
@@ -221,18 +218,3 @@ def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, a
         | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": bases.codecs()},
         "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE")],
     }
-
-
-def fingerprint(chain: Chain, stop: int | None) -> str:
-    """Hash of the parameters and buffers of the blocks before `stop`."""
-    state = hashlib.blake2b(digest_size=16)
-    for i in range(len(chain.blocks[:stop])):
-        buffers = ((f"{name}.{key}", b) for name, module in chain.modules_of(i) for key, b in module.named_buffers(recurse=False))
-        for name, tensor in (*chain.parameters_of(i), *buffers):
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            state.update(_bytes(tensor))
-    return state.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
