@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
 from tltrain.backbones import vit
@@ -94,6 +95,7 @@ def convert(state: dict[str, Tensor], card: Card, origin: str) -> dict[str, Tens
 
 
 def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
+    unset_hf_deepspeed_config()  # under ZeRO-3 Accelerate asks transformers for shards; ours are made of whole weights, stage by stage
     try:
         with quiet():
             # mismatches are named below, all at once
