@@ -35,7 +35,7 @@ def three_stages(teacher: Path) -> dict[str, Any]:
     early = HEAD | {"name": "early", "steps": 6, "lr": 1e-12, "patience": 1, "carry": "best"}
     last = LAST | {"norm_stats": "train", "warmup": 0.4}
     distill = {"teacher": {"weights": str(teacher)}, "temperature": 2.0, "weight": 0.5}
-    backbone = {"name": "resnet-micro", "dropout": 0.2}
+    backbone = trials.NETS["resnet-tiny"] | {"dropout": 0.2}
     return trials.recipe(backbone=backbone, distill=distill, stages=[early, MIDDLE | {"mixup": 0.3}, last])
 
 

@@ -19,7 +19,7 @@ from benchmarks import trials, world
 from benchmarks.plants import own_rank, wrap
 from benchmarks.world import Trial
 
-CUTS = {"resnet-micro": {"head": "head", "deeper": "layer3"}, "vit-tiny": {"head": "head", "deeper": "block.2"}}
+CUTS = {"resnet-tiny": {"head": "head", "deeper": "layer3"}, "vit-tiny": {"head": "head", "deeper": "block.2"}}
 STAGE = {"name": "one", "steps": 20, "lr": 0.01, "views": 4, "augment": "light", "eval_epochs": 1, "carry": "last"}
 SHARD_ROWS = 32  # as few as there can be, so that small data fill many shards, the last one in part
 START = {"timeout_minutes": 0.3}
@@ -28,7 +28,7 @@ MOST_KILLS, MOMENTS = 4, 12  # of one run; of the first few shards that a start 
 
 def recipe(backbone: str, cut: str, /, **changes: Any) -> dict[str, Any]:
     """One stage of four epochs behind a cut of CUTS, each in another view of 60 images."""
-    return trials.recipe(**{"backbone": {"name": backbone}, "stages": [STAGE | {"unfreeze": CUTS[backbone][cut]}]} | changes)
+    return trials.recipe(**{"backbone": trials.NETS[backbone], "stages": [STAGE | {"unfreeze": CUTS[backbone][cut]}]} | changes)
 
 
 def online(trial: Trial) -> Trial:
@@ -185,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # weights from a file: those of a seed would be another prefix for each
         starts = {
-            name: world.finish(Trial(trials.recipe(backbone={"name": name}, stages=[trials.HEAD]), f"{scratch}/{name}/run"))
+            name: world.finish(Trial(trials.recipe(backbone=trials.NETS[name], stages=[trials.HEAD]), f"{scratch}/{name}/run"))
             for name in CUTS
         }
         for name, cut, num in itertools.product(CUTS, ("head", "deeper"), (1, 2)):

@@ -1,17 +1,20 @@
-"""Small real runs for tests: scikit-learn's digits, a ResNet with 60,000 parameters, a few steps."""
+"""Small real runs for tests: scikit-learn's digits, a pretrained ResNet with 310,000 parameters, a few steps."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tltrain.recipe import Recipe, validate
+
+if TYPE_CHECKING:
+    from benchmarks.trials import References
 
 # One thread a process: small tensors gain nothing from more, and sums keep their order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,15 +30,15 @@ def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("NETRC", os.devnull)
 
 
-@contextlib.contextmanager
-def small_disk(tmp_path: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own, which is soon full. Skips where none can be mounted."""
+@pytest.fixture
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of the module's DISK_MB, which is soon full. Skips where none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={request.module.DISK_MB}m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
@@ -48,16 +51,16 @@ ALL = {"name": "all", "unfreeze": "all", "steps": 5, "lr": 0.002, "layer_decay":
 
 
 def made_recipe(**changes: Any) -> Recipe:
-    """A run of two stages in a few seconds. `changes` replace top-level keys; `data` and `backbone` are merged."""
+    """A run of two stages in a few seconds. `changes` replace top-level keys; `data` is merged."""
     raw: dict[str, Any] = {
         "name": "micro",
         "batch": 16,
         "data": {"source": "digits", "size": 32, "resize": 32, "per_class": 6, "flip": False, "eval_limit": 40},
-        "backbone": {"name": "resnet-micro"},
+        "backbone": {"weights": "shipped:resnet-tiny-printed"},
         "stages": [HEAD, ALL],
     }
     for key, value in changes.items():
-        raw[key] = raw[key] | value if key in ("data", "backbone") else value
+        raw[key] = raw[key] | value if key == "data" else value
     return validate(raw, "test")
 
 
@@ -68,10 +71,24 @@ def _made_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder as `tltrain train` leaves it."""
+    """A run folder as `tltrain train` leaves it, of a network that has learned its task."""
+    from safetensors.torch import load_file
+
     from tltrain.options import Start
     from tltrain.run import train
 
     path = tmp_path_factory.mktemp("runs") / "micro"
     assert train(made_recipe(), Start(folder=path, workers=0))["outcome"] == "finished"
+    assert load_file(path / "weights.safetensors")["fc.weight"].abs().max() > 0, "the head that a run begins with"
+    test = json.loads((path / "test_metrics.json").read_text())
+    assert test["top1"] > 0.7
+    assert sum(any(column) for column in zip(*test["confusion"], strict=True)) > 5, "most classes are predicted"
     return path
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> References:
+    """The run of `trials.recipe` that nobody disturbs, for each number of processes, with all its checkpoints."""
+    from benchmarks.trials import References
+
+    return References(tmp_path_factory.mktemp("references"), {"save_steps": 1, "keep": 100})

@@ -39,7 +39,9 @@ def test_a_run_is_opened_and_asked(finished_run: Path, tmp_path: Path) -> None:
     assert one.label in run.classes
     assert sum(share for _, share in run.predict(str(tmp_path / "x.png"), top=10).top) == pytest.approx(1)
     several = run.predict([tmp_path / "x.png", digit_image(5), str(tmp_path / "none.png")])
-    assert several[0].top == several[1].top == one.top
+    for other in several[:2]:  # in a batch of two, which rounds otherwise
+        assert [name for name, _ in other.top] == [name for name, _ in one.top]
+        assert [share for _, share in other.top] == pytest.approx([share for _, share in one.top], rel=1e-4)
     assert several[2].problem == "No such file or directory"
     assert "finished" in repr(run)
 

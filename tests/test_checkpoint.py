@@ -23,11 +23,6 @@ START = {"save_steps": 1, "keep": 100}
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> References:
-    return References(tmp_path_factory.mktemp("references"), START)
-
-
-@pytest.fixture(scope="module")
 def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two checkpoints of a run in its middle, every kind of file in each: best weights and optimizer state too."""
     return two_checkpoints(references(1), tmp_path_factory.mktemp("two"))

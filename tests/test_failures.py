@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import small_disk
 
 from benchmarks import trials, world
 from benchmarks.trials import HEAD, References
 from benchmarks.world import Trial
 
+DISK_MB = 40
 START = {"save_steps": 1, "timeout_minutes": 0.3}
-
-
-@pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> References:
-    return References(tmp_path_factory.mktemp("references"), START)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB of its own."""
-    with small_disk(tmp_path, 12) as folder:
-        yield folder
 
 
 def spoilt(trial: Trial, fault: str, *arguments: Any) -> tuple[list[int], dict[str, Any]]:

@@ -93,17 +93,17 @@ def test_steps_that_fp16_leaves_out_are_no_bug(tmp_path: Path, monkeypatch: pyte
     assert train(spec, Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
 
 
-@pytest.mark.parametrize("backbone", ["resnet-micro", "vit-tiny"])
+@pytest.mark.parametrize("backbone", ["resnet-tiny", "vit-tiny"])
 def test_every_block_that_is_a_module_is_a_unit_of_fsdp(backbone: str, tmp_path: Path) -> None:
-    middle = MIDDLE | {"unfreeze": {"resnet-micro": "layer3", "vit-tiny": "block.2"}[backbone], "steps": 1}
-    spec = trials.recipe(backbone={"name": backbone}, stages=[HEAD | {"steps": 1}, middle])
+    middle = MIDDLE | {"unfreeze": {"resnet-tiny": "layer3", "vit-tiny": "block.2"}[backbone], "steps": 1}
+    spec = trials.recipe(backbone=trials.NETS[backbone], stages=[HEAD | {"steps": 1}, middle])
     file = tmp_path / "units"
     world.finish(Trial(spec, str(tmp_path / "run"), 2, "fsdp2", before="count_units", arguments=(str(file),)))
     stages = [json.loads(line) for line in file.read_text().splitlines()]
     chain = backbones.load(Backbone(name=backbone), classes=["a"], size=32, resize=32, head="new", seed=0).chain
     modules = dict(chain.net.named_modules())
     wholes = {f"net.{b.owns[0]}" for b in chain.blocks if any(True for _ in modules[b.owns[0]].children())}
-    assert len(wholes) == {"resnet-micro": 4, "vit-tiny": 5}[backbone]
+    assert len(wholes) == {"resnet-tiny": 4, "vit-tiny": 5}[backbone]
     assert [set(stage["units"]) for stage in stages] == [wholes | {""}] * 2
 
 
@@ -117,7 +117,7 @@ def test_nothing_of_a_stage_stays(strategy: str, num: int, tmp_path: Path) -> No
     for rank in range(num):
         rows = [json.loads(line) for line in Path(f"{file}.rank{rank}").read_text().splitlines()]
         assert rows == [{"models": 0, "optimizers": 0, "made": 4 * stage, "alive": []} for stage in (1, 2, 3)]
-    chain = backbones.load(Backbone(name="resnet-micro"), classes=["a"] * 10, size=32, resize=32, head="new", seed=0).chain
+    chain = backbones.load(Backbone(name="resnet-tiny"), classes=["a"] * 10, size=32, resize=32, head="new", seed=0).chain
     firsts = [chain.index(str(stage["unfreeze"])) for stage in (HEAD, MIDDLE, LAST)]
     saved = [checkpoint.load(path) for path in checkpoint.standing(run / "checkpoints")]
     assert len(saved) >= 11

@@ -15,11 +15,6 @@ from benchmarks.world import Trial
 START = {"save_steps": 1, "timeout_minutes": 0.3}
 
 
-@pytest.fixture(scope="module")
-def references(tmp_path_factory: pytest.TempPathFactory) -> References:
-    return References(tmp_path_factory.mktemp("references"), START)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("num", "num_kills"), [(1, 14), (2, 6)])
 def test_a_run_that_is_killed_again_and_again_ends_equal(num: int, num_kills: int, references: References, tmp_path: Path) -> None:

@@ -8,44 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import ALL, HEAD, made_recipe
-from safetensors.torch import load_file
-from test_worlds import distance, losses, recipe
+from test_worlds import losses, recipe
 
-from benchmarks import world
+from benchmarks import trials, world
+from benchmarks.resume import three_stages
+from benchmarks.trials import distance
 from benchmarks.world import Trial
-from tltrain import checkpoint
 from tltrain.tracking import read_rows
 
-CLOCKS = {"time", "seconds", "images_per_s"}
-NUM_STEPS = 9  # of the run below, at most
-
-
-def three_stages(teacher: Path) -> dict[str, Any]:
-    """Stage ends, accumulation, early stopping, a teacher, dropout, mixup, SGD and AdamW: all in nine steps."""
-    early = HEAD | {"name": "early", "steps": 6, "lr": 1e-12, "patience": 1, "eval_epochs": 0.4, "carry": "best"}
-    middle = ALL | {"name": "mid", "unfreeze": "layer4", "steps": 3, "mixup": 0.3, "clip": 1.0, "eval_epochs": 0.4}
-    last = ALL | {"steps": 3, "optimizer": "sgd", "lr": 0.05, "norm_stats": "train", "warmup": 0.4}
-    distill = {"teacher": {"weights": str(teacher)}, "temperature": 2.0, "weight": 0.5}
-    data, backbone = {"eval_limit": 20}, {"name": "resnet-micro", "dropout": 0.2}
-    return made_recipe(batch=12, stages=[early, middle, last], distill=distill, data=data, backbone=backbone).model_dump(mode="json")
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_rows(run)]
-
-
-def assert_equal(run: Path, undisturbed: Path) -> None:
-    """Weights of every stage, the best, the last checkpoint's everything, and the metrics rows."""
-    assert rows_of(run) == rows_of(undisturbed)
-    for path in undisturbed.rglob("weights.safetensors"):
-        if "checkpoints" not in path.parts:
-            ours, theirs = load_file(run / path.relative_to(undisturbed)), load_file(path)
-            assert all(torch.equal(ours[name], theirs[name]) for name in theirs), path
-    mine, its = (checkpoint.load(checkpoint.standing(r / "checkpoints")[0]) for r in (run, undisturbed))
-    assert (mine.progress.order, mine.progress.best) == (its.progress.order, its.progress.best)
-    assert all(torch.equal(mine.weights[name], its.weights[name]) for name in its.weights)
+NUM_STEPS = 10  # of `three_stages`
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +43,13 @@ def stop_and_go_on(trial: Trial, num_steps: int, rank: int = 0) -> Path:
 @pytest.mark.parametrize("num_steps", range(1, NUM_STEPS))
 def test_one_process_stopped_at_every_step_boundary(num_steps: int, undisturbed: Any, finished_run: Path, tmp_path: Path) -> None:
     trial = Trial(three_stages(finished_run), str(tmp_path / "run"), start={"max_device_batch": 4})
-    assert_equal(stop_and_go_on(trial, num_steps), undisturbed(1))
+    assert trials.differences(stop_and_go_on(trial, num_steps), undisturbed(1)) == []
 
 
 def test_the_run_has_all_it_should(undisturbed: Any) -> None:
     ends = [(row["stage"], row["reason"], row["step"]) for row in read_rows(undisturbed(1)) if row["kind"] == "stage_end"]
     assert [end[:2] for end in ends] == [("early", "early"), ("mid", "finished"), ("all", "finished")]
-    assert sum(end[2] for end in ends) <= NUM_STEPS
+    assert sum(end[2] for end in ends) == NUM_STEPS
     assert "3 micro-batches" in (undisturbed(1) / "plan.txt").read_text()
 
 
@@ -91,7 +62,7 @@ def test_a_world_stopped_by_one_of_its_processes(
 ) -> None:
     start = {"max_device_batch": 4, "workers": workers}
     trial = Trial(three_stages(finished_run), str(tmp_path / "run"), num, start=start)
-    assert_equal(stop_and_go_on(trial, num_steps, rank), undisturbed(num))
+    assert trials.differences(stop_and_go_on(trial, num_steps, rank), undisturbed(num)) == []
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
@@ -99,7 +70,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> Non
     spec = recipe("vit-tiny")
     whole = world.finish(Trial(spec, str(tmp_path / "whole"), 2, strategy))
     run = stop_and_go_on(Trial(spec, str(tmp_path / "run"), 2, strategy), 5)
-    assert_equal(run, whole)
+    assert trials.differences(run, whole) == []
 
 
 @pytest.mark.parametrize(
@@ -108,7 +79,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> Non
 )
 def test_another_number_of_processes_goes_on(before: int, after: int, tmp_path: Path, elastic_reference: Path) -> None:
     """Each sample of each epoch exactly once, every loss within 1e-9, in float64."""
-    spec, ids = recipe("resnet-micro"), tmp_path / "ids"
+    spec, ids = recipe("resnet-tiny"), tmp_path / "ids"
     ids.mkdir()
     folder = str(tmp_path / "run")
     first = Trial(spec, folder, before, float64=True, before="record_and_stop", arguments=(str(ids), 5))
@@ -123,19 +94,19 @@ def test_another_number_of_processes_goes_on(before: int, after: int, tmp_path: 
             seen[stage].append((step, index))
     for stage_seen in seen.values():
         steps = Counter(step for step, _ in stage_seen)
-        assert steps == {0: 12, 1: 12, 2: 12}
-        assert max(Counter(index for _, index in stage_seen).values()) == 1  # 36 of 60 samples: less than an epoch
+        assert steps == {0: 13, 1: 13, 2: 13}
+        assert max(Counter(index for _, index in stage_seen).values()) == 1  # 39 of 60 samples: less than an epoch
 
 
 @pytest.fixture(scope="module")
 def elastic_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.finish(Trial(recipe("resnet-micro"), str(tmp_path_factory.mktemp("elastic") / "run"), float64=True))
+    return world.finish(Trial(recipe("resnet-tiny"), str(tmp_path_factory.mktemp("elastic") / "run"), float64=True))
 
 
 @pytest.mark.parametrize(("strategy", "before", "after"), [("fsdp2", 2, 3), ("zero2", 3, 2), ("zero3", 2, 3)])
 def test_sharded_runs_are_elastic_too(strategy: str, before: int, after: int, tmp_path: Path) -> None:
     """One checkpoint format for every world: even DeepSpeed, whose own refuses another number of processes."""
-    spec, double = recipe("resnet-micro"), strategy == "fsdp2"
+    spec, double = recipe("resnet-tiny"), strategy == "fsdp2"
     whole = world.finish(Trial(spec, str(tmp_path / "whole"), before, strategy, float64=double))
     folder = str(tmp_path / "run")
     first = Trial(spec, folder, before, strategy, float64=double, before="signal_after", arguments=(5,))

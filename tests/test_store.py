@@ -9,14 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import small_disk
 from torch import Tensor
 
 from benchmarks import same, trials, world
@@ -33,6 +32,7 @@ from tltrain.run import train
 from tltrain.shards import Store
 from tltrain.store import Layout
 
+DISK_MB = 2
 VIEWS = {"steps": 20, "views": 4, "augment": "light", "eval_epochs": 1}  # four epochs of 60 images
 MIDDLE = {"name": "mid", "steps": 8, "lr": 0.002, "views": 1, "eval_epochs": 1, "clip": 0.5}
 
@@ -89,7 +89,7 @@ def run(spec: dict[str, Any], folder: Path, **start: Any) -> Path:
 @pytest.mark.parametrize("backbone", list(CUTS))
 def test_a_stored_run_is_the_run_without_a_store(backbone: str, watched: Watched, tmp_path: Path) -> None:
     """With accumulation; rows in memory, then mapped from the disk; nothing is computed twice."""
-    spec, start = trials.recipe(backbone={"name": backbone}, stages=stages(backbone)), {"max_device_batch": 5}
+    spec, start = trials.recipe(backbone=trials.NETS[backbone], stages=stages(backbone)), {"max_device_batch": 5}
     undisturbed = run(spec, tmp_path / "online", store="never", **start)
     assert watched.num_asked > 28 * 3, "every micro-batch of every step"
     assert not watched.written
@@ -111,7 +111,7 @@ def test_a_teachers_logits_are_stored_for_a_student_that_trains_fully(watched: W
     """And for the next student of it, which asks the teacher nothing."""
     distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.5}
     full = LAST | {"steps": 10, "views": 2, "augment": "light", "lr": 0.01}
-    spec = trials.recipe(backbone={"name": "vit-tiny"}, distill=distill, stages=[HEAD | VIEWS, full])
+    spec = trials.recipe(backbone=trials.NETS["vit-tiny"], distill=distill, stages=[HEAD | VIEWS, full])
     undisturbed = run(spec, tmp_path / "online", store="never")
     assert trials.differences(run(spec, tmp_path / "stored", store="always"), undisturbed) == []
     kinds = [name.partition("-")[0] for name in watched.written]
@@ -126,7 +126,7 @@ def test_a_teachers_logits_are_stored_for_a_student_that_trains_fully(watched: W
 
 
 def test_five_seeds_share_a_store(watched: Watched, finished_run: Path, tmp_path: Path) -> None:
-    spec = trials.recipe(backbone={"weights": str(finished_run)}, stages=stages("resnet-micro"))
+    spec = trials.recipe(backbone={"weights": str(finished_run)}, stages=stages("resnet-tiny"))
     run(spec, tmp_path / "0", store="always")
     written, num_asked = list(watched.written), watched.num_asked
     assert len(written) == num_asked == 20
@@ -142,7 +142,7 @@ def test_another_prefix_or_view_is_another_store(watched: Watched, tmp_path: Pat
     run(spec, tmp_path / "0", store="always")
     trained = run(trials.recipe(stages=[LAST]), tmp_path / "trained", store="never")
     changed: list[dict[str, Any]] = [
-        {"seed": 1},  # new weights
+        {"backbone": {"name": "resnet-tiny"}},  # random weights
         {"backbone": {"weights": str(trained)}},
         {"stages": [HEAD | VIEWS | {"augment": "strong"}]},
         {"stages": [HEAD | VIEWS | {"unfreeze": "layer4"}]},
@@ -184,7 +184,7 @@ def test_another_number_of_threads_is_another_store(watched: Watched, tmp_path: 
 
 
 def test_a_run_that_is_stopped_in_the_fill_goes_on(watched: Watched, tmp_path: Path) -> None:
-    spec = trials.recipe(stages=stages("resnet-micro"))
+    spec = trials.recipe(stages=stages("resnet-tiny"))
     undisturbed = run(spec, tmp_path / "online", store="never")
     for number in (3, 12):  # in the shards of train, and in those of val
         watched.before = lambda n, at=number: os.kill(os.getpid(), signal.SIGTERM) if n == at else None  # type: ignore[misc]
@@ -197,7 +197,7 @@ def test_a_run_that_is_stopped_in_the_fill_goes_on(watched: Watched, tmp_path: P
 
 
 def test_a_damaged_shard_is_made_again(watched: Watched, tmp_path: Path) -> None:
-    spec = trials.recipe(stages=stages("resnet-micro"))
+    spec = trials.recipe(stages=stages("resnet-tiny"))
     undisturbed = run(spec, tmp_path / "online", store="never")
     run(spec, tmp_path / "first", store="always")
     files = sorted(watched.cache.glob("store/*/*.safetensors"))
@@ -213,19 +213,12 @@ def test_a_damaged_shard_is_made_again(watched: Watched, tmp_path: Path) -> None
     assert {file: file.read_bytes() for file in watched.cache.glob("store/*/*.safetensors")} == whole
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB of its own."""
-    with small_disk(tmp_path, 2) as folder:
-        yield folder
-
-
 @pytest.mark.parametrize("number", [0, 2, 10])
 def test_a_full_disk_is_said_and_the_run_goes_on_without(
     number: int, watched: Watched, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Full from the start, while train is stored, while val is."""
-    spec = trials.recipe(stages=stages("resnet-micro"))
+    spec = trials.recipe(stages=stages("resnet-tiny"))
     undisturbed = run(spec, tmp_path / "online", store="never")
     monkeypatch.setenv("TLTRAIN_CACHE", str(disk))
 
@@ -264,24 +257,25 @@ def test_without_room_on_the_disk_auto_goes_on_without(watched: Watched, tmp_pat
     assert trials.differences(little, undisturbed) == []
     assert trials.differences(run(spec, tmp_path / "enough"), undisturbed) == []
     assert len(watched.written) == 2 * 4 + 5
-    with pytest.raises(UserError, match=r"4 views of 60 images x 256 B = 61\.4 KB.*the budget on the disk is 1 KB; raise --store-disk-gb"):
+    with pytest.raises(UserError, match=r"4 views of 60 images x 512 B = 123 KB.*the budget on the disk is 1 KB; raise --store-disk-gb"):
         run(spec, tmp_path / "refused", store="always", store_disk_gb=1e-6)
 
 
 def test_what_is_unused_makes_room_and_what_is_in_use_does_not(
     watched: Watched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = trials.recipe(stages=[HEAD | VIEWS])  # 61 KB of train, 37 KB of val
-    run(spec, tmp_path / "first", store="always", store_disk_gb=120e-6)
+    spec = trials.recipe(stages=[HEAD | VIEWS])  # 123 KB of train, 73 KB of val
+    run(spec, tmp_path / "first", store="always", store_disk_gb=240e-6)
     first = {path.name for path in (watched.cache / "store").iterdir()}
-    other = run(spec | {"seed": 1}, tmp_path / "other", store="always", store_disk_gb=120e-6)
+    another = spec | {"backbone": {"name": "resnet-tiny"}}
+    other = run(another, tmp_path / "other", store="always", store_disk_gb=240e-6)
     assert not first & {path.name for path in (watched.cache / "store").iterdir()}, "both had to go"
-    assert trials.differences(other, run(spec | {"seed": 1}, tmp_path / "other-online", store="never")) == []
+    assert trials.differences(other, run(another, tmp_path / "other-online", store="never")) == []
     capsys.readouterr()
     with contextlib.ExitStack() as held:
         for found in shards.stores(watched.cache / "store"):
             held.enter_context(Store(found.path.parent, found.kind, found.key, found.made_by))
-        again = run(spec, tmp_path / "again", store="always", store_disk_gb=120e-6)
+        again = run(spec, tmp_path / "again", store="always", store_disk_gb=240e-6)
     assert "in use, and leave no room" in capsys.readouterr().out
     assert trials.differences(again, tmp_path / "first") == []
 
@@ -312,7 +306,7 @@ def test_never_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- what is frozen
 
 
-def chain(name: str = "resnet-micro") -> Chain:
+def chain(name: str = "resnet-tiny") -> Chain:
     loaded = backbones.load(Backbone(name=name), classes=[str(i) for i in range(10)], size=32, resize=32, head="new", seed=0)
     torch.nn.init.normal_(list(loaded.chain.parameters())[-2])  # a new head is zero: its logits would say nothing
     return loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).eval()
@@ -385,7 +379,7 @@ def test_features_are_rounded_to_the_dtype_of_the_precision(precision: str, dtyp
 @pytest.mark.parametrize("logits", ["float16", "float32"])
 @pytest.mark.parametrize("finite", [True, False])
 def test_a_teachers_logits_are_rounded_stored_or_not(logits: str, finite: bool) -> None:
-    spec = trials.recipe(distill={"teacher": {"name": "resnet-micro"}, "logits": logits})
+    spec = trials.recipe(distill={"teacher": {"name": "resnet-tiny"}, "logits": logits})
     net = chain()
     teacher = survey.teacher_of(net, validate(spec, "test"), finite, contextlib.nullcontext)
     said = teacher(images(5))
@@ -416,7 +410,7 @@ def test_a_layout_holds_every_row_once(num_samples: int, row_bytes: int, chunk: 
 @pytest.mark.parametrize("backbone", list(CUTS))
 def test_two_processes_make_the_shards_of_one(backbone: str, tmp_path: Path) -> None:
     """Byte for byte, and each world's stored run is its own run without a store, from whoever's store."""
-    spec, start = trials.recipe(backbone={"name": backbone}, stages=stages(backbone)), {"max_device_batch": 5}
+    spec, start = trials.recipe(backbone=trials.NETS[backbone], stages=stages(backbone)), {"max_device_batch": 5}
     trial = {num: Trial(spec, str(tmp_path / f"{num}" / "run"), num, start=start) for num in (1, 2)}
     undisturbed = {num: online(trial[num], tmp_path / f"online-{num}") for num in (1, 2)}
     for num in (1, 2):
@@ -434,7 +428,7 @@ def test_two_processes_make_the_shards_of_one(backbone: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
 @pytest.mark.parametrize("backbone", list(CUTS))
 def test_every_strategy_reads_the_store_of_one_process(strategy: str, backbone: str, tmp_path: Path) -> None:
-    spec = trials.recipe(backbone={"name": backbone}, stages=stages(backbone))
+    spec = trials.recipe(backbone=trials.NETS[backbone], stages=stages(backbone))
     world.finish(same.stored(Trial(spec, str(tmp_path / "one" / "run")), tmp_path / "cache"))
     asked, trial = same.asked(tmp_path / "cache"), Trial(spec, str(tmp_path / "run" / "run"), 2, strategy)
     read = world.finish(same.stored(trial, tmp_path / "cache"))
@@ -447,14 +441,14 @@ def test_every_strategy_reads_the_store_of_one_process(strategy: str, backbone: 
 def test_a_run_killed_in_the_fill_goes_on_and_writes_no_shard_twice(num: int, tmp_path: Path) -> None:
     draw = random.Random(f"{trials.seed()} {num}")
     kills = [(draw.randint(1, same.MOMENTS // 2), draw.choice((None, *range(num)))) for _ in range(3)]
-    trial = Trial(trials.recipe(stages=stages("resnet-micro")), str(tmp_path / "run" / "run"), num)
+    trial = Trial(trials.recipe(stages=stages("resnet-tiny")), str(tmp_path / "run" / "run"), num)
     struck, problems = same.killed_fill(trial, tmp_path / "cache", online(trial, tmp_path / "online"), kills)
     assert (struck, problems) == (3, []), f"TLTRAIN_SEED={trials.seed()}: {kills}"
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_in_the_fill_stops_both(tmp_path: Path) -> None:
-    trial = Trial(trials.recipe(stages=stages("resnet-micro")), str(tmp_path / "run" / "run"), 2)
+    trial = Trial(trials.recipe(stages=stages("resnet-tiny")), str(tmp_path / "run" / "run"), 2)
     codes = world.run(same.stored(trial, tmp_path / "cache", "signal_in_fill", 5, "SIGTERM", 1))
     assert codes == [75, 75], world.log(trial)
     outcome = world.outcome(Path(trial.folder))
@@ -468,7 +462,7 @@ def test_a_signal_to_one_of_two_processes_in_the_fill_stops_both(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_under_two_processes(disk: Path, tmp_path: Path) -> None:
-    trial = Trial(trials.recipe(stages=stages("resnet-micro")), str(tmp_path / "run" / "run"), 2, start={"store_disk_gb": 1})
+    trial = Trial(trials.recipe(stages=stages("resnet-tiny")), str(tmp_path / "run" / "run"), 2, start={"store_disk_gb": 1})
     run = world.finish(same.stored(trial, disk, "fill_disk", 5, str(disk)))
     assert re.search("store +head: features before head, train .*computed.*: .*(No space left on device|could not write)", world.log(trial))
     assert trials.differences(run, online(trial, tmp_path / "online")) == []
@@ -477,7 +471,7 @@ def test_a_disk_that_fills_up_under_two_processes(disk: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", list(CUTS))
 def test_bf16_features_are_stored_as_they_are_rounded_online(backbone: str, tmp_path: Path) -> None:
-    trial = Trial(trials.recipe(backbone={"name": backbone}, stages=stages(backbone)), str(tmp_path / "run" / "run"))
+    trial = Trial(trials.recipe(backbone=trials.NETS[backbone], stages=stages(backbone)), str(tmp_path / "run" / "run"))
     undisturbed = same.stored(
         replace(trial, folder=str(tmp_path / "online" / "run"), start={"store": "never"}), tmp_path / "none", "use_bf16"
     )

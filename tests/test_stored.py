@@ -328,7 +328,7 @@ def test_clear_deletes_what_is_named(root: Path, said: Said) -> None:
     name = named(root, "features", "val", augmented=False)
     code, text = said("clear", name)
     assert code == 0
-    assert re.search(rf"^freed   37 KB: {name}$", text, re.MULTILINE)
+    assert re.search(rf"^freed   73.6 KB: {name}$", text, re.MULTILINE)
     assert not (root / name).exists()
     assert len(shards.stores(root)) == 3
     assert said("clear", "--all")[0] == 0
@@ -341,7 +341,7 @@ def test_clear_leaves_what_is_in_use(root: Path, said: Said) -> None:
     with Store(root, found.kind, found.key, found.made_by):
         code, text = said("clear", name)
         assert code == 1, "it was asked for by name"
-        assert f"in use  37 KB: {name}, which stays: a run has it open" in text
+        assert f"in use  73.6 KB: {name}, which stays: a run has it open" in text
         code, text = said("clear", "--all")
         assert code == 0
         assert text.splitlines()[-1].endswith(f"freed in {root}, 1 in use")

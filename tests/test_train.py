@@ -17,6 +17,7 @@ from conftest import ALL, HEAD
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
+from benchmarks import trials
 from tltrain.console import Console
 from tltrain.errors import UserError
 from tltrain.evaluate import evaluate
@@ -27,12 +28,6 @@ from tltrain.run import train
 from tltrain.tracking import read_rows
 
 Made = Callable[..., Recipe]
-CLOCKS = {"time", "seconds", "images_per_s"}
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run without clocks and rates."""
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_rows(run)]
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int, number: int = signal.SIGTERM) -> None:
@@ -107,10 +102,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_it_would_have(
     assert outcome["signal"] == "SIGTERM"
     assert (run / "report.html").exists()
     assert train(made_recipe(), Start(folder=run, workers=0))["outcome"] == "finished"
-    assert rows_of(run) == rows_of(finished_run)
-    for file in ("weights.safetensors", "stages/0-head/weights.safetensors", "stages/1-all/weights.safetensors"):
-        ours, theirs = load_file(run / file), load_file(finished_run / file)
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert trials.differences(run, finished_run) == []
 
 
 def test_a_finished_run_is_not_trained_again(finished_run: Path, made_recipe: Made) -> None:

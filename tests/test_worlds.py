@@ -10,11 +10,13 @@ import torch
 from conftest import ALL, HEAD, made_recipe
 from safetensors.torch import load_file
 
-from benchmarks import world
+from benchmarks import trials, world
+from benchmarks.trials import distance
 from benchmarks.world import Trial
 from tltrain.tracking import read_rows
 
-MIDDLE = {"resnet-micro": "layer3", "vit-tiny": "block.2"}
+MIDDLE = {"resnet-tiny": "layer3", "vit-tiny": "block.2"}
+FIGURES = ("n", "loss", "top1", "top5", "f1_macro", "precision_weighted", "ece")
 FIXED = {"carry": "last", "eval_epochs": 10}  # evaluate at the ends only: a tie in top-1 must not choose other weights
 
 
@@ -23,30 +25,20 @@ def stages(backbone: str, **changes: Any) -> list[dict[str, Any]]:
     return [stage | FIXED | changes for stage in (HEAD | {"steps": 3}, middle, ALL | {"steps": 3, "optimizer": "sgd", "lr": 0.05})]
 
 
-def recipe(backbone: str, teacher: Path | None = None, batch: int = 12, **changes: Any) -> dict[str, Any]:
-    raw: dict[str, Any] = {"backbone": {"name": backbone}, "batch": batch, "stages": stages(backbone), "data": {"eval_limit": 20}}
+def recipe(backbone: str, teacher: Path | None = None, batch: int = 13, **changes: Any) -> dict[str, Any]:
+    raw: dict[str, Any] = {"backbone": trials.NETS[backbone], "batch": batch, "stages": stages(backbone), "data": {"eval_limit": 19}}
     if teacher is not None:
         raw["distill"] = {"teacher": {"weights": str(teacher)}, "temperature": 2.0, "weight": 0.7}
     return made_recipe(**(raw | changes)).model_dump(mode="json")
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "weights.safetensors")
-
-
-def distance(run: Path, other: Path) -> float:
-    """The largest relative difference of the final weights: of each tensor, against its norm.
-
-    A key projection's bias has no gradient but rounding (softmax takes no notice of it), and stays near 1e-14: it counts as zero.
-    """
-    ours, theirs = weights(run), weights(other)
-    assert ours.keys() == theirs.keys()
-    norms = [((ours[k] - theirs[k]).norm() / theirs[k].norm().clamp_min(1e-4)).item() for k in theirs if theirs[k].is_floating_point()]
-    return max(norms)
-
-
 def losses(run: Path) -> list[float]:
     return [row["loss"] for row in read_rows(run) if row["kind"] == "train"]
+
+
+def figures(run: Path) -> list[list[float]]:
+    """What every evaluation found, on val, on test, and of the teacher."""
+    return [[row[name] for name in FIGURES] for row in read_rows(run) if row["kind"] in ("teacher", "val", "test")]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +59,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> A
 @pytest.mark.parametrize(
     ("strategy", "num", "backbone", "taught", "device_batch"),
     [
-        ("ddp", 1, "resnet-micro", False, 5),
-        ("ddp", 2, "resnet-micro", False, None),
-        ("ddp", 3, "resnet-micro", True, 2),
-        pytest.param("ddp", 4, "resnet-micro", False, None, marks=pytest.mark.slow),
+        ("ddp", 1, "resnet-tiny", False, 5),
+        ("ddp", 2, "resnet-tiny", False, None),
+        ("ddp", 3, "resnet-tiny", True, 2),
+        pytest.param("ddp", 4, "resnet-tiny", False, None, marks=pytest.mark.slow),
         ("ddp", 2, "vit-tiny", True, 3),
         pytest.param("ddp", 3, "vit-tiny", False, None, marks=pytest.mark.slow),
         pytest.param("ddp", 4, "vit-tiny", False, 2, marks=pytest.mark.slow),
-        ("fsdp2", 2, "resnet-micro", True, 2),
-        pytest.param("fsdp2", 3, "resnet-micro", False, None, marks=pytest.mark.slow),
+        ("fsdp2", 2, "resnet-tiny", True, 2),
+        pytest.param("fsdp2", 3, "resnet-tiny", False, None, marks=pytest.mark.slow),
         ("fsdp2", 2, "vit-tiny", False, None),
         pytest.param("fsdp2", 4, "vit-tiny", True, 2, marks=pytest.mark.slow),
     ],
@@ -83,16 +75,23 @@ def reference(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> A
 def test_the_world_changes_nothing(
     strategy: str, num: int, backbone: str, taught: bool, device_batch: int | None, reference: Any, finished_run: Path, tmp_path: Path
 ) -> None:
-    """Three stages in float64: final weights to 1e-9, every loss to 1e-9."""
+    """Three stages in float64: final weights, every loss and every evaluation to 1e-9.
+
+    13 images a step and 19 an evaluation: no number of processes divides them.
+    """
     spec = recipe(backbone, finished_run if taught else None)
     start = {} if device_batch is None else {"max_device_batch": device_batch}
     run = world.finish(Trial(spec, str(tmp_path / "run"), num, strategy, start, float64=True))
     assert distance(run, reference(backbone, taught)) < 1e-9
     assert losses(run) == pytest.approx(losses(reference(backbone, taught)), rel=1e-9)
+    want = figures(reference(backbone, taught))
+    assert len(want) == 7 + taught
+    assert [each[0] for each in want] == [19] * len(want)
+    assert [pytest.approx(each, rel=1e-9, abs=1e-12) for each in want] == figures(run)
 
 
 @pytest.mark.parametrize(("strategy", "num"), [("zero2", 2), ("zero3", 2), pytest.param("zero3", 3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backbone", ["resnet-micro", "vit-tiny"])
+@pytest.mark.parametrize("backbone", ["resnet-tiny", "vit-tiny"])
 def test_zero_starts_as_one_process_does(strategy: str, num: int, backbone: str, finished_run: Path, tmp_path: Path) -> None:
     """fp32 without a float64 mode: the first losses of each stage to 1e-5, and the frozen blocks bit for bit."""
     taught = finished_run if backbone == "vit-tiny" else None
@@ -112,7 +111,7 @@ def test_zero_starts_as_one_process_does(strategy: str, num: int, backbone: str,
 
 @pytest.mark.parametrize("num", [2, 3])
 def test_batchnorm_statistics_are_those_of_the_global_batch(num: int, tmp_path: Path) -> None:
-    spec = recipe("resnet-micro", stages=stages("resnet-micro", norm_stats="train"))
+    spec = recipe("resnet-tiny", stages=stages("resnet-tiny", norm_stats="train"))
     one = world.finish(Trial(spec, str(tmp_path / "one"), float64=True))
     many = world.finish(Trial(spec, str(tmp_path / "many"), num, float64=True))
     assert distance(many, one) < 1e-9
@@ -123,7 +122,7 @@ def test_batchnorm_statistics_are_those_of_the_global_batch(num: int, tmp_path: 
 def test_the_clip_bites_under_every_strategy(strategy: str, tmp_path: Path) -> None:
     """One step of SGD at learning rate 1 moves the head, which starts at zero, by the clipped norm; the second stage has its own."""
     spec = HEAD | FIXED | {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "schedule": "constant"}
-    raw = recipe("resnet-micro", stages=[spec | {"clip": 1e-3}, spec | {"name": "again", "clip": 2e-3}])
+    raw = recipe("resnet-tiny", stages=[spec | {"clip": 1e-3}, spec | {"name": "again", "clip": 2e-3}])
     run = world.finish(Trial(raw, str(tmp_path / "run"), 2, strategy))
     first, second = (load_file(run / "stages" / name / "weights.safetensors") for name in ("0-head", "1-again"))
 
@@ -136,7 +135,7 @@ def test_the_clip_bites_under_every_strategy(strategy: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
 def test_sharded_training_of_batchnorm_statistics_is_refused(strategy: str, tmp_path: Path) -> None:
-    trial = Trial(recipe("resnet-micro", stages=stages("resnet-micro", norm_stats="train")), str(tmp_path / "run"), 2, strategy)
+    trial = Trial(recipe("resnet-tiny", stages=stages("resnet-tiny", norm_stats="train")), str(tmp_path / "run"), 2, strategy)
     assert world.run(trial) == [2, 2]
     assert "norm_stats: train" in world.log(trial)
     assert "ddp.yaml" in world.log(trial)
@@ -145,7 +144,7 @@ def test_sharded_training_of_batchnorm_statistics_is_refused(strategy: str, tmp_
 @pytest.mark.parametrize("backend_given", [False, True])
 def test_processes_that_do_not_form_a_world_are_refused(backend_given: bool, tmp_path: Path) -> None:
     """Without a CPU flag Accelerate makes each process a run of its own, or a world that synchronises nothing; without a word."""
-    trial = Trial(recipe("resnet-micro"), str(tmp_path / "run"), 2, "none", before="say_gloo" if backend_given else None)
+    trial = Trial(recipe("resnet-tiny"), str(tmp_path / "run"), 2, "none", before="say_gloo" if backend_given else None)
     assert world.run(trial) == [2, 2]
     assert "each of them is alone" in world.log(trial)
     assert not (tmp_path / "run").exists()
@@ -154,7 +153,7 @@ def test_processes_that_do_not_form_a_world_are_refused(backend_given: bool, tmp
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
 def test_patience_ends_a_sharded_stage_and_not_the_run(strategy: str, tmp_path: Path) -> None:
     early = HEAD | {"name": "early", "steps": 9, "lr": 1e-9, "patience": 1, "eval_epochs": 0.2}
-    run = world.finish(Trial(recipe("resnet-micro", stages=[early, ALL | {"steps": 2}]), str(tmp_path / "run"), 2, strategy))
+    run = world.finish(Trial(recipe("resnet-tiny", stages=[early, ALL | {"steps": 2}]), str(tmp_path / "run"), 2, strategy))
     ends = [row for row in read_rows(run) if row["kind"] == "stage_end"]
     assert [(end["stage"], end["reason"]) for end in ends] == [("early", "early"), ("all", "finished")]
     assert ends[0]["step"] < 9
