@@ -108,6 +108,37 @@ if __name__ == "__main__":
 """
 
 
+NEIGHBOUR = """
+import multiprocessing, signal
+from tltrain.data import open_images
+from tltrain.data.loader import eval_loader
+from tltrain.data.views import Preprocess, Views
+from tltrain.recipe import Data
+
+def blocked(say):
+    say.send(sorted(number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+if __name__ == "__main__":
+    images = open_images(Data(source="digits", per_class=2))
+    assert len(list(eval_loader(Views(images.train, Preprocess(32, 32), "none", False, 0), 0, 1, 16, None, 1, False))) == 2
+    hear, say = multiprocessing.Pipe(False)
+    process = multiprocessing.get_context("forkserver").Process(target=blocked, args=(say,))
+    process.start()
+    print(hear.recv())
+    process.join()
+"""
+
+
+def test_other_processes_of_the_user_hear_ctrl_c(tmp_path: Path) -> None:
+    """Python has one fork server a process: in a notebook that has trained, what others fork from it is not deaf."""
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "neighbour.py")], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 def _descendants(pid: int) -> list[int]:
     children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [grandchild for child in children for grandchild in _descendants(child)]

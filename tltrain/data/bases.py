@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from tltrain import shards
 from tltrain.data.images import Split
-from tltrain.data.loader import Loader, _clean_context, _die_with_parent
 from tltrain.data.views import Batch, Preprocess, base_of
+from tltrain.data.workers import Loader, worker_options
 
 KIND = "images"
 SHARD_IMAGES = 32
@@ -89,10 +89,7 @@ class Bases:
         numbers = [int(name) for name in names]
         if not numbers:
             return
-        options: dict[str, Any] = {}
-        if workers:
-            options = {"num_workers": workers, "multiprocessing_context": _clean_context(), "worker_init_fn": _die_with_parent}
-        made = Loader(_Shards(self.split, self.preprocess), batch_size=None, sampler=numbers, **options)
+        made = Loader(_Shards(self.split, self.preprocess), batch_size=None, sampler=numbers, **worker_options(workers))
         yield from zip(names, made, strict=True)
 
     def _map(self, number: int) -> _Shard:

@@ -1,25 +1,17 @@
-"""Data loaders: what each rank reads at each step, and the processes that read it."""
+"""Data loaders: what each rank reads at each step."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, popen_forkserver, resource_tracker
-from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from tltrain.data.order import Item, Stream, micro_batches, rank_slice
 from tltrain.data.views import Batch, Views, batches_as_they_are
-from tltrain.errors import UserError
+from tltrain.data.workers import Loader, worker_options
 
 
 @dataclass(frozen=True)
@@ -41,16 +33,6 @@ class StepSampler:
             items = self.stream.step(s)
             mine = items[rank_slice(len(items), self.rank, self.world)]
             yield from micro_batches(mine or [items[0]._replace(weight=0.0)], self.num_micro)
-
-
-class Loader(DataLoader[Batch]):
-    """A DataLoader whose workers' UserErrors keep their own text, without the worker's stack trace around it."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except UserError as error:
-            raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
 
 
 def train_loader(
@@ -110,53 +92,4 @@ def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int
 
 
 def _loader(views: Views, batches: StepSampler | Sequence[list[Item]], workers: int, pin: bool) -> Loader:
-    options: dict[str, Any] = {}
-    if workers:
-        options = {"num_workers": workers, "multiprocessing_context": _clean_context(), "worker_init_fn": _die_with_parent}
-    return Loader(views, batch_sampler=batches, collate_fn=batches_as_they_are, pin_memory=pin, **options)
-
-
-def _clean_context() -> BaseContext:
-    """Workers fork from a server that is a fresh interpreter.
-
-    Forked from the trainer they would hold its CUDA context, its sockets and its signal handlers: after a crash the device's memory
-    stays taken and other ranks wait. The server, and so its workers, starts with those signals blocked that tell the trainer to save
-    and stop: Ctrl-C and Slurm send them to every process, and the trainer needs its workers until it has finished its step.
-    """
-    context = _Context()
-    context.set_forkserver_preload([Views.__module__])
-    resource_tracker.ensure_running()  # first, because starting it unblocks signals
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return context
-
-
-class _Popen(popen_forkserver.Popen):
-    def terminate(self) -> None:
-        """At exit Python terminates its daemons and waits for them, without end for a worker that does not hear SIGTERM."""
-        self.kill()
-
-
-class _Process(ForkServerProcess):
-    @staticmethod
-    def _Popen(process_obj: Any) -> _Popen:
-        return _Popen(process_obj)
-
-
-class _Context(ForkServerContext):
-    Process = _Process
-
-
-def _die_with_parent(worker: int) -> None:
-    """torch watches its worker's parent process, which here is the server, and that lives on when the trainer is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True, name=f"parent-of-loader-{worker}").start()
+    return Loader(views, batch_sampler=batches, collate_fn=batches_as_they_are, pin_memory=pin, **worker_options(workers))

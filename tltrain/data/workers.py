@@ -1,0 +1,104 @@
+"""The processes that read ahead: DataLoader workers, forked from a server of their own."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing import forkserver, popen_forkserver, resource_tracker, spawn, util
+from multiprocessing.context import ForkServerContext, ForkServerProcess, reduction, set_spawning_popen  # type: ignore[attr-defined]
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tltrain.errors import UserError
+
+PRELOADED = "tltrain.data.views"
+"""What every worker needs, imported once in the server."""
+
+
+class Loader(DataLoader[dict[str, Tensor]]):
+    """A DataLoader whose workers' UserErrors keep their own text, without the worker's stack trace around it."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
+
+
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """What a DataLoader is told to have this many workers; nothing for none."""
+    if num_workers == 0:
+        return {}
+    return {"num_workers": num_workers, "multiprocessing_context": _Context(), "worker_init_fn": _die_with_parent}
+
+
+class _Server(forkserver.ForkServer):
+    """A fresh interpreter that workers are forked from, beside the one that Python has for everybody else.
+
+    Forked from the trainer they would hold its CUDA context, its sockets and its signal handlers: after a crash the device's memory
+    stays taken and other ranks wait. The server, and so its workers, starts with those signals blocked that tell the trainer to save
+    and stop: Ctrl-C and Slurm send them to every process, and the trainer needs its workers until it has finished its step.
+    Python's own server must not be started so: processes that a notebook or another library forks from it would be deaf.
+    """
+
+    def ensure_running(self) -> None:
+        resource_tracker.ensure_running()  # first, because starting it unblocks signals
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2})
+        try:
+            super().ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+_SERVER = _Server()
+_SERVER.set_forkserver_preload([PRELOADED])
+
+
+class _Popen(popen_forkserver.Popen):
+    def _launch(self, process_obj: Any) -> None:
+        """Line by line Python's own (multiprocessing/popen_forkserver.py), which knows its one server alone."""
+        data = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            reduction.dump(spawn.get_preparation_data(process_obj._name), data)
+            reduction.dump(process_obj, data)
+        finally:
+            set_spawning_popen(None)
+        self.sentinel, write_end = _SERVER.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
+        parent_end = os.dup(write_end)  # the child takes its closing for the parent's end
+        self.finalizer = util.Finalize(self, util.close_fds, (parent_end, self.sentinel))  # type: ignore[attr-defined]
+        with open(write_end, "wb", closefd=True) as file:
+            file.write(data.getbuffer())
+        self.pid = forkserver.read_signed(self.sentinel)
+
+    def terminate(self) -> None:
+        """At exit Python terminates its daemons and waits for them, without end for a worker that does not hear SIGTERM."""
+        self.kill()
+
+
+class _Process(ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+def _die_with_parent(worker: int) -> None:
+    """torch watches its worker's parent process, which here is the server, and that lives on when the trainer is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name=f"parent-of-loader-{worker}").start()
