@@ -182,6 +182,24 @@ def _no_space(temporary: Path, final: Path) -> None:
     raise OSError(28, os.strerror(28))
 
 
+def test_the_newest_position_counts_and_of_equal_ones_the_later_start(tmp_path: Path) -> None:
+    """A start that went on from an older checkpoint stands behind what an earlier start had reached, until it has come as far."""
+    saved = [
+        (1, 0, 9, False), (2, 0, 9, False), (1, 0, 9, True), (3, 0, 4, True),
+        (2, 0, 10, False), (1, 1, 0, False), (1, 1, 2, True), (4, 0, 1, False),
+    ]  # fmt: skip
+    for generation, stage, step, evaluated in saved:
+        progress = Progress(stage, step, evaluated)
+        checkpoint.save(tmp_path, replace(made_state(step), progress=progress), generation, keep=100)
+    assert [path.name for path in checkpoint.standing(tmp_path)] == [
+        "000001-01-00000002-1", "000001-01-00000000-0", "000002-00-00000010-0", "000001-00-00000009-1",
+        "000002-00-00000009-0", "000001-00-00000009-0", "000003-00-00000004-1", "000004-00-00000001-0",
+    ]  # fmt: skip
+    found = checkpoint.newest(tmp_path, pytest.fail)
+    assert found is not None
+    assert checkpoint.load(found).progress == Progress(1, 2, True)
+
+
 def test_what_dead_starts_left_half_written_goes_with_the_next_save(tmp_path: Path) -> None:
     """Each kill in a save would otherwise cost the size of a checkpoint for ever."""
     for name in (".000001-00-00000003-0.tmp", ".000001-00-00000001-0.99999.old"):

@@ -135,6 +135,13 @@ def test_with_both_each_batch_draws_one() -> None:
     assert 15 < sum(kind == {True} for kind in kinds) < 45
 
 
+def test_with_both_a_batch_is_that_of_the_one_it_draws() -> None:
+    """Each with its own alpha."""
+    both, mixup, cutmix = (Stream(0, 0, 100, 8, None, 0, mixup=m, cutmix=c, size=32) for m, c in ((0.2, 1.0), (0.2, 0), (0, 1.0)))
+    for s in range(40):
+        assert both.step(s) == (mixup if both.step(s)[0].box is None else cutmix).step(s)
+
+
 def test_balanced_draws() -> None:
     labels = np.array([0] * 900 + [1] * 100)
     weights = class_weights(labels, 2)
@@ -222,3 +229,8 @@ def test_per_class_is_exact(labels: list[int], num: int) -> None:
     assert kept.tolist() == sorted(set(kept.tolist()))
     for c in set(labels):
         assert (label_N[kept] == c).sum() == min(num, (label_N == c).sum())
+
+
+def test_seeds_keep_other_samples() -> None:
+    kept = {tuple(keep_per_class(np.arange(100) % 2, 5, seed).tolist()) for seed in range(8)}
+    assert len(kept) == 8

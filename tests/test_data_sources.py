@@ -100,6 +100,19 @@ def test_per_class_keeps_that_many_of_train_only(tmp_path: Path) -> None:
     assert few.fingerprint != all_.fingerprint
 
 
+def test_per_class_is_drawn_by_the_datas_seed(tmp_path: Path) -> None:
+    """The folder says itself what is val and test, so that the seed has nothing else to draw."""
+    for name in ("train", "val", "test"):
+        _classes(tmp_path / "d" / name, "ab", 12, first=ord(name[0]) * 10_000)
+    drawn = [_open(f"folder:{tmp_path / 'd'}", per_class=3, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    assert len({tuple(_ids(images.val, images.test)) for images in drawn}) == 1
+    assert all(np.bincount(images.train.labels).tolist() == [3, 3] for images in drawn)
+    assert drawn[0].train.ids == drawn[1].train.ids
+    assert drawn[0].fingerprint == drawn[1].fingerprint
+    assert len({images.train.ids for images in drawn[1:]}) == 4
+    assert len({images.fingerprint for images in drawn[1:]}) == 4
+
+
 def test_broken_folders_are_refused(tmp_path: Path) -> None:
     _refused(f"folder:{tmp_path / 'absent'}", "absent is not a folder")
     _refused("folder:", "is not a folder; give one")

@@ -52,6 +52,19 @@ def test_calibration_error_of_a_small_case_by_hand() -> None:
     assert [b["n"] for b in metrics.reliability(p)] == [1, 2]
 
 
+def test_fifteen_bins_and_an_edge_belongs_to_the_lower_one_by_hand() -> None:
+    # 0.4 is 6 / 15, in floats too, and shares (5/15, 6/15] with 0.35; 0.32 lies in (4/15, 5/15]. With ten bins all three were in one.
+    confidence = np.array([0.4, 0.35, 0.32])
+    assert confidence[0] * 15 == 6.0
+    right, zeros = np.array([0, 1, 0]), np.zeros(3)
+    p = Predictions(np.arange(3), np.zeros(3, np.int64), right, confidence, zeros, zeros.astype(bool), confidence)
+    assert metrics.calibration_error(p) == pytest.approx(2 / 3 * abs(0.375 - 0.5) + 1 / 3 * (1 - 0.32))
+    assert [(b["low"], b["high"], b["n"]) for b in metrics.reliability(p)] == [(4 / 15, 5 / 15, 1), (5 / 15, 6 / 15, 2)]
+    edges = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    six = Predictions(np.arange(6), np.zeros(6, np.int64), np.zeros(6, np.int64), edges, np.zeros(6), np.zeros(6, bool), edges)
+    assert [b["high"] for b in metrics.reliability(six)] == [1 / 15, 3 / 15, 6 / 15, 9 / 15, 12 / 15, 15 / 15]
+
+
 def test_full_confidence_lies_in_the_last_bin() -> None:
     p = Predictions(np.arange(1), np.array([0]), np.array([0]), np.array([1.0]), np.zeros(1), np.ones(1, bool), np.array([1.0]))
     assert metrics.reliability(p)[0]["high"] == 1.0

@@ -122,6 +122,25 @@ def test_every_odd_file_gets_a_right_row(folder_run: tuple[Path, Path], tmp_path
         assert rows[name].label == next(predict(trained, [plain])).label, name
 
 
+def test_an_opened_image_lies_as_its_file_does(made_recipe: Made, tmp_path: Path) -> None:
+    """A camera notes how it was held: the file and the image that somebody opened are turned alike."""
+    trained = open_trained(run_with_weights(tmp_path / "run", made_recipe(), tuple("abcde")))
+    upright, paths = digit_image(7), []
+    for orientation in range(1, 9):
+        noted = Image.Exif()
+        noted[0x0112] = orientation
+        paths.append(tmp_path / f"{orientation}.png")
+        upright.save(paths[-1], exif=noted)
+    opened = [Image.open(path) for path in paths]
+    views = [evaluation_view(path, trained.preprocess) for path in paths]
+    for path, image, view in zip(paths, opened, views, strict=True):
+        assert isinstance(view, torch.Tensor)
+        assert torch.equal(view, torch.as_tensor(evaluation_view(image, trained.preprocess))), path.name
+    assert len({view.numpy().tobytes() for view in views if isinstance(view, torch.Tensor)}) == 8
+    of_files, of_images = list(predict(trained, paths)), list(predict(trained, opened))
+    assert [p.top for p in of_files] == [p.top for p in of_images]
+
+
 def test_files_folders_and_standard_input(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "deep/c.txt", ".hidden", ".git/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
