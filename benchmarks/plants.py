@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from tltrain.console import Console
 
 
@@ -76,6 +78,36 @@ def say_gloo() -> None:
 def record_and_stop(folder: str, num_steps: int) -> None:
     record_ids(folder)
     signal_after(num_steps)
+
+
+def fill_head(original: Callable[..., Any], *arguments: Any) -> Any:
+    """Around setup.open_nets: a student in float64 whose head is not zero, so that its first step is as telling as any other."""
+    student, teacher = original(*arguments)
+    chain = student.chain.double()
+    generator = torch.Generator().manual_seed(7)
+    for _, parameter in chain.parameters_of(len(chain.blocks) - 1):
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    if teacher is not None:
+        teacher.chain.double()
+    return student, teacher
+
+
+def begin_with_a_head() -> None:
+    wrap(import_module("tltrain.setup"), "open_nets", fill_head)
+
+
+def record_masks(file: str) -> None:
+    """Append a line for each call of dropout in training: the hash of what it dropped."""
+    original = torch.nn.functional.dropout
+
+    def dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        mask = original(torch.ones_like(x), p, training)
+        if training:
+            with open(f"{file}.rank{own_rank()}", "a") as lines:
+                lines.write(f"{tuple(x.shape)} {hashlib.sha256(mask.numpy().tobytes()).hexdigest()}\n")
+        return x * mask
+
+    torch.nn.functional.dropout = dropout  # type: ignore[assignment]
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
