@@ -13,8 +13,11 @@ import torch
 from conftest import ALL, HEAD
 from scipy.special import log_softmax, softmax
 
+import tltrain
 from tltrain.backbones import Card, read_card, write_weights
 from tltrain.calibration import LEAST, fit_temperature
+from tltrain.data import Split, open_images
+from tltrain.data.views import Preprocess, Views
 from tltrain.metrics import Predictions, calibration_error, details, reliability
 from tltrain.options import Start
 from tltrain.recipe import Recipe
@@ -83,14 +86,28 @@ def test_the_card_keeps_it_and_older_files_have_none(tmp_path: Path) -> None:
     assert old.temperature == 1.0
 
 
-def test_a_run_fits_it_on_val_keeps_it_and_uses_it(made_recipe: Made, tmp_path: Path) -> None:
-    import tltrain
+def said_of(run: tltrain.Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The network's own logits, not yet calibrated, and the labels of the 40 images of a split that a run of `made_recipe` evaluates."""
+    positions = [i * len(split) // 40 for i in range(40)]
+    views = Views(split, Preprocess(32, 32), "none", False, 0)
+    with torch.no_grad():
+        calibrated_NK = run.model(torch.stack([views.view(i, 0) for i in positions])).double().numpy()
+    return calibrated_NK * run.metrics["calibration"]["temperature"], split.labels[positions]
 
+
+def test_a_run_fits_it_on_val_keeps_it_and_uses_it(made_recipe: Made, tmp_path: Path) -> None:
     stages = [HEAD | {"steps": 25, "lr": 0.1}, ALL | {"steps": 10}]
     train(made_recipe(stages=stages), Start(folder=tmp_path / "run", workers=0))
     card = read_card(tmp_path / "run" / "weights.safetensors")
     assert card is not None
     assert card.temperature != 1.0
+    run = tltrain.load(tmp_path / "run")
+    images = open_images(run.recipe.data)
+    assert images.val is not None
+    assert images.test is not None
+    on_val, on_test = (fit_temperature(*said_of(run, split)) for split in (images.val, images.test))
+    assert card.temperature == pytest.approx(on_val, rel=1e-4)
+    assert on_test != pytest.approx(on_val, rel=0.02), "val and test would give the same"
     test = json.loads((tmp_path / "run" / "test_metrics.json").read_text())
     assert test["calibration"]["temperature"] == card.temperature
     with (tmp_path / "run" / "test_predictions.csv").open() as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tltrain.data.order import key
 from tltrain.guard import Guard
 from tltrain.inference import TEACHER, Batch, Entry, Frozen, Interrupted, mixed, on_device, predict
 from tltrain.losses import cross_entropy, distillation
+from tltrain.metrics import Predictions
 from tltrain.recipe import Recipe
 from tltrain.runtime import Agreement, Runtime, Stop
 from tltrain.spread import Spread
@@ -25,11 +27,20 @@ from tltrain.watch import Watch
 
 
 class NotFinite(RuntimeError):
-    """The training loss is infinite or not a number; the same error on every process."""
+    """A loss is infinite or not a number; the same error on every process."""
 
-    def __init__(self, text: str, rank: int, step: int) -> None:
-        super().__init__(text)
+    def __init__(self, whose: str, loss: float, stage: PlannedStage, step: int, rank: int = 0) -> None:
+        """step: the optimizer step whose loss it is, or after which it was evaluated."""
+        lr = stage.spec.lr * stage.lr_factor(min(step, stage.num_steps - 1))
+        super().__init__(f"the {whose} became {loss} in stage {stage.spec.name}, step {step}, at learning rate {lr:.3g}")
         self.rank, self.step = rank, step
+
+
+def check_finite(predictions: Predictions, split: str, stage: PlannedStage, step: int) -> None:
+    """Raise NotFinite where the weights after `step` steps say nothing of a split: the loss of that step was the one before them."""
+    loss = float(predictions.loss.mean())
+    if not math.isfinite(loss):
+        raise NotFinite(f"{split} loss", loss, stage, step)
 
 
 class SaveFailed(RuntimeError):
@@ -188,7 +199,9 @@ class _Loop:
             job.watch.at(job.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
             return asked()
 
-        figures = metrics.summary(predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=alive), job.num_classes)
+        predictions = predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=alive)
+        check_finite(predictions, "val", job.stage, step)
+        figures = metrics.summary(predictions, job.num_classes)
         better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
             best = job.spread.weights()
@@ -217,10 +230,8 @@ class _Loop:
         rows_R3 = self.job.runtime.gather(mine).tolist()
         rank = next(r for r, row in enumerate(rows_R3) if row[0])
         step, loss = int(rows_R3[rank][1]), rows_R3[rank][2]
-        stage, lr = self.job.stage.spec, self.job.stage.spec.lr * self.job.stage.lr_factor(step)
-        whose = f" of rank {rank}" if self.job.runtime.world > 1 else ""
-        text = f"the loss{whose} became {loss} in stage {stage.name}, step {step}, at learning rate {lr:.3g}"
-        return NotFinite(text, rank, step)
+        whose = f"loss of rank {rank}" if self.job.runtime.world > 1 else "loss"
+        return NotFinite(whose, loss, self.job.stage, step, rank)
 
     def _where(self, progress: Progress, kind: str) -> dict[str, Any]:
         stage = self.job.stage

@@ -19,8 +19,9 @@ from tltrain.calibration import fit_temperature
 from tltrain.checkpoint import Progress, State
 from tltrain.console import Console, clock, duration
 from tltrain.data.order import num_micro
-from tltrain.engine import Fit, NotFinite, SaveFailed
+from tltrain.engine import Fit, NotFinite, SaveFailed, check_finite
 from tltrain.errors import UserError
+from tltrain.guard import Broken
 from tltrain.inference import logits, predict
 from tltrain.options import Start, run_path
 from tltrain.recipe import Recipe
@@ -77,7 +78,8 @@ def _cause(run: Run, error: Exception) -> Exception:
 
 def _explain(run: Run, error: Exception) -> dict[str, Any]:
     """The details of a failure: the error, with the process and the place that it came from."""
-    gone = run.watch.missing() if isinstance(error, RuntimeError) and run.runtime.world > 1 else None
+    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, Broken)  # the guard names the cause itself
+    gone = run.watch.missing() if may_be_gone and run.runtime.world > 1 else None
     if gone is not None:
         return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
     here = _here(run)
@@ -219,11 +221,13 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
     """Test, once, with the weights that the last stage handed on; then everything a person takes away."""
     began, last = clock(), run.plan[-1]
     temperature = _temperature(run, chain.eval())
-    if run.runtime.is_main:
-        write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
     test = run.images.test
     if test is not None:
         predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, asked=_alive(run, "test"))
+        check_finite(predictions, "test", last, last.num_steps)
+    if run.runtime.is_main:
+        write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
+    if test is not None:
         figures = metrics.summary(predictions, len(run.images.classes))
         run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
         where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
