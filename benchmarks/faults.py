@@ -109,6 +109,18 @@ def kill_worker(num_steps: int, rank: int) -> None:
         after_steps(num_steps, lambda: os.kill(next(w for w in workers if w.is_alive()).pid, signal.SIGKILL))
 
 
+def say_who_asks(fault: str, *arguments: Any) -> None:
+    """Another fault of this file; a process that then asks whether another one is gone says so."""
+    from tltrain.watch import Watch
+
+    def around(original: Any, self: Watch) -> Any:
+        print("asks who is missing")
+        return original(self)
+
+    wrap(Watch, "missing", around)
+    globals()[fault](*arguments)
+
+
 def nan_on(num_steps: int, rank: int) -> None:
     """The loss of one rank becomes NaN in its step number `num_steps` (one micro-batch a step)."""
     from tltrain import engine

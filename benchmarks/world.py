@@ -5,6 +5,7 @@ Accelerate starts neither FSDP nor DeepSpeed on a CPU by itself; what makes it d
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -17,12 +18,21 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["accelerate", "torch.distributed.tensor", "transformers.models.vit.modeling_vit", "tltrain.run", "tltrain.spread"]
+    [
+        "accelerate",
+        "torch.distributed.tensor",
+        "transformers.models.vit.modeling_vit",
+        "tltrain.run",
+        "tltrain.spread",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # where it is installed: each of its runs asks for this one, and torch's compiler
+    ]
 )
 DONE = {"finished": 0, "stopped": 75}
 
@@ -48,6 +58,8 @@ def begin(trial: Trial) -> list[Any]:
     if trial.strategy.startswith("zero"):
         build_operator()
     port = _free_port()
+    with mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cpu"}):  # DeepSpeed settles on one as it is imported
+        forkserver.ensure_running()
     processes = [CONTEXT.Process(target=_work, args=(trial, rank, port), daemon=False) for rank in range(trial.world)]
     for process in processes:
         process.start()
@@ -87,6 +99,7 @@ def log(trial: Trial) -> str:
 
 
 def _work(trial: Trial, rank: int, port: int) -> None:
+    gc.freeze()  # what the server imported is not gone through at the end of each stage
     _own_output(trial, rank)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
     os.environ |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 # One thread a process: small tensors gain nothing from more, and sums keep their order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: at the end of each stage the collector would go through all of it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
