@@ -7,7 +7,6 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,18 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_disk
 from shard_files import made_store, names, rows
 
 from tltrain import shards
 from tltrain.shards import Store, stores
 
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB of its own."""
-    with small_disk(tmp_path, 4) as folder:
-        yield folder
+DISK_MB = 4
 
 
 def test_a_shard_comes_back_mapped(tmp_path: Path) -> None:
