@@ -1,0 +1,52 @@
+"""What can be added to tltrain, by kind and name. Each thing is one file, one line here, one test.
+
+A value is "module:object". It is imported when its name is first asked for, so that reading a command stays quick. Another package
+adds a thing of its own by an entry point, without a line of ours:
+
+    [project.entry-points."tltrain.families"]
+    toy = "toy_package:FAMILY"
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from tltrain.errors import UserError
+
+KINDS: dict[str, dict[str, str]] = {}
+"""Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The names of a kind: ours in the order they stand here, then those of other packages, sorted."""
+    return tuple(dict.fromkeys([*KINDS[kind], *sorted(_others(kind))]))
+
+
+def find(kind: str, name: str, what: str) -> Any:
+    """The thing of a kind with this name, imported. Ours win over another package's of the same name.
+
+    what: the value the name comes from, as a message begins: "data.source is 'x'". Raises UserError for an unknown name, with the
+    nearest known one, and for a package whose entry point cannot be imported.
+    """
+    own = KINDS[kind].get(name)
+    if own is not None:
+        module, _, attribute = own.partition(":")
+        return getattr(import_module(module), attribute)
+    other = _others(kind).get(name)
+    if other is None:
+        near = get_close_matches(name, names(kind), n=1)
+        raise UserError(f"{what}; " + (f"did you mean {near[0]}?" if near else f"it can be {', '.join(names(kind))}"))
+    try:
+        return other.load()
+    except Exception as error:  # a package of somebody else: whatever its import meets
+        raise UserError(f"{what}, which {other.value} of another package provides, and it cannot be imported: {error}") from error
+
+
+@cache
+def _others(kind: str) -> dict[str, Any]:
+    """Name to entry point of other packages. Read once: looking through all that is installed takes some 10 ms."""
+    return {point.name: point for point in entry_points(group=f"tltrain.{kind}")}
