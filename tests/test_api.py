@@ -7,14 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import HEAD
 from digit_files import digit_image, run_with_weights
 
 import tltrain
 from tltrain.errors import UserError
+from tltrain.evaluate import evaluate
+from tltrain.options import Start
 from tltrain.recipe import Recipe
+from tltrain.run import train
+from tltrain.stored import verify
 
 Made = Callable[..., Recipe]
 
@@ -59,14 +65,48 @@ def test_the_model_is_a_plain_module_of_images(made_recipe: Made, tmp_path: Path
 
 
 def test_train_takes_a_recipe_and_overrides(made_recipe: Made, tmp_path: Path) -> None:
-    torch.use_deterministic_algorithms(False)
     run = tltrain.train(made_recipe(), folder=str(tmp_path / "run"), workers=0, data={"per_class": 3}, **{"stages.1.lr": 0.003})
     assert run.path == tmp_path / "run"
     assert run.recipe.data.per_class == 3
     assert run.recipe.data.source == "digits"
     assert [stage.lr for stage in run.recipe.stages] == [0.01, 0.003]
     assert run.metrics["n"] == 40
-    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_torchs_own_switches_are_as_before(
+    deterministic: bool,
+    made_recipe: Made,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After a run, an evaluation, and rows of a store that are computed again."""
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
+    before = (not deterministic, deterministic, not deterministic)
+
+    def switches() -> tuple[bool, ...]:
+        settings: Any = torch.utils.deterministic
+        return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory
+
+    def set_switches(values: tuple[bool, ...]) -> None:
+        torch.use_deterministic_algorithms(values[0])
+        torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = values[1:]  # type: ignore[attr-defined]
+
+    own = switches()
+    set_switches(before)
+    try:
+        stage = HEAD | {"views": 1}
+        train(made_recipe(stages=[stage], deterministic=deterministic), Start(folder=tmp_path / "run", workers=0, store="always"))
+        assert switches() == before
+        evaluate(finished_run, None, "test", 128)
+        assert switches() == before
+        assert verify([], 2, 0) == 0
+        assert "2 equal bit for bit" in capsys.readouterr().out
+        assert switches() == before
+    finally:
+        set_switches(own)
 
 
 @pytest.mark.parametrize(

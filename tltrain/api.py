@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -113,8 +112,7 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
     learned = _with(_opened(recipe), {name: value for name, value in overrides.items() if name not in flags})
     if start.smoke:
         learned = learned.smoke()
-    with _torch_settings_kept():
-        ended = train_run(learned, start)
+    ended = train_run(learned, start)
     if ended["outcome"] == "failed":
         raise UserError(f"the run failed: {ended['error']}")
     return Run(run_path(learned, start))
@@ -141,14 +139,3 @@ def _with(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
             raise UserError(f"the recipe has no {path!r}; `tltrain schema` lists what there is") from error
         at[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
     return recipes.validate(values, f"recipe {recipe.name} with these overrides")
-
-
-@contextmanager
-def _torch_settings_kept() -> Iterator[None]:
-    """A run sets what holds for the whole process; a notebook has more in it than the run."""
-    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark

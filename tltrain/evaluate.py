@@ -16,9 +16,10 @@ from tltrain.data.views import Views
 from tltrain.errors import UserError
 from tltrain.inference import predict
 from tltrain.recipe import parse
-from tltrain.runtime import Runtime
+from tltrain.runtime import Runtime, torch_settings_kept
 
 
+@torch_settings_kept()
 def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> dict[str, Any]:
     """The figures of a finished run from its folder alone, or on other images with the same classes. Raises UserError."""
     recipe_file, weights = path / "recipe.yaml", path / "weights.safetensors"

@@ -25,7 +25,7 @@ from tltrain.guard import Broken
 from tltrain.inference import logits, predict
 from tltrain.options import Start, run_path
 from tltrain.recipe import Recipe
-from tltrain.runtime import Runtime, Stop
+from tltrain.runtime import Runtime, Stop, torch_settings_kept
 from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
 from tltrain.staging import hand_on, on_device, run_stage
 from tltrain.storing import base_images
@@ -33,6 +33,7 @@ from tltrain.tracking import Mirror, Tracker
 from tltrain.trained import read_recipe
 
 
+@torch_settings_kept()
 def train(recipe: Recipe, start: Start) -> dict[str, Any]:
     """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
     path = run_path(recipe, start)

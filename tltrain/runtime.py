@@ -25,11 +25,26 @@ from torch import Tensor
 from tltrain.errors import UserError
 
 
+@contextlib.contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Around every Runtime: what it sets holds for the whole process, and a notebook has more in it than a run."""
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=warn_only)
+        torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory = before[1:]
+
+
 class Runtime:
     """The processes of this run, and what they do together."""
 
     def __init__(self, deterministic: bool, timeout_s: float = 600.0) -> None:
-        """timeout_s: a call between processes that takes longer is an error and not a hang."""
+        """Sets torch's process-wide switches: whoever makes one stands inside `torch_settings_kept`.
+
+        timeout_s: a call between processes that takes longer is an error and not a hang."""
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, before its first call
         torch.use_deterministic_algorithms(deterministic)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tltrain import shards
 from tltrain.console import size
 from tltrain.errors import UserError
+from tltrain.runtime import torch_settings_kept
 from tltrain.shards import Standing, Store
 from tltrain.stored.again import Again, CannotSay, Maker
 from tltrain.survey import store_root
@@ -93,6 +94,7 @@ def clear(names: Sequence[str]) -> int:
     return int(bool(names and kept))
 
 
+@torch_settings_kept()
 def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
     """Look at every shard's checksum, compute `num_rows` rows of each store again, and print what is found. 1 where one is wrong."""
     maker, chosen, num_wrong = Maker(), _named(names), 0
