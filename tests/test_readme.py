@@ -1,4 +1,4 @@
-"""Every command in the README, and in the recipes' headers, is one that the program takes."""
+"""Every command in the README, in docs/ and in the recipes' headers is one that the program takes; every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tltrain.recipe import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)]
     lines = [line.split("   #")[0].strip() for block in blocks for line in block.splitlines()]
     files = [*shipped().values(), *(ROOT / "accelerate_configs").glob("*.yaml")]
     headers = [line[4:] for path in files for line in path.read_text().splitlines() if line.startswith("#   ")]
@@ -67,7 +68,36 @@ def test_a_command_parses(command: str, capsys: pytest.CaptureFixture[str]) -> N
     assert all(word.split("=")[0] in text for word in rest if word.startswith("--"))
 
 
-def test_every_file_the_readme_links_to_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if "://" not in target:
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Files, pictures, and headings within them."""
+    text = page.read_text(encoding="utf-8")
+    for target in [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'(?:src|srcset)="([^"]+)"', text)]:
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not heading or heading in _anchors(file), target
+
+
+def _anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_can_be_found() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in README, f"{page.name} is linked from nowhere a reader begins"
+
+
+def test_commands_within_the_text_parse_too() -> None:
+    """`python -m benchmarks.NAME` in a sentence or a table names a command that is there."""
+    for page in PAGES:
+        for name in re.findall(r"`python -m benchmarks\.(\w+)", page.read_text(encoding="utf-8")):
+            assert (ROOT / "benchmarks" / f"{name}.py").is_file(), f"{page.name}: {name}"
+
+
+def test_the_readme_is_read_to_its_end() -> None:
+    assert len(README.splitlines()) <= 150

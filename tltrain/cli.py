@@ -172,9 +172,11 @@ def export(words: Sequence[str]) -> int:
 def preview(words: Sequence[str]) -> int:
     """Draw one picture of what a recipe's network will see: samples by views of each stage."""
     parser = argparse.ArgumentParser(prog="tltrain preview", add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("preview.png"))
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture's file (default: preview.png)")
+    parser.add_argument("--rows", type=int, default=8, help="samples of each stage (default: 8)")
     arguments, rest = parser.parse_known_args(words)
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()  # of its own flags; those of the recipe follow
     from tltrain import options
 
     recipe, _ = options.parse("preview", rest)
