@@ -14,6 +14,7 @@ import torch
 from digit_files import digit_folder, digit_image, run_with_weights
 from torchvision.models import get_model
 
+from tltrain.backbones import resnet_hf
 from tltrain.errors import UserError
 from tltrain.export import Exported, export, hf
 from tltrain.options import Start
@@ -168,12 +169,12 @@ def test_a_crop_that_transformers_rounds_otherwise_is_said(made_recipe: Made, tm
 
 
 def test_an_export_that_differs_is_not_kept(run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    run, name = run_of("resnet"), hf._their_name
+    run, name = run_of("resnet"), resnet_hf._their_name
 
     def crossed(ours: str) -> str:
         return name(ours.replace("layer1.0", "layer1.9").replace("layer1.1", "layer1.0").replace("layer1.9", "layer1.1"))
 
-    monkeypatch.setattr(hf, "_their_name", crossed)
+    monkeypatch.setattr(resnet_hf, "_their_name", crossed)
     with pytest.raises(UserError, match="differ by"):
         export(run, "hf")
     assert list((run / "export").iterdir()) == []

@@ -17,7 +17,9 @@ from typing import Any
 
 from tltrain.errors import UserError
 
-KINDS: dict[str, dict[str, str]] = {}
+KINDS: dict[str, dict[str, str]] = {
+    "families": {"resnet": "tltrain.backbones.resnet:FAMILY", "vit": "tltrain.backbones.vit:FAMILY"},
+}
 """Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""
 
 

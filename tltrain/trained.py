@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tltrain import backbones
+from tltrain.backbones.base import Family
 from tltrain.backbones.card import Card, read_card
 from tltrain.blocks import Chain
 from tltrain.data.views import Preprocess
@@ -26,6 +27,7 @@ class Trained:
     path: Path
     recipe: Recipe
     card: Card
+    family: Family
     chain: Chain
     """On the CPU, in eval mode, frozen."""
 
@@ -55,9 +57,9 @@ def open_trained(path: Path) -> Trained:
     spec = recipe.backbone.model_copy(update={"weights": str(path)})
     loaded = backbones.load(spec, classes=card.classes, size=None, resize=None, head="keep", seed=recipe.seed)
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).eval()
-    for _, parameter in chain.parameters_of(len(chain.blocks) - 1):
+    for parameter in chain.net.get_submodule(loaded.family.head).parameters():
         parameter.div_(card.temperature)
-    return Trained(path, recipe, loaded.card, chain)
+    return Trained(path, recipe, loaded.card, loaded.family, chain)
 
 
 def read_recipe(path: Path) -> Recipe:

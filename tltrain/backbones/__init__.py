@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tltrain import recipe
+from tltrain.backbones.base import Family, Source, names
 from tltrain.backbones.card import Card, read_card, write_weights
 from tltrain.backbones.fit import check_fit, listed
-from tltrain.backbones.sources import Source, family, find, names
+from tltrain.backbones.sources import find
 from tltrain.blocks import Chain
 from tltrain.data.views import Preprocess
 from tltrain.errors import UserError
@@ -27,6 +28,7 @@ class Loaded:
     chain: Chain
     card: Card
     """Of the chain as it is: its own size, its own classes."""
+    family: Family
     origin: str
     """One line: where the weights came from, and what was left out or assumed."""
 
@@ -47,58 +49,59 @@ def load(
     Raises UserError where weights are missing or do not fit, with the names.
     """
     source = find(spec, network=True)
-    card = _fitted(source.card, spec, size, resize, tuple(classes))
+    card = _fitted(source, spec, size, resize, tuple(classes))
     if head == "new":
         card = replace(card, temperature=1.0)  # a new head is not calibrated yet
     if source.read is None:
         if head == "keep":
             raise UserError(f"backbone.weights of {card.name} is null, and random weights have no head to keep; give trained weights")
-        return _loaded(_random_net(card, seed), card, spec, [f"random weights, seed {seed}", *source.notes])
+        return _loaded(_random_net(source.family, card, seed), source.family, card, spec, [f"random weights, seed {seed}", *source.notes])
     state = source.read()
     lines = [source.origin, *source.notes]
     if head == "keep":
         _check_head(source, state, tuple(classes))
     else:
-        state, line = _without_head(state, card)
+        state, line = _without_head(state, source.family)
         lines.append(line)
     _check_fit(source, state)
-    state, resized = family(card.name).resized(state, source.card, card.size)
-    return _loaded(_net(state, card), card, spec, [*lines, *resized])
+    state, resized = source.family.resized(state, source.card, card.size)
+    return _loaded(_net(state, source.family, card), source.family, card, spec, [*lines, *resized])
 
 
 def skeleton(spec: recipe.Backbone, num_classes: int, size: int | None, resize: int | None) -> Loaded:
     """The same chain on the meta device, for a plan: no weights are read and nothing is downloaded. Raises UserError."""
     source = find(spec, network=False)
-    card = _fitted(source.card, spec, size, resize, None)
+    card = _fitted(source, spec, size, resize, None)
     with torch.device("meta"):
-        net = family(card.name).build(card, num_classes)
-    return _loaded(net, card, spec, [source.origin, *source.notes])
+        net = source.family.build(card, num_classes)
+    return _loaded(net, source.family, card, spec, [source.origin, *source.notes])
 
 
-def _fitted(card: Card, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None) -> Card:
+def _fitted(source: Source, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None) -> Card:
     """The weights' card with what the recipe overrides, for this data's classes."""
+    card = source.card
     side = card.size if size is None else size
     shorter = round(side * card.resize / card.size) if resize is None else resize
     if shorter < side:
         raise UserError(f"data.resize is {shorter}, and the crop taken from it has {side} pixels; set it to at least that, or to null")
     mean = card.mean if spec.mean is None else spec.mean
     std = card.std if spec.std is None else spec.std
-    return family(card.name).fitted(replace(card, mean=mean, std=std, resize=shorter), side, classes)
+    return source.family.fitted(replace(card, mean=mean, std=std, resize=shorter), side, classes)
 
 
-def _random_net(card: Card, seed: int) -> nn.Module:
+def _random_net(family: Family, card: Card, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = family(card.name).build(card, _num_classes(card))
-    for parameter in net.get_submodule(family(card.name).HEAD).parameters():
+        net = family.build(card, _num_classes(card))
+    for parameter in net.get_submodule(family.head).parameters():
         nn.init.zeros_(parameter)
     return net
 
 
-def _net(state: Mapping[str, Tensor], card: Card) -> nn.Module:
+def _net(state: Mapping[str, Tensor], family: Family, card: Card) -> nn.Module:
     """The net with this state in fp32, and with a head of zeros where the state has none."""
     with torch.device("meta"):
-        net = family(card.name).build(card, _num_classes(card))
+        net = family.build(card, _num_classes(card))
     head = {name: torch.zeros(t.shape) for name, t in net.state_dict().items() if name not in state}
     # copies: tensors from a safetensors file lie in the mapped file, which may be replaced while the run goes on
     own = {name: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for name, t in state.items()}
@@ -106,9 +109,9 @@ def _net(state: Mapping[str, Tensor], card: Card) -> nn.Module:
     return net
 
 
-def _loaded(net: nn.Module, card: Card, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
-    chain = Chain(net, family(card.name).blocks(net, spec.dropout), card.mean, card.std)
-    return Loaded(chain.eval(), card, "; ".join(lines))
+def _loaded(net: nn.Module, family: Family, card: Card, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
+    chain = Chain(net, family.blocks(net, spec.dropout), card.mean, card.std)
+    return Loaded(chain.eval(), card, family, "; ".join(lines))
 
 
 def _num_classes(card: Card) -> int:
@@ -116,13 +119,9 @@ def _num_classes(card: Card) -> int:
     return len(card.classes)
 
 
-def _head_of(card: Card) -> str:
-    return f"{family(card.name).HEAD}."
-
-
-def _without_head(state: Mapping[str, Tensor], card: Card) -> tuple[dict[str, Tensor], str]:
+def _without_head(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], str]:
     """(the state without its head, a line that says what was left out)."""
-    head = _head_of(card)
+    head = f"{family.head}."
     weight = state.get(f"{head}weight")
     line = "they have no head" if weight is None else f"their head for {len(weight)} classes left out"
     return {name: t for name, t in state.items() if not name.startswith(head)}, line
@@ -131,7 +130,7 @@ def _without_head(state: Mapping[str, Tensor], card: Card) -> tuple[dict[str, Te
 def _check_head(source: Source, state: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
     """The head in the weights knows these classes, in this order. Raises UserError with the difference."""
     origin, known = source.origin, source.card.classes
-    if not any(name.startswith(_head_of(source.card)) for name in state):
+    if not any(name.startswith(f"{source.family.head}.") for name in state):
         raise UserError(f"weights {origin} have no head, and one for {len(classes)} classes is needed; train one first, and give that run")
     if known is None:
         raise UserError(f"weights {origin} do not say which classes their head knows; give a run folder or a folder of save_pretrained")
@@ -146,8 +145,8 @@ def _check_head(source: Source, state: Mapping[str, Tensor], classes: tuple[str,
 
 
 def _check_fit(source: Source, state: Mapping[str, Tensor]) -> None:
-    card = source.card
-    weight = state.get(f"{_head_of(card)}weight")
+    card, head = source.card, f"{source.family.head}."
+    weight = state.get(f"{head}weight")
     with torch.device("meta"):
-        net = family(card.name).build(card, 1 if weight is None else len(card.classes or weight))
-    check_fit(net, state, source.origin, card.name, without=None if weight is not None else _head_of(card))
+        net = source.family.build(card, 1 if weight is None else len(card.classes or weight))
+    check_fit(net, state, source.origin, card.name, without=None if weight is not None else head)

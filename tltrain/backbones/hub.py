@@ -1,7 +1,8 @@
-"""ViT weights of transformers: folders written by save_pretrained and hub ids, read only through transformers' own conversion."""
+"""ViTs of transformers: their configuration, and folders of save_pretrained and hub ids, read through transformers' own conversion."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,13 +17,25 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
-from tltrain.backbones import vit
 from tltrain.backbones.card import Card
 from tltrain.backbones.fit import listed
 from tltrain.errors import UserError
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
-_HEAD, _MAY_DIFFER = f"{vit.HEAD}.", (f"{vit.HEAD}.", "pooler.", "vit.pooler.")
+_HEAD, _MAY_DIFFER = "classifier.", ("classifier.", "pooler.", "vit.pooler.")
+_VOLATILE = ("transformers_version", "_name_or_path", "dtype")
+
+
+def build(card: Card, num_classes: int) -> ViTForImageClassification:
+    """The net of a card on the current default device, with random weights."""
+    config = ViTConfig.from_dict(card.config)
+    config.num_labels = num_classes
+    return ViTForImageClassification(config)
+
+
+def plain_config(values: dict[str, Any]) -> dict[str, Any]:
+    """A whole configuration as a card keeps it, from the values that differ from transformers' own."""
+    return _plain(ViTConfig.from_dict(values))
 
 
 def download(repo: str, *, network: bool) -> Path:
@@ -57,7 +70,10 @@ def download(repo: str, *, network: bool) -> Path:
 
 
 def read_card(folder: Path) -> tuple[Card, tuple[str, ...]]:
-    """(the card of a save_pretrained folder, lines that say what was assumed). Reads no weights. Raises UserError."""
+    """(the card of a save_pretrained folder, its name left to the family; lines that say what was assumed). Reads no weights.
+
+    Raises UserError.
+    """
     try:
         raw, _ = ViTConfig.get_config_dict(folder)
         kind = raw.get("model_type")
@@ -72,9 +88,8 @@ def read_card(folder: Path) -> tuple[Card, tuple[str, ...]]:
     if config.num_channels != 3:
         raise UserError(f"{folder / _CONFIG} has num_channels {config.num_channels}; images here have 3")
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) or None
-    values = vit.plain(config)
     half, size = (0.5, 0.5, 0.5), config.image_size
-    card = Card(vit.name_of(values), values, half, half, size, size, "bilinear", classes)
+    card = Card("vit", _plain(config), half, half, size, size, "bilinear", classes)
     if (folder / _PROCESSOR).exists():
         return _with_processor(card, folder), ()
     return card, (f"it has no {_PROCESSOR}: mean and std are 0.5, the size is the configuration's, {size}",)
@@ -115,6 +130,12 @@ def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
     whole = not any(name.startswith(_HEAD) for name in (*info["missing_keys"], *mismatched))
     state = net.state_dict()
     return {name: t for name, t in state.items() if whole or not name.startswith(_HEAD)}
+
+
+def _plain(config: ViTConfig) -> dict[str, Any]:
+    """A configuration as JSON values, without what changes from one writer to the next."""
+    values = json.loads(json.dumps(config.to_dict()))
+    return {**{k: v for k, v in values.items() if k not in _VOLATILE}, "architectures": ["ViTForImageClassification"]}
 
 
 def _with_processor(card: Card, folder: Path) -> Card:

@@ -2,97 +2,57 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 
 from torch import Tensor
 
 from tltrain import recipe
-from tltrain.backbones import hub, resnet, torch_hub, vit
+from tltrain.backbones.base import Family, Source, families, family_of, find_family, names
 from tltrain.backbones.card import Card, read_card, read_state
 from tltrain.errors import UserError
 
 
-@dataclass(frozen=True)
-class Source:
-    """Weights found, their description read, their tensors not yet."""
-
-    card: Card
-    """Of the weights as they are; classes is None where they hold no head, or do not say what it knows."""
-    origin: str
-    read: Callable[[], dict[str, Tensor]] | None
-    """The tensors under the net's own names (without the head where there is none); None for random weights."""
-    notes: tuple[str, ...] = ()
-
-
-def names() -> dict[str, str]:
-    return {**resnet.names(), **vit.names()}
-
-
-def family(name: str) -> ModuleType:
-    """The module that knows a backbone's family. Raises UserError."""
-    if name in resnet.TORCHVISION or name in resnet.SMALL:
-        return resnet
-    if name in vit.SIZES or name == vit.ANY:
-        return vit
-    known = [*resnet.TORCHVISION, *resnet.SMALL, *vit.SIZES, vit.ANY]
-    near = get_close_matches(name, known, n=1)
-    raise UserError(f"backbone.name is {name!r}; " + (f"did you mean {near[0]}?" if near else f"the backbones: {', '.join(known)}"))
-
-
 def find(spec: recipe.Backbone, *, network: bool) -> Source:
     """Where the weights of a recipe's backbone are, and what they are. Without network, nothing is downloaded. Raises UserError."""
-    name, weights = spec.name, spec.weights
-    if name is not None:
-        family(name)
-    if weights is None:
-        return Source(_default_card(name, "random weights"), "random weights", None)
-    source = _find(name, weights, network)
-    if name is not None:
-        _check_name(name, source)
+    family = None if spec.name is None else family_of(spec.name)
+    if spec.weights is None:
+        return _unread(family, spec.name, "random weights")
+    source = _find(family, spec.name, spec.weights, network)
+    if family is not None and spec.name is not None and (why := family.mismatch(spec.name, source.card)) is not None:
+        raise UserError(f"backbone.name is {spec.name}, and the weights {source.origin} {why}")
     return source
 
 
-def _find(name: str | None, weights: str, network: bool) -> Source:
+def _find(family: Family | None, name: str | None, weights: str, network: bool) -> Source:
     if weights.startswith("shipped:"):
-        return _from_file(name, _shipped(weights.removeprefix("shipped:")), weights)
+        return _from_file(family, name, _shipped(weights.removeprefix("shipped:")), weights)
     path = Path(weights).expanduser()
     if path.is_dir():
-        return _from_folder(name, path)
+        return _from_folder(family, name, path)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"backbone.weights is {weights!r}, and there is no such file")
-        return _from_file(name, path, str(path))
-    if name in resnet.TORCHVISION:
-        entry = torch_hub.find(name, weights)
-        return Source(torch_hub.card_of(name, entry), f"torchvision's {entry}", partial(torch_hub.read_state, entry))
-    if name in resnet.SMALL or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", weights, re.ASCII):
+        return _from_file(family, name, path, str(path))
+    source = _first(families() if family is None else [family], lambda each: each.find_weights(name, weights, network))
+    if source is None:
+        others = ", ".join(each.weights_are for each in families() if each.weights_are)
         raise UserError(
             f"backbone.weights is {weights!r}, and no such folder exists; weights are a folder of save_pretrained, a run folder, "
-            "a .safetensors file, for a ViT a hub id like google/vit-base-patch16-224-in21k, for a torchvision ResNet a weights name"
+            f"a .safetensors file, {others}"
         )
-    try:
-        folder = hub.download(weights, network=network)
-    except UserError:
-        if network or name is None or name == vit.ANY:
-            raise
-        note = "it is not in the hub's cache: size, mean and std are assumed from the name"
-        return Source(_default_card(name, weights), f"hub {weights}", None, (note,))
-    return _from_pretrained(folder, f"hub {weights} at revision {folder.name[:12]}")
+    return source
 
 
-def _from_folder(name: str | None, folder: Path) -> Source:
+def _from_folder(family: Family | None, name: str | None, folder: Path) -> Source:
     own = folder / "weights.safetensors"
     if own.is_file():
-        return _from_file(name, own, str(own))
-    if (folder / "config.json").is_file():
-        return _from_pretrained(folder, str(folder))
+        return _from_file(family, name, own, str(own))
+    source = _first(families(), lambda each: each.read_folder(folder))
+    if source is not None:
+        return source
     if (folder / "recipe.yaml").is_file():
         raise UserError(f"backbone.weights is the run folder {folder}, which has no weights.safetensors yet; let that run finish first")
     raise UserError(
@@ -100,40 +60,42 @@ def _from_folder(name: str | None, folder: Path) -> Source:
     )
 
 
-def _from_pretrained(folder: Path, origin: str) -> Source:
-    card, notes = hub.read_card(folder)
-    return Source(card, origin, partial(hub.read_state, folder), notes)
+def _first(asked: Iterable[Family], find: Callable[[Family], Source | None]) -> Source | None:
+    """What the first family finds that knows such weights. One that refuses them is heard where no other takes them. Raises UserError."""
+    refused = None
+    for family in asked:
+        try:
+            if (source := find(family)) is not None:
+                return source
+        except UserError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return None
 
 
-def _from_file(name: str | None, path: Path, origin: str) -> Source:
+def _from_file(family: Family | None, name: str | None, path: Path, origin: str) -> Source:
     card = read_card(path)
-    notes: tuple[str, ...] = ()
     if card is None:
-        card = _default_card(name, f"{path}, a file without a card of ours,")
-        notes = (f"the file says nothing of itself: size, mean and std are assumed from the name {name}",)
-    if family(card.name) is vit:  # through transformers, which also knows the names of its earlier versions
-        return Source(card, origin, partial(_read_vit, path, card), notes)
-    return Source(card, origin, partial(read_state, path), notes)
+        source = _unread(family, name, f"{path}, a file without a card of ours,")
+        family, card = source.family, source.card
+        notes: tuple[str, ...] = (f"the file says nothing of itself: size, mean and std are assumed from the name {name}",)
+    else:
+        family, notes = find_family(card.name), ()
+        if family is None:
+            raise UserError(f"the weights {origin} are a {card.name}, which no package here provides; install the one they were made with")
+    return Source(family, card, origin, partial(_read, family, path, card), notes)
 
 
-def _read_vit(path: Path, card: Card) -> dict[str, Tensor]:
-    return hub.convert(read_state(path), card, str(path))
+def _read(family: Family, path: Path, card: Card) -> dict[str, Tensor]:
+    return family.converted(read_state(path), card, str(path))
 
 
-def _default_card(name: str | None, what: str) -> Card:
-    if name is None:
+def _unread(family: Family | None, name: str | None, what: str) -> Source:
+    """Weights that say nothing of themselves. Raises UserError where the recipe gives no name either."""
+    if family is None or name is None:
         raise UserError(f"backbone.name is null, and {what} cannot say which network it is; give a name: {', '.join(names())}")
-    return family(name).default_card(name)
-
-
-def _check_name(name: str, source: Source) -> None:
-    card = source.card
-    if family(name) is not family(card.name) or (family(name) is resnet and name != card.name):
-        raise UserError(f"backbone.name is {name}, and the weights {source.origin} are a {card.name}; set the name to {card.name} or null")
-    if family(name) is vit and (wrong := vit.differences(name, card.config)):
-        raise UserError(
-            f"backbone.name is {name}, and the weights {source.origin} have {', '.join(wrong)}; set the name to {vit.ANY} or null"
-        )
+    return Source(family, family.default_card(name), what, None)
 
 
 def _shipped(name: str) -> Path:

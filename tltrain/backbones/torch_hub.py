@@ -14,7 +14,6 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from tltrain.backbones import resnet
 from tltrain.backbones.card import Card
 from tltrain.errors import UserError
 
@@ -30,11 +29,11 @@ def find(name: str, weights: str) -> WeightsEnum:
     return cast(WeightsEnum, known[weights])
 
 
-def card_of(name: str, entry: WeightsEnum) -> Card:
-    """The card that torchvision's evaluation transform and class list give."""
+def card_of(card: Card, entry: WeightsEnum) -> Card:
+    """The card with what torchvision's evaluation transform and class list say."""
     preset = entry.transforms()
     return replace(
-        resnet.default_card(name),
+        card,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
         size=preset.crop_size[0],

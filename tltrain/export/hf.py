@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models.resnet import BasicBlock, ResNet
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTForImageClassification,
+    PreTrainedModel,
     ViTImageProcessor,
     pipeline,
 )
@@ -26,7 +22,6 @@ from tltrain.backbones.hub import quiet
 from tltrain.errors import UserError
 from tltrain.trained import Trained
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 USAGE = """```python
 from transformers import pipeline
 
@@ -34,29 +29,15 @@ classify = pipeline("image-classification", model="PATH OF THIS FOLDER")
 print(classify("x.jpg"))
 ```"""
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
-_NAMES = (  # torchvision's names of a ResNet's tensors, to transformers'
-    (r"^conv1\.", "resnet.embedder.embedder.convolution."),
-    (r"^bn1\.", "resnet.embedder.embedder.normalization."),
-    (r"^fc\.", "classifier.1."),
-    (r"^layer(\d)\.(\d+)\.conv(\d)\.", r"resnet.encoder.stages.<\1>.layers.\2.layer.<\3>.convolution."),
-    (r"^layer(\d)\.(\d+)\.bn(\d)\.", r"resnet.encoder.stages.<\1>.layers.\2.layer.<\3>.normalization."),
-    (r"^layer(\d)\.(\d+)\.downsample\.0\.", r"resnet.encoder.stages.<\1>.layers.\2.shortcut.convolution."),
-    (r"^layer(\d)\.(\d+)\.downsample\.1\.", r"resnet.encoder.stages.<\1>.layers.\2.shortcut.normalization."),
-)
 
 
 def check(trained: Trained) -> None:
     """Raises UserError for a network that transformers has no class for."""
-    name = trained.card.name
-    if not isinstance(trained.chain.net, ViTForImageClassification) and name not in RESNETS:
-        raise UserError(
-            f"transformers has no class for {name}; it has ViT and {', '.join(RESNETS)}. Export {name} --to onnx or torch-export"
-        )
+    _model(trained)
 
 
 def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
-    net = trained.chain.net
-    model = net if isinstance(net, ViTForImageClassification) else _resnet(net)
+    model = _model(trained)
     model.config.id2label = dict(enumerate(trained.classes))
     model.config.label2id = {name: i for i, name in enumerate(trained.classes)}
     with quiet():
@@ -101,22 +82,8 @@ def compare_processor(trained: Trained, folder: Path, pictures: Sequence[Image.I
     yield f"pipeline: {changed} of {len(pictures)} images get another class than from tltrain"
 
 
-def _resnet(net: ResNet) -> ResNetForImageClassification:
-    basic = isinstance(net.layer1[0], BasicBlock)
-    config = ResNetConfig(
-        hidden_sizes=[64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
-        depths=[len(layer) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)],
-        layer_type="basic" if basic else "bottleneck",
-    )
-    config.num_labels = net.fc.out_features
-    model = ResNetForImageClassification(config).eval()
-    model.load_state_dict({_their_name(name): t for name, t in net.state_dict().items()}, strict=True)
+def _model(trained: Trained) -> PreTrainedModel:
+    model = trained.family.to_transformers(trained.chain.net, trained.card)
+    if model is None:
+        raise UserError(f"transformers has no class for {trained.card.name}; export it --to onnx or torch-export")
     return model
-
-
-def _their_name(name: str) -> str:
-    for pattern, theirs in _NAMES:
-        renamed, hits = re.subn(pattern, theirs, name)
-        if hits:
-            return re.sub(r"<(\d)>", lambda match: str(int(match[1]) - 1), renamed)  # they count from 0
-    raise AssertionError(f"a ResNet has no tensor {name}")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model
 
-from tltrain.backbones.resnet import TORCHVISION
 from tltrain.errors import UserError
 from tltrain.trained import Trained
 
@@ -33,16 +32,13 @@ logits = model(see(image)[None])  # an image of PIL, RGB
 
 def check(trained: Trained) -> None:
     """Raises UserError for a network that torchvision does not have."""
-    if trained.card.name not in TORCHVISION:
-        raise UserError(
-            f"torchvision has no {trained.card.name} of this shape; it has {', '.join(TORCHVISION)}. "
-            f"Export {trained.card.name} --to onnx or torch-export"
-        )
+    _name(trained)
 
 
 def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
     torch.save(trained.chain.net.state_dict(), folder / WEIGHTS)
     said = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
+    said["name"] = _name(trained)
     (folder / DESCRIPTION).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -57,3 +53,10 @@ def read(folder: Path) -> Callable[[Tensor], Tensor]:
 
 def classes(folder: Path) -> list[str]:
     return list(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["classes"])
+
+
+def _name(trained: Trained) -> str:
+    name = trained.family.torchvision_name(trained.card)
+    if name is None:
+        raise UserError(f"torchvision has no {trained.card.name} of this shape; export it --to onnx or torch-export")
+    return name
