@@ -37,7 +37,6 @@ def pretrain(name: str, run: Path, out: Path) -> str:
     card = read_card(weights)
     assert card is not None, "a run writes its card"
     write_weights(out, load_file(weights), card)
-    out.chmod(0o644)  # an installed package is read by others than its owner
     num_bytes = out.stat().st_size
     if num_bytes > MAX_BYTES:
         raise SystemExit(f"{out} has {num_bytes:,} bytes; shipped weights have at most {MAX_BYTES:,}: take a smaller net")

@@ -104,3 +104,18 @@ def test_bytes_reach_the_disk_before_their_name_and_the_name_before_the_call_end
     assert folders, f"{final.parent} was not forced to the disk after the name was in it"
     assert all(isinstance(content, frozenset) and final.name in content for content in folders)
     assert not any(event.what == "rename" for event in after)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_is_written_is_as_readable_as_any_new_file(umask: int, tmp_path: Path) -> None:
+    """safetensors makes its files readable for their owner alone, whatever the umask: a colleague could not load the weights."""
+    before = os.umask(umask)
+    try:
+        checkpoint_, weights = _checkpoint(tmp_path), _weights(tmp_path)
+        (tmp_path / "any").touch()
+    finally:
+        os.umask(before)
+    want = (tmp_path / "any").stat().st_mode
+    assert {path.name: path.stat().st_mode for path in (weights, *checkpoint_.iterdir())} == {
+        path.name: want for path in (weights, *checkpoint_.iterdir())
+    }

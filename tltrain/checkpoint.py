@@ -191,9 +191,9 @@ def load(path: Path) -> State:
 
 
 def _write(folder: Path, state: State) -> None:
-    save_file({k: v.contiguous() for k, v in state.weights.items()}, folder / "weights.safetensors", metadata={"format": "pt"})
+    _write_tensors(folder / "weights.safetensors", state.weights)
     if state.best is not None and state.best is not state.weights:
-        save_file({k: v.contiguous() for k, v in state.best.items()}, folder / "best.safetensors", metadata={"format": "pt"})
+        _write_tensors(folder / "best.safetensors", state.best)
     if state.optimizer is not None:
         with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch says of a full disk only that a position is unexpected
             torch.save({"optimizer": state.optimizer, "extra": state.extra}, file)
@@ -201,6 +201,11 @@ def _write(folder: Path, state: State) -> None:
     checksums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
     manifest = {"files": checksums, "sha256": _digest(json.dumps(checksums, sort_keys=True))}
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    files.follow_umask(file)
 
 
 def _digest(text: str) -> str:

@@ -7,34 +7,52 @@ import json
 import os
 import secrets
 import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # machines that share a folder have processes of one number
+@contextmanager
+def replacing(path: Path, synced: bool = True) -> Iterator[Path]:
+    """A temporary path to write a file at, which takes the place of `path` where the block ends well.
+
+    A reader, or a crash at any moment, sees the old content or the new one and nothing between. synced: the new content is on the disk
+    when this returns; without it only a crash of the machine may lose it.
+    """
+    temporary = temporary_for(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if synced:
+            sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    if synced:
+        sync(path.parent)
+
+
+def temporary_for(path: Path) -> Path:
+    """A hidden name beside `path`. Not by process number: machines that share a folder have processes of one number."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def replace_text(path: Path, text: str) -> None:
     """As write_atomic, without waiting for the disk: for signs of life, which only matter while the machine is up."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path, synced=False) as temporary:
+        temporary.write_text(text)
 
 
 def write_json_once(path: Path, value: Any) -> bool:
     """Create a file that nobody has created yet; False, and nothing done, where it exists: the first word counts."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(path)
     write_json(temporary, value)
     try:
         os.link(temporary, path)
@@ -57,6 +75,14 @@ def commit_folder(temporary: Path, final: Path) -> None:
     sync(temporary)
     temporary.rename(final)
     sync(final.parent)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions that new files get here: safetensors makes its own readable for their owner alone."""
+    probe = temporary_for(path)
+    probe.touch(exist_ok=False)
+    path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.unlink()
 
 
 def sync(path: Path) -> None:

@@ -65,14 +65,8 @@ class Store:
         """Write a shard: temporary name, fsync, rename. The checksum is part of the final name. Raises OSError."""
         content = save(tensors)
         final = self.path / f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
-        temporary = self.path / f".{name}.{secrets.token_hex(8)}.tmp"  # machines that share a folder have processes of one number
-        try:
+        with files.replacing(final) as temporary:
             temporary.write_bytes(content)
-            files.sync(temporary)
-            temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
-        files.sync(self.path)
         return final
 
     def close(self) -> None:

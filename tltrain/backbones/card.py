@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -46,15 +45,10 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> 
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with files.replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "tltrain": json.dumps(asdict(card))})
+        files.follow_umask(temporary)
         _order_header(temporary)
-        files.sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    files.sync(path.parent)
 
 
 def read_card(path: str | Path) -> Card | None:
