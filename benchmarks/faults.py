@@ -163,18 +163,18 @@ def spoil_before(module: str, function: str, disk: str, how: str) -> None:
 
 def full_metrics(number: int) -> None:
     """From a start's row number `number` on, its metrics go to a device that is always full."""
-    from tltrain.tracking import Tracker
+    from tltrain.tracking import MetricsLog
 
     rows = iter(range(1, 10**9))
 
-    def around(original: Any, self: Tracker, row: dict[str, Any]) -> None:
+    def around(original: Any, self: MetricsLog, row: dict[str, Any]) -> None:
         if next(rows) == number:
             full = os.open("/dev/full", os.O_WRONLY)
             os.dup2(full, self.file.fileno())
             os.close(full)
         original(self, row)
 
-    wrap(Tracker, "log", around)
+    wrap(MetricsLog, "log", around)
 
 
 def make_read_only(num_steps: int, folder: str) -> None:

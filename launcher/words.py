@@ -79,6 +79,8 @@ def flags(start: Start) -> list[str]:
         name = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(name if value else "--no-" + name[2:])
+        elif isinstance(value, tuple):
+            words += [name, *value]
         else:
             words += [name, str(value)]
     return words
@@ -87,5 +89,5 @@ def flags(start: Start) -> list[str]:
 def _checked(training: Training) -> Training:
     folder.check_recipe(training.run, training.recipe)
     if folder.outcome(training.run).get("outcome") == "finished":
-        raise UserError(f"{training.run} is finished already; see report.html there, or choose another folder with --run")
+        raise UserError(f"{training.run} is finished already; see report.html there, or choose another folder with --folder")
     return training

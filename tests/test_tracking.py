@@ -21,7 +21,9 @@ from tltrain.errors import UserError
 from tltrain.options import Start
 from tltrain.recipe import Recipe
 from tltrain.run import train
-from tltrain.tracking import Mirror, Tracker, has_key, read_rows
+from tltrain.trackers import TrackedRun, Trackers
+from tltrain.trackers.wandb import WandbTracker, has_key
+from tltrain.tracking import MetricsLog, read_rows
 
 wandb_internal_pb2: Any = _pb  # generated code without types
 CANARY = "0123456789abcdef0123456789abcdef01234567"
@@ -31,16 +33,25 @@ def row(kind: str, stage_index: int, step: int, **more: object) -> dict[str, obj
     return {"kind": kind, "stage": f"s{stage_index}", "stage_index": stage_index, "step": step, "run_step": step, "epoch": 0.0, **more}
 
 
+def mirrored(run: Path, said: list[str], **flags: Any) -> tuple[Trackers, WandbTracker]:
+    """W&B as a run tells it, and the tracker itself."""
+    wandb_ = WandbTracker()
+    trackers = Trackers({"wandb": lambda: wandb_}, said.append)
+    start = Start(**{"wandb": "offline", "wandb_project": "p", "wandb_weights": True, **flags})
+    trackers.open(TrackedRun(run, "n", {"name": "digits", "seed": 3}, (10, 20), start, said.append))
+    return trackers, wandb_
+
+
 def test_rows_after_the_checkpoint_that_the_next_start_took_are_left_out(tmp_path: Path) -> None:
-    first = Tracker(tmp_path, 1, {"from": None})
+    first = MetricsLog(tmp_path, 1, {"from": None})
     for r in (row("val", 0, 0), row("train", 0, 1), row("train", 0, 2), row("val", 0, 2), row("train", 0, 3)):
         first.log(r)
     first.close()
-    second = Tracker(tmp_path, 2, {"from": [0, 2, False]})  # saved after step 2, before its evaluation
+    second = MetricsLog(tmp_path, 2, {"from": [0, 2, False]})  # saved after step 2, before its evaluation
     for r in (row("val", 0, 2), row("train", 0, 3), row("stage_end", 0, 3), row("val", 1, 0), row("train", 1, 1)):
         second.log(r)
     second.close()
-    third = Tracker(tmp_path, 3, {"from": [1, 0, False]})
+    third = MetricsLog(tmp_path, 3, {"from": [1, 0, False]})
     third.log(row("val", 1, 0))
     third.close()
     seen = [(r["kind"], r["stage_index"], r["step"]) for r in read_rows(tmp_path)]
@@ -51,7 +62,7 @@ def test_rows_after_the_checkpoint_that_the_next_start_took_are_left_out(tmp_pat
 
 def test_a_start_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     for generation in (1, 2):
-        tracker = Tracker(tmp_path, generation, {"from": None})
+        tracker = MetricsLog(tmp_path, generation, {"from": None})
         tracker.log(row("teacher", 0, 0))
         tracker.log(row("val", 0, 0))
         tracker.close()
@@ -59,7 +70,7 @@ def test_a_start_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, 1, {"from": None})
+    tracker = MetricsLog(tmp_path, 1, {"from": None})
     tracker.log(row("train", 0, 1))
     tracker.close()
     with (tmp_path / "metrics-000001.jsonl").open("a") as file:
@@ -70,7 +81,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
 def test_closing_hides_no_error_and_keeps_none_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a device that is always full: the first error is what comes out; with none before, the close says that rows may be lost."""
     for failed_before in (True, False):
-        tracker = Tracker(tmp_path, 1 + failed_before, {"from": None})
+        tracker = MetricsLog(tmp_path, 1 + failed_before, {"from": None})
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, tracker.file.fileno())
         os.close(full)
@@ -84,7 +95,7 @@ def test_closing_hides_no_error_and_keeps_none_to_itself(tmp_path: Path, capsys:
         assert tracker.file.closed
 
 
-def _log_and_close(tracker: Tracker) -> None:
+def _log_and_close(tracker: MetricsLog) -> None:
     try:
         tracker.log(row("train", 0, 1))
     finally:
@@ -94,10 +105,13 @@ def _log_and_close(tracker: Tracker) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tltrain.tracking import Mirror
+from tltrain.options import Start
+from tltrain.trackers import TrackedRun, Trackers
+from tltrain.trackers.wandb import WandbTracker
 assert "wandb" not in sys.modules, "whoever does not ask for it does not import it"
 run = Path("run")
-mirror = Mirror(run, "offline", "p", "n", {}, print)
+mirror = Trackers({"wandb": WandbTracker}, print)
+mirror.open(TrackedRun(run, "n", {"name": "r"}, (), Start(wandb="offline", wandb_weights=True), print))
 mirror.plan("head")
 mirror.confusion([[3, 1], [0, 4]], ["a", "b"])
 mirror.weights(run / "w.safetensors", "student")
@@ -173,7 +187,7 @@ def test_wandb_offline_mirrors_the_rows_and_no_key_is_written(
 def test_online_without_a_key_is_offline_and_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     assert not has_key()
-    mirror = Mirror(tmp_path, "online", "p", "n", {}, said.append)
+    mirror, _ = mirrored(tmp_path, said, wandb="online")
     mirror.log(row("train", 0, 1, loss=1.0))
     mirror.close()
     assert len(said) == 1
@@ -183,12 +197,12 @@ def test_online_without_a_key_is_offline_and_says_so(tmp_path: Path) -> None:
 
 def test_a_failing_wandb_is_said_once_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    mirror = Mirror(tmp_path, "offline", "p", "n", {}, said.append)
+    mirror, wandb_ = mirrored(tmp_path, said)
 
     def fail(*args: object, **kwargs: object) -> None:
         raise ConnectionError("gone")
 
-    run = mirror.run
+    run = wandb_.run
     monkeypatch.setattr(run, "log", fail)
     mirror.log(row("train", 0, 1, loss=1.0))
     mirror.log(row("train", 0, 2, loss=1.0))

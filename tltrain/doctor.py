@@ -185,7 +185,7 @@ def slurm() -> list[Finding]:
 
 
 def wandb_key() -> list[Finding]:
-    from tltrain.tracking import has_key
+    from tltrain.trackers.wandb import has_key
 
     if has_key():
         return [Finding("ok", "wandb", "a key is here: --wandb online mirrors the metrics")]

@@ -12,6 +12,7 @@ import tyro
 from pydantic import ValidationError
 
 from tltrain import recipe as recipes
+from tltrain import registry
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe
 
@@ -67,6 +68,8 @@ class Start:
     """The group there; the default is the recipe's name, so that its seeds stand together."""
     wandb_weights: bool = False
     """Also upload the best weights as an artifact; a student's has its teacher's as its input."""
+    trackers: tuple[str, ...] = ()
+    """Trackers beside W&B that are told of the rows, plan and results, by the names that installed packages give them."""
     store: Literal["auto", "always", "never"] = "auto"
     """Compute what is frozen once and keep it: where that saves time, always, or never. The result is the same, bit for bit."""
     store_images: Literal["auto", "always", "never"] = "auto"
@@ -89,6 +92,8 @@ class Start:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        for name in self.trackers:
+            registry.check("trackers", name, f"--trackers has {name!r}")
 
 
 def run_path(recipe: Recipe, start: Start) -> Path:

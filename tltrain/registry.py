@@ -19,6 +19,9 @@ from tltrain.errors import UserError
 
 KINDS: dict[str, dict[str, str]] = {
     "families": {"resnet": "tltrain.backbones.resnet:FAMILY", "vit": "tltrain.backbones.vit:FAMILY"},
+    "trackers": {
+        "wandb": "tltrain.trackers.wandb:WandbTracker",
+    },
 }
 """Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""
 
@@ -26,6 +29,13 @@ KINDS: dict[str, dict[str, str]] = {
 def names(kind: str) -> tuple[str, ...]:
     """The names of a kind: ours in the order they stand here, then those of other packages, sorted."""
     return tuple(dict.fromkeys([*KINDS[kind], *sorted(_others(kind))]))
+
+
+def check(kind: str, name: str, what: str) -> None:
+    """Raise UserError, as `find` does, for an unknown name. Nothing is imported."""
+    if name not in KINDS[kind] and name not in _others(kind):
+        near = get_close_matches(name, names(kind), n=1)
+        raise UserError(f"{what}; " + (f"did you mean {near[0]}?" if near else f"it can be {', '.join(names(kind))}"))
 
 
 def find(kind: str, name: str, what: str) -> Any:
@@ -38,10 +48,8 @@ def find(kind: str, name: str, what: str) -> Any:
     if own is not None:
         module, _, attribute = own.partition(":")
         return getattr(import_module(module), attribute)
-    other = _others(kind).get(name)
-    if other is None:
-        near = get_close_matches(name, names(kind), n=1)
-        raise UserError(f"{what}; " + (f"did you mean {near[0]}?" if near else f"it can be {', '.join(names(kind))}"))
+    check(kind, name, what)
+    other = _others(kind)[name]
     try:
         return other.load()
     except Exception as error:  # a package of somebody else: whatever its import meets

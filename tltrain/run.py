@@ -29,7 +29,8 @@ from tltrain.runtime import Runtime, Stop, torch_settings_kept
 from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
 from tltrain.staging import hand_on, on_device, run_stage
 from tltrain.storing import base_images
-from tltrain.tracking import Mirror, Tracker
+from tltrain.trackers import ANSWER_S, TrackedRun, Trackers, chosen
+from tltrain.tracking import MetricsLog
 from tltrain.trained import read_recipe
 
 
@@ -59,8 +60,7 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
             raise cause from (None if cause is error else error)
         finally:
             run.watch.close()
-            if run.tracker is not None:
-                run.tracker.close()
+            run.close_log()
             runtime.close()
 
 
@@ -151,22 +151,25 @@ def _announce(run: Run, restored: State | None) -> None:
     if not runtime.is_main:
         return
     origin = list(restored.progress.order) if restored else None
-    run.tracker = Tracker(run.path, run.generation, {"from": origin, "world": runtime.world})
-    if run.start.wandb != "disabled":
-        config, group = run.recipe.model_dump(mode="json"), run.start.wandb_group or run.recipe.name
-        arguments = (run.start.wandb, run.start.wandb_project, run.path.name, config, run.console.say)
-        run.tracker.mirror = Mirror(run.path, *arguments, group, [stage.num_steps for stage in plan_])
+    run.metrics_log = MetricsLog(run.path, run.generation, {"from": origin, "world": runtime.world})
+    run.trackers = _open_trackers(run)
     files.write_atomic(run.path / "plan.txt", plan.text(table))
-    seen = _preview(run)
-    if run.tracker.mirror is not None:
-        run.tracker.mirror.plan(plan.text(table))
-        if seen is not None:
-            run.tracker.mirror.preview(seen)
+    run.trackers.plan(plan.text(table))
+    if (seen := _preview(run)) is not None:
+        run.trackers.preview(seen)
     run.console.show(table)
     if restored is not None:
         at = restored.progress
         where = plan_[at.stage].spec.name if at.stage < len(plan_) else "the end"
         run.console.say(f"resume  from stage {where}, step {at.step}", style="bold")
+
+
+def _open_trackers(run: Run) -> Trackers:
+    """The trackers of this start. The other processes wait meanwhile: none may be waited for until they give this one up."""
+    opened = Trackers(chosen(run.start), run.console.say, min(ANSWER_S, 30 * run.start.timeout_minutes))
+    steps = [stage.num_steps for stage in run.plan]
+    opened.open(TrackedRun(run.path, run.path.name, run.recipe.model_dump(mode="json"), steps, run.start, run.console.say))
+    return opened
 
 
 def _preview(run: Run) -> Path | None:
@@ -237,18 +240,17 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
             seconds = progress.seconds + clock() - began
             details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
             outputs.write_test(run.path, {"split": "test", **figures, **details}, predictions, test, run.views(test), run.images.classes)
-            if run.tracker is not None and run.tracker.mirror is not None:
-                run.tracker.mirror.confusion(details["confusion"], list(run.images.classes))
-                run.tracker.mirror.mistakes(json.loads((run.path / "mistakes.json").read_text(encoding="utf-8")))
-                run.tracker.mirror.summary({f"test/{k}": v for k, v in figures.items()})
+            run.trackers.confusion(details["confusion"], list(run.images.classes))
+            run.trackers.mistakes(json.loads((run.path / "mistakes.json").read_text(encoding="utf-8")))
+            run.trackers.summary({f"test/{k}": v for k, v in figures.items()})
             run.console.say(_verdict(figures, seconds), style="bold")
     details = {"outcome": "finished", "seconds": progress.seconds + clock() - began, "peak_bytes": run.runtime.peak_bytes()}
     if run.runtime.is_main:
         folder.write_outcome(run.path, run.generation, details)
         page = outputs.report(run.path, run.console.say)
         run.console.say(f"report  {page}")
-        if run.start.wandb_weights and run.tracker is not None and run.tracker.mirror is not None:
-            run.tracker.mirror.weights(run.path / "weights.safetensors", run.recipe.name, _teacher(run.recipe))
+        if len(run.trackers) > 0:
+            run.trackers.weights(run.path / "weights.safetensors", run.recipe.name, _teacher(run.recipe))
     return details
 
 

@@ -27,7 +27,8 @@ from tltrain.runtime import Runtime, Stop
 from tltrain.spread import check
 from tltrain.stages import PlannedStage
 from tltrain.survey import Choices, Machine, survey
-from tltrain.tracking import Tracker
+from tltrain.trackers import Trackers, chosen
+from tltrain.tracking import MetricsLog
 from tltrain.watch import Watch
 
 T = TypeVar("T")
@@ -53,7 +54,10 @@ class Run:
     generation: int
     watch: Watch
     saver: Saver | None
-    tracker: Tracker | None = None
+    metrics_log: MetricsLog | None = None
+    """The rows on disk; on process 0, from where training begins."""
+    trackers: Trackers = field(default_factory=lambda: Trackers({}, print))
+    """On the other processes there are none."""
     bases: dict[str, Bases] = field(default_factory=dict)
     """Stores of base images, by split."""
 
@@ -66,8 +70,17 @@ class Run:
         return self.saver is not None and self.saver.failed()
 
     def log(self, row: dict[str, Any]) -> None:
-        if self.tracker is not None:
-            self.tracker.log(row)
+        if self.metrics_log is not None:
+            self.metrics_log.log(row)
+        self.trackers.log(row)
+
+    def close_log(self) -> None:
+        """Force the rows to the disk, and end the trackers. Raises UserError as MetricsLog.close does."""
+        try:
+            if self.metrics_log is not None:
+                self.metrics_log.close()
+        finally:
+            self.trackers.close()
 
     def views(self, split: Split, augment: Augment = "none") -> Views:
         data = self.recipe.data
@@ -117,6 +130,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         runtime.local_world,
     )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
+    _shared(runtime, lambda: len(chosen(start)))
     device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
     generation = _claim(path, recipe, start, runtime)
     kept = {"max_device_batch": device_batch, "compile": start.compile}
