@@ -67,7 +67,7 @@ class State:
     weights: dict[str, Tensor]
     """The net's own state dict, in host memory."""
     best: dict[str, Tensor] | None = None
-    """The best weights so far; None, or the same object as `weights`, where the current ones are the best or there is no val split."""
+    """The best weights so far; None where nothing was evaluated yet, or there is no val split."""
     optimizer: dict[str, Any] | None = None
     """The optimizer's state dict; None at the start of a stage."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -192,7 +192,7 @@ def load(path: Path) -> State:
 
 def _write(folder: Path, state: State) -> None:
     _write_tensors(folder / "weights.safetensors", state.weights)
-    if state.best is not None and state.best is not state.weights:
+    if state.best is not None:
         _write_tensors(folder / "best.safetensors", state.best)
     if state.optimizer is not None:
         with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch says of a full disk only that a position is unexpected

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 RESAMPLES = 2000
-_Z95 = 1.959964  # the normal quantile of .975
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share seen in n samples (Wilson 1927): good for small n and near 0 and 1 too."""
     if n == 0:
         return 0.0, 1.0
-    z2 = _Z95**2 / n
-    centre = (share + z2 / 2) / (1 + z2)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n)) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = scipy_stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mcnemar(a_N: np.ndarray, b_N: np.ndarray) -> tuple[int, int, float]:
