@@ -110,7 +110,6 @@ def _fold(run: Run, stop: Stop) -> dict[str, Any]:
     found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
     restored = None if found is None else checkpoint.load(found)
     state = restored or State(Progress(), {name: t.clone() for name, t in run.student.chain.net.state_dict().items()})
-    best = state.best or (state.weights if state.progress.best else None)
     _announce(run, restored)
 
     def asked(where: str) -> bool:
@@ -118,11 +117,11 @@ def _fold(run: Run, stop: Stop) -> dict[str, Any]:
         return stop.signal is not None
 
     with base_images(run, asked):
-        return _stages(run, state, best, restored, stop)
+        return _stages(run, state, restored, stop)
 
 
-def _stages(run: Run, state: State, best: dict[str, Tensor] | None, restored: State | None, stop: Stop) -> dict[str, Any]:
-    runtime, progress, weights = run.runtime, state.progress, state.weights
+def _stages(run: Run, state: State, restored: State | None, stop: Stop) -> dict[str, Any]:
+    runtime, progress, weights, best = run.runtime, state.progress, state.weights, state.best
     teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
     if teacher is not None and restored is None:
         _evaluate_teacher(run, teacher)
