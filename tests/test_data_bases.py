@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def test_a_file_that_vanished_is_named(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UserError) as caught:
         list(Bases(tmp_path, images.train, VIEW).make(["000000"], workers))
     assert str(caught.value).startswith(str(tmp_path / "b" / "1.png"))
+    assert not [p for p in multiprocessing.active_children() if p.daemon], "its workers ended, and nobody waits for them"
 
 
 def test_what_decides_the_bytes_decides_the_key() -> None:
