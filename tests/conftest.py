@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tltrain.recipe import Recipe, validate
 
@@ -50,6 +51,11 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def slow(*values: Any) -> ParameterSet:
+    """Parameters whose kind is tested by others of the quick round."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 HEAD = {"name": "head", "unfreeze": "head", "steps": 4, "lr": 0.01, "carry": "last"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import time
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tltrain import backbones
 from tltrain.backbones import Loaded, resnet, vit
@@ -82,10 +84,22 @@ def test_every_tensor_and_module_has_one_owner(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet152", "resnext101_64x4d", "vit-l16"])
-def test_a_skeleton_is_quick_and_holds_nothing(name: str) -> None:
-    start_s = time.perf_counter()
-    loaded = backbones.skeleton(Backbone(name=name), 10, None, None)
-    assert time.perf_counter() - start_s < 5
+def test_a_skeleton_reads_and_holds_nothing(name: str) -> None:
+    class Made(TorchDispatchMode):
+        """Where every tensor is that any operation makes on the way: one that holds values would cost their time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.devices: set[str] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            self.devices |= {t.device.type for t in tree_leaves(out) if isinstance(t, Tensor) and t.numel() > 10_000}
+            return out
+
+    with Made() as made:
+        loaded = backbones.skeleton(Backbone(name=name), 10, None, None)
+    assert made.devices == {"meta"}
     assert {t.device.type for t in (*loaded.chain.parameters(), *loaded.chain.buffers())} == {"meta"}
     assert (loaded.card.size, loaded.card.classes) == (224, None)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from digit_files import digit_folder, digit_image, run_with_weights
 from torchvision.models import get_model
 
@@ -121,7 +122,7 @@ def test_resnet50_becomes_transformers_own_resnet(made_recipe: Made, tmp_path: P
         np.testing.assert_allclose(hf.read(tmp_path / "hf")(x).numpy(), logits, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("net", ["resnet", "vit", "micro"])
+@pytest.mark.parametrize("net", [slow("resnet"), "vit", "micro"])
 def test_a_program_of_torch_export_takes_any_batch(net: str, run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(net)
     done = export(run, "torch-export")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import slow
 
 from benchmarks import trials, world
 from benchmarks.trials import HEAD, References
@@ -40,7 +41,7 @@ def test_a_loss_that_is_not_a_number_on_one_rank(references: References, tmp_pat
     assert_goes_on(trial, references(2))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, slow(1)])
 def test_a_rank_that_dies_is_named_by_the_other(rank: int, references: References, tmp_path: Path) -> None:
     trial = Trial(trials.recipe(), str(tmp_path / "run"), 2, start=START)
     codes, outcome = spoilt(trial, "end_process", 6, rank, "SIGKILL")
@@ -51,7 +52,7 @@ def test_a_rank_that_dies_is_named_by_the_other(rank: int, references: Reference
     assert_goes_on(trial, references(2))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [slow(0), 1])
 def test_a_rank_that_hangs_takes_the_others_down_within_the_time_out(rank: int, references: References, tmp_path: Path) -> None:
     trial = Trial(trials.recipe(), str(tmp_path / "run"), 2, start=START | {"timeout_minutes": 0.15})
     processes = world.begin(replace(trial, before="faults.end_process", arguments=(6, rank, "SIGSTOP")))
@@ -75,7 +76,7 @@ def _outcome(trial: Trial) -> dict[str, Any] | None:
 
 def test_a_data_worker_that_dies(tmp_path: Path) -> None:
     spec, start = trials.recipe(stages=[HEAD | {"steps": 14}]), START | {"workers": 2, "timeout_minutes": 1.0}  # workers import torch
-    whole = world.finish(Trial(spec, str(tmp_path / "whole"), 2, start=start))
+    whole = world.finish(Trial(spec, str(tmp_path / "whole"), 2, start=start | {"workers": 0}))
     trial = Trial(spec, str(tmp_path / "run"), 2, start=start)
     codes, outcome = spoilt(trial, "kill_worker", 2, 1)
     assert codes == [1, 1], world.log(trial)
@@ -96,7 +97,7 @@ def assert_goes_on_there(trial: Trial, run: Path, undisturbed: Path) -> None:
     assert trials.differences(run, undisturbed) == []
 
 
-@pytest.mark.parametrize(("num", "num_left"), [(1, 0), (2, 300_000)])
+@pytest.mark.parametrize(("num", "num_left"), [(1, 0), (1, 300_000), slow(2, 300_000)])
 def test_a_full_disk(num: int, num_left: int, references: References, disk: Path) -> None:
     trial, run = on_disk(disk, num), disk / "run"
     codes = world.run(replace(trial, before="faults.fill_disk", arguments=(6, str(disk), num_left)))
@@ -112,7 +113,7 @@ def test_a_full_disk(num: int, num_left: int, references: References, disk: Path
     assert_goes_on_there(trial, run, references(num))
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", [1, slow(2)])
 def test_metrics_that_cannot_be_written(num: int, references: References, tmp_path: Path) -> None:
     """Closing the file fails as well, and must not stand in the place of the error that a person can act on."""
     trial = Trial(trials.recipe(), str(tmp_path / "run"), num, start=START)
@@ -126,8 +127,9 @@ def test_metrics_that_cannot_be_written(num: int, references: References, tmp_pa
     assert_goes_on(trial, references(num))
 
 
-def test_a_checkpoint_folder_that_becomes_read_only(references: References, disk: Path) -> None:
-    trial, run = on_disk(disk, 2), disk / "run"
+@pytest.mark.parametrize("num", [1, slow(2)])
+def test_a_checkpoint_folder_that_becomes_read_only(num: int, references: References, disk: Path) -> None:
+    trial, run = on_disk(disk, num), disk / "run"
     codes = world.run(replace(trial, before="faults.make_read_only", arguments=(6, f"{run}/checkpoints")))
     subprocess.run(["umount", f"{run}/checkpoints"], check=True)
     assert codes[0] == 2, world.log(trial)
@@ -135,10 +137,10 @@ def test_a_checkpoint_folder_that_becomes_read_only(references: References, disk
     assert (outcome["outcome"], outcome["rank"], outcome["stage"]) == ("failed", 0, "mid")
     assert "Read-only file system" in outcome["error"]
     assert "older checkpoints are untouched" in outcome["error"]
-    assert_goes_on_there(trial, run, references(2))
+    assert_goes_on_there(trial, run, references(num))
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", [slow(1), 2])
 def test_a_run_folder_that_is_read_only_is_refused_at_once(num: int, references: References, disk: Path) -> None:
     trial, run = on_disk(disk, num), disk / "run"
     assert world.run(replace(trial, before="signal_after", arguments=(5,))) == [75] * num
@@ -151,8 +153,15 @@ def test_a_run_folder_that_is_read_only_is_refused_at_once(num: int, references:
     assert_goes_on_there(trial, run, references(num))
 
 
-@pytest.mark.parametrize("num", [1, 2])
-@pytest.mark.parametrize(("how", "why"), [("full", "No space left on device"), ("read-only", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("how", "why", "num"),
+    [
+        ("full", "No space left on device", 1),
+        slow("full", "No space left on device", 2),
+        slow("read-only", "Read-only file system", 1),
+        ("read-only", "Read-only file system", 2),
+    ],
+)
 def test_a_disk_that_is_spoilt_while_a_start_writes_down_who_it_is(
     how: str, why: str, num: int, references: References, disk: Path
 ) -> None:
@@ -167,7 +176,7 @@ def test_a_disk_that_is_spoilt_while_a_start_writes_down_who_it_is(
     assert trials.differences(run, references(num)) == []
 
 
-@pytest.mark.parametrize(("num", "rank"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("num", "rank"), [slow(1, 0), (2, 1)])
 def test_a_signal_in_a_long_evaluation_is_not_kept_waiting(num: int, rank: int, tmp_path: Path) -> None:
     """All processes leave the evaluation at the same batch; the next start evaluates the same weights from the first image on."""
     spec, start = trials.recipe(stages=[HEAD]), START | {"max_device_batch": 1}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import slow
 
 from benchmarks import trials, world
 from benchmarks.schedules import draw_schedules, schedule_problems
@@ -41,19 +42,19 @@ def test_a_block_unfrozen_after_wrapping_lets_replicas_drift(tmp_path: Path) -> 
     assert "after step 2 block layer3.0 is not the same on all processes (ranks [1] differ from rank 0)" in error
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", slow("fsdp2"), slow("zero2"), "zero3"])
 def test_a_buffer_that_differs_on_one_rank(strategy: str, tmp_path: Path) -> None:
     error = caught(tmp_path, ADAM, strategy, "move_buffer", 2, 1, "layer3.0")
     assert "after step 2 block layer3.0 is not the same on all processes (ranks [1] differ from rank 0)" in error
 
 
-@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("fsdp2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), slow("fsdp2", 2), ("zero3", 2)])
 def test_statistics_that_do_not_train_and_change_on_all_ranks(strategy: str, num: int, tmp_path: Path) -> None:
     error = caught(tmp_path, ADAM, strategy, "move_buffer", 2, None, "layer3.0", num=num)
     assert "the statistics of block layer3.0 are frozen in this stage, and changed" in error
 
 
-@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), slow("fsdp2", 2), slow("zero2", 2), ("zero3", 2)])
 def test_a_frozen_block_that_changes(strategy: str, num: int, tmp_path: Path) -> None:
     error = caught(tmp_path, MIDDLE, strategy, "move_frozen", 2, "layer2.0", num=num)
     assert "block layer2.0 is frozen in this stage, and changed" in error
@@ -63,12 +64,12 @@ def test_a_frozen_block_that_changes(strategy: str, num: int, tmp_path: Path) ->
     ("fault", "optimizer", "strategy", "num"),
     [
         ("forget_block", "adamw", "ddp", 1),
-        ("forget_block", "adamw", "fsdp2", 2),
+        slow("forget_block", "adamw", "fsdp2", 2),
         ("forget_block", "sgd", "ddp", 2),
         ("hold_block", "adamw", "ddp", 2),
         ("hold_block", "sgd", "ddp", 1),
         ("hold_block", "sgd", "fsdp2", 2),
-        ("hold_block", "sgd", "zero3", 2),
+        slow("hold_block", "sgd", "zero3", 2),
     ],
 )
 def test_a_block_that_the_optimizer_does_not_know_or_move(fault: str, optimizer: str, strategy: str, num: int, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_every_block_that_is_a_module_is_a_unit_of_fsdp(backbone: str, tmp_path:
     assert [set(stage["units"]) for stage in stages] == [wholes | {""}] * 2
 
 
-@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), ("ddp", 2), ("fsdp2", 2), ("zero2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(("strategy", "num"), [("ddp", 1), slow("ddp", 2), ("fsdp2", 2), slow("zero2", 2), ("zero3", 2)])
 def test_nothing_of_a_stage_stays(strategy: str, num: int, tmp_path: Path) -> None:
     """Not in Accelerate, not in memory, not in the checkpoints of the next one."""
     file = tmp_path / "left"

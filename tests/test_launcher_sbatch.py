@@ -80,7 +80,7 @@ class Batch:
         return sum(call.startswith("requeue") for call in self.calls("scontrol"))
 
     def wait_started(self) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not (self.home / "started").exists():
             assert time.monotonic() < end
             time.sleep(0.02)

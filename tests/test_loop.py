@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ALL, HEAD, made_recipe
+from conftest import ALL, HEAD, made_recipe, slow
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -115,7 +115,7 @@ def assert_same_run(run: Path, other: Path) -> None:
         ("ddp", 1, "resnet-micro", {"norm_stats": "train"}),
         ("ddp", 2, "resnet-micro", {"norm_stats": "train"}),
         ("fsdp2", 2, "vit-tiny", {}),
-        ("zero2", 2, "vit-tiny", {}),
+        slow("zero2", 2, "vit-tiny", {}),
     ],
 )
 def test_a_run_with_recompute_is_the_run_without(strategy: str, num: int, name: str, changes: dict[str, Any], tmp_path: Path) -> None:

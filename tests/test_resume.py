@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import slow
 from test_worlds import losses, recipe
 
 from benchmarks import trials, world
@@ -40,7 +41,7 @@ def stop_and_go_on(trial: Trial, num_steps: int, rank: int = 0) -> Path:
     return world.finish(trial)
 
 
-@pytest.mark.parametrize("num_steps", range(1, NUM_STEPS))
+@pytest.mark.parametrize("num_steps", [n if n in (2, 5) else slow(n) for n in range(1, NUM_STEPS)])  # 2: the end of a stage
 def test_one_process_stopped_at_every_step_boundary(num_steps: int, undisturbed: Any, finished_run: Path, tmp_path: Path) -> None:
     trial = Trial(three_stages(finished_run), str(tmp_path / "run"), start={"max_device_batch": 4})
     assert trials.differences(stop_and_go_on(trial, num_steps), undisturbed(1)) == []
@@ -55,7 +56,7 @@ def test_the_run_has_all_it_should(undisturbed: Any) -> None:
 
 @pytest.mark.parametrize(
     ("num", "num_steps", "rank", "workers"),
-    [(1, 4, 0, 2), (2, 1, 1, 0), (2, 4, 0, 2), (2, 6, 1, 0), pytest.param(4, 5, 3, 0, marks=pytest.mark.slow), (3, 3, 2, 0)],
+    [(1, 4, 0, 2), slow(2, 1, 1, 0), slow(2, 4, 0, 2), slow(2, 6, 1, 0), slow(4, 5, 3, 0), (3, 3, 2, 0)],
 )
 def test_a_world_stopped_by_one_of_its_processes(
     num: int, num_steps: int, rank: int, workers: int, undisturbed: Any, finished_run: Path, tmp_path: Path
@@ -65,7 +66,7 @@ def test_a_world_stopped_by_one_of_its_processes(
     assert trials.differences(stop_and_go_on(trial, num_steps, rank), undisturbed(num)) == []
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", [slow("fsdp2"), slow("zero2"), "zero3"])
 def test_a_sharded_run_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> None:
     spec = recipe("vit-tiny")
     whole = world.finish(Trial(spec, str(tmp_path / "whole"), 2, strategy))
@@ -75,7 +76,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [pytest.param(*pair, marks=[pytest.mark.slow] * (sum(pair) == 7)) for pair in itertools.permutations(range(1, 5), 2)],
+    [pair if pair in ((1, 2), (4, 1), (2, 3)) else slow(*pair) for pair in itertools.permutations(range(1, 5), 2)],
 )
 def test_another_number_of_processes_goes_on(before: int, after: int, tmp_path: Path, elastic_reference: Path) -> None:
     """Each sample of each epoch exactly once, every loss within 1e-9, in float64."""
@@ -103,7 +104,7 @@ def elastic_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.finish(Trial(recipe("resnet-tiny"), str(tmp_path_factory.mktemp("elastic") / "run"), float64=True))
 
 
-@pytest.mark.parametrize(("strategy", "before", "after"), [("fsdp2", 2, 3), ("zero2", 3, 2), ("zero3", 2, 3)])
+@pytest.mark.parametrize(("strategy", "before", "after"), [("fsdp2", 2, 3), slow("zero2", 3, 2), slow("zero3", 2, 3)])
 def test_sharded_runs_are_elastic_too(strategy: str, before: int, after: int, tmp_path: Path) -> None:
     """One checkpoint format for every world: even DeepSpeed, whose own refuses another number of processes."""
     spec, double = recipe("resnet-tiny"), strategy == "fsdp2"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ALL, HEAD, made_recipe
+from conftest import ALL, HEAD, made_recipe, slow
 from safetensors.torch import load_file
 
 from benchmarks import trials, world
@@ -62,14 +62,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> A
         ("ddp", 1, "resnet-tiny", False, 5),
         ("ddp", 2, "resnet-tiny", False, None),
         ("ddp", 3, "resnet-tiny", True, 2),
-        pytest.param("ddp", 4, "resnet-tiny", False, None, marks=pytest.mark.slow),
-        ("ddp", 2, "vit-tiny", True, 3),
-        pytest.param("ddp", 3, "vit-tiny", False, None, marks=pytest.mark.slow),
-        pytest.param("ddp", 4, "vit-tiny", False, 2, marks=pytest.mark.slow),
-        ("fsdp2", 2, "resnet-tiny", True, 2),
-        pytest.param("fsdp2", 3, "resnet-tiny", False, None, marks=pytest.mark.slow),
+        slow("ddp", 4, "resnet-tiny", False, None),
+        slow("ddp", 2, "vit-tiny", True, 3),
+        slow("ddp", 3, "vit-tiny", False, None),
+        slow("ddp", 4, "vit-tiny", False, 2),
+        slow("fsdp2", 2, "resnet-tiny", True, 2),
+        slow("fsdp2", 3, "resnet-tiny", False, None),
         ("fsdp2", 2, "vit-tiny", False, None),
-        pytest.param("fsdp2", 4, "vit-tiny", True, 2, marks=pytest.mark.slow),
+        slow("fsdp2", 4, "vit-tiny", True, 2),
     ],
 )
 def test_the_world_changes_nothing(
@@ -90,9 +90,15 @@ def test_the_world_changes_nothing(
     assert [pytest.approx(each, rel=1e-9, abs=1e-12) for each in want] == figures(run)
 
 
-@pytest.mark.parametrize(("strategy", "num"), [("zero2", 2), ("zero3", 2), pytest.param("zero3", 3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backbone", ["resnet-tiny", "vit-tiny"])
-def test_zero_starts_as_one_process_does(strategy: str, num: int, backbone: str, finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "strategy", "num"),
+    [
+        ("vit-tiny", "zero3", 2),
+        *(slow("vit-tiny", *where) for where in (("zero2", 2), ("zero3", 3))),
+        *(slow("resnet-tiny", *where) for where in (("zero2", 2), ("zero3", 2), ("zero3", 3))),
+    ],
+)
+def test_zero_starts_as_one_process_does(backbone: str, strategy: str, num: int, finished_run: Path, tmp_path: Path) -> None:
     """fp32 without a float64 mode: the first losses of each stage to 1e-5, and the frozen blocks bit for bit."""
     taught = finished_run if backbone == "vit-tiny" else None
     one = world.finish(Trial(recipe(backbone, taught), str(tmp_path / "one")))
@@ -109,7 +115,7 @@ def test_zero_starts_as_one_process_does(strategy: str, num: int, backbone: str,
     assert sum(not torch.equal(after_head[k], after_middle[k]) for k in trained) > len(trained) // 2
 
 
-@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("num", [slow(2), 3])
 def test_batchnorm_statistics_are_those_of_the_global_batch(num: int, tmp_path: Path) -> None:
     spec = recipe("resnet-tiny", stages=stages("resnet-tiny", norm_stats="train"))
     one = world.finish(Trial(spec, str(tmp_path / "one"), float64=True))
@@ -118,7 +124,7 @@ def test_batchnorm_statistics_are_those_of_the_global_batch(num: int, tmp_path: 
     assert "images share a forward pass" in (many / "plan.txt").read_text()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", slow("fsdp2"), slow("zero2"), "zero3"])
 def test_the_clip_bites_under_every_strategy(strategy: str, tmp_path: Path) -> None:
     """One step of SGD at learning rate 1 moves the head, which starts at zero, by the clipped norm; the second stage has its own."""
     spec = HEAD | FIXED | {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "schedule": "constant"}
@@ -133,7 +139,7 @@ def test_the_clip_bites_under_every_strategy(strategy: str, tmp_path: Path) -> N
     assert norm(second, first) == pytest.approx(2e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", slow("zero2")])
 def test_sharded_training_of_batchnorm_statistics_is_refused(strategy: str, tmp_path: Path) -> None:
     trial = Trial(recipe("resnet-tiny", stages=stages("resnet-tiny", norm_stats="train")), str(tmp_path / "run"), 2, strategy)
     assert world.run(trial) == [2, 2]
@@ -150,7 +156,7 @@ def test_processes_that_do_not_form_a_world_are_refused(backend_given: bool, tmp
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", [slow("fsdp2"), slow("zero2"), "zero3"])
 def test_patience_ends_a_sharded_stage_and_not_the_run(strategy: str, tmp_path: Path) -> None:
     early = HEAD | {"name": "early", "steps": 9, "lr": 1e-9, "patience": 1, "eval_epochs": 0.2}
     run = world.finish(Trial(recipe("resnet-tiny", stages=[early, ALL | {"steps": 2}]), str(tmp_path / "run"), 2, strategy))
