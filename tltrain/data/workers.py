@@ -28,7 +28,7 @@ class Loader(DataLoader[dict[str, Tensor]]):
         try:
             yield from super().__iter__()
         except UserError as error:
-            # It holds the workers, which end now. Found by the collector, they have lost their queues already, and torch waits 5 s for each.
+            # It holds the workers, which end now. Found by the collector, they have lost their queues already, and torch waits 5 s each.
             error.__traceback__ = None
             raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
 
