@@ -189,8 +189,10 @@ def test_where_an_export_goes(run_of: Callable[[str], Path], tmp_path: Path) -> 
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
         export(run, "torch-export", tmp_path / "mine")
-    with pytest.raises(UserError, match="--to is 'tflite'"):
+    with pytest.raises(UserError, match="--to is 'tflite'; it can be hf, torchvision, onnx, torch-export"):
         export(run, "tflite")
+    with pytest.raises(UserError, match=r"--to is 'onxx'; did you mean onnx\?"):
+        export(run, "onxx")
 
 
 def test_the_card_of_a_real_run_says_what_it_is(made_recipe: Made, tmp_path: Path) -> None:

@@ -153,10 +153,12 @@ def predict(words: Sequence[str]) -> int:
 
 def export(words: Sequence[str]) -> int:
     """Write a run's network for transformers, torchvision, ONNX or torch.export, checked with their own tools."""
+    from tltrain import registry
+
     parser = _parser("export", export)
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--to", required=True, metavar="TARGET", help="hf, torchvision, onnx or torch-export")
-    parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/TARGET)")
+    parser.add_argument("--to", required=True, metavar="NAME", help=", ".join(registry.names("exporters")))
+    parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
     arguments = parser.parse_args(words)
     from tltrain.export import export as write_export

@@ -8,44 +8,21 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tltrain import files
+from tltrain import files, registry
 from tltrain.data import open_images
 from tltrain.data.decode import decode
 from tltrain.errors import UserError
-from tltrain.export import hf, onnx_file, program, torch_vision
+from tltrain.export.base import Exporter
 from tltrain.export.model_card import model_card
 from tltrain.predict import evaluation_view
 from tltrain.trained import Trained, open_trained
 
-
-class Target(Protocol):
-    """A module that writes a network for others, and reads it back with their tool."""
-
-    USAGE: str
-    """Markdown: how to use the export from its folder."""
-
-    def check(self, trained: Trained) -> None:
-        """Raises UserError for a network that the other side has no class for."""
-
-    def write(self, trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
-        """example: real images, floats in [0, 1]."""
-
-    def read(self, folder: Path) -> Callable[[Tensor], Tensor]:
-        """Images (B, 3, size, size) in [0, 1] to logits (B, classes), by the other side's tool."""
-
-    def classes(self, folder: Path) -> list[str]:
-        """The class names, as the other side reads them."""
-
-
-TARGETS: dict[str, Target] = {"hf": hf, "torchvision": torch_vision, "onnx": onnx_file, "torch-export": program}
-"""By what `--to` says."""
 TOLERANCE = 1e-4
 """Of the largest logit, and of 1 where all are smaller: single precision, added up in another order."""
 NUM_IMAGES = 16
@@ -63,29 +40,28 @@ class Exported:
     """What else was compared."""
 
 
-def export(run: Path, target: str, out: Path | None = None, images: Sequence[Path] = ()) -> Exported:
-    """Write a run's best weights for `target` into the folder `out` (RUN/export/TARGET), verified.
+def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] = ()) -> Exported:
+    """Write a run's best weights for the tool `to` into the folder `out` (RUN/export/TO), verified.
 
     The exported logits are calibrated: the run's temperature is divided out in the head.
     images: files to verify with; none takes the run's own test images.
-    Raises UserError for a network that the target has no class for, and where the export does not say what the run says.
+    Raises UserError for a network that the tool has no class for, and where the export does not say what the run says.
     """
-    if target not in TARGETS:
-        raise UserError(f"--to is {target!r}; it can be {', '.join(TARGETS)}")
-    trained, module = open_trained(run), TARGETS[target]
-    module.check(trained)
-    folder = _free(out or run / "export" / target, own=out is None)
+    exporter: Exporter = registry.find("exporters", to, f"--to is {to!r}")
+    trained = open_trained(run)
+    exporter.check(trained)
+    folder = _free(out or run / "export" / to, own=out is None)
     pictures, fingerprint = _pictures(trained, images)
     views_BCHW = torch.stack([_view(picture, trained) for picture in pictures])
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        module.write(trained, temporary, views_BCHW.float() / 255)
-        (temporary / "README.md").write_text(model_card(trained, target, module.USAGE, fingerprint), encoding="utf-8")
-        difference = _compare(trained, module.read(temporary), views_BCHW, target)
-        _check_classes(module.classes(temporary), trained, target)
-        notes = tuple(hf.compare_processor(trained, temporary, pictures, views_BCHW)) if target == "hf" else ()
+        exporter.write(trained, temporary, views_BCHW.float() / 255)
+        (temporary / "README.md").write_text(exporter.header + model_card(trained, exporter.usage, fingerprint), encoding="utf-8")
+        difference = _compare(trained, exporter.read(temporary), views_BCHW, to)
+        _check_classes(exporter.classes(temporary), trained, to)
+        notes = tuple(exporter.compare(trained, temporary, pictures, views_BCHW))
         if folder.exists():
             files.remove_folder(folder)
         files.commit_folder(temporary, folder)
@@ -127,7 +103,7 @@ def _view(picture: Image.Image, trained: Trained) -> Tensor:
     return view
 
 
-def _compare(trained: Trained, theirs: Callable[[Tensor], Tensor], views_BCHW: Tensor, target: str) -> float:
+def _compare(trained: Trained, theirs: Callable[[Tensor], Tensor], views_BCHW: Tensor, to: str) -> float:
     """Largest difference of a logit, all images at once and the first alone: the batch is free. Raises UserError if it is large."""
     with torch.no_grad():
         x_BCHW = views_BCHW.float() / 255
@@ -135,12 +111,10 @@ def _compare(trained: Trained, theirs: Callable[[Tensor], Tensor], views_BCHW: T
     difference = max(float((own - their).abs().max()) for own, their in parts)
     largest = max(1.0, float(parts[0][0].abs().max()))
     if not difference <= TOLERANCE * largest:
-        raise UserError(f"logits of the {target} export differ by {difference:.2g}, where they go up to {largest:.3g}; nothing was kept")
+        raise UserError(f"logits of the {to} export differ by {difference:.2g}, where they go up to {largest:.3g}; nothing was kept")
     return difference
 
 
-def _check_classes(classes: Sequence[str], trained: Trained, target: str) -> None:
+def _check_classes(classes: Sequence[str], trained: Trained, to: str) -> None:
     if tuple(classes) != trained.classes:
-        raise UserError(
-            f"the {target} export says its classes are {', '.join(classes)}, not {', '.join(trained.classes)}; nothing was kept"
-        )
+        raise UserError(f"the {to} export says its classes are {', '.join(classes)}, not {', '.join(trained.classes)}; nothing was kept")

@@ -20,6 +20,7 @@ from transformers import (
 
 from tltrain.backbones.hub import quiet
 from tltrain.errors import UserError
+from tltrain.export.base import Exporter
 from tltrain.trained import Trained
 
 USAGE = """```python
@@ -28,6 +29,8 @@ from transformers import pipeline
 classify = pipeline("image-classification", model="PATH OF THIS FOLDER")
 print(classify("x.jpg"))
 ```"""
+HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags: [image-classification, tltrain]\n---\n\n"
+"""What the hub reads of a model card."""
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 
@@ -87,3 +90,6 @@ def _model(trained: Trained) -> PreTrainedModel:
     if model is None:
         raise UserError(f"transformers has no class for {trained.card.name}; export it --to onnx or torch-export")
     return model
+
+
+EXPORTER = Exporter(USAGE, write, read, classes, check, compare_processor, HEADER)

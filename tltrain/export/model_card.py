@@ -13,10 +13,9 @@ from tltrain.trained import Trained
 FEW = 30  # test images of a class below which its recall says little
 
 
-def model_card(trained: Trained, target: str, usage: str, fingerprint: str | None) -> str:
-    """Markdown; for `hf` with the header that the hub reads."""
+def model_card(trained: Trained, usage: str, fingerprint: str | None) -> str:
+    """Markdown."""
     recipe, card = trained.recipe, trained.card
-    head = "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags: [image-classification, tltrain]\n---\n\n"
     path = trained.path / "test_metrics.json"
     test = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     parts = [
@@ -29,7 +28,7 @@ def model_card(trained: Trained, target: str, usage: str, fingerprint: str | Non
         f"## Classes\n\n{', '.join(trained.classes)}",
         f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```",
     ]
-    return (head if target == "hf" else "") + "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tltrain.errors import UserError
+from tltrain.export.base import Exporter
 from tltrain.export.program import traced
 from tltrain.trained import Trained
 
@@ -58,3 +59,6 @@ def _session(folder: Path) -> Any:
     import onnxruntime
 
     return onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+
+
+EXPORTER = Exporter(USAGE, write, read, classes, check)

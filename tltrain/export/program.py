@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tltrain.blocks import Chain
+from tltrain.export.base import Exporter
 from tltrain.trained import Trained
 
 FILE, CLASSES = "model.pt2", "classes.json"
@@ -41,10 +42,6 @@ def traced(trained: Trained, example_BCHW: Tensor) -> torch.export.ExportedProgr
     return torch.export.export(Images(trained.chain).eval(), (example.clone(),), dynamic_shapes=({0: batch},))
 
 
-def check(trained: Trained) -> None:
-    """Every network can be traced."""
-
-
 def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
     torch.export.save(traced(trained, example_BCHW), folder / FILE, extra_files={CLASSES: json.dumps(trained.classes)})
 
@@ -57,3 +54,6 @@ def classes(folder: Path) -> list[str]:
     extra = {CLASSES: ""}
     torch.export.load(folder / FILE, extra_files=extra)
     return list(json.loads(extra[CLASSES]))
+
+
+EXPORTER = Exporter(USAGE, write, read, classes)

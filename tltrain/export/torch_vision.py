@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models import get_model
 
 from tltrain.errors import UserError
+from tltrain.export.base import Exporter
 from tltrain.trained import Trained
 
 WEIGHTS, DESCRIPTION = "model.pth", "model.json"
@@ -60,3 +61,6 @@ def _name(trained: Trained) -> str:
     if name is None:
         raise UserError(f"torchvision has no {trained.card.name} of this shape; export it --to onnx or torch-export")
     return name
+
+
+EXPORTER = Exporter(USAGE, write, read, classes, check)
