@@ -19,14 +19,16 @@ from tltrain.errors import UserError
 
 KINDS: dict[str, dict[str, str]] = {
     "families": {"resnet": "tltrain.backbones.resnet:FAMILY", "vit": "tltrain.backbones.vit:FAMILY"},
+    "sources": {
+        "cifar10": "tltrain.data.arrays:CIFAR10",
+        "cifar100": "tltrain.data.arrays:CIFAR100",
+        "digits": "tltrain.data.arrays:DIGITS",
+        "printed": "tltrain.data.printed:PRINTED",
+        "folder": "tltrain.data.folder:FOLDER",
+        "csv": "tltrain.data.table:CSV",
+    },
     "trackers": {
         "wandb": "tltrain.trackers.wandb:WandbTracker",
-    },
-    "exporters": {
-        "hf": "tltrain.export.hf:EXPORTER",
-        "torchvision": "tltrain.export.torch_vision:EXPORTER",
-        "onnx": "tltrain.export.onnx_file:EXPORTER",
-        "torch-export": "tltrain.export.program:EXPORTER",
     },
 }
 """Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""

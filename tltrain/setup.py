@@ -97,15 +97,14 @@ class Run:
 
     @property
     def workers(self) -> int:
-        return num_workers(self.recipe, self.start, self.runtime.local_world)
+        return num_workers(self.images, self.start, self.runtime.local_world)
 
 
-def num_workers(recipe: Recipe, start: Start, local_world: int) -> int:
+def num_workers(images: Images, start: Start, local_world: int) -> int:
     """Data workers of a process: none for images that are in memory already."""
     if start.workers is not None:
         return start.workers
-    on_disk = recipe.data.source.startswith(("folder:", "csv:"))
-    return min(8, max(1, (os.cpu_count() or 1) // local_world)) if on_disk else 0
+    return 0 if images.in_memory else min(8, max(1, (os.cpu_count() or 1) // local_world))
 
 
 def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
@@ -126,7 +125,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         runtime.device,
         runtime.precision,
         runtime.accelerator.autocast,
-        num_workers(recipe, start, runtime.local_world),
+        num_workers(images, start, runtime.local_world),
         runtime.local_world,
     )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
@@ -221,6 +220,6 @@ def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
         except UserError as error:  # often it is still to be trained
             console.say(f"teacher planned without it: {error}", style="yellow")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = Machine(device, "no", contextlib.nullcontext, num_workers(recipe, start, 1), 1)
+    machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
     choices = survey(recipe, start, images, loaded, teacher, planned, machine)
     console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded), choices.lines()))

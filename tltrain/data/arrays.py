@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from tltrain.data.images import Source
+from tltrain.data.images import Source, SourceKind
 from tltrain.data.places import cache_root, writable
 from tltrain.errors import UserError
 
@@ -89,7 +89,7 @@ def from_arrays(
     """A source whose samples are all readable and each its own group. content: hash of pixels and labels."""
     numbers_N = np.arange(len(labels_N), dtype=np.int64)
     ids = tuple(f"{name}/{i}" for i in numbers_N)
-    return Source(classes, labels_N, ids, numbers_N, np.array(declared), numbers_N, read, f"{name}-{content}")
+    return Source(classes, labels_N, ids, numbers_N, np.array(declared), numbers_N, read, f"{name}-{content}", in_memory=True)
 
 
 def _downloaded(kind: Any, root: Path) -> tuple[Any, Any]:
@@ -111,3 +111,12 @@ def _downloaded(kind: Any, root: Path) -> tuple[Any, Any]:
 @lru_cache(maxsize=4)
 def _mapped(file: Path) -> np.ndarray:
     return np.load(file, mmap_mode="r")
+
+
+def _cifar(name: str) -> SourceKind:
+    return SourceKind(lambda argument, spec, root: open_cifar(name, root), outline=lambda argument, spec, root: outline_cifar(name, root))
+
+
+DIGITS = SourceKind(lambda argument, spec, root: open_digits())
+CIFAR10 = _cifar("cifar10")
+CIFAR100 = _cifar("cifar100")

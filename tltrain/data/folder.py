@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tltrain.data.images import Source
+from tltrain.data.images import Source, SourceKind
 from tltrain.data.listing import Listed, from_files
 from tltrain.data.scan import some
 from tltrain.errors import UserError
@@ -74,3 +74,6 @@ def _images(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+FOLDER = SourceKind(lambda argument, spec, root: open_folder(argument or "", spec), argument="PATH")

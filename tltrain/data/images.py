@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tltrain.recipe import Data
 
 Read = Callable[[int], Image.Image]
 
@@ -41,6 +44,8 @@ class Images:
     """Hash of the class names, of every sample's bytes and label, and of who is in which split."""
     notes: tuple[str, ...] = ()
     """Lines a person should see."""
+    in_memory: bool = False
+    """Whether reading an image takes no decoding worth a data worker."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,23 @@ class Source:
     digests: tuple[str, ...] = ()
     """(N,) hash of each file's bytes, or empty: then byte-identical images are not looked for."""
     notes: tuple[str, ...] = ()
+    in_memory: bool = False
+    """Whether reading an image takes no decoding worth a data worker."""
+
+
+Opener = Callable[[str | None, Data, Path], Source]
+"""(what stands behind the colon, or None; the recipe's data; the folder of downloads) -> every readable sample. Raises UserError."""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One thing that data.source can be. It is registered by name (tltrain/registry.py, kind sources)."""
+
+    open: Opener
+    argument: str = ""
+    """What a message calls the part behind the colon, such as PATH; empty: the source is a name alone."""
+    outline: Callable[[str | None, Data, Path], Source | None] | None = None
+    """For a plan: what is known of a data set before it is downloaded; None where it is there."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 
-from tltrain.data.images import Source
+from tltrain.data.images import Source, SourceKind
 
 NUM_IMAGES = 40_000
 SEED = 0
@@ -73,7 +73,8 @@ def open_printed() -> Source:
     content = hashlib.blake2b(render_batch(numbers_N[:_CHUNK], SEED).tobytes() + labels_N.tobytes(), digest_size=16).hexdigest()
     ids = tuple(f"printed/{i}" for i in numbers_N)
     declared = np.full(NUM_IMAGES, "train")
-    return Source(tuple(CHARACTERS), labels_N, ids, numbers_N, declared, numbers_N, PrintedReader(SEED), f"printed-{content}")
+    read = PrintedReader(SEED)
+    return Source(tuple(CHARACTERS), labels_N, ids, numbers_N, declared, numbers_N, read, f"printed-{content}", in_memory=True)
 
 
 def classes() -> tuple[str, ...]:
@@ -223,3 +224,6 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+PRINTED = SourceKind(lambda argument, spec, root: open_printed())

@@ -1,40 +1,24 @@
-"""From data.source to an open data set: the list of what a source can be."""
+"""From data.source to an open data set. What a source can be stands in tltrain/registry.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import cast
 
-from tltrain.data.arrays import open_cifar, open_digits, outline_cifar
-from tltrain.data.folder import open_folder
-from tltrain.data.images import Images, Source
+from tltrain import registry
+from tltrain.data.images import Images, SourceKind
 from tltrain.data.places import data_root
-from tltrain.data.printed import open_printed
 from tltrain.data.splits import split
-from tltrain.data.table import open_csv
 from tltrain.errors import UserError
 from tltrain.recipe import Data
-
-NAMED: dict[str, Callable[[Path], Source]] = {
-    "cifar10": lambda root: open_cifar("cifar10", root),
-    "cifar100": lambda root: open_cifar("cifar100", root),
-    "digits": lambda root: open_digits(),
-    "printed": lambda root: open_printed(),
-}
-"""Sources that are a name alone; each takes the folder of downloads."""
-
-AT_PATH: dict[str, Callable[[str, Data], Source]] = {"folder": open_folder, "csv": open_csv}
-"""Sources written as KIND:PATH."""
 
 
 def outline_images(spec: Data, root: Path | None = None) -> Images:
     """As open_images, for a plan: nothing is downloaded, and a known data set that is absent is planned with its published numbers."""
-    if spec.source in ("cifar10", "cifar100"):
-        source = outline_cifar(spec.source, root or data_root())
-        if source is not None:
-            return split(source, spec)
-    return open_images(spec, root)
+    kind, argument = _find(spec.source)
+    source = None if kind.outline is None else kind.outline(argument, spec, root or data_root())
+    return open_images(spec, root) if source is None else split(source, spec)
 
 
 def open_images(spec: Data, root: Path | None = None) -> Images:
@@ -43,14 +27,30 @@ def open_images(spec: Data, root: Path | None = None) -> Images:
     root: where downloads lie; by default TLTRAIN_DATA, else the user's cache folder.
     Raises UserError for a data set that cannot be trained on.
     """
-    kind, colon, path = spec.source.partition(":")
-    if colon and kind in AT_PATH:
-        source = AT_PATH[kind](path, spec)
-    elif spec.source in NAMED:
-        source = NAMED[spec.source](root or data_root())
-    else:
-        known = [*NAMED, *(f"{name}:PATH" for name in AT_PATH)]
-        near = get_close_matches(spec.source, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(known)}"
-        raise UserError(f"data.source is {spec.source!r}; {hint}")
-    return split(source, spec)
+    kind, argument = _find(spec.source)
+    return split(kind.open(argument, spec, root or data_root()), spec)
+
+
+def _find(source: str) -> tuple[SourceKind, str | None]:
+    """The kind, and what stands behind the colon. Raises UserError for an unknown kind, and for one with too much or too little."""
+    name, colon, argument = source.partition(":")
+    known = registry.names("sources")
+    if name in known and bool(colon) == bool(_kind(name).argument):
+        return _kind(name), argument if colon else None
+    forms = {_form(other): other for other in known}
+    near = [form for form, other in forms.items() if other == name] or get_close_matches(source, forms, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(forms)}"
+    raise UserError(f"data.source is {source!r}; {hint}")
+
+
+def _kind(name: str) -> SourceKind:
+    return cast(SourceKind, registry.find("sources", name, f"data.source is {name!r}"))
+
+
+def _form(name: str) -> str:
+    """How a recipe names a source of this kind; its name alone where another package's cannot be imported."""
+    try:
+        argument = _kind(name).argument
+    except UserError:
+        return name
+    return f"{name}:{argument}" if argument else name

@@ -44,7 +44,7 @@ def split(source: Source, spec: Data) -> Images:
     splits = {name: _split(source, name, samples) for name, samples in parts.items()}
     return Images(
         source.classes, splits["train"], splits["val"] if len(parts["val"]) else None, splits["test"] if len(parts["test"]) else None,
-        _fingerprint(source, parts), tuple(notes),
+        _fingerprint(source, parts), tuple(notes), source.in_memory,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from tltrain.data.folder import SPLITS
-from tltrain.data.images import Source
+from tltrain.data.images import Source, SourceKind
 from tltrain.data.listing import Listed, from_files
 from tltrain.data.scan import some
 from tltrain.errors import UserError
@@ -69,3 +69,6 @@ def _check(file: Path, rows: list[Row], listed: list[Listed]) -> None:
     absent = sorted({s.label for s in listed} - {s.label for s in listed if s.split == "train"})
     if absent:
         raise UserError(f"{file}: no line of split train for class {some(absent)}; every class needs training images")
+
+
+CSV = SourceKind(lambda argument, spec, root: open_csv(argument or "", spec), argument="PATH")
