@@ -15,11 +15,11 @@ PACKAGE = ROOT / "tltrain"
 
 # Rows from the bottom up: a module imports only from lower rows, files of one folder import each other freely.
 ROWS = {
-    "__init__": -2, "errors": -2, "files": -2, "registry": -1,
+    "__init__": -3, "errors": -3, "files": -3, "registry": -2, "named": -1,
     "recipe": 0, "shards": 0,
     "blocks": 1, "data": 1, "losses": 1, "runtime": 1, "tracking": 1, "options": 1, "console": 1, "batchnorm": 1, "watch": 1,
-    "calibration": 1,
-    "backbones": 2, "stages": 2, "metrics": 2, "folder": 2, "pages": 2, "spread": 2, "trackers": 2,
+    "calibration": 1, "metrics": 1,
+    "backbones": 2, "stages": 2, "folder": 2, "pages": 2, "spread": 2, "trackers": 2,
     "store": 3, "checkpoint": 3, "plan": 3, "report": 3, "inference": 3, "guard": 3, "trained": 3,
     "engine": 4, "outputs": 4, "thrift": 4, "predict": 4, "preview": 4, "compare": 4,
     "survey": 5, "predicted": 5,

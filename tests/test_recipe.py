@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tltrain import recipe as recipes
+from tltrain import registry
 from tltrain.errors import UserError
-from tltrain.recipe import VERSION, Backbone, Data, Distill, Recipe, Select, Stage
+from tltrain.recipe import VERSION, Backbone, Data, Distill, Recipe, Stage
 
 SMALL = """
 name: small
@@ -77,7 +78,7 @@ whole = st.builds(
     seed=st.integers(),
     deterministic=st.booleans(),
     batch=st.integers(1, 10**6),
-    select=st.sampled_from(get_args(Select)),
+    select=st.sampled_from(registry.names("metrics")),
     data=data,
     backbone=backbones,
     distill=maybe(st.builds(Distill, teacher=backbones, temperature=above_zero, weight=st.floats(0, 1))),
@@ -135,6 +136,9 @@ def test_learning_rates_may_be_written_as_people_write_them() -> None:
         ("name: all", "name: a/b", "stages.1.name: 'a/b': string should match pattern"),
         ("{name: resnet-tiny}", "{}", "backbone: name and weights are both null"),
         ("{name: resnet-tiny}", "{name: a, std: [1, 0, 1]}", "backbone: std is (1.0, 0.0, 1.0); each value must be above 0"),
+        ("batch: 8", "batch: 8\nselect: f1_mcro", "  select: 'f1_mcro' is unknown; did you mean f1_macro?"),
+        ("lr: 5e-4", "lr: 5e-4, loss: cross_entrpy", "stages.1.loss: 'cross_entrpy' is unknown; did you mean cross_entropy?"),
+        ("batch: 8", "batch: 8\ndistill: {teacher: {weights: x}, loss: dkd}", "distill.loss: 'dkd' is unknown; did you mean kd?"),
         ("batch: 8", "batch: [8", "mine.yaml is not YAML"),
         ("batch: 8", f"batch: 8\nversion: {VERSION + 1}", f"version {VERSION + 1}, this tltrain reads up to {VERSION}; upgrade"),
     ],

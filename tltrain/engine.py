@@ -15,9 +15,10 @@ from tltrain import metrics
 from tltrain.checkpoint import Best, Progress, State
 from tltrain.console import Console, clock
 from tltrain.data.order import key
+from tltrain.errors import UserError
 from tltrain.guard import Guard
 from tltrain.inference import TEACHER, Batch, Entry, Frozen, Interrupted, mixed, on_device, predict
-from tltrain.losses import cross_entropy, distillation
+from tltrain.losses import DistillLoss, LabelLoss
 from tltrain.metrics import Predictions
 from tltrain.recipe import Recipe
 from tltrain.runtime import Agreement, Runtime, Stop
@@ -48,24 +49,35 @@ class SaveFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """What a student learns from a teacher, beside the labels."""
+
+    teacher: Frozen
+    loss: DistillLoss
+    temperature: float
+    weight: float
+    """Share of this term; the labels' has the rest."""
+
+
+@dataclass(frozen=True)
 class Objective:
     """The loss of each sample under one stage."""
 
-    recipe: Recipe
+    label_loss: LabelLoss
     smoothing: float
     class_weights_K: Tensor | None = None
-    teacher: Frozen | None = None
+    distillation: Distillation | None = None
 
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
         """Loss (B,) of logits for a batch of (possibly mixed) images; what the teacher says of them is asked where the batch lacks it."""
-        loss_B = cross_entropy(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
+        loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
         if "partner_label" in batch:
-            other_B = cross_entropy(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
+            other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
             loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
-        if self.teacher is not None and self.recipe.distill is not None:
-            teacher_BK = batch[TEACHER] if TEACHER in batch else self.teacher(batch["image"])
-            kl_B = distillation(logits_BK, teacher_BK, self.recipe.distill.temperature)
-            loss_B = (1 - self.recipe.distill.weight) * loss_B + self.recipe.distill.weight * kl_B
+        if (taught := self.distillation) is not None:
+            teacher_BK = batch[TEACHER] if TEACHER in batch else taught.teacher(batch["image"])
+            distill_B = taught.loss(logits_BK, teacher_BK, taught.temperature)
+            loss_B = (1 - taught.weight) * loss_B + taught.weight * distill_B
         return loss_B
 
 
@@ -202,6 +214,8 @@ class _Loop:
         predictions = predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=alive)
         check_finite(predictions, "val", job.stage, step)
         figures = metrics.summary(predictions, job.num_classes)
+        if figures[select] is None:
+            raise UserError(f"select is {select}, which has no value for these {len(predictions.label)} predictions; choose another metric")
         better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
             best = job.spread.weights()

@@ -26,7 +26,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     if not recipe_file.exists() or not weights.exists():
         missing = recipe_file if not recipe_file.exists() else weights
         raise UserError(f"{path} is no run that can be evaluated: {missing} is missing; give a run folder that `tltrain train` finished")
-    recipe = parse(recipe_file.read_text(encoding="utf-8"), str(recipe_file))
+    recipe = parse(recipe_file.read_text(encoding="utf-8"), str(recipe_file), kept=True)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, "per_class": None})
     images = open_images(spec)
     runtime = Runtime(recipe.deterministic)

@@ -31,7 +31,7 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
         if run.is_dir() and any(run.iterdir()):
             raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
         return
-    differences = parse(path.read_text(encoding="utf-8"), str(path)).differences(recipe)
+    differences = parse(path.read_text(encoding="utf-8"), str(path), kept=True).differences(recipe)
     if differences:
         lines = "\n  ".join(differences)
         remedy = "choose another folder with --folder, or delete it"

@@ -1,10 +1,41 @@
-"""Objectives, one value a sample: the engine sums them, so that uneven micro-batches and ranks weigh each sample alike."""
+"""Losses, one value a sample: the engine sums them, so that uneven micro-batches and ranks weigh each sample alike."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tltrain import registry
+from tltrain.errors import UserError
+
+LabelLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+"""(logits (B, K), labels (B,), label smoothing, class weights (K,) or None) -> (B,). A recipe names one in stages.N.loss."""
+
+DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
+"""(logits of the student (B, K), of the teacher (B, K), temperature) -> (B,). A recipe names one in distill.loss."""
+
+
+def label_loss(name: str, num_classes: int) -> LabelLoss:
+    """The loss that stages.N.loss names, tried once on two samples. Raises UserError where it is not one value a sample."""
+    found = cast(LabelLoss, registry.find("losses", name, f"a stage's loss is {name!r}"))
+    _check_per_sample(name, found(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
+    return found
+
+
+def distill_loss(name: str, num_classes: int) -> DistillLoss:
+    """The loss that distill.loss names, tried once on two samples. Raises UserError where it is not one value a sample."""
+    found = cast(DistillLoss, registry.find("distill_losses", name, f"distill.loss is {name!r}"))
+    _check_per_sample(name, found(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0))
+    return found
+
+
+def _check_per_sample(name: str, loss: Tensor) -> None:
+    if loss.shape != (2,):
+        raise UserError(f"the loss {name} gives shape {tuple(loss.shape)} for two samples; it must give one value a sample, unreduced")
 
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float = 0.0, class_weights_K: Tensor | None = None) -> Tensor:

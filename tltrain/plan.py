@@ -13,7 +13,7 @@ from rich.text import Text
 from tltrain import stages
 from tltrain.blocks import Chain
 from tltrain.console import size
-from tltrain.recipe import Recipe
+from tltrain.recipe import DISTILL_LOSS, LOSS, Recipe
 from tltrain.stages import PlannedStage
 
 
@@ -37,6 +37,8 @@ def render(
     table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
     table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
     table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(stages.state_bytes(chain, s))}" for s in plan))
+    if any(s.spec.loss != LOSS for s in plan):
+        table.add_row("loss", "", *(s.spec.loss for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
     table.add_row("views", "", *(_views(s) for s in plan))
     lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *(f"store   {line}" for line in stored)]
@@ -76,6 +78,8 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], wor
         lines.append(f"note    norm_stats: train: {shared}, so the result depends on processes and micro-batches")
     if recipe.backbone.dropout:
         lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
-    if recipe.distill is not None:
-        lines.append(f"distil  {recipe.distill.weight:g} x KL at T = {recipe.distill.temperature:g}, the rest cross entropy")
+    if (distill := recipe.distill) is not None:
+        term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
+        rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
+        lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
     return lines

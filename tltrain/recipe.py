@@ -11,17 +11,16 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tltrain.errors import UserError
+from tltrain.named import named
 
 VERSION = 1
-
-Select = Literal["top1", "top5", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "loss"]
-
+LOSS, DISTILL_LOSS = "cross_entropy", "kd"
 
 Augment = Literal["none", "light", "strong"]
 
@@ -89,6 +88,8 @@ class Distill(_Model):
     """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
     weight: float = Field(0.9, ge=0, le=1)
     """Share of the KL term; the cross entropy with the labels has the rest."""
+    loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
+    """The term that is weighed against the labels': kd, or one of another package."""
     logits: Literal["float16", "float32"] = "float16"
     """What the teacher's logits are rounded to, stored or not."""
 
@@ -134,6 +135,8 @@ class Stage(_Model):
     """Alpha of cutmix's Beta distribution (Yun et al. 2019); 0 is off; with mixup each batch draws one of them."""
     norm_stats: Literal["frozen", "train"] = "frozen"
     """Whether BatchNorm of the blocks that train updates its running statistics."""
+    loss: Annotated[str, *named("losses")] = LOSS
+    """The loss of images and labels: cross_entropy, or one of another package."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the label that is spread evenly over all classes."""
     clip: float | None = Field(None, gt=0)
@@ -172,8 +175,8 @@ class Recipe(_Model):
     """true: bit for bit the same on the same hardware, versions and number of processes; false: faster kernels."""
     batch: int = Field(ge=1)
     """Samples per optimizer step over all processes; micro-batches and accumulation follow from it."""
-    select: Select = "top1"
-    """The val metric by which weights are best."""
+    select: Annotated[str, *named("metrics")] = "top1"
+    """The val metric by which weights are best: top1, loss, f1_macro, ... (`tltrain schema`), or one of another package."""
     data: Data
     backbone: Backbone
     distill: Distill | None = None
@@ -209,8 +212,8 @@ class Recipe(_Model):
         return [f"{k}: {mine.get(k, '(absent)')} -> {theirs.get(k, '(absent)')}" for k in keys if mine.get(k, ...) != theirs.get(k, ...)]
 
 
-def parse(text: str, origin: str) -> Recipe:
-    """A recipe from YAML text. `origin` is what the message calls it. Raises UserError."""
+def parse(text: str, origin: str, kept: bool = False) -> Recipe:
+    """A recipe from YAML text. `origin` is what the message calls it; `kept`: of a run, whose packages may be gone. Raises UserError."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -220,13 +223,13 @@ def parse(text: str, origin: str) -> Recipe:
     version = raw.get("version", VERSION)
     if isinstance(version, int) and version > VERSION:
         raise UserError(f"{origin} is a recipe of version {version}, this tltrain reads up to {VERSION}; upgrade tltrain")
-    return validate(raw, origin)
+    return validate(raw, origin, kept)
 
 
-def validate(raw: dict[str, Any], origin: str) -> Recipe:
-    """A recipe from plain values. Raises UserError with one line for each mistake."""
+def validate(raw: dict[str, Any], origin: str, kept: bool = False) -> Recipe:
+    """A recipe from plain values, as `parse` makes it. Raises UserError with one line for each mistake."""
     try:
-        return Recipe.model_validate(raw)
+        return Recipe.model_validate(raw, context={"kept": kept})
     except ValidationError as error:
         raise UserError(explain(error, origin)) from error
 

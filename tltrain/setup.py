@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from tltrain import backbones, folder, plan, stages
+from tltrain import backbones, folder, losses, metrics, plan, stages
 from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
@@ -114,8 +114,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         console.say(f"data    {note}", style="yellow")
     student, teacher = open_nets(recipe, images)
     planned = stages.plan(recipe, student.chain, len(images.train.labels), images.val is not None)
-    if recipe.select == "top5" and len(images.classes) <= 5:
-        raise UserError(f"select is top5, and there are only {len(images.classes)} classes, so that it is always right; choose top1")
+    check_objective(recipe, images)
     if recipe.batch < runtime.world:
         raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
     kept = folder.kept(path)
@@ -145,6 +144,18 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
     saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
     return Run(path, recipe, start, runtime, console, images, student, teacher, planned, choices, device_batch, generation, watch, saver)
+
+
+def check_objective(recipe: Recipe, images: Images) -> None:
+    """Raise UserError where a loss cannot be had or is no loss, or the metric of `select` says nothing of these classes."""
+    num_classes = len(images.classes)
+    if recipe.select == "top5" and num_classes <= 5:
+        raise UserError(f"select is top5, and there are only {num_classes} classes, so that it is always right; choose top1")
+    metrics.metric(recipe.select)
+    for name in dict.fromkeys(stage.loss for stage in recipe.stages):
+        losses.label_loss(name, num_classes)
+    if recipe.distill is not None:
+        losses.distill_loss(recipe.distill.loss, num_classes)
 
 
 def _write_environment(path: Path, runtime: Runtime, images: Images, kept: dict[str, Any]) -> None:
@@ -212,6 +223,7 @@ def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
         console.say(f"data    {note}", style="yellow")
     loaded = backbones.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
     planned = stages.plan(recipe, loaded.chain, len(images.train.labels), images.val is not None)
+    check_objective(recipe, images)
     micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
     teacher, view = None, loaded.preprocess
     if recipe.distill is not None:

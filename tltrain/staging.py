@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tltrain import engine, stages
+from tltrain import engine, losses, stages
 from tltrain.backbones.card import write_weights
 from tltrain.batchnorm import share_statistics
 from tltrain.blocks import Chain, is_batch_norm
@@ -21,7 +21,7 @@ from tltrain.console import clock
 from tltrain.data import class_weights
 from tltrain.data.loader import eval_positions, train_loader, train_positions
 from tltrain.data.order import Stream, num_micro
-from tltrain.engine import Fit, Job, Objective
+from tltrain.engine import Distillation, Fit, Job, Objective
 from tltrain.inference import FEATURES, TEACHER, Batch, Entry, Frozen
 from tltrain.runtime import Stop
 from tltrain.setup import Run
@@ -125,10 +125,7 @@ def _spread(run: Run, stage: PlannedStage, chain: Chain, restored: State | None)
 
 
 def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, stores: StageStores, stop: Stop) -> Job:
-    runtime, recipe, start, num_classes = run.runtime, run.recipe, run.start, len(run.images.classes)
-    weights_K = None
-    if recipe.data.balance == "weights":
-        weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(runtime.device)
+    runtime, recipe, start = run.runtime, run.recipe, run.start
     # Images that nobody could store go through the whole chain; val has one view of each, which the prefix says once.
     entry = Entry(None if stores.train else frozen.prefix, stage.first) if frozen.finite else Entry()
     return Job(
@@ -136,13 +133,13 @@ def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, 
         stage=stage,
         runtime=runtime,
         spread=spreaded,
-        objective=Objective(recipe, stage.spec.label_smoothing, weights_K, frozen.teacher),
+        objective=_objective(run, stage, frozen.teacher),
         entry=entry,
         batches=_train_batches(run, stage, frozen, stores),
         num_micro=num_micro(recipe.batch, runtime.world, run.device_batch),
         val=_val_batches(run, stores) if run.images.val is not None else None,
         val_entry=Entry(None if stores.val else frozen.prefix, stage.first),
-        num_classes=num_classes,
+        num_classes=len(run.images.classes),
         stop=stop,
         log=run.log,
         save=run.save,
@@ -153,6 +150,16 @@ def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, 
         save_seconds=60 * start.save_minutes,
         save_steps=start.save_steps,
     )
+
+
+def _objective(run: Run, stage: PlannedStage, teacher: Frozen | None) -> Objective:
+    """What the recipe names, with the functions that it names."""
+    recipe, num_classes, weights_K, taught = run.recipe, len(run.images.classes), None, None
+    if recipe.data.balance == "weights":
+        weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(run.runtime.device)
+    if teacher is not None and (spec := recipe.distill) is not None:
+        taught = Distillation(teacher, losses.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight)
+    return Objective(losses.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, taught)
 
 
 def _train_batches(run: Run, stage: PlannedStage, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:

@@ -67,7 +67,7 @@ def read_recipe(path: Path) -> Recipe:
     file = path / "recipe.yaml"
     if not file.is_file():
         raise UserError(f"{path} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
-    return parse(file.read_text(encoding="utf-8"), str(file))
+    return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
 
 
 @torch.no_grad()

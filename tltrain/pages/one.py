@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
+from tltrain import registry
+from tltrain.metrics import metric
 from tltrain.pages import parts
 from tltrain.pages.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
 from tltrain.pages.html import Html, el, join, page
@@ -66,6 +68,8 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
             items.append(("Test top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
         items.append(("Test F1", percent(number(test, "f1_macro")), "mean over classes"))
         items.append(("Test loss", decimal(number(test, "loss")), "cross entropy"))
+        others = [name for name in registry.names("metrics") if name not in registry.KINDS["metrics"]]
+        items += [(f"Test {metric_name(name)}", metric_value(name, number(test, name)), "") for name in others if name in test]
     if (best := run.best) is not None:
         select = run.recipe.select
         where = f"stage {best['stage']}, step {count(best['step'])}"
@@ -130,13 +134,15 @@ def _select_chart(run: Run, spans: list[Span]) -> Html | None:
     values = _finite(list(line.points))
     if not values:
         return None
-    y = axis(min(values), max(values))
-    y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
+    y, unit, scale = axis(min(values), max(values)), "", 1
+    if metric(select).is_share:
+        y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
+        unit, scale = ", %", 100
     best = None
     if (row := run.best) is not None and math.isfinite(number(row, select)):
-        best = ((float(run.at(row)), number(row, select)), f"best weights, {percent(number(row, select))}")
-    title = f"Val {metric_name(select)}, %"
-    return line_chart(title, [line], y, lambda v: f"{100 * v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans, best=best)
+        best = ((float(run.at(row)), number(row, select)), f"best weights, {metric_value(select, number(row, select))}")
+    title = f"Val {metric_name(select)}{unit}"
+    return line_chart(title, [line], y, lambda v: f"{scale * v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans, best=best)
 
 
 def _lr_chart(run: Run, spans: list[Span]) -> Html | None:
@@ -161,7 +167,7 @@ def _stage_table(run: Run) -> Html:
         mine = [row for row in run.rows if row["stage_index"] == i and row["kind"] != "teacher"]
         end = next((row for row in mine if row["kind"] == "stage_end"), None)
         values = [number(row, select) for row in mine if row["kind"] == "val" and math.isfinite(number(row, select))]
-        best = (min if select == "loss" else max)(values, default=math.nan)
+        best = (max if metric(select).higher_is_better else min)(values, default=math.nan)
         how = {"finished": "in full", "early": "early"}.get(end["reason"], end["reason"]) if end else "not ended" if mine else "not begun"
         time = duration(number(end, "seconds") - before) if end else DASH  # a stage's end says the seconds of the whole run so far
         before = number(end, "seconds") if end else math.nan

@@ -81,7 +81,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} has no recipe.yaml; give the folder of a run, as `tltrain train` makes it")
     return Run(
         path=path,
-        recipe=parse(recipe.read_text(encoding="utf-8"), str(recipe)),
+        recipe=parse(recipe.read_text(encoding="utf-8"), str(recipe), kept=True),
         rows=read_rows(path),
         test=_json(path / "test_metrics.json"),
         mistakes=_json(path / "mistakes.json") or [],

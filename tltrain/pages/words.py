@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tltrain.metrics import metric
 from tltrain.pages.read import Run, number
 from tltrain.pages.stats import wilson
 
@@ -77,14 +78,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}{_SPACE}h {whole % 3600 // 60:02d}{_SPACE}min"
 
 
-def metric_name(select: str) -> str:
+def metric_name(name: str) -> str:
     """A metric's key in words."""
-    known = {"top1": "accuracy", "top5": "top-5 accuracy", "loss": "loss"}
-    return known.get(select) or {"f1": "F1"}.get(select.split("_")[0], select.split("_")[0]) + f", {select.split('_')[1]} mean"
+    return metric(name).title or name
 
 
-def metric_value(select: str, value: float) -> str:
-    return decimal(value) if select == "loss" else percent(value)
+def metric_value(name: str, value: float) -> str:
+    return percent(value) if metric(name).is_share else decimal(value)
 
 
 def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:

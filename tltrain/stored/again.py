@@ -101,7 +101,7 @@ class Maker:
 
     def again(self, found: Standing, tensors: dict[str, Tensor]) -> Again:
         """What makes the rows of a store. tensors: of any of its shards. Raises CannotSay, UserError, OSError, SafetensorError."""
-        recipe = validate(found.made_by["recipe"], str(found.path / shards.ABOUT))
+        recipe = validate(found.made_by["recipe"], str(found.path / shards.ABOUT), kept=True)
         if self._opened is None or self._opened[0] != recipe.data:
             self._opened = recipe.data, open_images(recipe.data)
         images, name = self._opened[1], found.made_by["split"]
