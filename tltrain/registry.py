@@ -44,6 +44,12 @@ KINDS: dict[str, dict[str, str]] = {
     "trackers": {
         "wandb": "tltrain.trackers.wandb:WandbTracker",
     },
+    "exporters": {
+        "hf": "tltrain.export.hf:EXPORTER",
+        "torchvision": "tltrain.export.torch_vision:EXPORTER",
+        "onnx": "tltrain.export.onnx_file:EXPORTER",
+        "torch-export": "tltrain.export.program:EXPORTER",
+    },
 }
 """Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""
 
