@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tltrain.blocks import Block, Chain
+from tltrain.backbones.steps import drop_before, head_block
+from tltrain.blocks import Block, Chain, unit_classes
 from tltrain.errors import UserError
 
 
@@ -167,3 +171,71 @@ def test_a_shared_buffer_fails_by_name() -> None:
 def test_a_tensor_without_one_owner_fails_by_name(paths: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Chain(Net(), _blocks(*paths), (0, 0, 0), (1, 1, 1))
+
+
+def _whole(*with_step: str) -> Chain:
+    """The chain of `_chain`, of which only the blocks `with_step` could run alone."""
+    torch.manual_seed(0)
+    blocks = [block if block.name in with_step else replace(block, step=None) for block in _blocks("stem", "body", "head")]
+    return Chain(Net(), blocks, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("with_step", [(), ("head",), ("stem", "body")])
+def test_a_chain_of_blocks_without_steps_is_its_net(with_step: tuple[str, ...]) -> None:
+    for training in (False, True):
+        whole, chain = _whole(*with_step).train(training), _chain().train(training)
+        assert whole.runs_whole
+        assert not chain.runs_whole
+        assert torch.equal(whole(_images()), chain(_images()))
+        assert torch.equal(whole(_images(torch.float32), stop=3), chain(_images(torch.float32)))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(1, None), (0, 1), (0, 0), (1, 2)])
+def test_a_chain_that_runs_whole_is_not_cut(start: int, stop: int | None) -> None:
+    with pytest.raises(ValueError, match=f"runs whole, and cannot be run from block {start} to {stop}"):
+        _whole("stem")(_images(), start=start, stop=stop)
+
+
+def test_a_chain_that_runs_whole_is_not_recomputed() -> None:
+    chain = _whole()
+    chain.recompute = True
+    with pytest.raises(ValueError, match="recomputed block by block"):
+        chain(_images())
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("norm_stats", [False, True])
+def test_freezing_trains_the_same_where_a_chain_runs_whole(first: int, norm_stats: bool) -> None:
+    """Bit for bit, statistics included."""
+    chains = [made().freeze(first, norm_stats) for made in (_chain, _whole)]
+    for chain in chains:
+        _train(chain, 3)
+    states = [chain.net.state_dict() for chain in chains]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert unit_classes(chains[0]) == unit_classes(chains[1])
+
+
+def test_the_logits_of_a_net_that_returns_more_are_taken() -> None:
+    class Told(Net):
+        def forward(self, x: Tensor) -> SimpleNamespace:  # type: ignore[override]
+            return SimpleNamespace(logits=super().forward(x))
+
+    torch.manual_seed(0)
+    chain = Chain(Told(), [replace(block, step=None) for block in _blocks("stem", "body", "head")], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert torch.equal(chain(_images()), _chain()(_images()))
+
+
+def test_dropout_is_the_same_where_a_chain_runs_whole() -> None:
+    whole, chain = _whole(), _chain()
+    drop_before(whole.net, "head", 0.5)
+    chain.blocks = (*chain.blocks[:2], head_block("head", 0.5))
+    plain = _chain().eval()(_images())
+    for made in (whole, deepcopy(whole), chain):
+        assert torch.equal(made.eval()(_images()), plain)
+    outs = []
+    for made in (whole, deepcopy(whole), pickle.loads(pickle.dumps(whole)), chain):
+        made.freeze(2, norm_stats=False).train()
+        torch.manual_seed(3)
+        outs.append(made(_images()))
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert not torch.equal(outs[0], plain)

@@ -8,6 +8,7 @@ import pytest
 
 from tltrain import stages, thrift
 from tltrain.backbones import skeleton
+from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe, validate
 from tltrain.stages import PlannedStage
@@ -18,11 +19,15 @@ ROOM = Budget(device=1 * GB, memory=10 * GB, disk=100 * GB)
 SPEED = Speed(image_s=0.002, frozen_s=0.008, row_bytes=2000)
 
 
+def chain_of(recipe: Recipe) -> Chain:
+    return skeleton(recipe.backbone, 10, 32, None).chain
+
+
 def planned(num_samples: int = 100, **changes: Any) -> tuple[Recipe, PlannedStage]:
     stage = {"name": "head", "unfreeze": "head", "epochs": 20, "lr": 0.01, "views": 4, "augment": "light"} | changes.pop("stage", {})
     raw = {"name": "r", "batch": 10, "data": {"source": "digits", "size": 32}, "backbone": {"name": "resnet-micro"}, "stages": [stage]}
     recipe = validate(raw | changes, "test")
-    return recipe, stages.plan(recipe, skeleton(recipe.backbone, 10, 32, None).chain, num_samples, has_val=True)[0]
+    return recipe, stages.plan(recipe, chain_of(recipe), num_samples, has_val=True)[0]
 
 
 @pytest.mark.parametrize(
@@ -109,25 +114,25 @@ def test_always_without_room_is_refused_with_the_numbers_and_the_remedy() -> Non
 )
 def test_obstacles_and_their_refusal(changes: dict[str, Any], says: str | None) -> None:
     recipe, stage = planned(stage=changes)
-    thrift.check_always("auto", recipe, [stage])
-    thrift.check_always("never", recipe, [stage])
+    thrift.check_always("auto", recipe, chain_of(recipe), [stage])
+    thrift.check_always("never", recipe, chain_of(recipe), [stage])
     if says is None:
         assert thrift.obstacle(stage) is None
-        thrift.check_always("always", recipe, [stage])
+        thrift.check_always("always", recipe, chain_of(recipe), [stage])
         return
     assert str(thrift.obstacle(stage)).startswith(says)
     with pytest.raises(UserError, match="--store always, and stage head cannot be stored") as refused:
-        thrift.check_always("always", recipe, [stage])
+        thrift.check_always("always", recipe, chain_of(recipe), [stage])
     assert says in str(refused.value)
     assert "take --store auto" in str(refused.value)
 
 
 def test_a_stage_that_freezes_nothing_is_no_obstacle_to_always_unless_there_is_a_teacher() -> None:
     recipe, stage = planned(stage={"unfreeze": "all", "views": None})
-    thrift.check_always("always", recipe, [stage])
+    thrift.check_always("always", recipe, chain_of(recipe), [stage])
     taught, stage = planned(stage={"unfreeze": "all", "views": None}, distill={"teacher": {"name": "resnet-micro"}})
     with pytest.raises(UserError, match="fresh views"):
-        thrift.check_always("always", taught, [stage])
+        thrift.check_always("always", taught, chain_of(taught), [stage])
 
 
 @pytest.mark.parametrize(

@@ -28,17 +28,18 @@ class Block:
     """Ours, what a recipe and a log line say: layer3.0, block.7, head."""
     owns: tuple[str, ...]
     """Module or parameter paths of the net; every parameter and buffer belongs to exactly one block."""
-    step: Callable[[nn.Module, Tensor], Tensor]
-    """(net, x) -> x."""
+    step: Callable[[nn.Module, Tensor], Tensor] | None = None
+    """(net, x) -> x. None: it cannot run alone. It is frozen, grouped, given a learning rate and sharded as others are, but not cut at."""
     channels_last: tuple[str, ...] = ()
     """Types of devices whose convolutions in it are faster where images (B, C, H, W) lie with channels last (benchmarks/layouts.py)."""
 
 
 class Chain(nn.Module):
-    """A net run block by block.
+    """A net run block by block, or whole where any of its blocks has no step.
 
     Only ``forward`` runs blocks: a block called outside the wrapped module misses FSDP's hooks. For every k,
-    ``chain(chain(x, stop=k), start=k)`` equals ``net(normalised x)`` bit for bit.
+    ``chain(chain(x, stop=k), start=k)`` equals ``net(normalised x)`` bit for bit. A net that runs whole is never cut: nothing in front
+    of a block is stored, and nothing is recomputed block by block.
 
     mean, std: per channel, of images in [0, 1]. They are constants of the chain, not tensors of the net: they stay out of
     the state dict, and no strategy's cast rounds them.
@@ -49,6 +50,7 @@ class Chain(nn.Module):
         self.net = net
         self.blocks = tuple(blocks)
         self.mean, self.std = tuple(mean), tuple(std)
+        self.runs_whole = any(block.step is None for block in blocks)
         self.training_from = 0  # the first block that trains
         self.norm_stats = True  # whether BatchNorm of training blocks updates its statistics
         self.recompute = False  # whether the activations of training blocks are computed again in backward
@@ -61,17 +63,28 @@ class Chain(nn.Module):
         x: for start 0 images (B, 3, H, W), uint8 or floats in [0, 1]; else what block start - 1 returned.
         Returns what the last block run returns: logits (B, classes) when that is the head.
         """
+        if self.runs_whole:
+            return self._whole(x, start, stop)
         if start == 0:
             x = self.normalise(x)
         elif x.ndim == 4:  # wherever it comes from, it has one layout, and so the same kernels and the same bits
             x = x.contiguous(memory_format=self.layout)
         for i, block in enumerate(self.blocks[start:stop], start):
+            assert block.step is not None, "else the net runs whole"
             if self.recompute and i >= self.training_from and torch.is_grad_enabled():
                 again = partial(_statistics_once, [m for _, m in self.modules_of(i)])
                 x = checkpoint(block.step, self.net, x, use_reentrant=False, context_fn=again)
             else:
                 x = block.step(self.net, x)
         return x
+
+    def _whole(self, x: Tensor, start: int, stop: int | None) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, classes)."""
+        if start != 0 or stop not in (None, len(self.blocks)) or self.recompute:
+            how = "recomputed block by block" if self.recompute else f"run from block {start} to {stop}"
+            raise ValueError(f"a net with a block that has no step runs whole, and cannot be {how}")
+        out = self.net(self.normalise(x))
+        return out if isinstance(out, Tensor) else out.logits
 
     @property
     def channels_last(self) -> bool:

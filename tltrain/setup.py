@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from tltrain import backbones, folder, losses, metrics, plan, stages
+from tltrain import backbones, folder, losses, metrics, plan, stages, thrift
 from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
@@ -117,6 +117,8 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     check_objective(recipe, images)
     if recipe.batch < runtime.world:
         raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
+    if start.recompute and student.chain.runs_whole:
+        raise UserError(f"--recompute works block by block, and {thrift.uncut(student.chain)}; drop it")
     kept = folder.kept(path)
     start = replace(start, compile=start.compile or kept.get("compile", False))
     check(runtime, stages.trains_norm_stats(student.chain, planned), start.compile)

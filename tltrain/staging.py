@@ -97,7 +97,7 @@ class _FrozenParts:
 def _frozen(run: Run, stage: PlannedStage, chain: Chain, teacher: Chain | None) -> _FrozenParts:
     """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
     autocast, finite, prefix = run.runtime.accelerator.autocast, obstacle(stage) is None, None
-    if stage.first > 0:
+    if stage.first > 0 and not chain.runs_whole:
         own = _without_suffix(chain, stage.first) if is_sharded(run.runtime) else chain
         prefix = prefix_of(own, stage.first, run.runtime.precision, finite=True, autocast=autocast)
     return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast), finite)

@@ -92,7 +92,7 @@ def survey(
     recipe: Recipe, start: Start, images: Images, student: Loaded, teacher: Loaded | None, planned: Sequence[PlannedStage], machine: Machine
 ) -> Choices:
     """Decide what is stored. Nothing of it changes what is learned. Raises UserError where --store always cannot be had."""
-    thrift.check_always(start.store, recipe, planned)
+    thrift.check_always(start.store, recipe, student.chain, planned)
     if start.store == "never" and start.store_images == "never":
         return Choices(tuple(StageChoices() for _ in planned), None, Budget(0, 0, 0))
     budget = find_budget(start, machine.device, machine.local_world)
@@ -127,8 +127,10 @@ class _Surveyor:
 
     def stage(self, stage: PlannedStage) -> StageChoices:
         train = val = logits = None
-        if stage.first > 0:
-            where = f"features before {self.student.blocks[stage.first].name}"
+        where = f"features before {self.student.blocks[stage.first].name}"
+        if stage.first > 0 and (why_not := thrift.uncut(self.student)) is not None:
+            train = Choice(stage.spec.name, where, why_not=why_not)
+        elif stage.first > 0:
             prefix = prefix_of(self.student, stage.first, self.machine.precision, True, self.machine.autocast)
             train = self._train(stage, f"{where}, train", prefix, True, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tltrain.blocks import Chain
 from tltrain.console import duration, size
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe
@@ -134,6 +135,11 @@ def obstacle(stage: PlannedStage) -> str | None:
     return "fresh views are different each time (set views)" if spec.views is None else None
 
 
+def uncut(chain: Chain) -> str | None:
+    """Why nothing in front of a block can be looked up, whatever a stage asks for."""
+    return "blocks of this network cannot run one by one" if chain.runs_whole else None
+
+
 def num_views(recipe: Recipe, stage: PlannedStage) -> int:
     """Views of each image that a stage with a finite number of them asks for."""
     assert stage.spec.views is not None
@@ -146,9 +152,9 @@ def num_evaluations(stage: PlannedStage) -> int:
     return 1 + max(1, math.ceil(stage.epoch(stage.num_steps) / stage.spec.eval_epochs - 1e-9))
 
 
-def check_always(mode: Mode, recipe: Recipe, planned: Sequence[PlannedStage]) -> None:
+def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[PlannedStage]) -> None:
     """Raises UserError where everything shall be stored and a stage asks for what cannot be."""
     for stage in planned if mode == "always" else ():
-        why = obstacle(stage)
+        why = obstacle(stage) or (uncut(chain) if stage.first > 0 else None)
         if why is not None and (stage.first > 0 or recipe.distill is not None):
             raise UserError(f"--store always, and stage {stage.spec.name} cannot be stored: {why}; or take --store auto")

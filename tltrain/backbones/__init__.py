@@ -14,6 +14,7 @@ from tltrain.backbones.base import Family, Source, names
 from tltrain.backbones.card import Card, read_card, write_weights
 from tltrain.backbones.fit import check_fit, listed
 from tltrain.backbones.sources import find
+from tltrain.backbones.steps import drop_before
 from tltrain.blocks import Chain
 from tltrain.data.views import Preprocess
 from tltrain.errors import UserError
@@ -111,6 +112,8 @@ def _net(state: Mapping[str, Tensor], family: Family, card: Card) -> nn.Module:
 
 def _loaded(net: nn.Module, family: Family, card: Card, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
     chain = Chain(net, family.blocks(net, spec.dropout), card.mean, card.std)
+    if chain.runs_whole and spec.dropout > 0:
+        drop_before(net, family.head, spec.dropout)
     return Loaded(chain.eval(), card, family, "; ".join(lines))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -30,24 +31,35 @@ class Family(Protocol):
     weights_are: str = ""
     """What `backbone.weights` may be beside files and folders, for a message: `for a torchvision ResNet a weights name`."""
 
+    @abstractmethod
     def matches(self, name: str) -> bool:
         """Whether `backbone.name`, or the name in a card, is one of this family's."""
         ...
 
+    @abstractmethod
     def describe(self) -> dict[str, str]:
         """Name to a one-line description, for `tltrain recipes --backbones` and for suggestions."""
         ...
 
+    @abstractmethod
     def default_card(self, name: str) -> Card:
         """What holds for a network whose weights say nothing of themselves. Raises UserError where only weights could say it."""
         ...
 
+    @abstractmethod
     def build(self, card: Card, num_classes: int) -> nn.Module:
-        """The net on the current default device, with random weights: normalised images (B, 3, size, size) to logits (B, num_classes)."""
+        """The net on the current default device, with random weights: normalised images (B, 3, size, size) to logits (B, num_classes).
+
+        A net whose blocks have no steps may return an object that has the logits as `logits`, as transformers' networks do.
+        """
         ...
 
+    @abstractmethod
     def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
-        """The blocks of a net, the head last (`steps.head_block`, which knows what dropout means)."""
+        """The blocks of a net, the head last (`steps.head_block`). Where any has no step, the net runs whole (`Chain`).
+
+        dropout: of what enters the head, in the head's own step; in a net that runs whole it is added to it.
+        """
         ...
 
     def fitted(self, card: Card, size: int, classes: tuple[str, ...] | None) -> Card:
