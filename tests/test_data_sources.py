@@ -7,6 +7,9 @@ import io
 import os
 import pickle
 import tarfile
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from PIL import Image
 
 from tltrain.data import Images, Split, open_images
 from tltrain.data import scan as scanning
+from tltrain.data.decode import decode
 from tltrain.errors import UserError
 from tltrain.recipe import Data
 
@@ -151,9 +155,9 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_other_files_are_counted(tmp_path: Path) -> None:
     root = _classes(tmp_path / "d")
-    (root / "a" / "x.heic").write_bytes(b"?")
+    (root / "a" / "x.mov").write_bytes(b"?")
     (root / "a" / ".DS_Store").write_bytes(b"?")
-    assert _open(f"folder:{root}").notes == ("files that are not images by their suffix are left out: 1 .heic",)
+    assert _open(f"folder:{root}").notes == ("files that are not images by their suffix are left out: 1 .mov",)
 
 
 # --- the scan
@@ -162,7 +166,7 @@ def test_other_files_are_counted(tmp_path: Path) -> None:
 def test_a_text_file_called_jpg_refuses_a_small_folder(tmp_path: Path) -> None:
     root = _classes(tmp_path / "d")
     (root / "a" / "text.jpg").write_text("I am not an image")
-    _refused(f"folder:{root}", r"1 of 41 images cannot be read, more than max_unreadable = 0\.01.*text\.jpg \(not an image that Pillow")
+    _refused(f"folder:{root}", r"1 of 41 images cannot be read, more than max_unreadable = 0\.01.*text\.jpg \(not an image of a kind")
 
 
 def test_few_unreadable_files_are_listed_and_left_out(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_few_unreadable_files_are_listed_and_left_out(tmp_path: Path) -> None:
     images = _open(f"folder:{root}", max_unreadable=0.1)
     (note,) = images.notes
     assert note.startswith("4 of 44 images cannot be read and are left out")
-    assert all(name in note for name in ("0000-text.jpg (not an image", "cut.jpg (", "cut.png (", "nothing.png (not an image"))
+    assert all(name in note for name in ("0000-text.jpg (not an image", "cut.jpg (", "cut.png (", "nothing.png (the file is empty"))
     names = _ids(images.train, images.val, images.test)
     assert len(names) == 40
     assert not any("cut" in name or "text" in name for name in names)
@@ -400,3 +404,62 @@ def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "file" / "cache"))
     _refused(f"folder:{_classes(tmp_path / 'd', num=2)}", "cannot be made: Not a directory; set TLTRAIN_CACHE")
+
+
+# --- what is odd about images that can be used
+
+
+def test_blank_images_are_named(tmp_path: Path) -> None:
+    root = _classes(tmp_path / "d")
+    Image.new("RGB", (40, 30), "white").save(root / "a" / "white.png")
+    Image.new("L", (40, 30), 0).save(root / "b" / "black.png")
+    Image.new("RGB", (1, 1), "red").save(root / "b" / "dot.png")
+    for _ in range(2):  # read, and then remembered
+        notes = " | ".join(_open(f"folder:{root}", max_unreadable=0).notes)
+        assert "1 image all white: " in notes
+        assert "white.png" in notes
+        assert "1 image all black: " in notes
+        assert "1 image of a single pixel: " in notes
+
+
+def test_what_pillow_warns_of_names_the_file_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # twice as many are an error, as many a warning
+    root = _classes(tmp_path / "d")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(root / "a" / "large.png")
+    with warnings.catch_warnings(record=True) as printed:
+        notes = " | ".join(_open(f"folder:{root}").notes)
+    assert "1 image of which Pillow warns (Image size (3000 pixels) exceeds limit" in notes
+    assert "large.png" in notes
+    assert not [w for w in printed if "DecompressionBomb" in str(w.category)]
+
+
+def test_a_want_of_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, whole = _classes(tmp_path / "d"), decode
+
+    def scarce(content: bytes) -> Image.Image:
+        raise MemoryError("no memory at the moment")
+
+    monkeypatch.setattr(scanning, "decode", scarce)
+    with pytest.raises(UserError, match="no memory at the moment"):
+        _open(f"folder:{root}")
+    monkeypatch.setattr(scanning, "decode", whole)
+    assert _open(f"folder:{root}").notes == ()
+
+
+def test_large_images_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at a time as fit; one that is larger than the limit by itself is decoded alone."""
+    memory, most, held, lock = scanning._Memory(100), 0, 0, threading.Lock()
+
+    def work(num_bytes: int) -> None:
+        nonlocal most, held
+        with memory.room_for(num_bytes):
+            with lock:
+                held += num_bytes
+                most = max(most, held if held > num_bytes else 0)
+            with lock:
+                held -= num_bytes
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [40, 60, 150, 30, 70, 50, 20, 90] * 50))
+    assert most <= 100
+    assert memory.held == 0

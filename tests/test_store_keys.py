@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tltrain import backbones, shards, storing
 from tltrain.backbones import Loaded
 from tltrain.blocks import Block, Chain
-from tltrain.data import Images, Split, bases, open_images
+from tltrain.data import Images, Split, bases, decode, open_images
 from tltrain.data.views import Preprocess
 from tltrain.inference import Frozen
 from tltrain.recipe import Augment, Recipe
@@ -218,6 +218,7 @@ CASES: dict[str, tuple[str, Change]] = {
     "cuda": ("versions.cuda", _patched(torch.version, "cuda", "0.0")),
     "cudnn": ("versions.cudnn", _patched(torch.backends.cudnn, "version", lambda: 1)),
     **{name: (f"versions.codecs.{name}", _patched(*_other_codec(name))) for name in ("jpg", "libjpeg_turbo", "libtiff", "webp")},
+    "decoder": ("versions.codecs.decoder", _patched(decode, "VERSION", 0)),
     "products": ("products.0", _products),
     "tf32": ("products.1", _tf32),
 }
@@ -321,6 +322,7 @@ BASE_CASES: dict[str, tuple[str, tuple[Any, ...], tuple[Any, str, Any] | None]] 
         name: (f"codecs.{name}", ("data", "train", Preprocess(32, 36)), _other_codec(name))
         for name in ("jpg", "libjpeg_turbo", "libtiff", "webp")
     },
+    "decoder": ("codecs.decoder", ("data", "train", Preprocess(32, 36)), (decode, "VERSION", 0)),
 }
 
 

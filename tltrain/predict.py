@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tltrain.data import Split
-from tltrain.data.decode import decode, describe, to_rgb
+from tltrain.data.decode import as_seen, decode, describe
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
 from tltrain.trained import Trained, probabilities
@@ -97,7 +97,7 @@ def evaluation_view(picture: Picture, preprocess: Preprocess) -> Tensor | str:
 
 def _image(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(picture), picture.format)
+        return as_seen(picture)
     if not isinstance(picture, Tensor):
         return decode(Path(picture).read_bytes())
     if picture.ndim != 3 or picture.shape[0] != 3:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tltrain import shards
+from tltrain.data import decode
 from tltrain.data.images import Split
 from tltrain.data.views import Batch, Preprocess, base_of
 from tltrain.data.workers import Loader, worker_options
@@ -49,8 +50,8 @@ def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
 
 
 def codecs() -> dict[str, str | None]:
-    """Versions of the libraries behind Pillow."""
-    return {name: features.version(name) for name in CODECS}
+    """Versions of the libraries behind Pillow, and of what we make of what they say."""
+    return {name: features.version(name) for name in CODECS} | {"decoder": str(decode.VERSION)}
 
 
 class Bases:

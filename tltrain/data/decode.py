@@ -1,51 +1,69 @@
-"""One image file to RGB pixels as a person would see them."""
+"""One image file to RGB pixels as a person would see them, or the reason why not."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import time
+import warnings
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from tltrain.errors import UserError
 
+VERSION = 2
+"""Of what this file makes of the same bytes. It is part of every key of what was read or stored, so that a mended decoder reads anew."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
+"""Those that are read. Pillow knows more, and starts Ghostscript for PostScript, whatever the file is called."""
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif",
+    ".jp2", ".j2k", ".pgm", ".ppm",
+)  # fmt: skip
 MAX_ASPECT = 50
 """Longer side over shorter side; beyond it, resizing the shorter side would need gigabytes."""
+ORIENTATION = 0x0112
+_SUBFILE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284  # tags of TIFF 6.0
 
 
 def decode(content: bytes) -> Image.Image:
-    """RGB image from a file's bytes: EXIF rotation applied, transparency on white, 16 bits scaled to 8.
+    """RGB image from a file's bytes: turned upright, in sRGB, transparency on white, 16 bits scaled to 8.
 
-    Raises whatever Pillow raises for bytes it cannot read (OSError, ValueError, SyntaxError, ...).
+    Raises whatever Pillow raises for bytes it cannot read (OSError, ValueError, SyntaxError, ...), and ValueError for what it would
+    show wrong.
     """
-    with Image.open(io.BytesIO(content)) as image:
+    known = _something_else(content)
+    if known is not None:
+        raise ValueError(known)
+    with Image.open(io.BytesIO(content), formats=formats()) as image:
+        if image.format == "PNG":
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as checked:
+                checked.verify()  # load() stops at the last row, and passes over the checksums that tell a flipped bit
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _choose_page(image)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels; the sides may differ by a factor of {MAX_ASPECT} at most")
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image), image.format)
+        return as_seen(image)
 
 
-def to_rgb(image: Image.Image, file_format: str | None = None) -> Image.Image:
-    """RGB from any mode of Pillow, transparency on white. Raises ValueError for a mode whose white is not known."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
-        image = _from_16_bit(image)
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known white; save the image with 8 or 16 bits")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    if image.mode == "1":
-        image = image.convert("L")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+def as_seen(image: Image.Image) -> Image.Image:
+    """RGB as a person sees it, from an image of any mode that Pillow has opened. Raises ValueError for a mode whose white is not known."""
+    profile = image.info.get("icc_profile")
+    return _to_rgb(_upright(image), image, profile)
 
 
 def read_image(path: Path, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
     """RGB image from a file that was readable when the data was scanned. Tried again, each time after a longer wait; then UserError."""
     for attempt in range(tries):
         try:
-            return decode(path.read_bytes())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the scan has said what Pillow warns of
+                return decode(path.read_bytes())
         except Exception as error:  # Pillow has no common base for what a broken file makes it raise
             problem = describe(error)
         if attempt + 1 < tries:
@@ -59,16 +77,114 @@ def read_image(path: Path, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
 def describe(error: Exception) -> str:
     """One line; Pillow's own text names a buffer, not a file."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows"
+        return "not an image of a kind that is read here"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{error}" or type(error).__name__
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+@lru_cache
+def formats() -> list[str]:
+    """Those of FORMATS that this Pillow reads, HEIF by pillow-heif where it is installed."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _something_else(content: bytes) -> str | None:
+    """What a file is that is no image, for those that people meet; None for all others."""
+    start = content[:512].lstrip().lower()
+    if not content:
+        return "the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the image: run `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML), not an image: the download went wrong"
+    if content[128:132] == b"DICM":
+        return "a DICOM file: convert it to PNG with the window that a reader would use"
+    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1") and "HEIF" not in formats():
+        return "a HEIC file: `pip install pillow-heif` and it is read, or convert it to JPEG"
+    return None
+
+
+def _choose_page(image: TiffImagePlugin.TiffImageFile) -> None:
+    """The first page that is no thumbnail of another. Raises ValueError for what Pillow reads wrong."""
+    for page in range(getattr(image, "n_frames", 1)):
+        image.seek(page)
+        if not int(image.tag_v2.get(_SUBFILE, 0)) & 1:
+            break
+    else:
+        image.seek(0)
+    bits = image.tag_v2.get(_BITS, (1,))
+    if image.tag_v2.get(_PLANES) == 2 and len(bits) > 1 and max(bits) > 8:
+        raise ValueError(f"TIFF with {max(bits)} bits in separate planes, which Pillow scrambles; save it with interleaved channels")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says, or XMP where EXIF says nothing."""
+    exif = image.getexif()
+    if ORIENTATION in exif:
+        return ImageOps.exif_transpose(image)
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    found = re.search(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])", xmp if isinstance(xmp, bytes) else str(xmp).encode())
+    if found is None:
+        return image
+    exif[ORIENTATION] = int(found[1])
+    turned = ImageOps.exif_transpose(image)
+    del exif[ORIENTATION]  # the image may be somebody's
+    return turned
+
+
+def _to_rgb(image: Image.Image, opened: Image.Image, profile: bytes | None) -> Image.Image:
+    """image: upright. opened: the same as it came from the file, with its format and tags."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
+        image = _from_16_bit(image, opened)
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known white; save the image with 8 or 16 bits")
+    if opened.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # most programs leave the fourth byte empty, and all of them show the image
+    if not image.has_transparency_data:
+        return _to_srgb(image, profile)
+    if image.mode == "1":
+        image = image.convert("L")
+    image = image.convert("RGBA")
+    seen = _to_srgb(image.convert("RGB"), profile)
+    seen.putalpha(image.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), seen).convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB in the colours of sRGB. profile: ICC, of the image; None is taken for sRGB, as browsers do, and so is one that does not fit."""
+    if profile:
+        mode = image.mode if image.mode in ("RGB", "L", "CMYK") else "RGB"
+        transform = _transform(profile, mode)
+        if transform is not None:
+            return ImageCms.applyTransform(image.convert(mode), transform) or image
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB; None where the profile is sRGB, damaged, or of another mode."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(opened).lower():
+            return None
+        return ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+def _from_16_bit(image: Image.Image, opened: Image.Image) -> Image.Image:
     """Grey with 8 bits, from 0 to 65535; Pillow's own conversion clips everything above 255 to white."""
-    pixels_HW = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((pixels_HW + 128) // 257).astype(np.uint8))
+    pixels_HW, white = np.asarray(image).astype(np.uint32), 65535
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        if opened.tag_v2.get(_BITS) == (12,):  # packed, and not scaled by Pillow
+            white = 4095
+        if opened.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds with 8 bits alone
+            pixels_HW = white - pixels_HW
+    grey = Image.fromarray(((pixels_HW * 255 + white // 2) // white).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is None:
         return grey

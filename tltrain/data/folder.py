@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tltrain.data.decode import SUFFIXES
 from tltrain.data.images import Source, SourceKind
 from tltrain.data.listing import Listed, from_files
 from tltrain.data.scan import some
 from tltrain.errors import UserError
 from tltrain.recipe import Data
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tltrain.data.decode import read_image
 from tltrain.data.images import Source
-from tltrain.data.scan import check_readable, scan
+from tltrain.data.scan import check_readable, odd_ones, scan
 from tltrain.errors import UserError
 
 
@@ -45,7 +45,7 @@ def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, not
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); two and more can be told apart")
     paths = [sample.path for sample in listed]
     scanned = scan(paths, origin)
-    notes += check_readable(scanned, paths, max_unreadable, origin)
+    notes += (*check_readable(scanned, paths, max_unreadable, origin), *odd_ones(scanned, paths))
     numbers = np.array([i for i, found in enumerate(scanned) if not found.problem], dtype=np.int64)
     kept = [listed[i] for i in numbers]
     digests = tuple(scanned[i].digest for i in numbers)
