@@ -17,6 +17,7 @@ from launcher import processes, quoting
 from launcher.batch import outcome_since
 from launcher.processes import World
 from launcher.supervise import supervise
+from launcher.target import Target
 from launcher.words import read, split
 from tltrain import folder, watch
 from tltrain.errors import UserError
@@ -117,3 +118,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+TARGET = Target("[--accelerate NAME] [--processes N] -- train RECIPE …     on this machine: all GPUs, or the CPU", main)

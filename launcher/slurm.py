@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tltrain import files
 from tltrain.errors import UserError
+
+# What sbatch says where there is a client and no controller that it could ask.
+UNREACHABLE = re.compile(r"unable to contact slurm|could not establish a configuration source", re.IGNORECASE)
 
 
 def require() -> None:
@@ -30,34 +29,24 @@ def check(arguments: Sequence[str], script: str) -> str:
     return _message(done)
 
 
+def would_take(arguments: Sequence[str], script: str) -> str:
+    """What Slurm says of a job that is only to be shown, or why it could not be asked. Raises UserError where Slurm refuses the job."""
+    if shutil.which("sbatch") is None:
+        return "not checked by Slurm: sbatch was not found on this machine"
+    try:
+        return check(arguments, script)
+    except UserError as error:
+        if UNREACHABLE.search(str(error)) is None:
+            raise
+        return "not checked by Slurm: no controller answers this machine"
+
+
 def submit(script: Path) -> str:
     """Submit a script and return the job's id."""
     done = _run(["sbatch", "--parsable", str(script)])
     if done.returncode != 0:
         raise UserError(f"Slurm did not take the job: {_message(done)}")
     return done.stdout.strip().split(";")[0]  # ID;CLUSTER where there are several clusters
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A job as the launcher wrote it down, in jobs/ID.json of a run folder."""
-
-    id: str
-    values: dict[str, Any]
-
-
-def store(folder: Path, job: str, script: Path, values: dict[str, Any]) -> None:
-    """Keep the script and what is known of the job as jobs/ID.sbatch and jobs/ID.json."""
-    script.rename(folder / "jobs" / f"{job}.sbatch")
-    files.write_json(folder / "jobs" / f"{job}.json", {"job": job, **values})
-
-
-def stored(folder: Path) -> list[Stored]:
-    """The jobs of a run folder, the latest last. Raises UserError where the launcher submitted none."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in (folder / "jobs").glob("*.json")]
-    if not found:
-        raise UserError(f"{folder} has no job that `tltrain launch slurm` submitted (jobs/*.json); look at `squeue --me`")
-    return [Stored(v["job"], v) for v in sorted(found, key=lambda v: float(v["time"]))]
 
 
 def state(job: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from launcher import quoting, script, site, words
-from launcher.cli import main, prepare
+from launcher.cli import main
 from launcher.job import Job, header, sbatch_arguments, seconds, settings
+from launcher.slurm_target import prepare
 from tltrain import recipe
 from tltrain.errors import UserError
 from tltrain.options import Start
@@ -293,6 +294,7 @@ def test_start_flags_are_words_again() -> None:
 
 def test_the_launcher_is_quick_on_a_login_node() -> None:
     heavy = {"torch", "transformers", "torchvision", "accelerate", "sklearn", "wandb"}
-    code = f"import sys, launcher.cli, launcher.batch, launcher.node; print(sorted({heavy!r} & set(sys.modules)))"
+    modules = "launcher.cli, launcher.local, launcher.slurm_target, launcher.batch, launcher.node"
+    code = f"import sys, {modules}; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

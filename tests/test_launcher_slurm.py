@@ -62,7 +62,7 @@ def test_what_is_submitted_is_kept_in_the_run_folder(tools: Path, capsys: pytest
     with pytest.raises(UserError, match="another recipe"):
         main([*words, "--seed", "6"])
     folder.write_outcome(run, 0, {"outcome": "finished"})
-    with pytest.raises(UserError, match="finished already"):
+    with pytest.raises(UserError, match=r"finished already; .* choose another folder with --folder$"):
         main(words)
 
 
@@ -72,6 +72,44 @@ def test_a_dry_run_submits_nothing(tools: Path, capsys: pytest.CaptureFixture[st
     assert said.startswith("# Job 1 to start at 2026-01-01\n#!/usr/bin/env bash\n")
     assert not (tools.parent / "submitted.8").exists()
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "note"),
+    [
+        (None, "not checked by Slurm: sbatch was not found on this machine"),
+        (
+            "cat >/dev/null; echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1",
+            "not checked by Slurm: no controller answers this machine",
+        ),
+        (
+            "cat >/dev/null; echo 'allocation failure: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+            "not checked by Slurm: no controller answers this machine",
+        ),
+    ],
+)
+def test_a_dry_run_needs_no_slurm(
+    sbatch: str | None, note: str, tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if sbatch is None:
+        (tools / "sbatch").unlink()
+        (tools / "bash").symlink_to("/bin/bash")
+        monkeypatch.setenv("PATH", str(tools))
+    else:
+        write(tools, "sbatch", sbatch)
+    assert main(["slurm", "--dry-run", "--", "train", "digits-resnet"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"# {note}\n#!/usr/bin/env bash\n")
+    assert "#SBATCH --job-name=digits-resnet\n" in said
+    with pytest.raises(UserError, match=r"has no Slurm|Slurm refuses this job"):
+        main(["slurm", "--", "train", "digits-resnet"])
+    assert list(Path().iterdir()) == []
+
+
+def test_a_dry_run_shows_a_refusal(tools: Path) -> None:
+    write(tools, "sbatch", "cat >/dev/null; echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    with pytest.raises(UserError, match="Slurm refuses this job: invalid partition specified: x"):
+        main(["slurm", "--dry-run", "--", "train", "digits-resnet"])
 
 
 def test_each_of_a_chain_waits_for_the_one_before(tools: Path) -> None:

@@ -50,6 +50,10 @@ KINDS: dict[str, dict[str, str]] = {
         "onnx": "tltrain.export.onnx_file:EXPORTER",
         "torch-export": "tltrain.export.program:EXPORTER",
     },
+    "targets": {
+        "local": "launcher.local:TARGET",
+        "slurm": "launcher.slurm_target:TARGET",
+    },
 }
 """Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""
 

@@ -1,0 +1,40 @@
+"""The jobs of a run folder, as they are kept in jobs/ID.json: which target has them, and which runs they are."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tltrain import files
+from tltrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class KeptJob:
+    """A job as the launcher wrote it down."""
+
+    id: str
+    target: str
+    """The name of the target that it was submitted to."""
+    runs: tuple[Path, ...]
+    """Its run folders: one, or one for each value of an array."""
+
+
+def keep(folder: Path, target: str, job: str, runs: Sequence[Path], **details: Any) -> None:
+    """Write a submitted job down in the folder of its run, or in the folder that holds the runs of an array."""
+    (folder / "jobs").mkdir(parents=True, exist_ok=True)
+    values = {"job": job, "target": target, "time": time.time(), **details, "runs": [str(run) for run in runs]}
+    files.write_json(folder / "jobs" / f"{job}.json", values)
+
+
+def latest(folder: Path) -> KeptJob:
+    """The job of a run folder that was submitted last. Raises UserError where the launcher submitted none."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "jobs").glob("*.json")]
+    if not found:
+        raise UserError(f"{folder} has no job that `tltrain launch` submitted (jobs/*.json); look into the queue itself")
+    values = max(found, key=lambda each: float(each["time"]))
+    return KeptJob(values["job"], values.get("target", "slurm"), tuple(map(Path, values["runs"])))  # 0.1.0 knew no other queue
