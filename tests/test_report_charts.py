@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tltrain.pages.stats import mcnemar, wilson
 def test_the_wilson_interval_solves_its_own_equation(right: int, n: int) -> None:
     share = right / n
     for bound in wilson(share, n):
-        assert abs(share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
+        assert abs(share - bound) == pytest.approx(NormalDist().inv_cdf(0.975) * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
 
 
 @pytest.mark.parametrize(
