@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     began, damaged, missed = time.monotonic(), Counter[str](), []
     with tempfile.TemporaryDirectory() as scratch:
-        run = world.finish(Trial(trials.recipe(), f"{scratch}/run", start={"save_steps": 1, "keep": 100}))
+        run = world.finish(Trial(trials.recipe(), f"{scratch}/run", start=trials.EVERY_STEP))
         folder = two_checkpoints(run, Path(scratch) / "two")
         sizes = {path.name: path.stat().st_size for path in checkpoint.standing(folder)[0].iterdir()}
         for damage in trials.damages(checkpoint.standing(folder)[0], arguments.trials, arguments.trials // 5, arguments.seed):

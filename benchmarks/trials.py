@@ -27,6 +27,8 @@ NETS: dict[str, dict[str, Any]] = {
     "vit-tiny": {"weights": "shipped:vit-tiny-printed"},
 }
 """Pretrained: in a few steps they learn something. From random weights the best stayed the head of zeros that a run begins with."""
+EVERY_STEP = {"save_steps": 1, "keep": 100}
+"""The flags of a run that keeps a checkpoint of every step."""
 CLOCKS = {"time", "seconds", "images_per_s"}
 HEAD = {"name": "head", "unfreeze": "head", "steps": 4, "lr": 0.01, "carry": "last", "eval_epochs": 0.4}
 MIDDLE = {"name": "mid", "unfreeze": "layer3", "steps": 4, "lr": 0.002, "clip": 0.5, "augment": "light", "eval_epochs": 0.4}

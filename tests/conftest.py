@@ -101,6 +101,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory) -> References:
     """The run of `trials.recipe` that nobody disturbs, for each number of processes, with all its checkpoints."""
-    from benchmarks.trials import References
+    from benchmarks.trials import EVERY_STEP, References
 
-    return References(tmp_path_factory.mktemp("references"), {"save_steps": 1, "keep": 100})
+    return References(tmp_path_factory.mktemp("references"), EVERY_STEP)

@@ -19,8 +19,6 @@ from tltrain import checkpoint, files
 from tltrain.checkpoint import Best, Progress, Saver, State
 from tltrain.errors import UserError
 
-START = {"save_steps": 1, "keep": 100}
-
 
 @pytest.fixture(scope="module")
 def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -118,7 +116,7 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
 
 def test_a_run_whose_newest_checkpoints_are_damaged_goes_on_from_an_older_one(references: References, tmp_path: Path) -> None:
     """It trains the lost steps again, and ends equal."""
-    trial = Trial(trials.recipe(), str(tmp_path / "run"), start=START)
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), start=trials.EVERY_STEP)
     assert world.run(replace(trial, before="signal_after", arguments=(7,))) == [75]
     newest = checkpoint.standing(tmp_path / "run" / "checkpoints")[:3]
     for path, file in zip(newest, ("progress.json", "optimizer.pt", "weights.safetensors"), strict=True):
@@ -132,7 +130,7 @@ def test_a_run_whose_newest_checkpoints_are_damaged_goes_on_from_an_older_one(re
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_starts_anew(references: References, tmp_path: Path) -> None:
-    trial = Trial(trials.recipe(), str(tmp_path / "run"), start=START)
+    trial = Trial(trials.recipe(), str(tmp_path / "run"), start=trials.EVERY_STEP)
     assert world.run(replace(trial, before="signal_after", arguments=(3,))) == [75]
     for path in checkpoint.standing(tmp_path / "run" / "checkpoints"):
         (path / checkpoint.MANIFEST).unlink()

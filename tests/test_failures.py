@@ -12,11 +12,11 @@ import pytest
 from conftest import slow
 
 from benchmarks import trials, world
+from benchmarks.kills import START
 from benchmarks.trials import HEAD, References
 from benchmarks.world import Trial
 
 DISK_MB = 40
-START = {"save_steps": 1, "timeout_minutes": 0.3}
 
 
 def spoilt(trial: Trial, fault: str, *arguments: Any) -> tuple[list[int], dict[str, Any]]:

@@ -113,8 +113,9 @@ def test_every_block_that_is_a_module_is_a_unit_of_fsdp(backbone: str, tmp_path:
 def test_nothing_of_a_stage_stays(strategy: str, num: int, tmp_path: Path) -> None:
     """Not in Accelerate, not in memory, not in the checkpoints of the next one."""
     file = tmp_path / "left"
-    start = {"save_steps": 1, "keep": 100}
-    trial = Trial(trials.recipe(), str(tmp_path / "run"), num, strategy, start, before="look_for_leftovers", arguments=(str(file),))
+    trial = Trial(
+        trials.recipe(), str(tmp_path / "run"), num, strategy, trials.EVERY_STEP, before="look_for_leftovers", arguments=(str(file),)
+    )
     run = world.finish(trial)
     for rank in range(num):
         rows = [json.loads(line) for line in Path(f"{file}.rank{rank}").read_text().splitlines()]

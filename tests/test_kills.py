@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trials, world
+from benchmarks.kills import START
 from benchmarks.trials import Moments, References
 from benchmarks.world import Trial
-
-START = {"save_steps": 1, "timeout_minutes": 0.3}
 
 
 @pytest.mark.slow
