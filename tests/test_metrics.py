@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score, precision_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    precision_score,
+    recall_score,
+)
 
 from tltrain import metrics
 from tltrain.metrics import Predictions
@@ -30,6 +40,20 @@ def test_summary_equals_scikit_learn(n: int, num_classes: int) -> None:
         assert out[f"recall_{average}"] == recall_score(p.label, p.predicted, **options)
         assert out[f"f1_{average}"] == f1_score(p.label, p.predicted, **options)
     assert (out["top5"] is None) == (num_classes <= 5)
+
+
+def test_a_summary_has_one_order_and_asks_scikit_learn_once_for_each_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(*arguments: Any, average: str, **options: Any) -> Any:
+        asked.append(average)
+        return precision_recall_fscore_support(*arguments, average=average, **options)
+
+    monkeypatch.setattr(metrics, "precision_recall_fscore_support", counted)
+    out = metrics.summary(made(30, 6, seed=1), 6)
+    averages = [f"{figure}_{average}" for average in ("macro", "weighted") for figure in ("precision", "recall", "f1")]
+    assert list(out) == ["n", "loss", "top1", "top5", *averages, "ece"], "as the rows of older runs have them"
+    assert asked == ["macro", "weighted"]
 
 
 def test_details_equal_scikit_learns_report_and_confusion_matrix() -> None:
