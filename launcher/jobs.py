@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tltrain import files
+from launcher.words import Training
+from tltrain import files, folder
 from tltrain.errors import UserError
 
 
@@ -24,17 +25,23 @@ class KeptJob:
     """Its run folders: one, or one for each value of an array."""
 
 
-def keep(folder: Path, target: str, job: str, runs: Sequence[Path], **details: Any) -> None:
-    """Write a submitted job down in the folder of its run, or in the folder that holds the runs of an array."""
-    (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    values = {"job": job, "target": target, "time": time.time(), **details, "runs": [str(run) for run in runs]}
-    files.write_json(folder / "jobs" / f"{job}.json", values)
+def keep(place: Path, target: str, job: str, runs: Sequence[Training], **details: Any) -> None:
+    """Write a submitted job down.
+
+    place: the run folder, or the folder that holds the runs of an array. Run folders that are not there yet are made: a job's record alone
+    would make them look like anybody's folder. Raises UserError where they cannot be written.
+    """
+    for run in runs:
+        folder.create(run.run, run.recipe)
+    (place / "jobs").mkdir(exist_ok=True)
+    values = {"job": job, "target": target, "time": time.time(), **details, "runs": [str(run.run) for run in runs]}
+    files.write_json(place / "jobs" / f"{job}.json", values)
 
 
-def latest(folder: Path) -> KeptJob:
-    """The job of a run folder that was submitted last. Raises UserError where the launcher submitted none."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "jobs").glob("*.json")]
+def latest(place: Path) -> KeptJob:
+    """The job of a run folder, or of an array's, that was submitted last. Raises UserError where the launcher submitted none."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (place / "jobs").glob("*.json")]
     if not found:
-        raise UserError(f"{folder} has no job that `tltrain launch` submitted (jobs/*.json); look into the queue itself")
+        raise UserError(f"{place} has no job that `tltrain launch` submitted (jobs/*.json); look into the queue itself")
     values = max(found, key=lambda each: float(each["time"]))
     return KeptJob(values["job"], values.get("target", "slurm"), tuple(map(Path, values["runs"])))  # 0.1.0 knew no other queue

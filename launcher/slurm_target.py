@@ -102,7 +102,7 @@ def submit(job: Job, each: Submission, command: Sequence[str]) -> str:
         waiting.unlink()
         raise
     waiting.rename(place / f"{number}.sbatch")
-    jobs.keep(each.folder, "slurm", number, [run.run for run in each.runs], command=list(command), settings=asdict(job))
+    jobs.keep(each.folder, "slurm", number, each.runs, command=list(command), settings=asdict(job))
     print(f"job {number} submitted, run folder {each.folder}" + (f", waits for {job.dependency}" if job.dependency else ""))
     print(f"  watch   tail -F {quoting.quote(str(place))}/{number}{'_*' if job.array else ''}.log")
     print(f"  look    tltrain launch status {quoting.quote(str(each.folder))}")
