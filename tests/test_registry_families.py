@@ -1,11 +1,12 @@
 """A family of networks that another package brings, without a line of ours: one file, one entry point.
 
-Its blocks have no steps. A second family of the same package is the same net with steps.
+It is the one of docs/backbones.md, whose blocks have no steps. A second family of the same package is the same net with steps.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,44 +27,8 @@ from tltrain.backbones.base import Family
 from tltrain.errors import UserError
 from tltrain.recipe import Backbone
 
-TOY = '''
-"""A CNN of three convolutions."""
-
-from collections import OrderedDict
-
-from torch import nn
-
-from tltrain.backbones import Card
-from tltrain.backbones.base import Family
-from tltrain.blocks import Block
-
-
-class Toy(Family):
-    head = "classifier"
-
-    def matches(self, name):
-        return name in self.describe()
-
-    def describe(self):
-        return {"toy-cnn": "a CNN of three convolutions, for 32 px"}
-
-    def default_card(self, name):
-        return Card(name, {}, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 32, 32, "bilinear", None)
-
-    def build(self, card, num_classes):
-        return nn.Sequential(OrderedDict(
-            stem=nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-            middle=nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-            last=nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            classifier=nn.Linear(32, num_classes),
-        ))
-
-    def blocks(self, net, dropout):
-        return [Block("stem", ("stem",)), Block("middle", ("middle",)), Block("last", ("last",)), Block("head", ("classifier",))]
-
-
-FAMILY = Toy()
-'''
+ROOT = Path(__file__).resolve().parent.parent
+TOY = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8"), re.DOTALL)[0]
 STEPPED = """
 from functools import partial
 
