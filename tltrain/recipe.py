@@ -87,7 +87,7 @@ class Distill(_Model):
     temperature: float = Field(4.0, gt=0)
     """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
     weight: float = Field(0.9, ge=0, le=1)
-    """Share of the KL term; the cross entropy with the labels has the rest."""
+    """Share of the teacher's term; the labels' loss has the rest."""
     loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
     """The term that is weighed against the labels': kd, or one of another package."""
     logits: Literal["float16", "float32"] = "float16"

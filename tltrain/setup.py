@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from tltrain import backbones, folder, losses, metrics, plan, stages, thrift
+from tltrain import backbones, folder, losses, metrics, plan, registry, stages, thrift
 from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
@@ -149,11 +149,12 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
 
 
 def check_objective(recipe: Recipe, images: Images) -> None:
-    """Raise UserError where a loss cannot be had or is no loss, or the metric of `select` says nothing of these classes."""
+    """Raise UserError where a loss or a metric cannot be had, a loss is none, or `select` says nothing of these classes."""
     num_classes = len(images.classes)
     if recipe.select == "top5" and num_classes <= 5:
         raise UserError(f"select is top5, and there are only {num_classes} classes, so that it is always right; choose top1")
-    metrics.metric(recipe.select)
+    for name in registry.names("metrics"):
+        metrics.metric(name)
     for name in dict.fromkeys(stage.loss for stage in recipe.stages):
         losses.label_loss(name, num_classes)
     if recipe.distill is not None:
