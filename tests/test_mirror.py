@@ -98,6 +98,16 @@ def test_a_teacher_is_an_input_and_has_the_name_that_its_own_run_gives_it(tmp_pa
     assert [call for call, _ in of_student.calls] == ["use", "log"]
 
 
+def test_weights_go_out_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"student")
+    said: list[str] = []
+    mirror, _ = mirrored(tmp_path, said, wandb_weights=False)
+    mirror.weights(tmp_path / "w.safetensors", "student", (tmp_path / "none.safetensors", "teacher"))
+    mirror.close()
+    assert said == []
+    assert [r for r in offline_records(tmp_path) if r.HasField("artifact") and r.artifact.type == "model"] == []
+
+
 def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(Recorder):
         def finish(self) -> None:

@@ -121,6 +121,10 @@ def test_what_never_answers_is_given_up(method: str, monkeypatch: pytest.MonkeyP
     assert told == METHODS[: METHODS.index(method) + 1]
     assert healthy.told == METHODS
     over.set()
+    for thread in threading.enumerate():
+        if thread.name == "tracker stuck":
+            thread.join()
+    assert told == METHODS[: METHODS.index(method) + 1], "its end is not waited for either"
 
 
 def test_the_flags_choose() -> None:
