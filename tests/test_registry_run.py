@@ -1,9 +1,13 @@
-"""Another package adds trackers, an exporter and a place to run by one file and one line each: no file of ours knows of it."""
+"""Another package adds trackers, an exporter and a place to run by one file and one line each: no file of ours knows of it.
+
+The files of docs/extending.md are among them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -57,11 +61,6 @@ class Lines(RunTracker):
             file.write(json.dumps(told) + "\\n")
 
 
-class LogsAlone(RunTracker):
-    def log(self, row):
-        print("row", row["kind"])
-
-
 class Broken(RunTracker):
     def fail(self, *told):
         raise ConnectionError("no way home")
@@ -88,38 +87,21 @@ def state(job):
 
 TARGET = Target("[--own] -- train RECIPE …     in toyland", launch, state)
 '''
-EXPORTER = """
-import json
-
-import torch
-
-from tltrain.export.base import Exporter
-
-
-def write(trained, folder, example_BCHW):
-    torch.save(trained.chain, folder / "net.pt")
-    (folder / "classes.json").write_text(json.dumps(trained.classes))
-
-
-def classes(folder):
-    return json.loads((folder / "classes.json").read_text())
-
-
-EXPORTER = Exporter("Open `net.pt`.", write, lambda folder: torch.load(folder / "net.pt", weights_only=False), classes)
-"""
+PRINTED, PICKLE, NOHUP = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
 POINTS = """
 [tltrain.trackers]
 lines = toy_run:Lines
-logs = toy_run:LogsAlone
+printed = toy_printed:Printed
 broken = toy_run:Broken
 stuck = toy_run:Stuck
 absent = toy_run:Absent
 
 [tltrain.exporters]
-pickle = toy_exporter:EXPORTER
+pickle = toy_exporter:PICKLE
 
 [tltrain.targets]
 toy = toy_run:TARGET
+nohup = toy_nohup:NOHUP
 """
 
 
@@ -127,8 +109,8 @@ toy = toy_run:TARGET
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of installed packages, as pip leaves one."""
     folder = tmp_path_factory.mktemp("site-packages")
-    (folder / "toy_run.py").write_text(PACKAGE)
-    (folder / "toy_exporter.py").write_text(EXPORTER)
+    for name, text in (("run", PACKAGE), ("printed", PRINTED), ("exporter", PICKLE), ("nohup", NOHUP)):
+        (folder / f"toy_{name}.py").write_text(text)
     info = folder / "toy_run-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy_run\nVersion: 1.0\n")
@@ -147,13 +129,13 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def launched(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(the folder of a run that the target started with all four trackers, what was printed)."""
+    """(the folder of a run that the target started with four trackers, what was printed)."""
     from conftest import made_recipe
 
     home = tmp_path_factory.mktemp("launched")
     (home / "micro.yaml").write_text(made_recipe().to_yaml())
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "TLTRAIN_CACHE": str(home / "cache"), "HOME": str(home)}
-    own = ["--keep", "3", "--workers", "0", "--timeout-minutes", "0.1", "--trackers", "broken", "lines", "stuck", "logs"]
+    own = ["--keep", "3", "--workers", "0", "--timeout-minutes", "0.1", "--trackers", "broken", "lines", "stuck", "printed"]
     words = ["launch", "toy", "--own", "--", "train", "micro.yaml", "--folder", "run", *own]
     command = [sys.executable, "-m", "tltrain", *words]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -175,7 +157,10 @@ def test_a_tracker_is_told_of_the_whole_run(launched: tuple[Path, str]) -> None:
     assert (summary[0], summary[1]["test/top1"]) == ("summary", test["top1"])
     assert weights == ["weights", "weights.safetensors", True, "micro", None]
     assert end == ["close"]
-    assert printed.count("row ") == len(rows), "a tracker may override log alone"
+    heads = [f"{row['kind']} {row['run_step']} " for row in rows]
+    assert [line for line in printed.splitlines() if line.startswith(tuple(heads))] == [
+        f"{head}{row.get('loss')}" for head, row in zip(heads, rows, strict=True)
+    ], "a tracker may override log alone"
 
 
 def test_trackers_that_raise_or_never_answer_are_said_once_and_stop_nothing(launched: tuple[Path, str]) -> None:
@@ -198,6 +183,7 @@ def test_a_target_has_the_job_of_its_run(launched: tuple[Path, str], installed: 
     assert main(["launch", "--help"]) == 0
     usage = capsys.readouterr().out
     assert "       tltrain launch toy [--own] -- train RECIPE …     in toyland\n" in usage
+    assert "       tltrain launch nohup -- train RECIPE …\n" in usage
     assert usage.index("launch slurm") < usage.index("launch toy") < usage.index("launch status")
 
 
@@ -214,14 +200,14 @@ def test_an_exporter_is_checked_like_ours(launched: tuple[Path, str], installed:
     assert done.notes == ()
     assert sorted(path.name for path in done.folder.iterdir()) == ["README.md", "classes.json", "net.pt"]
     assert (done.folder / "README.md").read_text().startswith("# micro\n")
-    assert "Open `net.pt`." in (done.folder / "README.md").read_text()
+    assert "Open `net.pt` with torch and tltrain." in (done.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["train", "RECIPE", "--trackers", "line"], "--trackers has 'line'; did you mean lines?"),
-        (["plan", "RECIPE", "--trackers", "lines", "xyz"], "--trackers has 'xyz'; it can be wandb, absent, broken, lines, logs, stuck"),
+        (["plan", "RECIPE", "--trackers", "lines", "xyz"], "--trackers has 'xyz'; it can be wandb, absent, broken, lines, printed, stuck"),
         (["launch", "slurm", "--dry-run", "--", "train", "RECIPE", "--trackers", "line"], "--trackers has 'line'; did you mean lines?"),
         (["train", "RECIPE", "--trackers", "absent"], "--trackers has 'absent', which toy_run:Absent of another package provides, and"),
         (["launch", "toi", "--", "train", "RECIPE"], "launch knows no 'toi'; did you mean toy?"),
