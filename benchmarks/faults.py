@@ -132,7 +132,7 @@ def nan_on(num_steps: int, rank: int) -> None:
         return loss_B * float("nan") if next(calls) == num_steps else loss_B
 
     if own_rank() == rank:
-        wrap(engine, "cross_entropy", around)
+        wrap(engine.Objective, "__call__", around)
 
 
 def fill_disk(num_steps: int, folder: str, num_left: int) -> None:

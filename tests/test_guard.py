@@ -26,7 +26,7 @@ ADAM = LAST | {"optimizer": "adamw", "lr": 0.002}
 def caught(tmp_path: Path, stage: dict[str, Any], strategy: str, fault: str, *arguments: Any, num: int = 2) -> str:
     """Plant a bug in a run of one stage, which must fail; its error, as outcome.json and every process's output have it."""
     spec = trials.recipe(stages=[stage])
-    start = {"check_steps": 1, "timeout_minutes": 0.3}
+    start = {"check_steps": 1, "timeout_minutes": 2.0}
     trial = Trial(spec, str(tmp_path / "run"), num, strategy, start, before="faults.say_who_asks", arguments=(fault, *arguments))
     codes = world.run(trial)
     assert codes == [1] * num, f"{codes}\n{world.log(trial)}"
