@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from foreign_package import install
 from safetensors.torch import load_file
 
 from tltrain import losses, registry
@@ -154,11 +155,7 @@ if __name__ == "__main__":  # a data worker imports this file too
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to work in; beside it a package that is installed as pip does it."""
     root = tmp_path_factory.mktemp("toy")
-    installed = root / "site" / "toy_parts-1.0.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-parts\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(ENTRY_POINTS)
-    (root / "site" / "toy_parts.py").write_text(PACKAGE)
+    install(root / "site", "toy_parts", {"toy_parts": PACKAGE}, ENTRY_POINTS)
     for recipe in (RECIPE, STUDENT):
         (root / f"{recipe['name']}.yaml").write_text(yaml.safe_dump(recipe))
     wrong = {"select": "mistake", "stages": [STAGE | {"loss": "squared_eror"}], "distill": STUDENT["distill"] | {"loss": "seven"}}

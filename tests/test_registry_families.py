@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from digit_files import digit_image
+from foreign_package import install
 from safetensors.torch import load_file
 from test_resume import stop_and_go_on
 
@@ -52,22 +53,11 @@ ALL = {"name": "all", "unfreeze": "all", "steps": 4, "lr": 0.01, "layer_decay": 
 MIDDLE = ALL | {"name": "mid", "unfreeze": "middle"}
 
 
-def install(folder: Path, name: str, modules: dict[str, str], points: str) -> None:
-    """Into a folder of installed packages, as pip leaves one."""
-    for module, text in modules.items():
-        (folder / f"{module}.py").write_text(text)
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[tltrain.families]\n{points}")
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site-packages")
-    points = "toy = toy_backbones:FAMILY\nstepped = toy_stepped:FAMILY\n"
-    install(folder, "toy_backbones", {"toy_backbones": TOY, "toy_stepped": STEPPED}, points)
-    return folder
+    points = "[tltrain.families]\ntoy = toy_backbones:FAMILY\nstepped = toy_stepped:FAMILY\n"
+    return install(folder, "toy_backbones", {"toy_backbones": TOY, "toy_stepped": STEPPED}, points)
 
 
 @pytest.fixture
@@ -208,7 +198,9 @@ def test_weights_of_a_package_that_is_gone_are_refused(site: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("fresh_registry")
 def test_a_family_that_lacks_an_answer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "half", {"half_a_family": TOY.replace("def build(", "def builds(")}, "half = half_a_family:FAMILY\n")
+    install(
+        tmp_path, "half", {"half_a_family": TOY.replace("def build(", "def builds(")}, "[tltrain.families]\nhalf = half_a_family:FAMILY\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(
         UserError, match=r"half_a_family:FAMILY of another package provides, and it cannot be imported: .* abstract .*build"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from foreign_package import install
 
 from tltrain import registry
 from tltrain.cli import main
@@ -107,15 +108,8 @@ nohup = toy_nohup:NOHUP
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed packages, as pip leaves one."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    for name, text in (("run", PACKAGE), ("printed", PRINTED), ("exporter", PICKLE), ("nohup", NOHUP)):
-        (folder / f"toy_{name}.py").write_text(text)
-    info = folder / "toy_run-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy_run\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(POINTS)
-    return folder
+    modules = {"toy_run": PACKAGE, "toy_printed": PRINTED, "toy_exporter": PICKLE, "toy_nohup": NOHUP}
+    return install(tmp_path_factory.mktemp("site-packages"), "toy_run", modules, POINTS)
 
 
 @pytest.fixture
