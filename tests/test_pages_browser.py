@@ -85,6 +85,7 @@ def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_a_page_stands_alone_and_fits(page_file: tuple[str, Path], width: str, scheme: str, browser: Any, tmp_path: Path) -> None:
     name, path = page_file
     page = browser.new_page(viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(180_000)  # a picture of a long page takes its time on a busy machine
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: wrong.append(message.text))
