@@ -97,7 +97,7 @@ def test_transformers_opens_the_folder_as_it_is(
     assert f"0 of {done.num_images} images get another class" in done.notes[-1]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", slow("resnet50")])
 def test_torchvision_loads_the_state_dict_strictly(name: str, made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with_weights(tmp_path / "run", made_recipe(backbone={"name": name}, data={"size": 64, "resize": 72}), CLASSES, 0.6)
     done = export(run, "torchvision")
@@ -136,7 +136,7 @@ def test_a_program_of_torch_export_takes_any_batch(net: str, run_of: Callable[[s
     assert use(done, monkeypatch, images=x)["classes"] == list(CLASSES)
 
 
-@pytest.mark.parametrize("net", ["resnet", "vit", "micro"])
+@pytest.mark.parametrize("net", [slow("resnet"), "vit", "micro"])
 def test_onnx_runtime_takes_any_batch(net: str, run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import slow
 
 from benchmarks import trials, world
 from benchmarks.kills import START
@@ -63,9 +64,9 @@ def test_a_run_killed_at_the_worst_moments_ends_equal(
         ("save", "SIGINT", 1, 0),
         ("between", "SIGTERM", 1, 0),
         ("step", "SIGINT", 2, 1),
-        ("evaluate", "SIGTERM", 2, 1),
+        slow("evaluate", "SIGTERM", 2, 1),
         ("save", "SIGUSR2", 2, 0),
-        ("between", "SIGUSR2", 2, 1),
+        slow("between", "SIGUSR2", 2, 1),
     ],
 )
 def test_a_signal_at_any_moment_saves_and_stops(

@@ -76,7 +76,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(strategy: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [pair if pair in ((1, 2), (4, 1), (2, 3)) else slow(*pair) for pair in itertools.permutations(range(1, 5), 2)],
+    [pair if pair in ((4, 1), (2, 3)) else slow(*pair) for pair in itertools.permutations(range(1, 5), 2)],
 )
 def test_another_number_of_processes_goes_on(before: int, after: int, tmp_path: Path, elastic_reference: Path) -> None:
     """Each sample of each epoch exactly once, every loss within 1e-9, in float64."""
