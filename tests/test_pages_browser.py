@@ -95,7 +95,7 @@ def test_a_page_stands_alone_and_fits(page_file: tuple[str, Path], width: str, s
     shots = Path(os.environ.get("TLTRAIN_SCREENSHOTS") or tmp_path)
     shots.mkdir(parents=True, exist_ok=True)
     shot = shots / f"{name}-{width}-{scheme}.png"
-    page.screenshot(path=shot, full_page=True)
+    take_picture(page, shot)
     assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
     assert wrong == []
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width], "the page scrolls sideways"
@@ -105,6 +105,17 @@ def test_a_page_stands_alone_and_fits(page_file: tuple[str, Path], width: str, s
         assert seen.width == WIDTHS[width]
         assert len(seen.convert("L").resize((64, 64)).getcolors() or range(999)) > 8, "there is something on it"
     page.close()
+
+
+def take_picture(page: Any, file: Path, tries: int = 4) -> None:
+    """Chromium gives up on a picture of a long page where the machine is busy, and says so; that is no fault of the page."""
+    for left in reversed(range(tries)):
+        try:
+            page.screenshot(path=file, full_page=True)
+            return
+        except Exception as error:
+            if not left or "Unable to capture screenshot" not in str(error):
+                raise
 
 
 OVERLAPS = """
