@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from tltrain import files
 from tltrain.data.images import Source, SourceKind
 from tltrain.data.places import cache_root, writable
 from tltrain.errors import UserError
@@ -59,9 +59,8 @@ def open_cifar(name: str, root: Path) -> Source:
     content = hashlib.blake2b(repr([*kind.train_list, *kind.test_list]).encode(), digest_size=16).hexdigest()
     file = cache_root() / f"{name}-{content}.npy"
     if not file.exists():
-        temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")
-        np.save(temporary, np.concatenate([train.data, test.data]))
-        temporary.replace(file)
+        with files.replacing(file) as temporary, temporary.open("wb") as opened:  # given a path, numpy adds a suffix
+            np.save(opened, np.concatenate([train.data, test.data]))
     declared = ["train"] * len(train) + ["test"] * len(test)
     return from_arrays(name, tuple(train.classes), labels_N, declared, MappedReader(file), content)
 
