@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from launcher import processes
@@ -57,14 +58,15 @@ class Log:
     """A node's log file; the first node's words also go to the job's log."""
 
     def __init__(self, path: Path, echo: bool) -> None:
-        self.file, self.echo, self.last = path.open("ab"), echo, deque[bytes](maxlen=64)
+        self.file, self.echo, self.last = path.open("ab", buffering=0), echo, deque[bytes](maxlen=64)
 
     def write(self, block: bytes) -> None:
         self.last.append(block)
-        self.file.write(block)
-        self.file.flush()
+        with suppress(OSError):  # a full disk: the processes that train must not wait for their words to be read
+            self.file.write(block)
         if self.echo:
-            os.write(sys.stdout.fileno(), block)
+            with suppress(OSError):
+                os.write(sys.stdout.fileno(), block)
 
     def say(self, line: str) -> None:
         self.write(f"launch  {line}\n".encode())

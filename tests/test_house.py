@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tltrain"
 
 # Rows from the bottom up: a module imports only from lower rows, files of one folder import each other freely.
 ROWS = {
-    "__init__": -3, "errors": -3, "files": -3, "registry": -2, "named": -1,
+    "__init__": -3, "errors": -3, "files": -3, "escape": -3, "streams": -2, "registry": -2, "named": -1,
     "recipe": 0, "shards": 0,
     "blocks": 1, "data": 1, "losses": 1, "runtime": 1, "tracking": 1, "options": 1, "console": 1, "batchnorm": 1, "watch": 1,
     "calibration": 1, "metrics": 1,

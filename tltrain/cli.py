@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from tltrain import __version__
+from tltrain import __version__, streams
 from tltrain.errors import UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the same command goes on (EX_TEMPFAIL)
@@ -19,28 +18,32 @@ EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the sa
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 the user's mistake, 75 stopped and saved."""
     words = list(sys.argv[1:] if words is None else words)
+    streams.open_missing()
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            _print_help()
-            return 0
-        if words[0] == "--version":
-            print(__version__)
-            return 0
-        verb = VERBS.get(words[0])
-        if verb is None:
-            near = get_close_matches(words[0], VERBS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"
-            raise UserError(f"tltrain has no verb {words[0]!r}; {hint}")
-        return verb(words[1:])
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"tltrain: {error}", file=sys.stderr)
-        return EXIT_USER
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return streams.complain(str(error), EXIT_USER)
     except KeyboardInterrupt:
-        print("tltrain: interrupted; nothing was lost that a checkpoint holds", file=sys.stderr)
-        return 130
+        return streams.complain("interrupted; nothing was lost that a checkpoint holds", 130)
+    except OSError as error:
+        return streams.lost(error, EXIT_FAILED)
+
+
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    verb = VERBS.get(words[0])
+    if verb is None:
+        near = get_close_matches(words[0], VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"
+        raise UserError(f"tltrain has no verb {words[0]!r}; {hint}")
+    return verb(words[1:])
 
 
 def train(words: Sequence[str]) -> int:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.status import Status
 
+from tltrain import escape
+
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "loss"}
+
+
+class Terminal(RichConsole):
+    """Rich's console, on which no text of others steers the terminal: only rich's own codes arrive as codes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escape.terminal(segment.text), segment.style)
 
 
 class Console:
@@ -19,7 +32,7 @@ class Console:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self.rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.rich = Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.task: Any = None
         self.status: Status | None = None

@@ -29,11 +29,13 @@ from tltrain.runtime import Runtime, Stop, torch_settings_kept
 from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
 from tltrain.staging import hand_on, on_device, run_stage
 from tltrain.storing import base_images
+from tltrain.streams import lasting_output
 from tltrain.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.tracking import MetricsLog
 from tltrain.trained import read_recipe
 
 
+@lasting_output()
 @torch_settings_kept()
 def train(recipe: Recipe, start: Start) -> dict[str, Any]:
     """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
