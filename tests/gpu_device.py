@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,8 +14,13 @@ import torch
 from _pytest.mark import ParameterSet
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradScalerKwargs
 
 from tltrain import runtime
+from tltrain.options import Start
+from tltrain.recipe import Recipe
+from tltrain.run import train
+from tltrain.tracking import read_rows
 
 LIMIT_S = 60
 """What a test on a GPU may take, where pytest-timeout is installed; a mark of its own, pytest.mark.timeout(seconds), comes before it."""
@@ -39,16 +45,28 @@ def environment(device: str, precision: str = "no") -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_on(device: str, precision: str = "no") -> Iterator[None]:
+def running_on(device: str, precision: str = "no", loss_scale: float | None = None) -> Iterator[None]:
     """Runs of this process, inside: on this device and in this precision, which Accelerate would keep for the whole process.
 
-    fp16 on a CPU: torch has a loss scale for it and half precision, and only Accelerate asks for a GPU.
+    loss_scale: that fp16 begins with; torch's own is 65536. fp16 on a CPU: torch has a loss scale for it and half precision, and only
+    Accelerate asks for a GPU.
     """
+
+    def made(**named: Any) -> Accelerator:
+        scaler = {"init_scale": 65536.0 if loss_scale is None else loss_scale}
+        if device == "cuda":
+            named["kwargs_handlers"] = [*named["kwargs_handlers"], GradScalerKwargs(**scaler)]
+            return Accelerator(**named)
+        accelerator = Accelerator(**named)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", **scaler)
+        return accelerator
+
+    half_on_cpu = device == "cpu" and precision == "fp16"
     with contextlib.ExitStack() as stack:
-        half_on_cpu = device == "cpu" and precision == "fp16"
         stack.enter_context(mock.patch.dict(os.environ, environment(device, "no" if half_on_cpu else precision)))
-        if half_on_cpu:
-            stack.enter_context(mock.patch.object(runtime, "Accelerator", _fp16_on_cpu))
+        if half_on_cpu or (device == "cuda" and loss_scale is not None):
+            stack.enter_context(mock.patch.object(runtime, "Accelerator", made))
         AcceleratorState._reset_state(reset_partial_state=True)
         try:
             yield
@@ -56,9 +74,13 @@ def running_on(device: str, precision: str = "no") -> Iterator[None]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _fp16_on_cpu(**named: Any) -> Accelerator:
-    made = Accelerator(**named)
-    made.state._mixed_precision = "fp16"
-    made.native_amp = True
-    made.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    return made
+def trained(recipe: Recipe, folder: Path, device: str, precision: str = "no", loss_scale: float | None = None, **start: Any) -> Path:
+    """The folder of a run that finished in this process. start: its flags."""
+    with running_on(device, precision, loss_scale):
+        assert train(recipe, Start(folder=folder, workers=0, **start))["outcome"] == "finished"
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step of a short run."""
+    return [float(row["loss"]) for row in read_rows(folder) if row["kind"] == "train"]
