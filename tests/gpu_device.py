@@ -53,13 +53,13 @@ def running_on(device: str, precision: str = "no", loss_scale: float | None = No
     """
 
     def made(**named: Any) -> Accelerator:
-        scaler = {"init_scale": 65536.0 if loss_scale is None else loss_scale}
+        init_scale = loss_scale or 65536.0
         if device == "cuda":
-            named["kwargs_handlers"] = [*named["kwargs_handlers"], GradScalerKwargs(**scaler)]
+            named["kwargs_handlers"] = [*named["kwargs_handlers"], GradScalerKwargs(init_scale=init_scale)]
             return Accelerator(**named)
         accelerator = Accelerator(**named)
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
-        accelerator.scaler = torch.amp.GradScaler("cpu", **scaler)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
         return accelerator
 
     half_on_cpu = device == "cpu" and precision == "fp16"
