@@ -6,11 +6,11 @@ import sys
 
 from launcher.cli import main
 from tltrain.errors import UserError
+from tltrain.streams import complain
 
 if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(f"tltrain launch: {error}", file=sys.stderr)
-        code = 2
+        code = complain(f"launch: {error}", 2)
     sys.exit(code)

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher import words as words_
 from launcher.verdict import Ended, Limits, decide, guilty
-from tltrain import files, folder, watch
+from tltrain import escape, files, folder, watch
 from tltrain.errors import UserError
 
 
@@ -119,7 +119,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _say(text: str) -> None:
-    print(f"launch  {text}", file=sys.stderr, flush=True)
+    print(f"launch  {escape.terminal(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

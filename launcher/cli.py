@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher import jobs
 from launcher.target import Target
-from tltrain import folder, registry
+from tltrain import escape, folder, registry
 from tltrain.errors import UserError
 
 VERBS = {
@@ -60,9 +60,9 @@ def look_at(verb: str, words: Sequence[str]) -> int:
         target.cancel(job.id)
         print(f"job {job.id} is told to save and stop")
         return 0
-    print(f"job {job.id}: {target.state(job.id)}")
+    print(f"job {job.id}: {escape.line(target.state(job.id))}")
     for run in job.runs:
-        print(f"{run}: {_describe(folder.outcome(run))}")
+        print(escape.line(f"{run}: {_describe(folder.outcome(run))}"))
     return 0
 
 

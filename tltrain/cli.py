@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from tltrain import __version__, streams
+from tltrain import __version__, escape, streams
 from tltrain.errors import UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the same command goes on (EX_TEMPFAIL)
@@ -121,7 +121,7 @@ def evaluate(words: Sequence[str]) -> int:
     else:
         for name, value in figures.items():
             if isinstance(value, int | float | str):
-                print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {value}")
+                print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {escape.line(str(value))}")
     return 0
 
 
@@ -169,7 +169,7 @@ def export(words: Sequence[str]) -> int:
     done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)
     print(f"logits  differ by {done.difference:.1e} at most, on {done.num_images} images")
     for note in done.notes:
-        print(f"note    {note}")
+        print(f"note    {escape.line(note)}")
     print(f"export  {done.folder}")
     return 0
 

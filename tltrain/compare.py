@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tltrain import escape
+from tltrain.console import Terminal
 from tltrain.errors import UserError
 from tltrain.pages.compare import between, p_value, pairs_with_best, value_text, verdict
 from tltrain.pages.compared import Entry, Interval, differing, entry, grouped
@@ -24,7 +26,7 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
     if len(paths) < 2:
         raise UserError("one run cannot be compared; give two run folders or more")
     entries = [entry(name, read_run(path)) for name, path in zip(names(paths), paths, strict=True)]
-    Console(highlight=False).print(rendered(entries))
+    Terminal(highlight=False).print(rendered(entries))
     return write_entries(entries, out, title)
 
 
@@ -39,7 +41,7 @@ def rendered(entries: Sequence[Entry]) -> RenderableType:
     said, why = verdict(entries)
     tables: list[RenderableType] = [_runs(entries), *_seeds(entries), *_pairs(entries), *_recipes(entries)]
     blocks: list[RenderableType] = [block for table in tables for block in (table, Text())]
-    return Group(*blocks, Text(said, style="bold"), *([Text(why)] if why else []), Text())
+    return Group(*blocks, Text(escape.line(said), style="bold"), *([_name(why)] if why else []), Text())
 
 
 def _runs(entries: Sequence[Entry]) -> Table:
@@ -47,10 +49,10 @@ def _runs(entries: Sequence[Entry]) -> Table:
     for e in entries:
         cost = [count(e.run.num_images), duration(e.run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
         if e.run.test is None or e.accuracy is None:
-            table.add_row(Text(e.name), ended(e.run), DASH, DASH, *cost)
+            table.add_row(_name(e.name), _name(ended(e.run)), DASH, DASH, *cost)
             continue
         f1 = _figure(e.f1) if e.f1 else percent(number(e.run.test, "f1_macro"))
-        table.add_row(Text(e.name), _figure(e.accuracy), f1, percent(number(e.run.test, "ece")), *cost)
+        table.add_row(_name(e.name), _figure(e.accuracy), f1, percent(number(e.run.test, "ece")), *cost)
     return table
 
 
@@ -64,7 +66,7 @@ def _seeds(entries: Sequence[Entry]) -> list[Table]:
         return []
     table = _table("recipe", "seeds", "top-1, mean", "standard deviation")
     for group in groups:
-        table.add_row(Text(group.name), count(len(group.accuracies)), percent(group.mean), points(group.spread))
+        table.add_row(_name(group.name), count(len(group.accuracies)), percent(group.mean), points(group.spread))
     return [table]
 
 
@@ -77,7 +79,7 @@ def _pairs(entries: Sequence[Entry]) -> list[Table]:
     for pair in found:
         gain = f"{points(pair.gain.value)} ({100 * pair.gain.low:+.1f} to {100 * pair.gain.high:+.1f})"
         shown = [gain, count(pair.only_first), count(pair.only_second), p_value(pair.p)]
-        table.add_row(Text(pair.second.name), *shown)
+        table.add_row(_name(pair.second.name), *shown)
     return [table]
 
 
@@ -90,13 +92,17 @@ def _recipes(entries: Sequence[Entry]) -> list[RenderableType]:
         return [Text(f"the {len(groups)} recipes differ in {len(rows)} values: the page lists them")]
     table = _table("recipe value", *(group.name for group in groups))
     for path, values in rows:
-        table.add_row(path, *(Text(value_text(value)) for value in values))
+        table.add_row(_name(path), *(_name(value_text(value)) for value in values))
     return [table]
 
 
 def _table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(Text(first), overflow="fold")
+    table.add_column(_name(first), overflow="fold")
     for head in others:
-        table.add_column(Text(head), justify="right", overflow="fold")
+        table.add_column(_name(head), justify="right", overflow="fold")
     return table
+
+
+def _name(text: str) -> Text:
+    return Text(escape.line(text))

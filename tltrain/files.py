@@ -64,7 +64,8 @@ def write_json_once(path: Path, value: Any) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # a name that is no UTF-8: \udcff, which is JSON's own escape
 
 
 def commit_folder(temporary: Path, final: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tltrain import files
+from tltrain import escape, files
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.metrics import Predictions
@@ -27,8 +27,8 @@ def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", "confidence"])
     for position, label, predicted, confidence in zip(p.index, p.label, p.predicted, p.calibrated, strict=True):
-        writer.writerow([split.ids[position], classes[label], classes[predicted], f"{confidence:.6f}"])
-    files.write_atomic(path / "test_predictions.csv", text.getvalue())
+        writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}"])
+    files.write_atomic(path / "test_predictions.csv", text.getvalue().encode("utf-8", "surrogateescape"))
     files.write_json(path / "mistakes.json", _mistakes(p, split, views, classes))
     files.write_json(path / "test_metrics.json", figures)
 

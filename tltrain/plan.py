@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from io import StringIO
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tltrain import stages
+from tltrain import escape, stages
 from tltrain.blocks import Chain
-from tltrain.console import size
+from tltrain.console import Terminal, size
 from tltrain.recipe import DISTILL_LOSS, LOSS, Recipe
 from tltrain.stages import PlannedStage
 
@@ -22,7 +22,7 @@ def render(
 ) -> Group:
     """The table that `tltrain plan` prints and plan.txt keeps. data: lines about the images. stored: a line for each thing that is, or is
     not, computed once."""
-    title = Text(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name)
+    title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("block")
     table.add_column("parameters", justify="right")
@@ -30,7 +30,7 @@ def render(
         table.add_column(f"{stage.index} {stage.spec.name}", justify="right")
     for i, block in enumerate(chain.blocks):
         count = sum(p.numel() for _, p in chain.parameters_of(i))
-        table.add_row(block.name, f"{count:,}", *(_lr(stage, i) for stage in plan))
+        table.add_row(Text(block.name), f"{count:,}", *(_lr(stage, i) for stage in plan))
     table.add_section()
     total = sum(p.numel() for p in chain.parameters())
     table.add_row("trains", f"{total:,}", *(f"{stages.trainable(chain, s):,}" for s in plan), style="bold")
@@ -47,7 +47,7 @@ def render(
 
 def text(renderable: Group) -> str:
     """The same as plain text, for plan.txt."""
-    console = Console(file=StringIO(), width=40 + 24 * 8, color_system=None)
+    console = Terminal(file=StringIO(), width=40 + 24 * 8, color_system=None)
     console.print(renderable)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
 

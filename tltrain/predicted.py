@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from tltrain import escape
+from tltrain.console import Terminal
 from tltrain.predict import BATCH, Prediction, find_files, predict
 from tltrain.trained import open_trained
 
@@ -26,7 +27,7 @@ def predict_files(run: Path, words: Sequence[str], form: Form, top: int, batch: 
     """Rows to standard output, a progress bar to a terminal's standard error. Returns whether any file could be read. Raises UserError."""
     trained = open_trained(run)
     files = find_files(words, sys.stdin)
-    bar, out = Console(stderr=True), sys.stdout
+    bar, out = Terminal(stderr=True), sys.stdout
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="surrogateescape")  # file names that are no UTF-8 go out as they came in
     predictions = predict(trained, files, top, batch)
@@ -37,7 +38,7 @@ def predict_files(run: Path, words: Sequence[str], form: Form, top: int, batch: 
         write_csv(rows, out, min(top, len(trained.classes)))
     else:
         shown = table(rows)
-        Console(file=out, highlight=False).print(shown)
+        Terminal(file=out, highlight=False).print(shown)
     return rows.num_read > 0
 
 
@@ -74,8 +75,8 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str], top: int) -> None
     others = [f"{name}_{i}" for i in range(2, top + 1) for name in ("label", "confidence")]
     writer.writerow(["path", "label", "confidence", *others, "problem"])
     for p in predictions:
-        cells = [cell for name, share in p.top for cell in (name, f"{share:.6f}")] or [""] * (2 * top)
-        writer.writerow([p.id, *cells, p.problem or ""])
+        cells = [cell for name, share in p.top for cell in (escape.csv_cell(name), f"{share:.6f}")] or [""] * (2 * top)
+        writer.writerow([escape.csv_cell(p.id), *cells, escape.csv_cell(p.problem or "")])
         out.flush()
 
 
@@ -90,10 +91,9 @@ def table(predictions: Iterable[Prediction]) -> Table:
             continue
         (label, share), *others = p.top
         then = ", ".join(f"{name} {100 * s:.1f}" for name, s in others)
-        out.add_row(_text(p.id), Text(label, style="bold"), f"{100 * share:.1f} %", Text(then, style="dim"))
+        out.add_row(_text(p.id), _text(label, "bold"), f"{100 * share:.1f} %", _text(then, "dim"))
     return out
 
 
-def _text(name: str) -> Text:
-    """A terminal shows what is no UTF-8 as a question mark."""
-    return Text(name.encode("utf-8", "replace").decode())
+def _text(name: str, style: str = "") -> Text:
+    return Text(escape.line(name), style=style)

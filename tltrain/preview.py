@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tltrain import backbones, files, stages
+from tltrain import backbones, escape, files, stages
 from tltrain.data import Images, Split, open_images
 from tltrain.data.order import Item, Stream
 from tltrain.data.views import Preprocess, Views
@@ -146,7 +147,9 @@ def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
     axes.set_ylim(height, 0)
     axes.set_aspect("auto")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class in a script that matplotlib's font lacks shows as boxes
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -167,9 +170,10 @@ def _groups(lefts: Sequence[float], shown: Sequence[Column]) -> list[tuple[float
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Text as it is: no formulas, and a question mark for what is no UTF-8."""
-    axes.text(x, y, text.encode("utf-8", "replace").decode(), va="center", parse_math=False, **style)
+    """Text as it is: no formulas, and nothing that no font has a glyph for because it is no character."""
+    axes.text(x, y, escape.line(text), va="center", parse_math=False, **style)
 
 
 def _short(text: str) -> str:
+    text = escape.line(text)
     return text if len(text) <= _WORD else "…" + text[1 - _WORD :]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tltrain.escape import markdown, markdown_block, markdown_code
 from tltrain.pages.read import Predicted, read_predictions
 from tltrain.pages.stats import bootstrap, f1_macro, wilson
 from tltrain.trained import Trained
@@ -19,14 +20,15 @@ def model_card(trained: Trained, usage: str, fingerprint: str | None) -> str:
     path = trained.path / "test_metrics.json"
     test = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     parts = [
-        f"# {recipe.name}\n\n{recipe.purpose or 'An image classifier'}: {card.name}, {len(trained.classes)} classes. Made with tltrain.",
+        f"# {markdown(recipe.name)}\n\n{markdown(recipe.purpose or 'An image classifier')}: {markdown(card.name)}, "
+        f"{len(trained.classes)} classes. Made with tltrain.",
         f"## How to use\n\n{usage}\n\nImages are resized to {card.resize} px at the shorter side ({card.interpolation}) and cropped to the "
         f"middle {card.size} x {card.size} px. Mean {_numbers(card.mean)}, standard deviation {_numbers(card.std)}, of values in [0, 1].",
         "## Data\n\n" + "\n".join(_data(trained, fingerprint)),
         "## How good it is\n\n" + "\n".join(_figures(trained, test)),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(trained, test)),
-        f"## Classes\n\n{', '.join(trained.classes)}",
-        f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```",
+        f"## Classes\n\n{', '.join(map(markdown, trained.classes))}",
+        f"## Recipe\n\n{markdown_block(recipe.to_yaml(), 'yaml')}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -38,9 +40,10 @@ def _numbers(values: Sequence[float]) -> str:
 def _data(trained: Trained, fingerprint: str | None) -> Iterator[str]:
     env = trained.path / "env.json"
     known = json.loads(env.read_text(encoding="utf-8")).get("data", {}) if env.is_file() else {}
-    yield f"- source: `{trained.recipe.data.source}`"
-    yield f"- fingerprint (classes, every sample's bytes and label, splits): `{known.get('fingerprint') or fingerprint or 'not known'}`"
-    yield f"- weights to start from: {trained.recipe.backbone.weights or 'random'}"
+    yield f"- source: {markdown_code(trained.recipe.data.source)}"
+    code = markdown_code(str(known.get("fingerprint") or fingerprint or "not known"))
+    yield f"- fingerprint (classes, every sample's bytes and label, splits): {code}"
+    yield f"- weights to start from: {markdown(trained.recipe.backbone.weights or 'random')}"
 
 
 def _figures(trained: Trained, test: Mapping[str, Any] | None) -> Iterator[str]:
@@ -77,6 +80,6 @@ def _limits(trained: Trained, test: Mapping[str, Any] | None) -> Iterator[str]:
     few = [row["name"] for row in rows if row["support"] < FEW]
     if few:
         others = f" and {len(few) - 20} others" if len(few) > 20 else ""
-        yield f"Fewer than {FEW} test images each, so that little is known of: {', '.join(few[:20])}{others}."
+        yield f"Fewer than {FEW} test images each, so that little is known of: {', '.join(map(markdown, few[:20]))}{others}."
     worst = min(rows, key=lambda row: row["recall"])
-    yield f"The class found least often is {worst['name']}: {100 * worst['recall']:.0f} % of its {worst['support']} test images."
+    yield f"The class found least often is {markdown(worst['name'])}: {100 * worst['recall']:.0f} % of its {worst['support']} test images."

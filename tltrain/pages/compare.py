@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tltrain import escape
 from tltrain.pages import parts
 from tltrain.pages.charts import Axis, Line, Point, axis, line_chart, thinned
 from tltrain.pages.compared import Entry, Group, Interval, Paired, differing, grouped, paired, welch
@@ -150,7 +151,7 @@ def _table(entries: Sequence[Entry], groups: Sequence[Group], out: Path) -> Html
 def _row(style: str, e: Entry, out: Path, low: float, high: float) -> list[str]:
     run, report = e.run, e.run.path / "report.html"
     where = os.path.relpath(report, out.parent) if report.is_file() else None
-    label = el("a", e.name, href=Path(where).as_posix()) if where else Html(el("span", e.name))
+    label = el("a", e.name, href=escape.url(Path(where).as_posix())) if where else Html(el("span", e.name))
     first = join(el("i", class_=f"key {style}"), label)
     cost = [count(run.num_images), duration(run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
     if run.test is None or e.accuracy is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from importlib.resources import files
+
+from tltrain import escape
 
 # A page loads nothing: the browser itself is told so.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -20,13 +21,13 @@ def el(name: str, *children: str | None, **attributes: str | float | None) -> Ht
 
     `class_` means class, `aria_label` means aria-label; an attribute of None is left out.
     """
-    attrs = "".join(f' {_attribute(k)}="{escape(str(v))}"' for k, v in attributes.items() if v is not None)
+    attrs = "".join(f' {_attribute(k)}="{escape.html(str(v))}"' for k, v in attributes.items() if v is not None)
     return Html(f"<{name}{attrs}>{join(*children)}</{name}>")
 
 
 def join(*children: str | None) -> Html:
     """Children one after the other, text escaped."""
-    return Html("".join(c if isinstance(c, Html) else escape(c) for c in children if c is not None))
+    return Html("".join(c if isinstance(c, Html) else escape.html(c) for c in children if c is not None))
 
 
 def page(title: str, *body: str | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tltrain import escape
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe, parse
 from tltrain.tracking import read_rows
@@ -115,7 +116,8 @@ def read_predictions(run: Path) -> Predicted | None:
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["id"])
+        cells = ({key: escape.from_csv(row[key]) for key in ("id", "label", "predicted")} for row in csv.DictReader(file))
+        rows = sorted(cells, key=lambda row: row["id"])
     names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
     label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
     return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted)

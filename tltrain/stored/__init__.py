@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tltrain import shards
+from tltrain import escape, shards
 from tltrain.console import size
 from tltrain.errors import UserError
 from tltrain.runtime import torch_settings_kept
@@ -67,7 +67,7 @@ def _words(row: dict[str, Any]) -> tuple[str, ...]:
     who = row["recipe"] if row["stage"] is None else f"{row['recipe']}, stage {row['stage']}"
     views = "" if row["views"] is None else f"{row['views']} view{'' if row['views'] == 1 else 's'}"
     used = "in use" if row["in_use"] else f"used {time.strftime('%Y-%m-%d %H:%M', time.localtime(row['used']))}"
-    return row["name"], f"{row['what']} ({who})", views, f"{row['rows']:,} rows", size(row["bytes"]), used
+    return escape.line(row["name"]), escape.line(f"{row['what']} ({who})"), views, f"{row['rows']:,} rows", size(row["bytes"]), used
 
 
 def _stores(num: int) -> str:
