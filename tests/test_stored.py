@@ -140,7 +140,7 @@ def test_ls_for_programs_and_what_is_in_use(root: Path, said: Said) -> None:
     row = next(row for row in listed["stores"] if row["name"] == name)
     assert {k: v for k, v in row.items() if k not in ("used", "bytes", "run")} == {
         "name": name, "kind": "features", "what": "features before head of val", "recipe": "taught", "stage": "head", "views": 1,
-        "rows": 143, "in_use": True,
+        "rows": 143, "in_use": True, "owner": None,
     }  # fmt: skip
     assert [r["in_use"] for r in listed["stores"]].count(True) == 1
     assert listed["stores"][-1]["name"] == name, "the one unused for longest comes first"

@@ -11,8 +11,10 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +29,7 @@ from tltrain import files
 
 ABOUT, LOCK = "about.json", "lock"
 LEFT_OVER_S = 3600.0  # a temporary file that nobody has touched for so long was left by a killed process
-NOT_LOCKED = (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NOT_LOCKED = (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
 class Store:
@@ -44,7 +46,7 @@ class Store:
             self.close()
             raise
         for left in self.path.glob(".*.tmp"):
-            with _gone_already():
+            with suppress(OSError):  # gone already, or another user's
                 if time.time() - left.stat().st_mtime > LEFT_OVER_S:
                     left.unlink()
 
@@ -113,16 +115,40 @@ def stores(root: Path) -> list[Standing]:
     """Every store below `root`, the one that was used longest ago first."""
     found = []
     for about in root.glob(f"[!.]*/{ABOUT}"):
-        with suppress(FileNotFoundError, ValueError, KeyError):  # gone already, or damaged: another key's folder all the same
-            raw = json.loads(about.read_text(encoding="utf-8"))
+        with suppress(OSError):  # gone already, or another user's
             size = sum(sizes := [path.stat().st_size for path in about.parent.glob("*.safetensors")])
             used = (about.parent / LOCK).stat().st_mtime
-            found.append(Standing(about.parent, raw["kind"], raw["key"], raw["made_by"], size, len(sizes), used))
+            found.append(Standing(about.parent, *_about(about), size, len(sizes), used))
     return sorted(found, key=lambda store: store.used)
 
 
+def _about(file: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(kind, key, made_by). Of a file that does not say them, the folder's kind alone: such a store is listed and removed as any other."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        kind, key, made_by = raw["kind"], raw["key"], raw["made_by"]
+        if isinstance(kind, str) and isinstance(key, dict) and isinstance(made_by, dict):
+            return kind, key, made_by
+    return file.parent.name.rpartition("-")[0], {}, {}
+
+
+def owned_by_other(path: Path) -> str | None:
+    """Whose a store is that this process may not delete; None for one that it may."""
+    try:
+        owner, root, me = path.stat().st_uid, path.parent.stat(), os.geteuid()
+    except FileNotFoundError:  # gone already
+        return None
+    sticky = root.st_mode & stat.S_ISVTX and me not in (0, owner, root.st_uid)
+    if not sticky and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return None
+    try:
+        return pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return f"user {owner}"
+
+
 def remove(store: Standing) -> bool:
-    """Delete a store; False, and nothing done, where a process has it open."""
+    """Delete a store; False, and nothing done, where a process has it open. Raises OSError for one that `owned_by_other` names."""
     with _alone(store.path) as alone:
         if not alone:
             return not store.path.exists()
@@ -143,7 +169,7 @@ def make_room(root: Path, needed: int, limit: int, keep: Path) -> bool:
     with ExitStack() as locks:
         unused: list[Path] = []
         for store in others if needed <= limit else ():
-            if too_many > 0 and locks.enter_context(_alone(store.path)):
+            if too_many > 0 and owned_by_other(store.path) is None and locks.enter_context(_alone(store.path)):
                 unused.append(store.path)
                 too_many -= store.bytes
         if too_many > 0:
@@ -164,22 +190,31 @@ def _hold(path: Path) -> int:
     while True:  # until it is not evicted between two of these calls
         path.mkdir(parents=True, exist_ok=True)
         with _gone_already():
-            handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = _open_lock(path / LOCK, os.O_CREAT)
             try:
                 _lock(handle, fcntl.LOCK_SH)
-                os.utime(path / LOCK)
+                with suppress(PermissionError):  # of another user, whose store it stays
+                    os.utime(path / LOCK)
                 if _is_at(handle, path / LOCK):
                     return os.dup(handle)
             finally:
                 os.close(handle)
 
 
+def _open_lock(file: Path, flags: int = 0) -> int:
+    """A lock file to be locked, which needs no right to write: that of another user's store is only read."""
+    try:
+        return os.open(file, os.O_RDWR | flags, 0o666)
+    except PermissionError:
+        return os.open(file, os.O_RDONLY)
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
     """Whether no other process has a store open; inside, none can open it. False as well where that cannot be known."""
     try:
-        handle = os.open(path / LOCK, os.O_RDWR)
-    except OSError:  # gone, or another user's
+        handle = _open_lock(path / LOCK)
+    except OSError:  # gone, or another user's who lets nobody read it
         yield False
         return
     try:

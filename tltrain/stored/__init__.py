@@ -42,32 +42,45 @@ def show(as_json: bool) -> int:
 
 def describe(store: Standing) -> dict[str, Any]:
     """A store in JSON values. rows: those that stand; used: seconds since the epoch."""
-    made, split = store.made_by, store.made_by["split"]
-    stage = made["recipe"]["stages"][made["stage"]] if "stage" in made else None
-    what = f"base images of {split}"
-    if stage is not None:
-        what = f"features before {stage['unfreeze']} of {split}" if store.kind == "features" else f"the teacher's logits of {split}"
+    what, recipe, stage = _what(store)
     standing = shards.standing(store.path)
     return {
         "name": store.path.name,
         "kind": store.kind,
         "what": what,
-        "recipe": made["recipe"]["name"],
-        "stage": None if stage is None else stage["name"],
-        "run": made.get("run"),
+        "recipe": recipe,
+        "stage": stage,
+        "run": store.made_by.get("run"),
         "views": None if stage is None else len({name.partition("-")[0] for name in standing}),
         "rows": sum(_num_rows(file) for file in standing.values()),
         "bytes": store.bytes,
         "used": store.used,
         "in_use": _in_use(store),
+        "owner": shards.owned_by_other(store.path),
     }
 
 
+def _what(store: Standing) -> tuple[str, str | None, str | None]:
+    """(what a store holds, the recipe that it was made for, its stage), as far as it says so."""
+    made = store.made_by
+    try:
+        split, recipe = made["split"], str(made["recipe"]["name"])
+        if "stage" not in made:
+            return f"base images of {split}", recipe, None
+        stage = made["recipe"]["stages"][made["stage"]]
+        what = f"features before {stage['unfreeze']} of {split}" if store.kind == "features" else f"the teacher's logits of {split}"
+        return what, recipe, str(stage["name"])
+    except (KeyError, IndexError, TypeError):
+        return f"{store.kind}; its {shards.ABOUT} does not say of what", None, None
+
+
 def _words(row: dict[str, Any]) -> tuple[str, ...]:
-    who = row["recipe"] if row["stage"] is None else f"{row['recipe']}, stage {row['stage']}"
+    who = ", stage ".join(filter(None, (row["recipe"], row["stage"])))
     views = "" if row["views"] is None else f"{row['views']} view{'' if row['views'] == 1 else 's'}"
     used = "in use" if row["in_use"] else f"used {time.strftime('%Y-%m-%d %H:%M', time.localtime(row['used']))}"
-    return escape.line(row["name"]), escape.line(f"{row['what']} ({who})"), views, f"{row['rows']:,} rows", size(row["bytes"]), used
+    used += f", of {row['owner']}" if row["owner"] else ""
+    what = f"{row['what']} ({who})" if who else row["what"]
+    return escape.line(row["name"]), escape.line(what), views, f"{row['rows']:,} rows", size(row["bytes"]), used
 
 
 def _stores(num: int) -> str:
@@ -81,17 +94,21 @@ def _in_use(store: Standing) -> bool:
 
 def clear(names: Sequence[str]) -> int:
     """Delete the stores of these names, or all, that nobody uses. 1 where one that was named stays. Raises UserError."""
-    freed = 0
-    kept: list[str] = []
+    freed = kept = foreign = 0
     for store in _named(names):
-        if shards.remove(store):
+        said = f"{size(store.bytes)}: {escape.line(store.path.name)}"
+        owner = shards.owned_by_other(store.path)
+        if owner is not None:
+            foreign += 1
+            print(f"stays   {said}, which {owner} alone can delete")
+        elif shards.remove(store):
             freed += store.bytes
-            print(f"freed   {size(store.bytes)}: {store.path.name}")
+            print(f"freed   {said}")
         else:
-            kept.append(store.path.name)
-            print(f"in use  {size(store.bytes)}: {store.path.name}, which stays: a run has it open")
-    print(f"{size(freed)} freed in {store_root()}, {len(kept)} in use")
-    return int(bool(names and kept))
+            kept += 1
+            print(f"in use  {said}, which stays: a run has it open")
+    print(f"{size(freed)} freed in {store_root()}, {kept} in use" + (f", {foreign} of others" if foreign else ""))
+    return int(bool(names and kept + foreign))
 
 
 @torch_settings_kept()
@@ -102,7 +119,7 @@ def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
         wrong, said = _verify(maker, store, num_rows, random.Random(f"{seed} {store.path.name}"))
         num_wrong += bool(wrong)
         for line in (*wrong, said):
-            print(f"{store.path.name}  {line}", flush=True)
+            print(escape.line(f"{store.path.name}  {line}"), flush=True)
     print(f"{_stores(len(chosen))} in {store_root()}, {num_wrong} with something wrong")
     return int(num_wrong > 0)
 
@@ -147,6 +164,8 @@ def _verify(maker: Maker, found: Standing, num_rows: int, draw: random.Random) -
             again = maker.again(found, shards.read(next(iter(sound.values()))))
         except (CannotSay, UserError, OSError, SafetensorError) as why:
             return wrong, f"{said}; no row can be computed again here: {why}"
+        except (KeyError, IndexError, TypeError):
+            return wrong, f"{said}; no row can be computed again here: {shards.ABOUT} does not say how they were made"
         differ = _compare(again, picks, sound)
     if differ:
         more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""
