@@ -83,6 +83,11 @@ class Runtime:
         """Seed what draws on this process. Not torch.manual_seed: for each kind of device that is not there it keeps a stack trace."""
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise UserError(
+                "the accelerate configuration asks for FSDP, and Accelerate shards nothing here: it does so for GPUs, in processes that "
+                "`accelerate launch` or `tltrain launch` starts; start it by one of them, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
+            )
             torch.cuda.manual_seed(number)
 
     def gather(self, x: Tensor) -> Tensor:

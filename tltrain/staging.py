@@ -58,9 +58,12 @@ def run_stage(
         spreaded = _spread(run, stage, chain, restored)
         job = _job(run, stage, spreaded, frozen, stores, stop)
         del frozen  # a prefix that is stored need not stay in memory
+        if stores.train is not None and (stores.val is not None or run.images.val is None):
+            spreaded.forget(stage.first)
         fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
         run.watch.at(stage.spec.name, fit.progress.step, "hand on")
         last = spreaded.weights()
+        del chain, job  # else the device's memory is given back after the next stage was built
         spreaded.close()
         return fit, last
 

@@ -38,6 +38,9 @@ class Fsdp2(Spread):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
+    def forget(self, first: int) -> None:
+        """Nothing to do: a process holds its part alone, and its units keep views of it."""
+
     def _full(self, tensor: Tensor) -> Tensor:
         whole = tensor.detach()
         whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole

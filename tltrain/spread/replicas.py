@@ -35,6 +35,7 @@ class Spread:
         """
         self.runtime, self.chain, self.clip = runtime, chain, clip
         self.given = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}  # not on the device: it is full
+        self.forgotten: set[str] = set()
         chain.to(memory_format=chain.layout if self.lays_out else torch.contiguous_format)
         if isinstance(optimizer, torch.optim.SGD) and (runtime.accelerator.scaler is not None or not self.fuses_sgd):
             optimizer = _plain(optimizer)
@@ -95,9 +96,17 @@ class Spread:
             if parameter.requires_grad:
                 out[name] = self._full(parameter)
         for name, buffer in self.chain.net.named_buffers():
-            if name in out:
+            if name in out and name not in self.forgotten:
                 out[name] = _on_host(buffer)
         return out
+
+    def forget(self, first: int) -> None:
+        """Free the weights of the frozen blocks before `first` on the device: all that could be asked of them is stored."""
+        for i in range(first):
+            buffers = ((f"{name}.{key}", b) for name, module in self.chain.modules_of(i) for key, b in module.named_buffers(recurse=False))
+            for name, tensor in (*self.chain.parameters_of(i), *buffers):
+                tensor.data = tensor.data.new_empty(0)
+                self.forgotten.add(name)
 
     def optimizer_state(self) -> OptimizerState:
         """Copies in host memory. Collective; complete on process 0."""
@@ -126,15 +135,15 @@ class Spread:
 
     def close(self) -> None:
         """Leave nothing of this stage behind in Accelerate: a second prepare beside a first would track both."""
+        del self.model, self.optimizer, self.chain
+        if self.compiled:
+            torch.compiler.reset()  # what is compiled holds the network
         if self.runtime.device.type == "cuda" or type(self) is not Spread:
             self.runtime.accelerator.free_memory()
         else:  # its collection of garbage goes through all that was ever imported, and host memory can wait for the next one
             gc.freeze()
             self.runtime.accelerator.free_memory()
             gc.unfreeze()
-        if self.compiled:
-            torch.compiler.reset()  # what is compiled holds the network
-        del self.model, self.optimizer, self.chain
 
     def _raw_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = self.optimizer.optimizer

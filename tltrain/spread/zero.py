@@ -48,6 +48,9 @@ class Zero(Spread):
     def warm_up(self, size: int) -> None:
         """Nothing to do, and nothing that could be done: its backward steps."""
 
+    def forget(self, first: int) -> None:
+        """Nothing to do: from stage 3 on a process holds its part alone, and below it DeepSpeed keeps views of the weights."""
+
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
