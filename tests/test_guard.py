@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from conftest import slow
 
-from benchmarks import trials, world
+from benchmarks import plants, trials, world
 from benchmarks.schedules import draw_schedules, schedule_problems
 from benchmarks.trials import HEAD, LAST, MIDDLE
 from benchmarks.world import Trial
 from tltrain import backbones, checkpoint, runtime
+from tltrain.console import Console
 from tltrain.options import Start
 from tltrain.recipe import Backbone, validate
 from tltrain.run import train
@@ -93,6 +96,26 @@ def test_steps_that_fp16_leaves_out_are_no_bug(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
     spec = validate(trials.recipe(stages=[ADAM | {"steps": 1}]), "test")
     assert train(spec, Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
+
+
+def test_a_last_step_that_fp16_leaves_out_is_no_bug_of_the_start_that_takes_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start before it took the others, so that the optimizer has moments, and this one changed nothing."""
+
+    def with_scaler(**named: Any) -> Any:
+        accelerator = Accelerator(**named)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_factor=float("inf"), growth_interval=2)
+        return accelerator
+
+    monkeypatch.setattr(runtime, "Accelerator", with_scaler)
+    spec, start = validate(trials.recipe(stages=[ADAM | {"steps": 3}]), "test"), Start(folder=tmp_path / "run", workers=0)
+    with monkeypatch.context() as planted:
+        planted.setattr(Console, "step", Console.step)  # put back at the end
+        plants.after_steps(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(spec, start)["outcome"] == "stopped"
+    assert trials.position(start.folder or tmp_path)[:2] == (0, 2)
+    assert train(spec, start)["outcome"] == "finished"
 
 
 @pytest.mark.parametrize("backbone", ["resnet-tiny", "vit-tiny"])

@@ -30,6 +30,7 @@ class Guard:
         self.runtime, self.spread, self.chain = runtime, spread, spread.chain
         self.frozen = _checksums(self.chain, trained=False)
         self.buffers = _checksums(self.chain, trained=True, parameters=False)
+        self.scale = self._scale()
 
     def replicas(self, step: int) -> None:
         """Raise Broken, on every process, where what each of them has whole of a training block differs between processes: its
@@ -61,13 +62,22 @@ class Guard:
             raise Broken(f"the statistics of block {block} are frozen in this stage, and changed")
         knows = stage.spec.optimizer == "adamw" or stage.spec.momentum > 0
         still = self.runtime.share(self._unchanged(last) if knows and steps else [])
-        if not still:
+        if not still or self._left_out(len(steps)):
             return
         state, lr = self.spread.optimizer_state(), stage.spec.lr * max(map(stage.lr_factor, steps))
-        if not state and self.runtime.accelerator.scaler is not None:
-            return  # fp16, whose loss scale was still too large: every step of this start was left out
         for i in self.runtime.share([i for i in still if self._must_move(i, last, state, lr * stage.scales[i])]):
             raise Broken(f"block {self.chain.blocks[i].name} should train in this stage, and not one of its tensors changed")
+
+    def _scale(self) -> float | None:
+        """The loss scale of fp16, where there is one."""
+        scaler = self.runtime.accelerator.scaler
+        return None if scaler is None else float(scaler.get_scale())
+
+    def _left_out(self, num_steps: int) -> bool:
+        """Whether fp16 has left out every step of this start: the loss scale was too large, and made smaller, that many times."""
+        if self.scale is None:
+            return False
+        return self._scale() == self.scale * float(self.runtime.accelerator.scaler.get_backoff_factor()) ** num_steps
 
     def _unchanged(self, last: dict[str, Tensor]) -> list[int]:
         given = self.spread.given
