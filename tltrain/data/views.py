@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tltrain.data.images import Split
 from tltrain.data.order import Item, key
+from tltrain.data.rendering import DRAWN, PIXELS, Drawn, packed, to_device
 from tltrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,9 +54,22 @@ class Views(Dataset[Batch]):
     Pillow does the work, not torch: its results depend neither on the number of threads nor on the processor.
     """
 
-    def __init__(self, split: Split, preprocess: Preprocess, augment: Augment, flip: bool, seed: int, bases: Bases | None = None) -> None:
-        """bases: the store of this split's base images at this size; without it they are made when they are asked for."""
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        augment: Augment,
+        flip: bool,
+        seed: int,
+        bases: Bases | None = None,
+        on_device: bool = False,
+    ) -> None:
+        """bases: the store of this split's base images at this size; without it they are made when they are asked for.
+
+        on_device: batches hold what `rendering.to_device` makes strong views of, the same pixels. Others cost less to make than to move.
+        """
         self.split, self.preprocess, self.augment, self.flip, self.seed, self.bases = split, preprocess, augment, flip, seed, bases
+        self.renders = on_device and augment == "strong"
         self._transform = _transform(augment, flip, preprocess)
         self._kept: dict[int, np.ndarray] = {}
         self._kept_bytes = 0
@@ -64,7 +79,7 @@ class Views(Dataset[Batch]):
 
     def __getitem__(self, item: Item) -> Batch:
         """As `batch`, without the first dimension."""
-        return {name: tensor[0] for name, tensor in self.batch([item]).items()}
+        return {name: tensor[0] for name, tensor in to_device(self.batch([item]), torch.device("cpu")).items()}
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
         """What a DataLoader asks for where it can have a whole batch; `batches_as_they_are` is the collate_fn beside it."""
@@ -74,17 +89,18 @@ class Views(Dataset[Batch]):
         """image uint8 (B, 3, S, S), label int64 (B,), weight float32, index int64 (position in the split), view int64.
 
         If they are mixed, also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.
+        Where strong views are made on the device, image.pixels and image.drawn stand in place of image, and so for partner_image.
         """
         index_B = np.array([item.index for item in items])
         batch = {
-            "image": self._stack([(item.index, item.view) for item in items]),
+            **self._images("image", [(item.index, item.view) for item in items]),
             "label": torch.from_numpy(self.split.labels[index_B]),
             "weight": torch.tensor([item.weight for item in items]),
             "index": torch.from_numpy(index_B),
             "view": torch.tensor([item.view for item in items]),
         }
         if items[0].partner >= 0:
-            batch["partner_image"] = self._stack([(item.partner, item.partner_view) for item in items])
+            batch |= self._images("partner_image", [(item.partner, item.partner_view) for item in items])
             batch["partner_label"] = torch.from_numpy(self.split.labels[[item.partner for item in items]])
             batch["lam"] = torch.tensor([item.lam for item in items])
             batch["box"] = torch.tensor([item.box or (0, 0, 0, 0) for item in items])
@@ -98,6 +114,13 @@ class Views(Dataset[Batch]):
         """uint8 (3, size, size). View 0 is the evaluation view, the centre of the base; others are augmented, if anything is."""
         return _to_tensor(self._view(i, v))
 
+    def _images(self, name: str, asked: Sequence[tuple[int, int]]) -> Batch:
+        if not self.renders:
+            return {name: self._stack(asked)}
+        boxes, drawn = zip(*(self._drawn(i, v) for i, v in asked), strict=True)
+        pixels_P3, drawn_BN = packed(boxes, drawn, self.preprocess.size, self.preprocess.interpolation == "bicubic")
+        return {name + PIXELS: pixels_P3, name + DRAWN: drawn_BN}
+
     def _stack(self, asked: Sequence[tuple[int, int]]) -> Tensor:
         """uint8 (B, 3, size, size)."""
         side = self.preprocess.size
@@ -110,12 +133,29 @@ class Views(Dataset[Batch]):
         """uint8 (size, size, 3)."""
         base, side = self._base(i), self.preprocess.size
         if v == 0 or self._transform is None:
-            top, left = (round((length - side) / 2) for length in base.shape[:2])  # as torchvision's center_crop
+            top, left = _centre(base, side)
             return base[top : top + side, left : left + side]
+        with self._seeded(i, v):
+            return np.asarray(self._transform(Image.fromarray(base)))
+
+    def _drawn(self, i: int, v: int) -> tuple[np.ndarray, Drawn]:
+        """The box of the base image that a strong view shows, uint8 (h, w, 3), and all that was drawn for it."""
+        base, side = self._base(i), self.preprocess.size
+        if v == 0:
+            drawn = Drawn(*_centre(base, side), side, side)
+        else:
+            assert self._transform is not None
+            with self._seeded(i, v):
+                drawn = _draw(self._transform.transforms, base.shape[0], base.shape[1])
+        return base[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width], drawn
+
+    @contextmanager
+    def _seeded(self, i: int, v: int) -> Iterator[None]:
+        """Inside, torch draws what belongs to a view."""
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: that seeds CUDA too, which fork_rng leaves alone here, and dropout would notice
             torch.default_generator.manual_seed(key(self.seed, "view", int(self.split.index[i]), v))
-            return np.asarray(self._transform(Image.fromarray(base)))
+            yield
 
     def _base(self, i: int) -> np.ndarray:
         """uint8 (h, w, 3)."""
@@ -143,7 +183,7 @@ def base_of(split: Split, preprocess: Preprocess, i: int) -> np.ndarray:
     return np.asarray(_resized(split.read(i), preprocess))
 
 
-def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Transform | None:
+def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Compose | None:
     """PIL image to PIL image (size, size). light is the tutorial's, strong what it advises for small data."""
     size, interpolation = preprocess.size, F.InterpolationMode(preprocess.interpolation)
     flips: list[v2.Transform] = [v2.RandomHorizontalFlip()] if flip else []
@@ -157,6 +197,24 @@ def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Trans
         v2.RandomRotation(10, interpolation=F.InterpolationMode.BILINEAR),
         v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
     ])  # fmt: skip
+
+
+def _draw(transforms: Sequence[v2.Transform], height: int, width: int) -> Drawn:
+    """What the transforms of a strong view would draw for a base image of this size, by their own hands and in their order."""
+    crop, *flips, rotation, jitter = transforms
+    box = crop.make_params([torch.empty((3, height, width), device="meta")])
+    flip = any(float(torch.rand(1)) < one.p for one in flips)
+    angle = rotation.make_params([])["angle"]
+    drawn = jitter.make_params([])
+    factors = [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
+    ops = [op for op in drawn["fn_idx"].tolist() if factors[op] is not None]
+    return Drawn(box["top"], box["left"], box["height"], box["width"], flip, angle, tuple((op, factors[op]) for op in ops))
+
+
+def _centre(base: np.ndarray, side: int) -> tuple[int, int]:
+    """(top, left) of the middle, as torchvision's center_crop."""
+    height, width = base.shape[:2]
+    return round((height - side) / 2), round((width - side) / 2)
 
 
 def _resized(image: Image.Image, preprocess: Preprocess) -> Image.Image:
