@@ -102,10 +102,15 @@ def test_a_last_step_that_fp16_leaves_out_is_no_bug_of_the_start_that_takes_it_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The start before it took the others, so that the optimizer has moments, and this one changed nothing."""
+    factors = iter((1.0, 1.0, float("inf")))
+
+    class TooLargeAtLast(torch.amp.GradScaler):
+        def scale(self, outputs: Any) -> Any:
+            return super().scale(outputs) * next(factors)
 
     def with_scaler(**named: Any) -> Any:
         accelerator = Accelerator(**named)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_factor=float("inf"), growth_interval=2)
+        accelerator.scaler = TooLargeAtLast("cpu", init_scale=64.0)
         return accelerator
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
