@@ -9,6 +9,8 @@ import subprocess
 import time
 from typing import Any
 
+import torch
+
 from benchmarks.plants import after_steps, after_train, own_rank, wrap
 
 
@@ -133,6 +135,49 @@ def nan_on(num_steps: int, rank: int) -> None:
 
     if own_rank() == rank:
         wrap(engine.Objective, "__call__", around)
+
+
+def cramped(forward: Any, what: str, num_images: int) -> Any:
+    """Chain.forward of a device that has room for `num_images` at a time, in training (train), evaluation, or what is frozen."""
+
+    def tried(self: Any, x: Any, start: int = 0, stop: int | None = None) -> Any:
+        here = "train" if torch.is_grad_enabled() else "evaluation" if stop is None else "frozen"
+        if here == what and len(x) > num_images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. (planted)")
+        return forward(self, x, start, stop)
+
+    return tried
+
+
+def little_room(what: str, num_images: int, rank: int = 0, stuck: bool = False) -> None:
+    """`cramped`, on one rank. stuck: when it is out of memory, the others wait for it without an end, as in a call of NCCL."""
+    from tltrain.blocks import Chain
+    from tltrain.spread import Spread
+
+    if own_rank() == rank:
+        Chain.forward = cramped(Chain.forward, what, num_images)  # type: ignore[method-assign]
+    elif stuck:
+        wrap(Spread, "backward", lambda original, *arguments: time.sleep(10**6))
+
+
+def little_room_then_signal(what: str, num_images: int, num_steps: int) -> None:
+    little_room(what, num_images)
+    after_steps(num_steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def no_room_at(number: int, rank: int = 0) -> None:
+    """One rank is out of memory once, at its micro-batch number `number` over all stages."""
+    from tltrain import engine
+
+    calls = iter(range(1, 10**9))
+
+    def around(original: Any, *arguments: Any) -> Any:
+        if next(calls) == number:
+            raise torch.OutOfMemoryError("CUDA out of memory. (planted)")
+        return original(*arguments)
+
+    if own_rank() == rank:
+        wrap(engine, "mixed", around)
 
 
 def fill_disk(num_steps: int, folder: str, num_left: int) -> None:

@@ -95,7 +95,7 @@ def finish(trial: Trial) -> Path:
 def log(trial: Trial) -> str:
     """What the processes of a trial's last start printed."""
     files = sorted(Path(trial.folder).parent.glob(f"{Path(trial.folder).name}.rank*.log"))
-    return "\n".join(f"--- {f.name}\n{f.read_text()[-3000:]}" for f in files)
+    return "\n".join(f"--- {f.name}\n{f.read_text()[-6000:]}" for f in files)
 
 
 def _work(trial: Trial, rank: int, port: int) -> None:

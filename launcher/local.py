@@ -55,12 +55,16 @@ def main(words: Sequence[str]) -> int:
         return 0
     folder.create(training.run, training.recipe)
     notes.mkdir(parents=True, exist_ok=True)
-    before = watch.newest_generation(training.run / "generations")
-    for note in notes.glob("*.failed.json"):
-        note.unlink()
     print(said, flush=True)
-    end = supervise(command, environment)
-    outcome = outcome_since(training.run, before)
+    while True:
+        before = watch.newest_generation(training.run / "generations")
+        for note in notes.glob("*.failed.json"):
+            note.unlink()
+        end = supervise(command, environment)
+        outcome = outcome_since(training.run, before)
+        if outcome.get("signal") != folder.OUT_OF_MEMORY or end.signals:
+            break
+        print("launch  out of memory: started again, with less at a time", flush=True)
     if not outcome and end.code != 0 and end.signals.count("SIGINT") < 2:
         print(f"launch  {processes.explain(end.code, notes)}", file=sys.stderr)
     return EXIT.get(str(outcome.get("outcome")), 1)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tltrain.folder import OUT_OF_MEMORY
+
 Action = Literal["finished", "requeue", "wait", "stopped", "failed"]
 SECONDARY = re.compile(
     r"closed by peer|connection (was )?(reset|closed|refused)|broken pipe|timed? ?out|nccl|gloo|all_?reduce|socket", re.I
@@ -42,6 +44,8 @@ def decide(ended: Ended, past: Sequence[str], limits: Limits) -> tuple[Action, s
         return "wait", "Slurm preempts this job and requeues it by itself"
     if ended.terminated:
         return "stopped", "told to end by SIGTERM; saved work goes on when the same job is submitted again"
+    if outcome == "stopped" and ended.outcome.get("signal") == OUT_OF_MEMORY:
+        return "requeue", OUT_OF_MEMORY  # however often: each time with less, and so soon no more
     told = ended.preempted or (outcome == "stopped" and ended.outcome.get("signal") == "SIGUSR2")
     if told:
         if len(past) >= limits.requeues:

@@ -15,6 +15,8 @@ from tltrain.data.loader import eval_loader
 from tltrain.data.views import Views
 from tltrain.errors import UserError
 from tltrain.inference import predict
+from tltrain.metrics import Predictions
+from tltrain.out_of_memory import fitting
 from tltrain.recipe import parse
 from tltrain.runtime import Runtime, torch_settings_kept
 
@@ -36,9 +38,14 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     )  # fmt: skip
     split = _choose(images, which)
     views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
-    batches = eval_loader(views, runtime.rank, runtime.world, device_batch, spec.eval_limit, 0, runtime.device.type == "cuda")
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).to(runtime.device).eval()
-    predictions = predict(runtime, chain, batches, loaded.card.temperature)
+
+    def predicted(batch: int) -> Predictions:
+        batches = eval_loader(views, runtime.rank, runtime.world, batch, spec.eval_limit, 0, runtime.device.type == "cuda")
+        return predict(runtime, chain, batches, loaded.card.temperature)
+
+    # of several processes one alone may have no room, and cannot begin anew without the others
+    predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
     return {
         "split": split.name,
         **metrics.summary(predictions, len(images.classes)),

@@ -21,6 +21,8 @@ from tltrain import __version__, files, watch
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe, parse
 
+OUT_OF_MEMORY = "out of memory"
+"""In place of a signal, where a start has stopped to go on with less at a time."""
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "scikit-learn", "numpy", "pillow")
 
 
@@ -57,7 +59,7 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
     """
     generations = run / "generations"
     newest = watch.newest_generation(generations)
-    ended = newest == 0 or outcome(run).get("generation") == newest or (generations / f"{newest:06d}.failed").exists()
+    ended = newest == 0 or outcome(run).get("generation") == newest or watch.failed_file(generations, newest).exists()
     if ended or take_over:
         return
     try:
@@ -127,6 +129,12 @@ def kept(run: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()).get("kept", {})) if path.exists() else {}
 
 
+def keep(run: Path, flags: dict[str, Any]) -> None:
+    """Change start-up flags that a resumed run keeps."""
+    environment = json.loads((run / "env.json").read_text())
+    files.write_json(run / "env.json", {**environment, "kept": {**environment["kept"], **flags}})
+
+
 def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
     """outcome.json: finished, stopped or failed, and where. Scripts decide by this file, since launchers return 1 for everything.
 
@@ -141,11 +149,16 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 
     Returns the details of the first.
     """
-    path = run / "generations" / f"{generation:06d}.failed"
-    if files.write_json_once(path, details):
+    if files.write_json_once(watch.failed_file(run / "generations", generation), details):
         write_outcome(run, generation, details)
         return details
-    return dict(json.loads(path.read_text()))
+    return failure(run, generation)
+
+
+def failure(run: Path, generation: int) -> dict[str, Any]:
+    """What the process said that failed first in a start; empty where none has."""
+    path = watch.failed_file(run / "generations", generation)
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tltrain.blocks import Chain
 from tltrain.losses import full_precision
 from tltrain.metrics import Predictions
+from tltrain.out_of_memory import ChunkTooLarge, is_out_of_memory
 from tltrain.runtime import Runtime
 
 Batch = dict[str, Tensor]
@@ -66,9 +67,14 @@ class Frozen:
 
     def _padded(self, part: Tensor, chunk: int) -> Tensor:
         n = len(part)
-        if n < chunk:
-            part = torch.cat([part, part.new_zeros((chunk - n, *part.shape[1:]))])
-        return self.chain.forward(part, stop=self.stop)[:n]  # not through a call, which may be compiled for training
+        try:
+            if n < chunk:
+                part = torch.cat([part, part.new_zeros((chunk - n, *part.shape[1:]))])
+            return self.chain.forward(part, stop=self.stop)[:n]  # not through a call, which may be compiled for training
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise ChunkTooLarge(error, chunk) from error
+            raise
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tltrain.data import Split
 from tltrain.data.decode import as_seen, decode, describe
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
+from tltrain.out_of_memory import fitting
 from tltrain.trained import Trained, probabilities
 
 Picture = str | Path | Image.Image | Tensor
@@ -66,16 +67,24 @@ def predict(trained: Trained, pictures: Sequence[Picture], top: int = 5, batch: 
             views = list(ahead)
             ahead = views_of(parts[number]) if number < len(parts) else iter(())  # read while the network computes
             names = [str(p) if isinstance(p := pictures[i], str | Path) else str(i) for i in part]
-            yield from _predictions(trained, names, views, top)
+            seen = [view for view in views if isinstance(view, Tensor)]
+            share_BK = torch.zeros(0, len(trained.classes))
+            if seen:
+                share_BK, batch = _probabilities(trained, torch.stack(seen), batch)
+            yield from _predictions(trained, names, views, share_BK, top)
 
 
-def _predictions(trained: Trained, names: Sequence[str], views: Sequence[Tensor | str], top: int) -> Iterator[Prediction]:
-    """Predictions of one batch. A view that is text is the reason why there is none."""
-    seen = [view for view in views if isinstance(view, Tensor)]
-    rows: Iterator[tuple[list[float], list[int]]] = iter(())
-    if seen:
-        best = probabilities(trained, torch.stack(seen)).sort(dim=1, descending=True, stable=True)  # of equals the first class wins
-        rows = zip(best.values[:, :top].tolist(), best.indices[:, :top].tolist(), strict=True)
+def _probabilities(trained: Trained, x_BCHW: Tensor, at_a_time: int) -> tuple[Tensor, int]:
+    """(B, K), and how many images at a time the device had room for."""
+    return fitting(lambda size: torch.cat([probabilities(trained, part) for part in x_BCHW.split(size)]), at_a_time)
+
+
+def _predictions(
+    trained: Trained, names: Sequence[str], views: Sequence[Tensor | str], share_BK: Tensor, top: int
+) -> Iterator[Prediction]:
+    """Predictions of one batch. A view that is text is the reason why there is none; share_BK: of the others."""
+    best = share_BK.sort(dim=1, descending=True, stable=True)  # of equals the first class wins
+    rows = zip(best.values[:, :top].tolist(), best.indices[:, :top].tolist(), strict=True)
     for name, view in zip(names, views, strict=True):
         if isinstance(view, str):
             yield Prediction(name, (), view)

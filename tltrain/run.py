@@ -24,9 +24,11 @@ from tltrain.errors import UserError
 from tltrain.guard import Broken
 from tltrain.inference import logits, predict
 from tltrain.options import Start, run_path
+from tltrain.out_of_memory import is_out_of_memory, release
 from tltrain.recipe import Recipe
 from tltrain.runtime import Runtime, Stop, torch_settings_kept
 from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
+from tltrain.smaller import leave, left, smaller, too_large
 from tltrain.staging import hand_on, on_device, run_stage
 from tltrain.storing import base_images
 from tltrain.streams import lasting_output
@@ -50,24 +52,39 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
         console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
         return finished
     with Stop().listening() as stop:
-        run = open_run(path, recipe, start, runtime, console, stop)
         try:
-            return _fold(run, stop)
-        except NotFinite as error:
-            text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
-            return _failed(run, {**_here(run), "error": text, "rank": error.rank, "step": error.step})
-        except Exception as error:
-            cause = _cause(run, error)
-            _failed(run, _explain(run, cause))
-            raise cause from (None if cause is error else error)
+            while (ended := _one_start(path, recipe, start, runtime, console, stop)) is None:
+                release()  # here, where no frame of the start that had no room holds a tensor
+            return ended
         finally:
-            run.watch.close()
-            run.close_log()
             runtime.close()
 
 
+def _one_start(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> dict[str, Any] | None:
+    """From the newest checkpoint to the outcome; None where the next start, which asks for less at a time, can follow in this process."""
+    run = open_run(path, recipe, start, runtime, console, stop)
+    try:
+        return _fold(run, stop)
+    except NotFinite as error:
+        text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
+        return _failed(run, {**_here(run), "error": text, "rank": error.rank, "step": error.step})
+    except Exception as error:
+        if (less := smaller(run, error)) is not None and (ended := leave(run, less, error))["outcome"] == "stopped":
+            return ended if runtime.world > 1 else None  # of several, others may wait in a call that this process never makes
+        if (ended := folder.failure(path, run.generation)).get("outcome") == "stopped":
+            return left(run, ended)  # another process has no room, and this one lost it
+        cause = _cause(run, error)
+        _failed(run, _explain(run, cause))
+        raise cause from (None if cause is error else error)
+    finally:
+        run.watch.close()
+        run.close_log()
+
+
 def _cause(run: Run, error: Exception) -> Exception:
-    """What stands behind an error: what the background writer met, or a disk that takes nothing more."""
+    """What stands behind an error: what the background writer met, a disk that takes nothing more, or a device without room."""
+    if is_out_of_memory(error):
+        return too_large(run, error)
     if isinstance(error, SaveFailed) and run.saver is not None:
         try:
             run.saver.wait()

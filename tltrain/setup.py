@@ -51,6 +51,8 @@ class Run:
     plan: Sequence[PlannedStage]
     choices: Choices
     device_batch: int
+    chunk: int | None
+    """Images that a frozen network sees at a time, where the usual number did not fit."""
     generation: int
     watch: Watch
     saver: Saver | None
@@ -120,6 +122,8 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {thrift.uncut(student.chain)}; drop it")
     kept = folder.kept(path)
+    if start.max_device_batch == kept.get("too_large"):  # the same command again: with what has been found to fit
+        start = replace(start, max_device_batch=None)
     start = replace(start, compile=start.compile or kept.get("compile", False))
     check(runtime, stages.trains_norm_stats(student.chain, planned), start.compile)
     machine = Machine(
@@ -133,7 +137,8 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     _shared(runtime, lambda: len(chosen(start)))
     device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
     generation = _claim(path, recipe, start, runtime)
-    kept = {"max_device_batch": device_batch, "compile": start.compile}
+    found = {name: kept[name] for name in ("too_large", "chunk") if name in kept}
+    kept = {"max_device_batch": device_batch, "compile": start.compile} | found
     _shared(runtime, lambda: _write_environment(path, runtime, images, kept), path)
 
     def superseded(newer: int) -> None:
@@ -145,7 +150,8 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
 
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
     saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
-    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, choices, device_batch, generation, watch, saver)
+    sizes = device_batch, kept.get("chunk")
+    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver)
 
 
 def check_objective(recipe: Recipe, images: Images) -> None:

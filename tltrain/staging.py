@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from tltrain.data.loader import eval_positions, train_loader, train_positions
 from tltrain.data.order import Stream, num_micro
 from tltrain.engine import Distillation, Fit, Job, Objective
 from tltrain.inference import FEATURES, TEACHER, Batch, Entry, Frozen
+from tltrain.out_of_memory import is_out_of_memory
 from tltrain.runtime import Stop
 from tltrain.setup import Run
 from tltrain.spread import Spread, is_sharded, spread
@@ -60,12 +61,24 @@ def run_stage(
         del frozen  # a prefix that is stored need not stay in memory
         if stores.train is not None and (stores.val is not None or run.images.val is None):
             spreaded.forget(stage.first)
-        fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
-        run.watch.at(stage.spec.name, fit.progress.step, "hand on")
-        last = spreaded.weights()
+        with _nothing_left(run, spreaded):
+            fit = engine.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
+            run.watch.at(stage.spec.name, fit.progress.step, "hand on")
+            last = spreaded.weights()
         del chain, job  # else the device's memory is given back after the next stage was built
         spreaded.close()
         return fit, last
+
+
+@contextlib.contextmanager
+def _nothing_left(run: Run, spreaded: Spread) -> Iterator[None]:
+    """Take a stage apart that has no room, since this process begins it anew. Of several none does: taking apart may need them all."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) and run.runtime.world == 1:
+            spreaded.close()
+        raise
 
 
 def _chain(run: Run, stage: PlannedStage, weights: dict[str, Tensor]) -> Chain:
@@ -102,8 +115,8 @@ def _frozen(run: Run, stage: PlannedStage, chain: Chain, teacher: Chain | None) 
     autocast, finite, prefix = run.runtime.accelerator.autocast, obstacle(stage) is None, None
     if stage.first > 0 and not chain.runs_whole:
         own = _without_suffix(chain, stage.first) if is_sharded(run.runtime) else chain
-        prefix = prefix_of(own, stage.first, run.runtime.precision, finite=True, autocast=autocast)
-    return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast), finite)
+        prefix = prefix_of(own, stage.first, run.runtime.precision, True, autocast, run.chunk)
+    return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast, run.chunk), finite)
 
 
 def _without_suffix(chain: Chain, cut: int) -> Chain:

@@ -158,7 +158,11 @@ def _open(
     ):
         opened.close()
         return None
-    return Rows(opened, layout, place, run.runtime.device)
+    try:
+        return Rows(opened, layout, place, run.runtime.device)
+    except torch.OutOfMemoryError:
+        run.console.say(f"store   {choice.stage}: {choice.what} read from memory: the device has no room", style="yellow")
+    return Rows(opened, layout, "memory", run.runtime.device)
 
 
 def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:

@@ -64,17 +64,19 @@ def store_root() -> Path:
     return root
 
 
-def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Autocast) -> Frozen:
-    """The blocks before `cut`, frozen. finite: what it says could be stored, so that it runs in chunks."""
-    device = next(chain.parameters()).device.type
-    return Frozen(chain, cut, ROUNDED.get(precision), CHUNK.get(device, 64) if finite else None, autocast)
+def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Autocast, chunk: int | None = None) -> Frozen:
+    """The blocks before `cut`, frozen. finite: what it says could be stored, so that it runs in chunks. chunk: None for the usual one."""
+    return Frozen(chain, cut, ROUNDED.get(precision), (chunk or _usual_chunk(chain)) if finite else None, autocast)
 
 
-def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast) -> Frozen:
+def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> Frozen:
     """The whole teacher. Its logits are always rounded, so that a run does not depend on whether they were stored."""
     assert recipe.distill is not None
-    device = next(chain.parameters()).device.type
-    return Frozen(chain, None, LOGITS[recipe.distill.logits], CHUNK.get(device, 64) if finite else None, autocast)
+    return Frozen(chain, None, LOGITS[recipe.distill.logits], (chunk or _usual_chunk(chain)) if finite else None, autocast)
+
+
+def _usual_chunk(chain: Chain) -> int:
+    return CHUNK.get(next(chain.parameters()).device.type, 64)
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,8 @@ def _time_frozen(frozen: Frozen, side: int, device: torch.device) -> tuple[float
         spent = min(once(1)[0] for _ in range(3))
     if spent < 0.1:
         num = frozen.chunk or 8 if device.type == "cuda" else 8
-        spent = min(once(num)[0] for _ in range(3)) / num
+        with contextlib.suppress(torch.OutOfMemoryError):  # then what one image takes must do
+            spent = min(once(num)[0] for _ in range(3)) / num
     return spent, row_bytes
 
 

@@ -41,6 +41,7 @@ class Watch:
         self.superseded, self.failed, self.taken_over = superseded, failed, False
         self.interval_s = min(BEAT_S, timeout_s / 4)
         self.place, self.since = ("", 0, "start"), time.monotonic()
+        self.left_since: float | None = None
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._live, name="tltrain-watch", daemon=True)
         self._beat()
@@ -68,6 +69,16 @@ class Watch:
                 sys.stderr.flush()
                 self.failed(details)
                 os._exit(1)  # the main thread waits in a call that never returns: no exception reaches it
+            if self.world > 1 and self._left_alone():
+                sys.stderr.write(f"tltrain: rank {self.rank} waits for a process that has left, and ends itself\n")
+                sys.stderr.flush()
+                os._exit(1)  # as above; the other has said why
+
+    def _left_alone(self) -> bool:
+        """Whether another process has ended this start a while ago, and this one is still where it was."""
+        if self.left_since is None and failed_file(self.folder, self.generation).exists():
+            self.left_since = time.monotonic()
+        return self.left_since is not None and time.monotonic() - max(self.left_since, self.since) > 3 * self.interval_s
 
     def _beat(self) -> None:
         stage, step, call = self.place
@@ -111,6 +122,11 @@ class Watch:
 
 def beat_file(generations: Path, generation: int, rank: int) -> Path:
     return generations / f"{generation:06d}.rank{rank:05d}"
+
+
+def failed_file(generations: Path, generation: int) -> Path:
+    """What the process said that failed first."""
+    return generations / f"{generation:06d}.failed"
 
 
 def read_beat(generations: Path, generation: int, rank: int) -> dict[str, Any] | None:

@@ -120,13 +120,13 @@ def _answers(found: Standing, recipe: Recipe, images: Images, split: Split, some
     student, teacher = open_nets(recipe, images)
     planned = stages.plan(recipe, student.chain, len(images.train), images.val is not None)
     stage, training = planned[found.made_by["stage"]], split.name == "train"
-    autocast, gone = runtime.accelerator.autocast, None
+    autocast, gone, chunk = runtime.accelerator.autocast, None, found.key.get("chunk")
     if found.kind == "features":
         gone = _begin(student, recipe, Path(found.made_by["run"]), planned, stage)
-        frozen, loaded = prefix_of(student.chain.to(runtime.device).eval(), stage.first, runtime.precision, True, autocast), student
+        frozen, loaded = prefix_of(student.chain.to(runtime.device).eval(), stage.first, runtime.precision, True, autocast, chunk), student
     else:
         assert teacher is not None
-        frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast), teacher
+        frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher
     augment: Augment = stage.spec.augment if training else "none"
     num_views = thrift.num_views(recipe, stage) if training else 1
     origin = cast(Run, _Origin(recipe, runtime, images, student))
