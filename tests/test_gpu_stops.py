@@ -37,6 +37,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-fp16": ("shipped:vit-tiny-printed", {}),
 }
 """A family and a precision, and what is special about the second stage."""
+LOSS_SCALE = 2.0**18
+"""Too large for the first steps of a stage in fp16, which are left out: a start that forgot the halved scale would leave out others."""
 BOUNDARIES = [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]
 """(stage, step) of a checkpoint that a run goes on from."""
 
@@ -48,7 +50,7 @@ def small(kind: str) -> Recipe:
 
 def run(kind: str, folder: Path, device: str, **start: Any) -> dict[str, Any]:
     """The outcome of a start in this process."""
-    with running_on(device, kind.partition("-")[2]):
+    with running_on(device, kind.partition("-")[2], LOSS_SCALE):
         return train(small(kind), Start(folder=folder, workers=0, **MICRO, **start))
 
 
@@ -60,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str]
     def get(kind: str, device: str) -> Path:
         if (kind, device) not in made:
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
-            made[kind, device] = trained(small(kind), folder, device, kind.partition("-")[2], **MICRO, **EVERY_STEP)
+            made[kind, device] = trained(small(kind), folder, device, kind.partition("-")[2], LOSS_SCALE, **MICRO, **EVERY_STEP)
         return made[kind, device]
 
     return get
@@ -85,6 +87,9 @@ def test_a_run_goes_on_from_every_boundary_bit_for_bit(
     device: str, kind: str, undisturbed: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     whole = undisturbed(kind, device)
+    scales = [s.extra["scaler"]["scale"] for path in checkpoint.standing(whole / "checkpoints") if (s := checkpoint.load(path)).extra]
+    assert all(scale < LOSS_SCALE for scale in scales)
+    assert len(scales) == (5 if "fp16" in kind else 0)
     for stage, step in BOUNDARIES:
         copy = killed_after(whole, tmp_path / f"{stage}-{step}", stage, step)
         assert run(kind, copy, device, take_over=True)["outcome"] == "finished"
