@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ALL, HEAD, made_recipe
 from gpu_device import DEVICES, running_on
-from safetensors.torch import load_file
 
 from benchmarks import faults, trials, world
 from benchmarks.world import Trial
 from launcher.verdict import Ended, Limits, decide
+from tltrain import checkpoint, staging
 from tltrain import run as run_module
-from tltrain import staging
 from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.evaluate import evaluate
@@ -183,6 +183,32 @@ def test_nothing_of_the_start_without_room_stays_in_memory(monkeypatch: pytest.M
     assert len(made) == 12
 
 
+def test_the_loss_scale_forgets_a_step_that_was_broken_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """fp16's gradients of that step were not finite, and it ended between looking at them and the optimizer's step."""
+    spec = made_recipe(stages=[HEAD | {"steps": 4, "clip": 1.0}], batch=8)
+    steps = iter(range(1, 100))
+    clip = Accelerator.clip_grad_norm_
+
+    def clipped(self: Any, parameters: Any, *arguments: Any) -> Any:
+        parameters = list(parameters)
+        if first := next(steps) == 1:
+            next(p for p in parameters if p.grad is not None).grad.fill_(float("inf"))
+        norm = clip(self, parameters, *arguments)
+        if first:
+            raise torch.OutOfMemoryError("planted")
+        return norm
+
+    with running_on("cpu", "fp16"):
+        train(spec, Start(folder=tmp_path / "smaller", workers=0, max_device_batch=4, **trials.EVERY_STEP))
+        monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipped)
+        train(spec, Start(folder=tmp_path / "run", workers=0, **trials.EVERY_STEP))
+    assert kept(tmp_path / "run")["max_device_batch"] == 4
+    assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
+    ours, theirs = (checkpoint.load(checkpoint.standing(tmp_path / name / "checkpoints")[1]).extra for name in ("run", "smaller"))
+    assert ours == theirs
+    assert theirs["scaler"]["scale"] > 0
+
+
 @contextlib.contextmanager
 def too_small(device: str, spec: Any, folder: Path) -> Iterator[None]:
     """Inside, the device has room for less than a whole batch: on a GPU really."""
@@ -191,11 +217,13 @@ def too_small(device: str, spec: Any, folder: Path) -> Iterator[None]:
             patch.setattr(Chain, "forward", faults.cramped(Chain.forward, "train", 5))
             yield
         return
-    release()
-    before = torch.cuda.memory_reserved()
+    torch.cuda.init()
+    release()  # what earlier tests have left is not counted
+    reserved, used = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     peak = train(spec, Start(folder=folder, workers=0, store="never"))["peak_bytes"]
     release()
-    torch.cuda.set_per_process_memory_fraction((before + 0.7 * peak) / torch.cuda.get_device_properties(0).total_memory)
+    limit = reserved + 0.7 * (peak - used)
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         yield
     finally:
@@ -204,22 +232,18 @@ def too_small(device: str, spec: Any, folder: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_device_that_is_too_small(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same memory has room for the run that begins with what fits: both choose the same kernels."""
+    """Equal bits. The run that begins with what fits has no more memory: with more, cuDNN might choose other kernels."""
     sizes = {"batch": 16} if device == "cpu" else {"batch": 256, "data": {"size": 224, "resize": 224, "per_class": 40}}
-    spec = made_recipe(stages=[HEAD | {"steps": 2}, ALL | {"steps": 3}], **sizes)
+    spec = made_recipe(stages=[ALL | {"steps": 3}], **sizes)
     with running_on(device), too_small(device, spec, tmp_path / "unlimited"):
         assert train(spec, Start(folder=tmp_path / "run", workers=0, store="never"))["outcome"] == "finished"
-        assert "memory  out of memory" in capsys.readouterr().out
+        assert "memory  out of memory (stage all, step 0, train" in capsys.readouterr().out
         fits = kept(tmp_path / "run")["max_device_batch"]
-        assert fits < spec.batch
+        assert 0 < fits <= spec.batch // 2
+        release()
         assert train(spec, Start(folder=tmp_path / "smaller", workers=0, store="never", max_device_batch=fits))["outcome"] == "finished"
         assert "memory  out of memory" not in capsys.readouterr().out
-    ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("run", "smaller"))
-    if device == "cpu":  # where the first step says it; on a GPU the head's stage may have had room for more
-        assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=0 if device == "cpu" else 1e-3, atol=0 if device == "cpu" else 1e-5)
+    assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
 
 
 def test_evaluate_and_predict_ask_for_less_at_a_time(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

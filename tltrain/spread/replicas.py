@@ -45,6 +45,7 @@ class Spread:
             chain.compile(dynamic=False, options={"fallback_random": True})  # dropout draws what it draws uncompiled
         if runtime.accelerator.scaler is not None:
             runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # a stage inherits nothing from the last one
+            runtime.accelerator.scaler._per_optimizer_states.clear()  # nor from a step that an error of memory broke off
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which the oldest we support lacks
