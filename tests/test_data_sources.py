@@ -92,7 +92,7 @@ def test_declared_splits_and_one_class_list(tmp_path: Path) -> None:
     assert images.val.labels.tolist() == [2, 2, 2]
     assert len(images.train) == 60
     assert images.test is None
-    assert images.notes == ("val has no image of class a, b",)
+    assert images.notes == ("passed over, hidden: train/.checkpoints", "val has no image of class a, b")
 
 
 def test_per_class_keeps_that_many_of_train_only(tmp_path: Path) -> None:
@@ -163,10 +163,14 @@ def test_other_files_are_counted(tmp_path: Path) -> None:
 # --- the scan
 
 
-def test_a_text_file_called_jpg_refuses_a_small_folder(tmp_path: Path) -> None:
+def test_a_share_of_unreadable_files_is_whole_files(tmp_path: Path) -> None:
     root = _classes(tmp_path / "d")
     (root / "a" / "text.jpg").write_text("I am not an image")
-    _refused(f"folder:{root}", r"1 of 41 images cannot be read, more than max_unreadable = 0\.01.*text\.jpg \(not an image of a kind")
+    (note,) = _open(f"folder:{root}").notes  # 1 % of 41 files is one
+    assert note.startswith("1 of 41 images cannot be read and are left out")
+    _refused(f"folder:{root}", r"1 of 41 images cannot be read, and max_unreadable = 0 allows 0: .*text\.jpg", max_unreadable=0)
+    (root / "b" / "text.jpg").write_text("Nor am I")
+    _refused(f"folder:{root}", r"2 of 42 images cannot be read, and max_unreadable = 0\.01 allows 1: .*text\.jpg \(not an image of a kind")
 
 
 def test_few_unreadable_files_are_listed_and_left_out(tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_byte_identical_images_in_two_splits_are_reported(tmp_path: Path) -> Non
     _classes(root / "train", "ab")
     _classes(root / "test", "ab", 3, first=9000)
     (root / "test" / "b" / "twin.png").write_bytes((root / "train" / "a" / "004.png").read_bytes())
-    (note,) = _open(f"folder:{root}", val_fraction=0).notes
+    _, note = _open(f"folder:{root}", val_fraction=0).notes
     assert "1 byte-identical images are in two splits" in note
     assert "train/a/004.png (train) = test/b/twin.png (test)" in note
 
@@ -307,7 +311,7 @@ def test_a_table_with_splits(tmp_path: Path) -> None:
         ("path,label,split,group\na.png,x,train,g\nb.png,y,test,g", "line 3: group g is in test, and in line 2 in train"),
         ("path,label,split\na.png,x,train\nb.png,y,test", "no line of split train for class y"),
         ("path,label\na.png,x", "has 1 class"),
-        ("", "has the columns  and not path, label"),
+        ("", "is empty; the first line names: path,label"),
         ("path,label\na.png,x\nb.png,y", r"2 of 2 images cannot be read.*a\.png \(No such file or directory\)"),
     ],
 )

@@ -2,78 +2,77 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import stat
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from tltrain.data.decode import SUFFIXES
 from tltrain.data.images import Source, SourceKind
+from tltrain.data.layout import find_classes
 from tltrain.data.listing import Listed, from_files
-from tltrain.data.scan import some
+from tltrain.data.names import shown
+from tltrain.data.tree import Tree, is_run, unreadable
 from tltrain.errors import UserError
 from tltrain.recipe import Data
-
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def open_folder(argument: str, spec: Data) -> Source:
     """Raises UserError for a folder that is missing, has no classes, or has an empty one."""
-    root = Path(argument).expanduser().absolute()
-    if not argument or not root.is_dir():
-        raise UserError(f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class")
-    skipped: Counter[str] = Counter()
-    listed = [
-        Listed(path, path.relative_to(root).as_posix(), split, folder.name)
-        for split, folder in _class_folders(root)
-        for path in _images(folder, skipped)
-    ]
-    notes: tuple[str, ...] = ()
-    if skipped:
-        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(skipped.items()))
-        notes = (f"files that are not images by their suffix are left out: {kinds}",)
-    return from_files(listed, f"folder:{root}", spec.max_unreadable, notes)
+    root = _root(argument)
+    if not argument or not _is_folder(root):
+        words = f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class"
+        raise UserError(shown(words))
+    tree = Tree(root)
+    folders, notes = find_classes(tree)
+    others = Counter(tree.look(root).others)
+    others.update(suffix for place in {folder.parent for _, folder in folders} - {root} for suffix in tree.look(place).others)
+    listed: list[Listed] = []
+    for split, folder in folders:
+        inside: Counter[str] = Counter()
+        images = [Listed(path, path.relative_to(root).as_posix(), split, folder.name) for path in tree.images(folder, inside)]
+        if not images and split == "train":
+            raise UserError(_empty(folder, inside, any(other != "train" for other, _ in folders)))
+        listed += images
+        others += inside
+    if others:
+        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(others.items()))
+        notes += (f"files that are not images by their suffix are left out: {kinds}",)
+    return from_files(listed, f"folder:{root}", spec.max_unreadable, (*notes, *tree.notes()))
 
 
-def _class_folders(root: Path) -> list[tuple[str, Path]]:
-    """(split, class folder), sorted. A root whose train has subfolders has splits; else its own subfolders are the classes."""
-    top = _subfolders(root)
-    names = {folder.name for folder in top}
-    splits = {name: SPLITS[name] for name in names & set(SPLITS)}
-    if not top:
-        raise UserError(f"{root} has no subfolders; put the images of each class into a subfolder of that name")
-    if names == set(splits) and "train" not in splits:
-        raise UserError(f"{root} has {some(sorted(names))} and no train; add the training images as train/CLASS/")
-    if "train" not in splits or not _subfolders(root / "train"):
-        return [("train", folder) for folder in top]
-    if len(set(splits.values())) < len(splits):
-        raise UserError(f"{root} has {some(sorted(splits))}, two of which mean val; keep one of them")
-    found = [(split, folder) for name, split in sorted(splits.items()) for folder in _subfolders(root / name)]
-    trained = {folder.name for split, folder in found if split == "train"}
-    strange = [f"{split}/{folder.name}" for split, folder in found if folder.name not in trained]
-    if strange:
-        raise UserError(f"{root}: {some(strange)} has no counterpart below train; every class needs training images")
-    return found
+def check_apart(source: str, run: Path) -> None:
+    """Raise UserError if a new run's folder would lie among the images it learns from."""
+    kind, _, argument = source.partition(":")
+    if kind != "folder" or not argument or is_run(run):
+        return
+    root = _root(argument).resolve()
+    if root in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"the run folder {run} would lie among the images of {source}; choose one elsewhere with --folder, or put the "
+                        "images into a folder of their own")  # fmt: skip
 
 
-def _images(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """Images below a class folder, in a fixed order; other files are counted by suffix. Raises UserError if there are none."""
-    empty = True
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(here, name)
-            if path.suffix.lower() in SUFFIXES:
-                empty = False
-                yield path
-            else:
-                skipped[path.suffix.lower()] += 1
-    if empty:
-        raise UserError(f"class folder {folder} has no image ({' '.join(SUFFIXES)}); add images or remove the folder")
+def _root(argument: str) -> Path:
+    with contextlib.suppress(RuntimeError):  # ~x, where nobody is called x
+        return Path(argument).expanduser().absolute()
+    return Path(argument).absolute()
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _is_folder(path: Path) -> bool:
+    """Raises UserError where the permissions hide it."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _empty(folder: Path, inside: Counter[str], has_splits: bool) -> str:
+    """The words on a class without training images."""
+    held = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(inside.items()))
+    out = f"take {folder.name} out of every split" if has_splits else "remove the folder"
+    return f"class folder {folder} has no image ({' '.join(SUFFIXES)}){f', but files: {held}' if held else ''}; add images or {out}"
 
 
 FOLDER = SourceKind(lambda argument, spec, root: open_folder(argument or "", spec), argument="PATH")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tltrain.data.decode import read_image
 from tltrain.data.images import Source
-from tltrain.data.scan import check_readable, odd_ones, scan
+from tltrain.data.names import doubtful
+from tltrain.data.scan import check_readable, odd_ones, scan, some
 from tltrain.errors import UserError
 
 
@@ -50,10 +51,12 @@ def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, not
     kept = [listed[i] for i in numbers]
     digests = tuple(scanned[i].digest for i in numbers)
     number_of = {name: k for k, name in enumerate(classes)}
+    label_N = np.array([number_of[s.label] for s in kept], dtype=np.int64)
+    notes += (*doubtful(classes, label_N), *_two_labels(kept, digests))
     groups = [f"group {s.group}" if s.group else digest for s, digest in zip(kept, digests, strict=True)]
     return Source(
         classes=classes,
-        labels=np.array([number_of[s.label] for s in kept], dtype=np.int64),
+        labels=label_N,
         ids=tuple(s.id for s in kept),
         numbers=numbers,
         declared=np.array([s.split for s in kept]),
@@ -63,6 +66,19 @@ def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, not
         digests=digests,
         notes=notes,
     )
+
+
+def _two_labels(kept: Sequence[Listed], digests: Sequence[str]) -> tuple[str, ...]:
+    """A note on byte-identical images that have different labels, whichever splits they are in."""
+    first: dict[str, Listed] = {}
+    pairs = []
+    for sample, digest in zip(kept, digests, strict=True):
+        other = first.setdefault(digest, sample)
+        if other.label != sample.label:
+            pairs.append(f"{other.id} ({other.label}) = {sample.id} ({sample.label})")
+    one = len(pairs) == 1
+    counted = f"{len(pairs)} pair{'s' * (not one)} of byte-identical images stand{'s' * one} under two labels"
+    return (f"{counted}, so that one of them is wrong: {some(pairs)}",) if pairs else ()
 
 
 def _numbered(groups: Sequence[str]) -> np.ndarray:

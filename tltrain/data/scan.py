@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from PIL import Image
 from tltrain.data import decode as decoder
 from tltrain.data.decode import decode, describe
 from tltrain.data.places import cache_root
+from tltrain.data.regular import read_bytes
 from tltrain.errors import UserError
 from tltrain.files import write_atomic
 
@@ -67,14 +69,15 @@ def scan(paths: Sequence[Path], origin: str) -> list[Scanned]:
 
 
 def check_readable(scanned: Sequence[Scanned], paths: Sequence[Path], limit: float, origin: str) -> tuple[str, ...]:
-    """A note that lists the unreadable files, or none. Raises UserError if they are more than `limit`, a fraction of all."""
+    """A note that lists the unreadable files, or none. Raises UserError if they are more than `limit`, a fraction of all, rounded up."""
     bad = [f"{path} ({found.problem})" for path, found in zip(paths, scanned, strict=True) if found.problem]
     if not bad:
         return ()
     counted = f"{len(bad)} of {len(paths)} images cannot be read"
-    if len(bad) > limit * len(paths):
+    allowed = math.ceil(limit * len(paths) - 1e-9)  # whole files: 1 % of 19 is one
+    if len(bad) > allowed:
         raise UserError(
-            f"{origin}: {counted}, more than max_unreadable = {limit:g} of them: {some(bad)}; "
+            f"{origin}: {counted}, and max_unreadable = {limit:g} allows {allowed}: {some(bad)}; "
             "mend or remove the files, or raise data.max_unreadable"
         )
     return (f"{counted} and are left out: {some(bad)}",)
@@ -117,7 +120,7 @@ def _read_all(new: Sequence[tuple[Path, str]], known: dict[str, Scanned]) -> dic
 def _read(path: Path) -> tuple[Scanned, bool]:
     """What the file says, and whether it will say the same again."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         return Scanned("", describe(error)), False
     digest, _said.by_pillow = hashlib.blake2b(content, digest_size=16).hexdigest(), None

@@ -31,11 +31,7 @@ def split(source: Source, spec: Data) -> Images:
             leaves = cut(source.labels[train], source.groups[train], fraction, key(spec.seed, name))
             parts[name], train = train[leaves], train[~leaves]
             if len(parts[name]) == 0:
-                num_groups = len(np.unique(source.groups[train]))
-                raise UserError(
-                    f"{spec.source}: {name}_fraction = {fraction:g} of {len(train)} images in {num_groups} groups leaves no image "
-                    f"for {name}; add images or smaller groups, or set data.{name}_fraction to 0"
-                )
+                raise _too_few(source, spec, train, name)
     notes = [*source.notes, *_tiny(source, train, parts)]
     if spec.per_class is not None:
         train = train[keep_per_class(source.labels[train], spec.per_class, key(spec.seed, "per_class"))]
@@ -46,6 +42,19 @@ def split(source: Source, spec: Data) -> Images:
         source.classes, splits["train"], splits["val"] if len(parts["val"]) else None, splits["test"] if len(parts["test"]) else None,
         _fingerprint(source, parts), tuple(notes), source.in_memory,
     )  # fmt: skip
+
+
+def _too_few(source: Source, spec: Data, train: np.ndarray, name: str) -> UserError:
+    """What to say where train has no image to give. The remedy names each split that would be refused next."""
+    fractions = {"test": spec.test_fraction, "val": spec.val_fraction}
+    num_groups = len(np.unique(source.groups[train]))
+    also = name == "test" and spec.val_fraction > 0 and not (source.declared == "val").any()
+    also = also and not cut(source.labels[train], source.groups[train], spec.val_fraction, key(spec.seed, "val")).any()
+    none = "data.test_fraction and data.val_fraction" if also else f"data.{name}_fraction"
+    return UserError(
+        f"{spec.source}: {name}_fraction = {fractions[name]:g} of {len(train)} images in {num_groups} groups leaves no image for {name}; "
+        f"add images or smaller groups, or set {none} to 0"
+    )
 
 
 def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
