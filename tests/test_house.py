@@ -23,13 +23,14 @@ ROWS = {
     "store": 3, "checkpoint": 3, "plan": 3, "report": 3, "inference": 3, "guard": 3, "trained": 3,
     "engine": 4, "outputs": 4, "thrift": 4, "predict": 4, "preview": 4, "compare": 4,
     "survey": 5, "predicted": 5,
-    "setup": 6,
-    "storing": 7, "smaller": 7,
-    "staging": 8,
-    "run": 9, "evaluate": 9, "export": 9, "doctor": 9,
-    "demo": 10, "api": 10, "stored": 10,
-    "cli": 11,
-    "__main__": 12,
+    "view_device": 6,
+    "setup": 7,
+    "storing": 8, "smaller": 8,
+    "staging": 9,
+    "run": 10, "evaluate": 10, "export": 10, "doctor": 10,
+    "demo": 11, "api": 11, "stored": 11,
+    "cli": 12,
+    "__main__": 13,
 }  # fmt: skip
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tltrain.blocks import Chain
+from tltrain.data.rendering import to_device
 from tltrain.losses import full_precision
 from tltrain.metrics import Predictions
 from tltrain.out_of_memory import ChunkTooLarge, is_out_of_memory
@@ -185,10 +186,6 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             tensor.record_stream(here)  # its memory is not given to the side stream again before it was read here
         coming = fetch()
         yield batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def mixed(batch: Batch) -> Batch:

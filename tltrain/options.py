@@ -46,6 +46,8 @@ class Start:
     resumed run keeps it."""
     workers: int | None = None
     """Data workers per process; the default is 0 for data in memory, else the processor cores divided by the processes, at most 8."""
+    views: Literal["auto", "host", "device"] = "auto"
+    """Make strong views by the data workers or on the GPU: the same pixels. By default where the measured rates say it is faster."""
     save_minutes: float = 10.0
     """Minutes between two checkpoints; stage ends are always saved."""
     save_steps: int | None = None

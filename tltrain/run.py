@@ -163,9 +163,8 @@ def _announce(run: Run, restored: State | None) -> None:
     """Say and write down where this start begins."""
     runtime, plan_ = run.runtime, run.plan
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
-    table = plan.render(
-        run.recipe, run.student.chain, plan_, runtime.world, micro, describe_data(run.images, run.student), run.choices.lines()
-    )
+    about = describe_data(run.images, run.student, run.strong_views)
+    table = plan.render(run.recipe, run.student.chain, plan_, runtime.world, micro, about, run.choices.lines())
     if not runtime.is_main:
         return
     origin = list(restored.progress.order) if restored else None

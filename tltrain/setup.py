@@ -17,13 +17,11 @@ from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
 from tltrain.data import Images, Split, open_images, outline_images
 from tltrain.data.bases import Bases
-from tltrain.data.folder import check_apart
 from tltrain.data.loader import eval_loader
-from tltrain.data.names import count_classes
 from tltrain.data.order import num_micro
 from tltrain.data.views import Views
 from tltrain.errors import UserError
-from tltrain.options import Start, run_path
+from tltrain.options import Start
 from tltrain.recipe import Augment, Recipe
 from tltrain.runtime import Runtime, Stop
 from tltrain.spread import check
@@ -31,6 +29,7 @@ from tltrain.stages import PlannedStage
 from tltrain.survey import Choices, Machine, survey
 from tltrain.trackers import Trackers, chosen
 from tltrain.tracking import MetricsLog
+from tltrain.view_device import ViewDevice, view_device
 from tltrain.watch import Watch
 
 T = TypeVar("T")
@@ -64,6 +63,8 @@ class Run:
     """On the other processes there are none."""
     bases: dict[str, Bases] = field(default_factory=dict)
     """Stores of base images, by split."""
+    strong_views: ViewDevice = field(default_factory=ViewDevice)
+    """Where they are made."""
 
     def save(self, state: State) -> None:
         """Hand a checkpoint to the background writer of process 0."""
@@ -88,7 +89,8 @@ class Run:
 
     def views(self, split: Split, augment: Augment = "none") -> Views:
         data = self.recipe.data
-        return Views(split, self.student.preprocess, augment, data.flip, data.seed, self.bases.get(split.name))
+        on_device = self.strong_views.on_device
+        return Views(split, self.student.preprocess, augment, data.flip, data.seed, self.bases.get(split.name), on_device)
 
     def eval_batches(self, split: Split) -> Any:
         runtime = self.runtime
@@ -113,7 +115,6 @@ def num_workers(images: Images, start: Start, local_world: int) -> int:
 
 def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
     """Everything that can be refused is refused here, before the first step."""
-    check_apart(recipe.data.source, path)
     images = open_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
@@ -137,6 +138,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
         runtime.local_world,
     )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
+    views = _shared(runtime, lambda: view_device(recipe, start, images.train, student, planned, machine, choices))
     _shared(runtime, lambda: len(chosen(start)))
     device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
     generation = _claim(path, recipe, start, runtime)
@@ -154,7 +156,8 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
     saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
     sizes = device_batch, kept.get("chunk")
-    return Run(path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver)
+    opened = path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver
+    return Run(*opened, strong_views=views)
 
 
 def check_objective(recipe: Recipe, images: Images) -> None:
@@ -221,17 +224,16 @@ def open_nets(recipe: Recipe, images: Images) -> tuple[Loaded, Loaded | None]:
     return student, teacher
 
 
-def describe_data(images: Images, student: Loaded) -> str:
+def describe_data(images: Images, student: Loaded, views: ViewDevice) -> str:
     sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
     view = student.preprocess
     seen = f"seen at {view.size} px (shorter side {view.resize})"
-    classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"
-    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}"
+    made = f"\nviews   strong ones are made {views.why}" if views.why else ""
+    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\nweights {student.origin}{made}"
 
 
 def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
     """`tltrain plan`: the table, without reading weights and without training."""
-    check_apart(recipe.data.source, run_path(recipe, start))
     images = outline_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
@@ -248,4 +250,5 @@ def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
     choices = survey(recipe, start, images, loaded, teacher, planned, machine)
-    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded), choices.lines()))
+    views = view_device(recipe, start, images.train, loaded, planned, machine, choices)
+    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded, views), choices.lines()))

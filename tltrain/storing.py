@@ -18,6 +18,7 @@ from tltrain.data import Split, bases
 from tltrain.data.bases import Bases
 from tltrain.data.loader import item_loader
 from tltrain.data.order import Item
+from tltrain.data.rendering import to_device
 from tltrain.data.views import Views
 from tltrain.errors import UserError
 from tltrain.inference import Batch, Frozen
@@ -193,7 +194,7 @@ def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[st
         parts = []
         for at in range(0, len(rows), chunk):
             alive(f"row {at} of shard {name}")  # for the watch; who asks to stop is heard between shards
-            parts.append(frozen(next(loaded)["image"].to(device, non_blocking=True)))
+            parts.append(frozen(to_device(next(loaded), device)["image"]))
         yield name, {"rows": torch.cat(parts).cpu()}
 
 

@@ -124,8 +124,8 @@ class _Surveyor:
     ) -> None:
         self.recipe, self.start, self.images, self.machine, self.budget = recipe, start, images, machine, budget
         self.meter = _Meter(images, student, recipe, machine.device, machine.workers)
-        self.student = _timed(student.chain, machine.device)
-        self.teacher = None if teacher is None else _timed(teacher.chain, machine.device)
+        self.student = timed(student.chain, machine.device)
+        self.teacher = None if teacher is None else timed(teacher.chain, machine.device)
 
     def stage(self, stage: PlannedStage) -> StageChoices:
         train = val = logits = None
@@ -177,7 +177,7 @@ def _free_memory() -> int:
         return 2 * 2**30  # a system that does not say
 
 
-def _timed(chain: Chain, device: torch.device) -> Chain:
+def timed(chain: Chain, device: torch.device) -> Chain:
     """The network as it can be timed: on the device, with weights or with numbers in their place. The original stays as it is."""
     if next(chain.parameters()).device.type == device.type:
         return chain
@@ -209,7 +209,7 @@ class _Meter:
     def speed(self, frozen: Frozen, augment: Augment, with_image: bool = True) -> Speed:
         key = (id(frozen.chain), frozen.stop)
         if key not in self.known:
-            self.known[key] = _time_frozen(frozen, self.student.preprocess.size, self.device)
+            self.known[key] = time_frozen(frozen, self.student.preprocess.size, self.device)
         frozen_s, row_bytes = self.known[key]
         return Speed(self._image_s(augment) if with_image else 0.0, frozen_s, row_bytes)
 
@@ -240,7 +240,7 @@ def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> V
     return Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
 
 
-def _time_frozen(frozen: Frozen, side: int, device: torch.device) -> tuple[float, int]:
+def time_frozen(frozen: Frozen, side: int, device: torch.device) -> tuple[float, int]:
     """(seconds an image, bytes of its row): of one image first, and of several where that is quick."""
 
     def once(num: int) -> tuple[float, Tensor]:
