@@ -17,11 +17,13 @@ from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
 from tltrain.data import Images, Split, open_images, outline_images
 from tltrain.data.bases import Bases
+from tltrain.data.folder import check_apart
 from tltrain.data.loader import eval_loader
+from tltrain.data.names import count_classes
 from tltrain.data.order import num_micro
 from tltrain.data.views import Views
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import Start, run_path
 from tltrain.recipe import Augment, Recipe
 from tltrain.runtime import Runtime, Stop
 from tltrain.spread import check
@@ -115,6 +117,7 @@ def num_workers(images: Images, start: Start, local_world: int) -> int:
 
 def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
     """Everything that can be refused is refused here, before the first step."""
+    check_apart(recipe.data.source, path)
     images = open_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
@@ -229,11 +232,19 @@ def describe_data(images: Images, student: Loaded, views: ViewDevice) -> str:
     view = student.preprocess
     seen = f"seen at {view.size} px (shorter side {view.resize})"
     made = f"\nviews   strong ones are made {views.why}" if views.why else ""
-    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\nweights {student.origin}{made}"
+    classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"
+    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}{made}"
+
+
+def describe_device(device: str, precision: str, tf32: bool) -> str:
+    """The start line of a GPU. device: its name."""
+    rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
+    return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"
 
 
 def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
     """`tltrain plan`: the table, without reading weights and without training."""
+    check_apart(recipe.data.source, run_path(recipe, start))
     images = outline_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
