@@ -74,10 +74,12 @@ def running_on(device: str, precision: str = "no", loss_scale: float | None = No
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def trained(recipe: Recipe, folder: Path, device: str, precision: str = "no", loss_scale: float | None = None, **start: Any) -> Path:
+def trained(
+    recipe: Recipe, folder: Path, device: str, precision: str = "no", loss_scale: float | None = None, workers: int = 0, **start: Any
+) -> Path:
     """The folder of a run that finished in this process. start: its flags."""
     with running_on(device, precision, loss_scale):
-        assert train(recipe, Start(folder=folder, workers=0, **start))["outcome"] == "finished"
+        assert train(recipe, Start(folder=folder, workers=workers, **start))["outcome"] == "finished"
     return folder
 
 

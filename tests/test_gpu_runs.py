@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ALL, HEAD, made_recipe, slow
-from gpu_device import DEVICES, losses, on_gpu, trained
+from gpu_device import DEVICES, DEVICES_SLOW, losses, on_gpu, trained
 from safetensors.torch import load_file
 
 from benchmarks.trials import rows_of
@@ -107,3 +107,11 @@ def test_a_deterministic_run_has_the_same_bits_twice(device: str, family: str, p
     assert rows_of(second) == rows_of(first)
     ours, theirs = (load_file(run / "weights.safetensors") for run in (second, first))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("device", DEVICES_SLOW)
+def test_data_workers_and_pinned_memory_change_no_bit(device: str, tmp_path: Path) -> None:
+    """Batches of workers reach a GPU through pinned memory, on a stream beside the one that computes."""
+    recipe = small("resnet", stages=THOROUGH[1:])
+    runs = [trained(recipe, tmp_path / str(num), device, "bf16", max_device_batch=6, workers=num) for num in (0, 2)]
+    assert rows_of(runs[1]) == rows_of(runs[0])
