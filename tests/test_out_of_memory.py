@@ -32,6 +32,7 @@ from tltrain.options import Start
 from tltrain.out_of_memory import fitting, is_out_of_memory, release
 from tltrain.predict import predict
 from tltrain.run import train
+from tltrain.spread import spread
 from tltrain.trained import open_trained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +165,6 @@ def test_a_job_of_slurm_is_requeued() -> None:
 def test_nothing_of_the_start_without_room_stays_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[weakref.ref[Any]] = []
     alive: list[int] = []
-    spread = staging.spread
 
     def spreading(*arguments: Any) -> Any:
         spreaded = spread(*arguments)
@@ -199,9 +199,9 @@ def test_the_loss_scale_forgets_a_step_that_was_broken_off(monkeypatch: pytest.M
         return norm
 
     with running_on("cpu", "fp16"):
-        train(spec, Start(folder=tmp_path / "smaller", workers=0, max_device_batch=4, **trials.EVERY_STEP))
+        train(spec, Start(folder=tmp_path / "smaller", workers=0, max_device_batch=4, save_steps=1, keep=9))
         monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipped)
-        train(spec, Start(folder=tmp_path / "run", workers=0, **trials.EVERY_STEP))
+        train(spec, Start(folder=tmp_path / "run", workers=0, save_steps=1, keep=9))
     assert kept(tmp_path / "run")["max_device_batch"] == 4
     assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
     ours, theirs = (checkpoint.load(checkpoint.standing(tmp_path / name / "checkpoints")[1]).extra for name in ("run", "smaller"))
@@ -258,9 +258,9 @@ def test_evaluate_and_predict_ask_for_less_at_a_time(finished_run: Path, monkeyp
         return forward(self, x, start, stop)
 
     monkeypatch.setattr(Chain, "forward", counted)
-    assert [p.top for p in predict(trained, pictures, batch=8)] == [
-        tuple((name, pytest.approx(share, rel=1e-5)) for name, share in p.top) for p in said
-    ]
+    now = list(predict(trained, pictures, batch=8))
+    assert [p.label for p in now] == [p.label for p in said]
+    assert [p.confidence for p in now] == pytest.approx([p.confidence for p in said], rel=1e-5)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1], "what fits is remembered"
     assert evaluate(finished_run, None, "test", 12)["loss"] == pytest.approx(figures["loss"], rel=1e-6)
     monkeypatch.setattr(Chain, "forward", faults.cramped(forward, "evaluation", 0))

@@ -38,7 +38,8 @@ class Start:
     folder: Path | None = None
     """The run folder; the default is runs/NAME of the recipe. The same command again resumes it."""
     max_device_batch: int | None = None
-    """Largest micro-batch one device holds; a larger share of the batch is accumulated. A resumed run keeps its own; new runs take 128."""
+    """Largest micro-batch one device holds; a larger share of the batch is accumulated. A resumed run keeps its own; new runs take 128.
+    Where the device has no room for it, the run halves it by itself, and keeps that."""
     recompute: bool = False
     """Compute activations of training blocks again in backward: less memory, about a third more time, the same result bit for bit."""
     compile: bool = False
