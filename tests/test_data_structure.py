@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tltrain.cli import main
 from tltrain.data import Images, open_images
 from tltrain.data.folder import check_apart
 from tltrain.errors import UserError
@@ -216,6 +217,22 @@ def test_a_new_run_among_the_images_is_refused_and_an_old_one_goes_on(tmp_path: 
     (root / "runs" / "x" / "generations").mkdir(parents=True)
     (root / "runs" / "x" / "recipe.yaml").write_text("name: x")
     check_apart("folder:.", Path("runs/x"))
+
+
+def test_plan_and_train_print_the_classes_and_refuse_a_run_among_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _tree(tmp_path / "d", "cat", "dog")
+    recipe = ["digits-resnet", "--data.per-class", "5"]
+    monkeypatch.chdir(root)
+    for verb in ("plan", "train"):
+        assert main([verb, *recipe, "--data.source", "folder:."]) == 2
+        assert "would lie among the images" in capsys.readouterr().err
+    assert sorted(path.name for path in root.iterdir()) == ["cat", "dog"]
+    monkeypatch.chdir(tmp_path)
+    for verb in ("plan", "train"):
+        assert main([verb, *recipe, "--data.source", "folder:d", *(["--smoke"] if verb == "train" else [])]) == 0
+        assert "classes cat 5, dog 5 (training images)" in capsys.readouterr().out
 
 
 # --- links
