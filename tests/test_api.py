@@ -84,15 +84,17 @@ def test_torchs_own_switches_are_as_before(
 ) -> None:
     """After a run, an evaluation, and rows of a store that are computed again."""
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
-    before = (not deterministic, deterministic, not deterministic)
+    before = (not deterministic, deterministic, not deterministic, deterministic)
 
     def switches() -> tuple[bool, ...]:
         settings: Any = torch.utils.deterministic
-        return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory
+        kernels = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+        return (*kernels, settings.fill_uninitialized_memory, torch.backends.cuda.matmul.allow_tf32)
 
     def set_switches(values: tuple[bool, ...]) -> None:
         torch.use_deterministic_algorithms(values[0])
-        torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = values[1:]  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = values[1:3]  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.allow_tf32 = values[3]
 
     own = switches()
     set_switches(before)

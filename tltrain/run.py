@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from tltrain.options import Start, run_path
 from tltrain.out_of_memory import is_out_of_memory, release
 from tltrain.recipe import Recipe
 from tltrain.runtime import Runtime, Stop, torch_settings_kept
-from tltrain.setup import TAKEN_OVER, Run, describe_data, open_run
+from tltrain.setup import TAKEN_OVER, Run, describe_data, describe_device, open_run
 from tltrain.smaller import leave, left, smaller, too_large
 from tltrain.staging import hand_on, on_device, run_stage
 from tltrain.storing import base_images
@@ -164,6 +165,8 @@ def _announce(run: Run, restored: State | None) -> None:
     runtime, plan_ = run.runtime, run.plan
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
     about = describe_data(run.images, run.student, run.strong_views)
+    if runtime.device.type == "cuda":
+        about += "\n" + describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
     table = plan.render(run.recipe, run.student.chain, plan_, runtime.world, micro, about, run.choices.lines())
     if not runtime.is_main:
         return
