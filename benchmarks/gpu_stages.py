@@ -238,7 +238,7 @@ def photos(book: Any, scratch: Scratch) -> None:
         if scratch.device.type == "cpu":
             flags = flags | {"workers": 0}
         done = scratch.train(made, None, max(1, steps // 6), store="never", **flags)
-        text = f"{net} from {scale.num_photos:,} JPEG files of {PHOTO[0]} x {PHOTO[1]}, strong views, {name}: {done.images_per_s:,.0f} images/s"
+        text = f"{net} from {scale.num_photos:,} JPEGs of {PHOTO[0]} x {PHOTO[1]}, strong views, {name}: {done.images_per_s:,.0f} images/s"
         book.row("files", text, net=net, how=name, images_per_s=done.images_per_s, num_photos=scale.num_photos)
 
 

@@ -23,7 +23,7 @@ ROWS = {
     "store": 3, "checkpoint": 3, "plan": 3, "report": 3, "inference": 3, "guard": 3, "trained": 3,
     "engine": 4, "outputs": 4, "thrift": 4, "predict": 4, "preview": 4, "compare": 4,
     "survey": 5, "predicted": 5,
-    "view_device": 6,
+    "view_device": 6, "compiling": 6,
     "setup": 7,
     "storing": 8, "smaller": 8,
     "staging": 9,

@@ -167,6 +167,7 @@ def _announce(run: Run, restored: State | None) -> None:
     about = describe_data(run.images, run.student, run.strong_views)
     if runtime.device.type == "cuda":
         about += "\n" + describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
+    about += f"\n{run.compiling}" if run.compiling else ""
     table = plan.render(run.recipe, run.student.chain, plan_, runtime.world, micro, about, run.choices.lines())
     if not runtime.is_main:
         return

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from tltrain import backbones, folder, losses, metrics, plan, registry, stages, thrift
+from tltrain import backbones, compiling, folder, losses, metrics, plan, registry, stages, thrift
 from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
@@ -67,6 +67,8 @@ class Run:
     """Stores of base images, by split."""
     strong_views: ViewDevice = field(default_factory=ViewDevice)
     """Where they are made."""
+    compiling: str = ""
+    """A line of the plan: whether --compile pays."""
 
     def save(self, state: State) -> None:
         """Hand a checkpoint to the background writer of process 0."""
@@ -142,6 +144,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
     views = _shared(runtime, lambda: view_device(recipe, start, images.train, student, planned, machine, choices))
+    pays = _shared(runtime, lambda: compiling.note(start, student, planned, machine, runtime.world))
     _shared(runtime, lambda: len(chosen(start)))
     device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
     generation = _claim(path, recipe, start, runtime)
@@ -160,7 +163,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
     sizes = device_batch, kept.get("chunk")
     opened = path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver
-    return Run(*opened, strong_views=views)
+    return Run(*opened, strong_views=views, compiling=pays)
 
 
 def check_objective(recipe: Recipe, images: Images) -> None:
@@ -262,4 +265,5 @@ def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
     machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
     choices = survey(recipe, start, images, loaded, teacher, planned, machine)
     views = view_device(recipe, start, images.train, loaded, planned, machine, choices)
-    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, describe_data(images, loaded, views), choices.lines()))
+    about = "\n".join(filter(None, (describe_data(images, loaded, views), compiling.note(start, loaded, planned, machine))))
+    console.show(plan.render(recipe, loaded.chain, planned, 1, micro, about, choices.lines()))
