@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tltrain.data import Images, open_images
-from tltrain.data.loader import eval_loader, train_loader
+from tltrain.data.loader import StepSampler, eval_loader, train_loader, train_positions
 from tltrain.data.order import Stream
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
@@ -33,6 +33,27 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
             pixels_HWC = np.random.default_rng(i + 100 * ord(c)).integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels_HWC).save(tmp_path / "d" / c / f"{i}.png")
     return open_images(Data(source=f"folder:{tmp_path / 'd'}", val_fraction=0, test_fraction=0))
+
+
+@pytest.mark.parametrize(("batch", "world", "num_micro"), [(10, 1, 1), (10, 3, 2), (2, 3, 1), (7, 2, 5), (30, 1, 1)])
+@pytest.mark.parametrize("draw_weights", [None, (1.0,) * 11 + (30.0,)])
+@pytest.mark.parametrize("views", [None, 1, 3])
+def test_positions_without_images_are_those_of_the_items(
+    batch: int, world: int, num_micro: int, draw_weights: tuple[float, ...] | None, views: int | None
+) -> None:
+    """Of each rank and micro-batch: who looks everything up trains on the same samples as who reads the images."""
+    stream, labels = Stream(3, 1, 12, batch, views, 2, draw_weights), np.arange(12) * 5
+    for rank in range(world):
+        asked = list(StepSampler(stream, 1, 5, rank, world, num_micro))
+        found = list(train_positions(labels, stream, 1, 5, rank, world, num_micro))
+        assert len(found) == len(asked) == 4 * num_micro
+        for items, batch_B in zip(asked, found, strict=True):
+            assert batch_B["index"].tolist() == [item.index for item in items]
+            assert batch_B["view"].tolist() == [item.view for item in items]
+            assert batch_B["weight"].tolist() == [item.weight for item in items]
+            assert batch_B["label"].tolist() == [5 * item.index for item in items]
+            dtypes = [batch_B[name].dtype for name in ("index", "view", "label", "weight")]
+            assert dtypes == [torch.int64, torch.int64, torch.int64, torch.float32]
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])

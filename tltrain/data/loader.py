@@ -51,7 +51,15 @@ def train_positions(
     labels: np.ndarray, stream: Stream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int
 ) -> Iterator[Batch]:
     """As train_loader without the images: label, weight, index and view, for those who look the rest up."""
-    return _positions(labels, StepSampler(stream, start_step, stop_step, rank, world, num_micro))
+    places = range(stream.batch)[rank_slice(stream.batch, rank, world)]
+    parts = [places[rank_slice(len(places), i, num_micro)] for i in range(num_micro)]
+    filled = [part or places[:1] or range(1) for part in parts]  # in place of an empty part one sample with weight 0, as StepSampler has it
+    for s in range(start_step, stop_step):
+        index_B, view_B = (torch.from_numpy(array_B) for array_B in stream.positions(s))
+        label_B = torch.from_numpy(labels[index_B.numpy()])
+        for part, full in zip(parts, filled, strict=True):
+            at = slice(full.start, full.stop)
+            yield {"label": label_B[at], "weight": torch.full((len(full),), float(bool(part))), "index": index_B[at], "view": view_B[at]}
 
 
 def eval_positions(labels: np.ndarray, rank: int, world: int, batch: int, limit: int | None) -> list[Batch]:

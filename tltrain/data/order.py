@@ -79,16 +79,22 @@ class Stream:
 
     def step(self, s: int) -> list[Item]:
         """The global batch of step s, B items."""
-        start, stop = s * self.batch, (s + 1) * self.batch
-        samples: list[tuple[int, int]] = []
-        for epoch in range(start // self.num_samples, -(-stop // self.num_samples)):
-            offset = epoch * self.num_samples
-            part = slice(max(start - offset, 0), stop - offset)
-            index_N, view_N = self._epoch(epoch)
-            samples += zip(index_N[part].tolist(), view_N[part].tolist(), strict=True)
+        index_B, view_B = self.positions(s)
+        samples = list(zip(index_B.tolist(), view_B.tolist(), strict=True))
         if self.mixup == 0 and self.cutmix == 0:
             return [Item(index, view) for index, view in samples]
         return self._mixed(s, samples)
+
+    def positions(self, s: int) -> tuple[np.ndarray, np.ndarray]:
+        """Index and view (B,) int64 of the global batch of step s, unmixed: a head that is fed from a store has little else to do."""
+        start, stop = s * self.batch, (s + 1) * self.batch
+        parts = []
+        for epoch in range(start // self.num_samples, -(-stop // self.num_samples)):
+            offset = epoch * self.num_samples
+            part = slice(max(start - offset, 0), stop - offset)
+            parts.append([array_N[part] for array_N in self._epoch(epoch)])
+        index_B, view_B = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return index_B, view_B
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Index and view of each sample of an epoch, (num_samples,) int64 each; the last two epochs are kept."""
