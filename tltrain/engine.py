@@ -183,7 +183,7 @@ class _Loop:
         """One optimizer step on the global batch of `progress.step`."""
         job, stage, runtime, step = self.job, self.job.stage, self.job.runtime, progress.step
         set_lr(job.spread.optimizer, stage.lr_factor(step))
-        share = torch.zeros((), device=runtime.device)
+        shares = []
         for micro in range(job.num_micro):
             batch = mixed(next(batches))
             runtime.seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
@@ -191,10 +191,11 @@ class _Loop:
             with job.spread.accumulating(last):
                 loss_B = job.objective(job.spread.model(*job.entry(batch)), batch)
                 loss = (loss_B * batch["weight"]).sum() / stage.batch
-                job.spread.backward(loss * runtime.world, last)  # gradients are averaged over processes
-            share = share + loss.detach()
+                whole = loss * runtime.world if runtime.world > 1 else loss  # gradients are averaged over processes
+                job.spread.backward(whole, last)
+            shares.append(loss.detach())
         norm = job.spread.step()
-        self._watch(step, share)
+        self._watch(step, sum(shares[1:], shares[0]))
         job.console.step()
         progress = replace(progress, step=step + 1, evaluated=False)
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
