@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,10 +16,9 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import photos as photo
-from benchmarks.gpu_speeds import CLASSES, Scale, chain_of, recipe
+from benchmarks.gpu_speeds import CLASSES, Scale, chain_of, count, recipe
 from benchmarks.gpu_turns import synchronise
 from tltrain import backbones, run, setup, staging
 from tltrain.backbones.card import write_weights
@@ -182,12 +181,6 @@ def _bounds(net: str, cut: str, size: int) -> tuple[float, float]:
     chain = chain_of(net, size)
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     first = chain.index(cut)
-
-    def count(work: Callable[[], Any]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            work()
-        return counter.get_total_flops()
-
     full = count(lambda: chain(images).sum().backward())
     chain.freeze(first, norm_stats=False)
     with torch.no_grad():
@@ -221,7 +214,8 @@ def photos(book: Any, scratch: Scratch) -> None:
     """The first net from JPEG files, by how its views are made; the race says what it does on pixels in memory."""
     scale = scratch.scale
     net = next(iter(scale.nets))
-    steps = max(4, scale.num_photos // scale.nets[net][0] * 6)
+    epochs = 16 if scratch.device.type == "cuda" else 2  # workers read some epochs ahead before the first step
+    steps = scale.num_photos // scale.nets[net][0] * epochs
     made = recipe(net, scale, steps=steps, views=None, augment="strong")
     data = {"source": f"folder:{scratch.photos()}", "resize": None, "flip": True}
     made = validate(made.model_dump() | {"data": made.data.model_dump() | data}, "gpu")
@@ -237,7 +231,7 @@ def photos(book: Any, scratch: Scratch) -> None:
     for name, flags in ways.items():
         if scratch.device.type == "cpu":
             flags = flags | {"workers": 0}
-        done = scratch.train(made, None, max(1, steps // 6), store="never", **flags)
+        done = scratch.train(made, None, max(1, steps // 4), store="never", **flags)
         text = f"{net} from {scale.num_photos:,} JPEGs of {PHOTO[0]} x {PHOTO[1]}, strong views, {name}: {done.images_per_s:,.0f} images/s"
         book.row("files", text, net=net, how=name, images_per_s=done.images_per_s, num_photos=scale.num_photos)
 
