@@ -30,7 +30,7 @@ class Worlds:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.pool = ThreadPoolExecutor(min(10, os.cpu_count() or 1))
+        self.pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
         self.runs: dict[str, Future[Path]] = {}
 
     def start(self, name: str, trial: Trial, precision: str = "no") -> None:

@@ -41,7 +41,7 @@ def cases(kinds: dict[str, list[str]], on_cpu: set[str]) -> list[Any]:
 
 
 EXACT = cases({"ddp": list(START), "fsdp2": list(START), "pair": list(START)}, {"fsdp2-recompute", "pair-plain"})
-ZERO = cases({"zero2": ["plain", "recompute"], "zero3": ["plain", "recompute"]}, {"zero3-plain"})
+ZERO = cases({"zero2": ["recompute"], "zero3": ["recompute"]}, {"zero3-recompute"})
 BF16 = cases({"fsdp2": ["bf16"], "zero2": ["bf16"], "zero3": ["bf16"]}, set())
 
 
