@@ -171,6 +171,7 @@ def _process(book: Any, net: str, rate: float, choice: Choice, words: Sequence[s
     with tempfile.TemporaryDirectory(prefix="tltrain-race-") as folder:
         rows = book.file.with_suffix(f".{net}.json") if book.file is not None else Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks.gpu", "--race", net, str(rate), "--rounds", str(choice.num_rounds), *words]
+        rows.unlink(missing_ok=True)
         command += ["--also", ",".join(choice.also), "--only", choice.only, "--budget-s", str(seconds), "--json", str(rows)]
         try:
             code: Any = subprocess.run(command, timeout=None if seconds == float("inf") else seconds + 30, check=False).returncode
@@ -203,8 +204,7 @@ def _race(book: Any, net: str, scale: Scale, device: torch.device, rate: float, 
         racing.reverse()
         for number in range(choice.num_rounds):
             began = time.monotonic()
-            for i in turns(len(racing)):
-                racing[i].lap(lap_steps)
+            racing = _round(book, net, racing, lap_steps)
             if book.left() < time.monotonic() - began + 10 and number + 1 < choice.num_rounds:
                 print(f"{net}: {number + 1} rounds of {choice.num_rounds}: no time for more", flush=True)
                 break
@@ -220,6 +220,19 @@ def _race(book: Any, net: str, scale: Scale, device: torch.device, rate: float, 
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _round(book: Any, net: str, racing: list[Racer], num_steps: int) -> list[Racer]:
+    """There and back. Returns those that are still in the race."""
+    out: list[Racer] = []
+    for racer in (racing[i] for i in turns(len(racing))):
+        try:
+            if racer not in out:
+                racer.lap(num_steps)
+        except Failed as error:
+            out.append(racer)
+            book.row("errors", f"{net}: {racer.name} gives up: {error}", net=net, loop=racer.name)
+    return [racer for racer in racing if racer not in out]
 
 
 def _starts(book: Any, net: str, racer: Racer, num_steps: int) -> bool:
