@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from digit_files import digit_folder, digit_image, run_with_weights
 from PIL import Image
 
+from tltrain.data.views import Preprocess
 from tltrain.errors import UserError
 from tltrain.options import Start
 from tltrain.predict import Prediction, evaluation_view, find_files, predict
@@ -151,6 +153,21 @@ def test_files_folders_and_standard_input(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file in"):
         find_files([str(tmp_path / "empty")], iter(()))
+
+
+def test_a_folder_is_predicted_once_however_its_links_go(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    (root / "deep").mkdir(parents=True)
+    digit_image(3).save(root / "deep" / "a.png")
+    (root / "self").symlink_to(".")
+    (root / "deep" / "up").symlink_to("../..")
+    (root / "again").symlink_to("deep")
+    assert [Path(f).name for f in find_files([str(root)], iter(()))] == ["a.png"]
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert evaluation_view(tmp_path / "pipe.png", Preprocess(8, 8)) == "a named pipe, not a file"
 
 
 def test_tensors_are_images_and_what_is_none_is_refused(folder_run: tuple[Path, Path]) -> None:

@@ -16,6 +16,8 @@ from torchvision.transforms.v2 import functional as F
 
 from tltrain.data import Split
 from tltrain.data.decode import as_seen, decode, describe
+from tltrain.data.regular import read_bytes
+from tltrain.data.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
 from tltrain.out_of_memory import fitting
@@ -108,7 +110,7 @@ def _image(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return as_seen(picture)
     if not isinstance(picture, Tensor):
-        return decode(Path(picture).read_bytes())
+        return decode(read_bytes(Path(picture)))
     if picture.ndim != 3 or picture.shape[0] != 3:
         raise UserError(f"a tensor of shape {tuple(picture.shape)} is no image; give (3, H, W), uint8 or floats in [0, 1]")
     if picture.dtype == torch.uint8:
@@ -121,7 +123,7 @@ def _image(picture: Picture) -> Image.Image:
 
 def find_files(words: Sequence[str], listed: Iterator[str]) -> list[str]:
     """The files that a command's words mean: files as they are, of folders every file that is not hidden, sorted, and for `-` the
-    lines of `listed`. Raises UserError where that is none."""
+    lines of `listed`. Raises UserError where that is none, and for a folder that cannot be listed."""
     found: list[str] = []
     for word in words:
         if word == "-":
@@ -136,6 +138,17 @@ def find_files(words: Sequence[str], listed: Iterator[str]) -> list[str]:
 
 
 def _below(root: str) -> Iterator[str]:
-    for here, folders, names in os.walk(root, followlinks=True):
+    """Every file that is not hidden, each folder once, however its links go. Raises UserError for a folder that cannot be listed."""
+
+    def closed(error: OSError) -> None:
+        raise unreadable(Path(error.filename or root), error)
+
+    entered = all_above(Path(root)) - {identity_of(Path(root))}
+    for here, folders, names in os.walk(root, onerror=closed, followlinks=True):
+        identity = identity_of(Path(here))
+        if identity in entered:
+            folders.clear()
+            continue
+        entered.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(here, name) for name in sorted(names) if not name.startswith("."))

@@ -39,7 +39,7 @@ class Tree:
         self.root = root
         self._looked: dict[Path, Below] = {}
         self._passed: dict[str, list[str]] = defaultdict(list)
-        self._cache = _identity(cache_root())
+        self._cache = identity_of(cache_root())
 
     def look(self, folder: Path) -> Below:
         """Raises UserError for a folder that cannot be listed, a name that is not UTF-8, and our own cache among the images."""
@@ -53,7 +53,7 @@ class Tree:
         waiting = [folder]
         while waiting:
             here = waiting.pop()
-            identity = _identity(here)
+            identity = identity_of(here)
             if identity in entered:
                 self._pass("links to a folder that was read already", here)
                 continue
@@ -81,8 +81,8 @@ class Tree:
             elif is_folder:
                 check_utf8(path)
                 if entry.is_symlink():
-                    above = above or _above(folder)
-                    if _identity(path) in above:
+                    above = above or all_above(folder)
+                    if identity_of(path) in above:
                         self._pass("links to a folder above them", path)
                         continue
                 self._refuse_cache(path)
@@ -98,7 +98,7 @@ class Tree:
         self._passed[kind].append(shown(path.relative_to(self.root)))
 
     def _refuse_cache(self, path: Path) -> None:
-        if _identity(path) == self._cache:
+        if identity_of(path) == self._cache:
             raise UserError(f"{path} is the cache of tltrain and lies among the images; set TLTRAIN_CACHE to a folder outside {self.root}")
 
 
@@ -148,7 +148,7 @@ def unreadable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{shown(folder)} cannot be read: {error.strerror}; mend its permissions, or move it out of the data")
 
 
-def _identity(folder: Path) -> Identity:
+def identity_of(folder: Path) -> Identity:
     """One and the same for all paths to a folder."""
     try:
         found = folder.stat()
@@ -157,10 +157,10 @@ def _identity(folder: Path) -> Identity:
     return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)  # some network disks number nothing
 
 
-def _above(folder: Path) -> set[Identity]:
-    """The folder and all above it, by its path and by where it really lies."""
+def all_above(folder: Path) -> set[Identity]:
+    """The folder and all above it, by its path and by where it really lies: a link to one of them goes in a circle."""
     real = Path(os.path.realpath(folder))
-    return {_identity(path) for path in {folder, *folder.parents, real, *real.parents}}
+    return {identity_of(path) for path in {folder, *folder.parents, real, *real.parents}}
 
 
 def _suffix(name: str) -> str:
