@@ -77,8 +77,9 @@ def asked() -> Asked:
 
 @pytest.fixture(autouse=True)
 def _settings_of_torch() -> Iterator[None]:
-    threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads, products, convolutions = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
+    torch.backends.cudnn.allow_tf32 = convolutions
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(products)
 
@@ -165,6 +166,11 @@ def _products(asked: Asked, _: Patch) -> Asked:
     return asked
 
 
+def _convolutions(asked: Asked, _: Patch) -> Asked:
+    torch.backends.cudnn.allow_tf32 = not torch.backends.cudnn.allow_tf32
+    return asked
+
+
 def _threads(asked: Asked, _: Patch) -> Asked:
     torch.set_num_threads(torch.get_num_threads() + 1)
     return asked
@@ -221,6 +227,7 @@ CASES: dict[str, tuple[str, Change]] = {
     "decoder": ("versions.codecs.decoder", _patched(decode, "VERSION", 0)),
     "products": ("products.0", _products),
     "tf32": ("products.1", _tf32),
+    "convolutions": ("products.2", _convolutions),
 }
 
 

@@ -221,5 +221,5 @@ def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, a
         "device": [runtime.device.type, device, runtime.precision, run.recipe.deterministic],
         "versions": {name: version(name) for name in VERSIONS}
         | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": bases.codecs()},
-        "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE")],
+        "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE"), torch.backends.cudnn.allow_tf32],
     }
