@@ -144,6 +144,16 @@ def test_each_command_in_miniature(name: str, tmp_path: Path, capsys: pytest.Cap
     assert "reached" not in said
 
 
+@pytest.mark.slow
+def test_where_views_are_made_is_timed_in_miniature(tmp_path: Path) -> None:
+    from benchmarks import views
+
+    rows = views.main(["--dry-run", "--json", str(tmp_path / "figures.json")])
+    assert [(row.where, row.workers) for row in rows] == [("the workers", 1), ("the device", 1), ("the device alone", None)]
+    assert all(row.images_per_s > 0 for row in rows)
+    assert len(json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["rows"]) == 3
+
+
 def test_the_timing_commands_are_listed() -> None:
     from benchmarks.__main__ import commands
 
