@@ -19,6 +19,7 @@ from tltrain.metrics import Predictions
 from tltrain.out_of_memory import fitting
 from tltrain.recipe import parse
 from tltrain.runtime import Runtime, torch_settings_kept
+from tltrain.staging import on_device
 
 
 @torch_settings_kept()
@@ -38,7 +39,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     )  # fmt: skip
     split = _choose(images, which)
     views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
-    chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).to(runtime.device).eval()
+    chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as it was tested
 
     def predicted(batch: int) -> Predictions:
         batches = eval_loader(views, runtime.rank, runtime.world, batch, spec.eval_limit, 0, runtime.device.type == "cuda")

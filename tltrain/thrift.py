@@ -51,10 +51,12 @@ class Speed:
     frozen_s: float
     """Seconds of the frozen blocks."""
     row_bytes: int
+    overlaps: bool = False
+    """Whether a view is made while the device computes: then the slower of the two counts."""
 
     @property
     def total_s(self) -> float:
-        return self.image_s + self.frozen_s
+        return max(self.image_s, self.frozen_s) if self.overlaps else self.image_s + self.frozen_s
 
 
 @dataclass(frozen=True)
