@@ -15,8 +15,8 @@ from tltrain.errors import UserError
 
 
 def path() -> Path:
-    """slurm.yaml in the user's configuration folder, $XDG_CONFIG_HOME/tltrain or ~/.config/tltrain."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tltrain" / "slurm.yaml"
+    """slurm.yaml in the user's configuration folder, $XDG_CONFIG_HOME/tltrain or ~/.config/tltrain (which is no folder without a home)."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "tltrain" / "slurm.yaml"
 
 
 def defaults() -> Job:

@@ -28,6 +28,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return streams.complain("interrupted; nothing was lost that a checkpoint holds", 130)
     except OSError as error:
+        if isinstance(error, PermissionError) and error.filename is not None:  # somewhere on the way to what the words name
+            return streams.complain(f"{error.filename}: permission denied; ask its owner, or name another", EXIT_USER)
         return streams.lost(error, EXIT_FAILED)
 
 
@@ -129,10 +131,11 @@ def report(words: Sequence[str]) -> int:
     """Write report.html of a run folder again."""
     parser = _parser("report", report)
     parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     arguments = parser.parse_args(words)
     from tltrain.report import write_report
 
-    print(write_report(arguments.run))
+    print(write_report(arguments.run, arguments.out))
     return 0
 
 

@@ -200,7 +200,7 @@ def hub_cache() -> list[Finding]:
 
     hub = Path(constants.HF_HUB_CACHE)
     models = sorted(path.name[len("models--") :].replace("--", "/") for path in hub.glob("models--*"))
-    home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch")
+    home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "torch")
     torch_files = sorted(path.name for path in (home / "hub" / "checkpoints").glob("*.pth"))
     if not models and not torch_files:
         text = f"no pretrained weights at {hub} or {home}; they are loaded at the first use, where there is a network"

@@ -97,7 +97,7 @@ def claim(run: Path) -> int:
     while True:
         generation = 1 + watch.newest_generation(run / "generations")
         try:
-            handle = os.open(run / "generations" / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            handle = os.open(run / "generations" / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             continue  # somebody was quicker
         with os.fdopen(handle, "w") as file:

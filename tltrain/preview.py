@@ -48,8 +48,12 @@ def preview(recipe: Recipe, out: Path, rows: int = ROWS) -> Path:
     images = open_images(recipe.data)
     loaded = backbones.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
     planned = stages.plan(recipe, loaded.chain, len(images.train), images.val is not None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(out, picture(recipe, images, loaded.preprocess, planned, rows))
+    drawn = picture(recipe, images, loaded.preprocess, planned, rows)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(out, drawn)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; give another place with --out") from error
     return out
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain import files
+from tltrain.errors import UserError
 from tltrain.pages.compare import comparison
 from tltrain.pages.compared import Entry, entry
 from tltrain.pages.one import report
@@ -15,9 +16,12 @@ from tltrain.tracking import read_rows
 __all__ = ["read_rows", "write_comparison", "write_entries", "write_report"]
 
 
-def write_report(run: Path) -> Path:
-    """Write RUN/report.html from what the run folder holds, however far the run came; returns its path. Raises UserError."""
-    out = run / "report.html"
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write a report of what a run folder holds, however far the run came, to `out` or RUN/report.html; returns its path.
+
+    Raises UserError.
+    """
+    out = out or run / "report.html"
     _write(out, report(read_run(run)))
     return out
 
@@ -40,5 +44,8 @@ def write_entries(entries: Sequence[Entry], out: Path, title: str, lead: str = "
 
 def _write(out: Path, text: str) -> None:
     """Class names may come from file names that are no UTF-8: what cannot be written shows as a question mark."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(out, text.encode("utf-8", errors="replace"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(out, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; give another place with --out") from error

@@ -54,10 +54,12 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> 
 def read_card(path: str | Path) -> Card | None:
     """The card of a safetensors file, or None where another program wrote the file. Raises UserError."""
     try:
+        with open(path, "rb"):  # safetensors says of a file that may not be read that it does not exist
+            pass
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get("tltrain")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"weights {path} cannot be read as safetensors: {error}") from error
+        raise UserError(f"weights {path} cannot be read as safetensors: {_reason(error)}") from error
     if text is None:
         return None
     raw = json.loads(text)
@@ -76,6 +78,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights {path} cannot be read as safetensors: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _order_header(path: Path) -> None:

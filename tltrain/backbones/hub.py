@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -50,7 +50,9 @@ def download(repo: str, *, network: bool) -> Path:
         cached = None
     if cached is not None and (cached / _PROCESSOR).exists() and _is_usable(cached, weights=network):
         return cached
-    if network:
+    if network and constants.HF_HUB_OFFLINE:
+        reason = "it is not in the hub's cache, and HF_HUB_OFFLINE is set: nothing is downloaded"
+    elif network:
         try:
             folder = Path(snapshot_download(repo, allow_patterns=patterns))
         except (OSError, HfHubHTTPError, HFValidationError) as error:

@@ -36,6 +36,11 @@ def _find(family: Family | None, name: str | None, weights: str, network: bool) 
         if not path.is_file():
             raise UserError(f"backbone.weights is {weights!r}, and there is no such file")
         return _from_file(family, name, path, str(path))
+    if path.is_file():
+        raise UserError(
+            f"backbone.weights is the file {weights!r}, which is no .safetensors file. Others may run code when they are loaded, so they "
+            "are not; convert it with safetensors.torch.save_file, or give the folder that it lies in"
+        )
     source = _first(families() if family is None else [family], lambda each: each.find_weights(name, weights, network))
     if source is None:
         others = ", ".join(each.weights_are for each in families() if each.weights_are)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from dataclasses import replace
@@ -46,14 +47,17 @@ def card_of(card: Card, entry: WeightsEnum) -> Card:
 def read_state(entry: WeightsEnum) -> dict[str, Tensor]:
     """The tensors, on the CPU. Raises UserError where the file cannot be fetched or read."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
+    there = f"download {entry.url} elsewhere and put it at {path}"
     try:
         if not path.exists():
+            if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+                raise UserError(f"{entry} is not in torch's cache, and HF_HUB_OFFLINE is set: nothing is downloaded; {there}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):  # one process of a machine downloads, the others find its file
                 return _read(entry)
         return _read(entry)
     except OSError as error:
-        raise UserError(f"{entry} cannot be fetched ({error}); download {entry.url} elsewhere and put it at {path}") from error
+        raise UserError(f"{entry} cannot be fetched ({error}); {there}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no whole weights file ({str(error).splitlines()[0]}); delete it, and it is downloaded anew") from error
 

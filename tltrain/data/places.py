@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from tltrain.errors import UserError
 
 
 def data_root() -> Path:
-    """Downloaded data sets: TLTRAIN_DATA, else the user's cache folder."""
-    return Path(os.environ.get("TLTRAIN_DATA") or _user_cache() / "data").expanduser().absolute()
+    """Downloaded data sets: TLTRAIN_DATA, else the user's cache folder, else TLTRAIN_CACHE. Raises UserError."""
+    given = os.environ.get("TLTRAIN_DATA")
+    return absolute(given or (_user_cache() or cache_root()) / "data")
 
 
 def cache_root() -> Path:
     """What can be made again: TLTRAIN_CACHE, else the user's cache folder. Made if absent. Raises UserError."""
-    root = Path(os.environ.get("TLTRAIN_CACHE") or _user_cache()).expanduser().absolute()
-    return writable(root, "TLTRAIN_CACHE")
+    root = os.environ.get("TLTRAIN_CACHE") or _user_cache()
+    if root is None:
+        remedy = "set TLTRAIN_CACHE (or HOME) to a folder that can be written to"
+        raise UserError(f"user {os.getuid()} has no home folder here, and so no place for a cache; {remedy}")
+    return writable(absolute(root), "TLTRAIN_CACHE")
 
 
 def writable(folder: Path, variable: str) -> Path:
@@ -30,5 +35,18 @@ def writable(folder: Path, variable: str) -> Path:
     return folder
 
 
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tltrain"
+def absolute(path: str | Path) -> Path:
+    """A path as a person writes it, with ~ for a home. Raises UserError where there is no such home."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be found: no home folder is known for its ~; write the whole path") from error
+
+
+def _user_cache() -> Path | None:
+    """None for a user without a home, as in a container that is started with the number of a user whom it does not know."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "tltrain"
+    with suppress(RuntimeError):
+        return Path.home() / ".cache" / "tltrain"
+    return None

@@ -55,7 +55,10 @@ def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] =
     views_BCHW = torch.stack([_view(picture, trained) for picture in pictures])
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; give --out a new folder elsewhere") from error
     try:
         exporter.write(trained, temporary, views_BCHW.float() / 255)
         (temporary / "README.md").write_text(exporter.header + model_card(trained, exporter.usage, fingerprint), encoding="utf-8")
