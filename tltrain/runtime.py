@@ -83,6 +83,11 @@ class Runtime:
                 f"the launcher started {expected} processes, but each of them is alone (no CPU flag on a machine without GPUs); "
                 "set ACCELERATE_USE_CPU=true, or start one process"
             )
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise UserError(
+                "the accelerate configuration asks for FSDP, and Accelerate shards nothing here: it does so for GPUs, in processes that "
+                "`accelerate launch` or `tltrain launch` starts; start it by one of them, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
+            )
         # one for the whole run: a group of gloo is a mesh of sockets, and nobody closes it
         self.side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if self.world > 1 else None
         if self.accelerator.gradient_accumulation_steps != 1:
@@ -95,11 +100,6 @@ class Runtime:
         """Seed what draws on this process. Not torch.manual_seed: for each kind of device that is not there it keeps a stack trace."""
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.distributed_type != DistributedType.FSDP:
-            raise UserError(
-                "the accelerate configuration asks for FSDP, and Accelerate shards nothing here: it does so for GPUs, in processes that "
-                "`accelerate launch` or `tltrain launch` starts; start it by one of them, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
-            )
             torch.cuda.manual_seed(number)
 
     def gather(self, x: Tensor) -> Tensor:
