@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tltrain import backbones, run, stages, staging
 from tltrain.blocks import Chain
 from tltrain.data import open_images
-from tltrain.data.order import Stream
+from tltrain.data.order import SampleStream
 from tltrain.data.views import Views
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.tracking import read_rows
 
 Use = Literal["auto", "always", "never"]
@@ -54,7 +54,7 @@ class Trained:
     def train(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["kind"] == "train"]
 
-    def loop_s(self, stage: PlannedStage) -> float:
+    def loop_s(self, stage: StagePlan) -> float:
         """Seconds between the rows that `measured` names."""
         first, last = measured(stage)
         at = {row["step"]: row["time"] for row in self.train}
@@ -74,7 +74,7 @@ def ours(recipe: Recipe, store: Use, cache: Path | None, folder: Path | None = N
         seconds = stack.enter_context(_stage_clock())
         said = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         began = time.perf_counter()
-        outcome = run.train(recipe, Start(folder=path, workers=0, store=store, store_images=images))["outcome"]
+        outcome = run.train(recipe, RunFlags(folder=path, workers=0, store=store, store_images=images))["outcome"]
         whole_s = time.perf_counter() - began
         if outcome != "finished":
             raise RuntimeError(f"{recipe.name} {outcome}: {said.getvalue()}")
@@ -104,7 +104,7 @@ class Setting:
     recipe: Recipe
     chain: Chain
     """With the weights that the stage starts from."""
-    stage: PlannedStage
+    stage: StagePlan
     images_NCHW: Tensor
     """uint8, view 0 of every training image."""
     labels_N: Tensor
@@ -121,12 +121,12 @@ def setting(recipe: Recipe) -> Setting:
     assert stage.spec.views == 1, "what a bare loop has in memory is view 0"
     views = Views(images.train, loaded.preprocess, "none", data.flip, data.seed)
     images_NCHW = torch.stack([views.view(i, 0) for i in range(len(images.train))])
-    stream = Stream(recipe.seed, stage.index, len(images.train), recipe.batch, stage.spec.views, stage.first_epoch)
+    stream = SampleStream(recipe.seed, stage.index, len(images.train), recipe.batch, stage.spec.views, stage.first_epoch)
     order_SB = torch.tensor([[item.index for item in stream.step(s)] for s in range(stage.num_steps)])
     return Setting(recipe, loaded.chain, stage, images_NCHW, torch.from_numpy(images.train.labels), order_SB)
 
 
-def measured(stage: PlannedStage) -> tuple[int, int]:
+def measured(stage: StagePlan) -> tuple[int, int]:
     """(first, last) step between which a loop's time is taken: both have a row, and what start-up costs is over."""
     rows = -(-stage.num_steps // stage.log_steps)
     return max(1, round(WARM_STEPS * rows)) * stage.log_steps, stage.num_steps

@@ -22,7 +22,7 @@ from benchmarks.plants import own_rank
 from benchmarks.world import Trial
 from tltrain import metrics
 from tltrain.data.loader import eval_loader
-from tltrain.data.order import Item
+from tltrain.data.order import SampleRef
 from tltrain.inference import predict
 from tltrain.runtime import Runtime
 
@@ -38,7 +38,7 @@ class Numbered(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def __getitems__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def __getitems__(self, items: Sequence[SampleRef]) -> dict[str, Tensor]:
         index_B = torch.tensor([item.index for item in items])
         weight_B = torch.tensor([item.weight for item in items])
         return {"image": index_B, "label": torch.from_numpy(self.labels_N)[index_B], "weight": weight_B, "index": index_B}

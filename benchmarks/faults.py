@@ -19,10 +19,10 @@ def signal_at(moment: str, name: str, rank: int = 0) -> None:
     from tltrain import checkpoint, engine, run
 
     places: dict[str, tuple[Any, str, int]] = {
-        "step": (engine, "mixed", 1),
+        "step": (engine, "apply_mixup", 1),
         "evaluate": (engine, "predict", 2),
         "save": (checkpoint, "_write", 1),
-        "between": (run, "hand_on", 1),
+        "between": (run, "save_stage_weights", 1),
     }
     owner, function, number = places[moment]
     calls = iter(range(1, 10**9))
@@ -93,7 +93,7 @@ def end_process(num_steps: int, rank: int, name: str) -> None:
         return original(*arguments)
 
     if own_rank() == rank:
-        wrap(engine, "mixed", around)
+        wrap(engine, "apply_mixup", around)
 
 
 def kill_worker(num_steps: int, rank: int) -> None:
@@ -152,12 +152,12 @@ def cramped(forward: Any, what: str, num_images: int) -> Any:
 def little_room(what: str, num_images: int, rank: int = 0, stuck: bool = False) -> None:
     """`cramped`, on one rank. stuck: when it is out of memory, the others wait for it without an end, as in a call of NCCL."""
     from tltrain.blocks import Chain
-    from tltrain.spread import Spread
+    from tltrain.spread import Strategy
 
     if own_rank() == rank:
         Chain.forward = cramped(Chain.forward, what, num_images)  # type: ignore[method-assign]
     elif stuck:
-        wrap(Spread, "backward", lambda original, *arguments: time.sleep(10**6))
+        wrap(Strategy, "backward", lambda original, *arguments: time.sleep(10**6))
 
 
 def little_room_then_signal(what: str, num_images: int, num_steps: int) -> None:
@@ -177,7 +177,7 @@ def no_room_at(number: int, rank: int = 0) -> None:
         return original(*arguments)
 
     if own_rank() == rank:
-        wrap(engine, "mixed", around)
+        wrap(engine, "apply_mixup", around)
 
 
 def fill_disk(num_steps: int, folder: str, num_left: int) -> None:

@@ -25,9 +25,9 @@ from benchmarks.peers import Normalised
 from tltrain import engine, run, stages, staging
 from tltrain.blocks import Chain
 from tltrain.console import Console
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
-from tltrain.runtime import Stop
+from tltrain.runtime import StopSignal
 
 LR = 1e-4
 LOG_STEPS = 50
@@ -79,7 +79,7 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
                 same[id(images)] = {name: tensor.pin_memory() if labels.is_pinned() else tensor for name, tensor in more.items()}
             yield {"image": images, "label": labels, **same[id(images)]}
 
-    watch = engine._Loop._watch
+    watch = engine._TrainLoop._watch
 
     def watched(loop: Any, step: int, share: Tensor) -> None:
         HERE.feed.losses.append(share)
@@ -91,7 +91,7 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, ACCELERATE_MIXED_PRECISION=precision))
         stack.enter_context(mock.patch.object(staging, "train_loader", load))
-        stack.enter_context(mock.patch.object(engine._Loop, "_watch", watched))
+        stack.enter_context(mock.patch.object(engine._TrainLoop, "_watch", watched))
         stack.enter_context(mock.patch.object(run, "Console", return_value=Console(False)))
         if device.type == "cpu":
             stack.enter_context(mock.patch.object(Chain, "compile", compiled))
@@ -99,7 +99,7 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
             if name in CHANGES:
                 stack.enter_context(CHANGES[name]())
         # signals are the main thread's alone
-        stack.enter_context(mock.patch.object(Stop, "listening", lambda stop: contextlib.nullcontext(stop)))
+        stack.enter_context(mock.patch.object(StopSignal, "listening", lambda stop: contextlib.nullcontext(stop)))
         yield
 
 
@@ -125,7 +125,7 @@ def ours(recipe: Recipe, compiled: bool, feed: Feed, change: str = "") -> None:
     """`tltrain train` itself, inside `hooked`."""
     HERE.change = change
     with tempfile.TemporaryDirectory(prefix="tltrain-gpu-", ignore_cleanup_errors=True) as folder:
-        start = Start(Path(folder) / "run", recipe.batch, store="never", store_images="never", compile=compiled, workers=0)
+        start = RunFlags(Path(folder) / "run", recipe.batch, store="never", store_images="never", compile=compiled, workers=0)
         ended = run.train(recipe, start)
         raise RuntimeError(f"{ended['outcome']}: {ended.get('error', '')}")
 

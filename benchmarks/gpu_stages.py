@@ -23,12 +23,12 @@ from benchmarks.gpu_turns import synchronise
 from tltrain import backbones, run, setup, staging
 from tltrain.backbones.card import write_weights
 from tltrain.console import Console
-from tltrain.data import Images, Split
+from tltrain.data import DataSplits, Split
 from tltrain.data.arrays import MappedReader
-from tltrain.data.images import At
-from tltrain.options import Start
+from tltrain.data.images import Indexed
+from tltrain.options import RunFlags
 from tltrain.recipe import Backbone, Recipe, validate
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.tracking import read_rows
 
 DISTINCT = 2048
@@ -37,7 +37,7 @@ PHOTO = (500, 375)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     stage_s: float
     fill_s: float
     """Part of it that opening the stores took: filling them, and reading them back to where they are read from."""
@@ -67,7 +67,7 @@ class Scratch:
         if "files" in parts:
             self.photos()
 
-    def random_images(self, num: int) -> Images:
+    def random_images(self, num: int) -> DataSplits:
         """num random images of ten classes, mapped from a file."""
         file, size = self.folder / "images.npy", self.scale.size
         if not file.exists():
@@ -76,8 +76,8 @@ class Scratch:
             pixels.flush()
         numbers = np.arange(num)
         ids = tuple(str(i) for i in numbers)
-        split = Split("train", numbers % len(CLASSES), ids, numbers, At(MappedReader(file), numbers % self.num_distinct))
-        return Images(CLASSES, split, None, None, f"random-{num}-{size}")
+        split = Split("train", numbers % len(CLASSES), ids, numbers, Indexed(MappedReader(file), numbers % self.num_distinct))
+        return DataSplits(CLASSES, split, None, None, f"random-{num}-{size}")
 
     def photos(self) -> Path:
         """JPEG files of the size that is usual on the web, one folder a class."""
@@ -98,27 +98,27 @@ class Scratch:
             list(pool.map(write, range(self.scale.num_photos)))
         return folder
 
-    def train(self, made: Recipe, images: Images | None, rows_every: int, **flags: Any) -> Trained:
+    def train(self, made: Recipe, images: DataSplits | None, rows_every: int, **flags: Any) -> TrainedModel:
         """A run in this process, without a word, on a store that is empty. images: None for those of the recipe. flags: of Start."""
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True)))
             changes = {"TLTRAIN_CACHE": str(folder / "cache"), "ACCELERATE_MIXED_PRECISION": self.scale.precision}
             stack.enter_context(mock.patch.dict(os.environ, changes))
             stack.enter_context(mock.patch.object(run, "Console", return_value=Console(False)))
-            stack.enter_context(mock.patch.object(PlannedStage, "log_steps", rows_every))
+            stack.enter_context(mock.patch.object(StagePlan, "log_steps", rows_every))
             if images is not None:
                 stack.enter_context(mock.patch.object(setup, "open_images", return_value=images))
             stage_s = stack.enter_context(_timed(run, "run_stage"))
             fill_s = stack.enter_context(_timed(staging, "open_stores"))
             kept: dict[str, Any] = {"folder": folder / "run", "max_device_batch": made.batch, "store_images": "never"}
-            start = Start(**kept | flags)
+            start = RunFlags(**kept | flags)
             ended = run.train(made, start)
             if ended["outcome"] != "finished":
                 raise RuntimeError(f"{made.name} {ended['outcome']}: {ended.get('error')}")
             rows = [row for row in read_rows(start.folder or folder) if row["kind"] == "train"]
         between = rows[-1]["time"] - rows[0]["time"]
         num = (rows[-1]["step"] - rows[0]["step"]) * made.batch
-        return Trained(sum(stage_s), sum(fill_s), num / max(between, 1e-9), rows[-1]["loss"])
+        return TrainedModel(sum(stage_s), sum(fill_s), num / max(between, 1e-9), rows[-1]["loss"])
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def photos(book: Any, scratch: Scratch) -> None:
         f"decoded each time, {os.cpu_count()} workers": {"workers": os.cpu_count()},
         "base images stored": {"store_images": "always"},
     }
-    if any(field.name == "views" for field in fields(Start)):
+    if any(field.name == "views" for field in fields(RunFlags)):
         ways = {name: flags | {"views": "host"} for name, flags in ways.items()}
         ways["decoded each time, views on the device"] = {"views": "device", "workers": os.cpu_count()}
         ways["base images stored, views on the device"] = {"store_images": "always", "views": "device"}

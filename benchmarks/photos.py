@@ -18,11 +18,11 @@ from PIL import Image
 from benchmarks import timing
 from benchmarks.timing import Case, Contestant, Lap, Result
 from tltrain import shards
-from tltrain.data.bases import Bases
+from tltrain.data.bases import ImageCache
 from tltrain.data.images import Split
 from tltrain.data.listing import FileReader
 from tltrain.data.loader import train_loader
-from tltrain.data.order import Stream
+from tltrain.data.order import SampleStream
 from tltrain.data.views import Augment, Preprocess, Views, base_of
 from tltrain.shards import Store
 
@@ -85,7 +85,7 @@ def case(split: Split, folder: Path, what: str, augment: Augment, opened: ExitSt
     """opened: keeps the store open until the case has been run."""
     store = opened.enter_context(Store(folder, "photos", {"augment": augment}, {}))
     _write(store, split)
-    stored = Bases(store.path, split, VIEW)
+    stored = ImageCache(store.path, split, VIEW)
     base_s, view_s = _cpu_seconds(split, augment, stored)
     times = (base_s + view_s) / view_s
     contestants = [
@@ -106,12 +106,12 @@ def case(split: Split, folder: Path, what: str, augment: Augment, opened: ExitSt
     )
 
 
-def epoch(split: Split, augment: Augment, stored: Bases | None, times: int) -> Lap:
+def epoch(split: Split, augment: Augment, stored: ImageCache | None, times: int) -> Lap:
     """Every photo once, in batches, by this process, which starts with none in its memory: so it is with more photos than that holds.
 
     times: how often it is done over; a lap is as long as the others' then, and whatever else the machine does slows all alike.
     """
-    stream, seconds = Stream(0, 0, len(split), BATCH, None, 0), 0.0
+    stream, seconds = SampleStream(0, 0, len(split), BATCH, None, 0), 0.0
     for _ in range(times):
         views = Views(split, VIEW, augment, flip=True, seed=0, bases=stored)
         check, total, began = 0, 0, time.perf_counter()
@@ -134,12 +134,12 @@ def fill(split: Split, folder: Path) -> Lap:
 
 
 def _write(store: Store, split: Split) -> None:
-    made = Bases(store.path, split, VIEW)
+    made = ImageCache(store.path, split, VIEW)
     for name, tensors in made.make(made.names()):
         store.write(name, tensors)
 
 
-def _cpu_seconds(split: Split, augment: Augment, stored: Bases) -> tuple[float, float]:
+def _cpu_seconds(split: Split, augment: Augment, stored: ImageCache) -> tuple[float, float]:
     """Seconds of a core: to make a photo's base image, and to take a view of it. Means over a few photos."""
     num, views = min(16, len(split)), Views(split, VIEW, augment, flip=True, seed=0, bases=stored)
     began = time.process_time()

@@ -42,7 +42,7 @@ def record_ids(folder: str) -> None:
     """Write the sample ids of every micro-batch this rank trains on, as stage, step, index."""
     from tltrain import engine
 
-    train = engine._Loop.train
+    train = engine._TrainLoop.train
 
     def recorded(self: Any, progress: Any, batches: Any) -> Any:
         def tapped() -> Any:
@@ -54,7 +54,7 @@ def record_ids(folder: str) -> None:
 
         return train(self, progress, iter(_Lazy(tapped())))
 
-    engine._Loop.train = recorded  # type: ignore[method-assign]
+    engine._TrainLoop.train = recorded  # type: ignore[method-assign]
 
 
 class _Lazy:
@@ -128,7 +128,7 @@ def after_train(num_steps: int, act: Callable[[Any], None]) -> None:
             act(self.job.spread)
         return progress
 
-    wrap(engine._Loop, "train", around)
+    wrap(engine._TrainLoop, "train", around)
 
 
 def count_units(file: str) -> None:
@@ -177,7 +177,7 @@ def look_for_leftovers(file: str) -> None:
 
 def record_replicas(folder: str) -> None:
     """At the end of each stage, the checksum of every parameter and buffer as it lies on this rank, and of its fp32 master under ZeRO."""
-    from tltrain.spread import Spread, Zero
+    from tltrain.spread import Strategy, Zero
 
     def around(original: Any, self: Any) -> None:
         lines = []
@@ -190,7 +190,7 @@ def record_replicas(folder: str) -> None:
             file.writelines(f"{line}\n" for line in lines)
         original(self)
 
-    wrap(Spread, "close", around)
+    wrap(Strategy, "close", around)
 
 
 def trace_places(folder: str) -> None:
@@ -219,7 +219,7 @@ def trace_places(folder: str) -> None:
         return original(*arguments)
 
     put("- 0 start")
-    wrap(run, "hand_on", between)
+    wrap(run, "save_stage_weights", between)
     wrap(staging, "_chain", between)
     wrap(watch.Watch, "at", at)
     wrap(checkpoint, "save", save)

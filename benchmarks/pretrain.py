@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import tltrain
 from tltrain import recipe
 from tltrain.backbones import read_card, write_weights
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.run import train
 
 SHIPPED = Path(tltrain.__file__).parent / "backbones" / "shipped"
@@ -30,7 +30,7 @@ def main() -> None:
 
 def pretrain(name: str, run: Path, out: Path) -> str:
     """Train a shipped recipe in the folder `run`, or go on, and copy its weights to `out`. Returns a line about them."""
-    outcome = train(recipe.load(name), Start(folder=run))["outcome"]
+    outcome = train(recipe.load(name), RunFlags(folder=run))["outcome"]
     if outcome != "finished":
         raise SystemExit(f"{name} {outcome}; the same command goes on")
     weights = run / "weights.safetensors"

@@ -62,7 +62,7 @@ def asked(cache: Path) -> int:
 def prepare(cache: str, fault: str = "", *arguments: Any) -> None:
     """Stores in `cache`, in small shards; what is written, and how often frozen networks are asked, is kept beside them."""
     from tltrain import store
-    from tltrain.inference import Frozen
+    from tltrain.inference import FrozenModel
     from tltrain.shards import Store
 
     os.environ["TLTRAIN_CACHE"] = cache
@@ -81,7 +81,7 @@ def prepare(cache: str, fault: str = "", *arguments: Any) -> None:
         return original(*given)
 
     wrap(Store, "write", write)
-    wrap(Frozen, "__call__", ask)
+    wrap(FrozenModel, "__call__", ask)
     if fault:
         globals()[fault](*arguments)
 

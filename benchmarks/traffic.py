@@ -72,15 +72,15 @@ def measure(net: str, num_processes: int, folder: Path) -> list[Row]:
 def count(file: str) -> None:
     """A plant: one line for each stage, written by rank 0 as the stage ends."""
     from tltrain import engine, staging
-    from tltrain.spread import Spread
+    from tltrain.spread import Strategy
 
     counter = _Counter(file)
     _count_sums(counter.seen)
     wrap(staging, "spread", counter.spread)
-    wrap(Spread, "warm_up", counter.warm_up)
-    wrap(engine._Loop, "train", counter.train)
-    wrap(engine._Loop, "evaluate", counter.evaluate)
-    wrap(Spread, "close", counter.close)
+    wrap(Strategy, "warm_up", counter.warm_up)
+    wrap(engine._TrainLoop, "train", counter.train)
+    wrap(engine._TrainLoop, "evaluate", counter.evaluate)
+    wrap(Strategy, "close", counter.close)
 
 
 class _Counter:

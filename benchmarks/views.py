@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.timing import about
 from tltrain.data import Split
 from tltrain.data.loader import train_loader
-from tltrain.data.order import Item, Stream
+from tltrain.data.order import SampleRef, SampleStream
 from tltrain.data.rendering import to_device
 from tltrain.data.views import Batch, Preprocess, Views
 from tltrain.inference import on_device
@@ -75,7 +75,7 @@ def rates(preprocess: Preprocess, batch: int, workers: Sequence[int], seconds: f
     read, labels = Photos(preprocess.resize), np.zeros(NUM_IMAGES, dtype=np.int64)
     split = Split("train", labels, tuple(str(i) for i in range(NUM_IMAGES)), np.arange(NUM_IMAGES), read)
     host, rendered = (Views(split, preprocess, "strong", True, 0, on_device=on) for on in (False, True))
-    items = [Item(i % NUM_IMAGES, 1) for i in range(batch)]
+    items = [SampleRef(i % NUM_IMAGES, 1) for i in range(batch)]
     handed = rendered.batch(items)
     assert torch.equal(to_device(handed, device)["image"].cpu(), host.batch(items)["image"]), "the device makes other pixels than Pillow"
     for num in workers:
@@ -88,7 +88,7 @@ def rates(preprocess: Preprocess, batch: int, workers: Sequence[int], seconds: f
 def loaded(views: Views, batch: int, workers: int, seconds: float, device: torch.device) -> float:
     """Images a second through the loader to the device, once the batches that were read ahead are gone."""
     ahead = 4 * workers + 2  # each worker has two under way; the first ones also make their base images
-    stream = Stream(0, 0, NUM_IMAGES, batch, None, 0)
+    stream = SampleStream(0, 0, NUM_IMAGES, batch, None, 0)
     loader = train_loader(views, stream, 0, 1_000_000, 0, 1, 1, workers, pin=device.type == "cuda")
     with closing(on_device(loader, device)) as batches:  # type: ignore[type-var]
         for _ in range(ahead):

@@ -129,7 +129,7 @@ def _train(trial: Trial) -> int:
 
     torch.set_num_threads(1)
     force_strategy(trial.strategy, trial.world)
-    from tltrain.options import Start
+    from tltrain.options import RunFlags
     from tltrain.recipe import validate
     from tltrain.run import train
 
@@ -140,7 +140,7 @@ def _train(trial: Trial) -> int:
         plant: Callable[..., None] = getattr(importlib.import_module(f"benchmarks.{module or 'plants'}"), name)
         plant(*trial.arguments)
     flags: dict[str, Any] = {"workers": 0, "folder": Path(trial.folder)} | trial.start
-    start = Start(**flags)
+    start = RunFlags(**flags)
     return DONE.get(train(validate(trial.recipe, "trial"), start)["outcome"], 1)
 
 

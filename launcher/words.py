@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tltrain import folder, options
 from tltrain.errors import UserError
-from tltrain.options import Start, run_path
+from tltrain.options import RunFlags, run_path
 from tltrain.recipe import Recipe
 
 
@@ -17,7 +17,7 @@ class Training:
     """One run: its whole recipe, its start-up flags, its folder."""
 
     recipe: Recipe
-    start: Start
+    start: RunFlags
     run: Path
 
     @property
@@ -68,10 +68,10 @@ def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[P
     return parent, [_checked(run) for run in runs]
 
 
-def flags(start: Start) -> list[str]:
+def flags(start: RunFlags) -> list[str]:
     """Start-up flags as words again."""
     words: list[str] = []
-    for field in fields(Start):
+    for field in fields(RunFlags):
         value = getattr(start, field.name)
         default = None if field.default is MISSING else field.default
         if value == default:

@@ -86,11 +86,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as `tltrain train` leaves it, of a network that has learned its task."""
     from safetensors.torch import load_file
 
-    from tltrain.options import Start
+    from tltrain.options import RunFlags
     from tltrain.run import train
 
     path = tmp_path_factory.mktemp("runs") / "micro"
-    assert train(made_recipe(), Start(folder=path, workers=0))["outcome"] == "finished"
+    assert train(made_recipe(), RunFlags(folder=path, workers=0))["outcome"] == "finished"
     assert load_file(path / "weights.safetensors")["fc.weight"].abs().max() > 0, "the head that a run begins with"
     test = json.loads((path / "test_metrics.json").read_text())
     assert test["top1"] > 0.7

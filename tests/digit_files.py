@@ -41,7 +41,7 @@ def run_with_weights(path: Path, recipe: Recipe, classes: tuple[str, ...], tempe
     state = {name: _random(name, t, generator) for name, t in loaded.chain.net.state_dict().items()}
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(recipe.to_yaml())
-    card = backbones.Card(**{**loaded.card.__dict__, "temperature": temperature})
+    card = backbones.WeightsMetadata(**{**loaded.card.__dict__, "temperature": temperature})
     backbones.write_weights(path / "weights.safetensors", state, card)
     return path
 

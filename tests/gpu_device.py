@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradScalerKwargs
 
 from tltrain import runtime
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.tracking import read_rows
@@ -79,7 +79,7 @@ def trained(
 ) -> Path:
     """The folder of a run that finished in this process. start: its flags."""
     with running_on(device, precision, loss_scale):
-        assert train(recipe, Start(folder=folder, workers=workers, **start))["outcome"] == "finished"
+        assert train(recipe, RunFlags(folder=folder, workers=workers, **start))["outcome"] == "finished"
     return folder
 
 

@@ -96,7 +96,7 @@ def _run(device: str, trial: Trial) -> None:
         world.force_strategy("ddp" if trial.strategy == "alone" else trial.strategy, trial.world)
     elif trial.world > 1:
         plants.say_gloo()  # NCCL takes no two processes on one device
-    from tltrain.options import Start
+    from tltrain.options import RunFlags
     from tltrain.recipe import validate
     from tltrain.run import train
 
@@ -105,7 +105,7 @@ def _run(device: str, trial: Trial) -> None:
     if trial.strategy == "fsdp2":
         plants.count_units(f"{trial.folder}.units")
     start: dict[str, Any] = {"workers": 0, "folder": Path(trial.folder)} | trial.start
-    assert train(validate(trial.recipe, "trial"), Start(**start))["outcome"] == "finished"
+    assert train(validate(trial.recipe, "trial"), RunFlags(**start))["outcome"] == "finished"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tltrain.data import Images, Split, bases
-from tltrain.data.bases import Bases
+from tltrain.data import DataSplits, Split, bases
+from tltrain.data.bases import ImageCache
 from tltrain.data.views import Preprocess
 from tltrain.shards import Store
 
@@ -64,12 +64,12 @@ def photo_folder(root: Path) -> Path:
     return root
 
 
-def open_store(root: Path, images: Images) -> Store:
+def open_store(root: Path, images: DataSplits) -> Store:
     return Store(root, bases.KIND, bases.key(images.fingerprint, "train", VIEW), {})
 
 
-def filled(store: Store, split: Split, workers: int = 0) -> Bases:
-    made = Bases(store.path, split, VIEW)
+def filled(store: Store, split: Split, workers: int = 0) -> ImageCache:
+    made = ImageCache(store.path, split, VIEW)
     for name, tensors in made.make(made.names(), workers):
         store.write(name, tensors)
     return made

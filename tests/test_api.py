@@ -17,7 +17,7 @@ from digit_files import digit_image, run_with_weights
 import tltrain
 from tltrain.errors import UserError
 from tltrain.evaluate import evaluate
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.stored import verify
@@ -100,7 +100,7 @@ def test_torchs_own_switches_are_as_before(
     set_switches(before)
     try:
         stage = HEAD | {"views": 1}
-        train(made_recipe(stages=[stage], deterministic=deterministic), Start(folder=tmp_path / "run", workers=0, store="always"))
+        train(made_recipe(stages=[stage], deterministic=deterministic), RunFlags(folder=tmp_path / "run", workers=0, store="always"))
         assert switches() == before
         evaluate(finished_run, None, "test", 128)
         assert switches() == before

@@ -14,7 +14,7 @@ import torchvision
 from backbone_files import CLASSES, assert_head_is_zero, assert_same, load, vit_net
 from transformers import ViTImageProcessor
 
-from tltrain.backbones import Card
+from tltrain.backbones import WeightsMetadata
 from tltrain.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_torchvision_weights(torch_home: Path, name: str, weights: str, resize: 
     got = loaded.chain.net.state_dict()
     assert_same(got, net.state_dict(), but="fc.")
     assert_head_is_zero(loaded, 3)
-    assert loaded.card == Card(name, {}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, resize, "bilinear", CLASSES)
+    assert loaded.card == WeightsMetadata(name, {}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, resize, "bilinear", CLASSES)
     assert loaded.origin == f"torchvision's {entry}; their head for 1000 classes left out"
     assert all(p.requires_grad for p in loaded.chain.parameters())
     with pytest.raises(UserError, match="know 1000 classes, and the data has 3") as caught:

@@ -14,12 +14,12 @@ from conftest import ALL, HEAD
 from scipy.special import log_softmax, softmax
 
 import tltrain
-from tltrain.backbones import Card, read_card, write_weights
+from tltrain.backbones import WeightsMetadata, read_card, write_weights
 from tltrain.calibration import LEAST, fit_temperature
 from tltrain.data import Split, open_images
 from tltrain.data.views import Preprocess, Views
 from tltrain.metrics import Predictions, calibration_error, details, reliability
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 
@@ -76,7 +76,7 @@ def test_the_error_becomes_smaller_on_other_images() -> None:
 
 
 def test_the_card_keeps_it_and_older_files_have_none(tmp_path: Path) -> None:
-    card = Card("resnet-micro", {}, (0.5,) * 3, (0.5,) * 3, 32, 32, "bilinear", ("a", "b"), 1.25)
+    card = WeightsMetadata("resnet-micro", {}, (0.5,) * 3, (0.5,) * 3, 32, 32, "bilinear", ("a", "b"), 1.25)
     write_weights(tmp_path / "w.safetensors", {"x": torch.zeros(1)}, card)
     assert read_card(tmp_path / "w.safetensors") == card
     raw = (tmp_path / "w.safetensors").read_bytes()
@@ -97,7 +97,7 @@ def said_of(run: tltrain.Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_run_fits_it_on_val_keeps_it_and_uses_it(made_recipe: Made, tmp_path: Path) -> None:
     stages = [HEAD | {"steps": 25, "lr": 0.1}, ALL | {"steps": 10}]
-    train(made_recipe(stages=stages), Start(folder=tmp_path / "run", workers=0))
+    train(made_recipe(stages=stages), RunFlags(folder=tmp_path / "run", workers=0))
     card = read_card(tmp_path / "run" / "weights.safetensors")
     assert card is not None
     assert card.temperature != 1.0
@@ -119,7 +119,7 @@ def test_a_run_fits_it_on_val_keeps_it_and_uses_it(made_recipe: Made, tmp_path: 
     assert "Accuracy over confidence, calibrated, %" in report
     # a student that starts from these weights has a new head, and is not calibrated yet
     recipe = made_recipe(backbone={"weights": str(tmp_path / "run")}, stages=[HEAD | {"carry": "last"}], data={"val_fraction": 0})
-    train(recipe, Start(folder=tmp_path / "next", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "next", workers=0))
     card = read_card(tmp_path / "next" / "weights.safetensors")
     assert card is not None
     assert card.temperature == 1.0

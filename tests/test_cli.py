@@ -163,9 +163,9 @@ def test_no_flag_of_ours_is_ambiguous_to_a_launcher() -> None:
     """Launchers scan all words: a flag that begins two of theirs ends the launch before our command is reached."""
     from dataclasses import fields
 
-    from tltrain.options import Start
+    from tltrain.options import RunFlags
 
-    ours = [f"--{f.name.replace('_', '-')}" for f in fields(Start)] + [f"--{name}" for name in Recipe.model_fields]
+    ours = [f"--{f.name.replace('_', '-')}" for f in fields(RunFlags)] + [f"--{name}" for name in Recipe.model_fields]
     for launcher, theirs in launcher_options().items():
         for flag in ours:
             assert sum(option.startswith(flag) for option in theirs) < 2, (launcher, flag)

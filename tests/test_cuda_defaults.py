@@ -14,7 +14,7 @@ from gpu_device import DEVICES, running_on
 
 from tltrain import backbones, compiling, stages
 from tltrain.compiling import COMPILE_S, GAIN, Estimate, estimates, line
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.runtime import Runtime, rounds_products, torch_settings_kept
@@ -110,7 +110,7 @@ def test_the_plan_of_a_gpu_says_whether_compiling_pays(device: str, made_recipe:
     """Nothing is said on a CPU. Its figures come from passes that are timed for real, on both."""
     made = made_recipe(stages=[HEAD])
     with running_on(device):
-        train(made, Start(folder=tmp_path / "run", workers=0))
+        train(made, RunFlags(folder=tmp_path / "run", workers=0))
     said = [line for line in (tmp_path / "run" / "plan.txt").read_text(encoding="utf-8").splitlines() if line.startswith("compile")]
     assert [line.split(":")[0].split(" about")[0] for line in said] == ["compile does not pay"] * (device == "cuda")
     student = backbones.load(made.backbone, classes=tuple("0123456789"), size=32, resize=32, head="new", seed=0)

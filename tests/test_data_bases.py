@@ -16,10 +16,10 @@ from photo_files import NUM, VIEW, contents, filled, open_store, photo_folder, s
 from PIL import Image
 
 from tltrain import shards
-from tltrain.data import Images, bases, open_images
-from tltrain.data.bases import SHARD_IMAGES, Bases
+from tltrain.data import DataSplits, bases, open_images
+from tltrain.data.bases import SHARD_IMAGES, ImageCache
 from tltrain.data.loader import eval_loader, train_loader
-from tltrain.data.order import Stream
+from tltrain.data.order import SampleStream
 from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.errors import UserError
 from tltrain.recipe import Data
@@ -32,15 +32,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def images(folder: Path) -> Images:
+def images(folder: Path) -> DataSplits:
     return open_images(Data(source=f"folder:{folder}", val_fraction=0, test_fraction=0))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_views_are_equal_with_and_without_the_store(images: Images, tmp_path: Path, interpolation: Any) -> None:
+def test_views_are_equal_with_and_without_the_store(images: DataSplits, tmp_path: Path, interpolation: Any) -> None:
     preprocess, split = Preprocess(32, 36, interpolation), images.train
     with Store(tmp_path, bases.KIND, bases.key(images.fingerprint, "train", preprocess), {}) as store:
-        made = Bases(store.path, split, preprocess)
+        made = ImageCache(store.path, split, preprocess)
         for name, tensors in made.make(made.names()):
             store.write(name, tensors)
         assert len(store.standing()) == -(-NUM // SHARD_IMAGES) == 3
@@ -53,8 +53,8 @@ def test_views_are_equal_with_and_without_the_store(images: Images, tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_see_the_same_in_workers(images: Images, tmp_path: Path, workers: int) -> None:
-    stream = Stream(0, 0, NUM, 20, None, 0, mixup=0.3, cutmix=0.3, size=32)
+def test_loaders_see_the_same_in_workers(images: DataSplits, tmp_path: Path, workers: int) -> None:
+    stream = SampleStream(0, 0, NUM, 20, None, 0, mixup=0.3, cutmix=0.3, size=32)
     with open_store(tmp_path, images) as store:
         made = filled(store, images.train, workers)
         seen = []
@@ -66,7 +66,7 @@ def test_loaders_see_the_same_in_workers(images: Images, tmp_path: Path, workers
             assert all(torch.equal(without[name], stored[name]) for name in without)
 
 
-def test_workers_make_the_same_bytes(images: Images, tmp_path: Path) -> None:
+def test_workers_make_the_same_bytes(images: DataSplits, tmp_path: Path) -> None:
     with open_store(tmp_path / "0", images) as alone, open_store(tmp_path / "2", images) as helped:
         filled(alone, images.train)
         filled(helped, images.train, workers=2)
@@ -88,7 +88,7 @@ def test_the_source_is_not_read_again(tmp_path: Path) -> None:
         assert all(np.array_equal(views._base(i), expected[i]) for i in range(6))
 
 
-def test_a_base_is_a_read_only_view_of_the_file_and_nothing_of_it_is_pickled(images: Images, tmp_path: Path) -> None:
+def test_a_base_is_a_read_only_view_of_the_file_and_nothing_of_it_is_pickled(images: DataSplits, tmp_path: Path) -> None:
     with open_store(tmp_path, images) as store:
         made = filled(store, images.train)
         size, first = len(pickle.dumps(made)), made[3]
@@ -100,7 +100,7 @@ def test_a_base_is_a_read_only_view_of_the_file_and_nothing_of_it_is_pickled(ima
         assert np.array_equal(made[3], base_of(images.train, VIEW, 3))
 
 
-def test_few_shards_are_mapped_at_a_time(images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_shards_are_mapped_at_a_time(images: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "MAPPED", 1)
     with open_store(tmp_path, images) as store:
         made = filled(store, images.train)
@@ -109,8 +109,8 @@ def test_few_shards_are_mapped_at_a_time(images: Images, tmp_path: Path, monkeyp
         assert all(np.array_equal(held[i], base_of(images.train, VIEW, i)) for i in range(NUM))
 
 
-def test_shards_can_be_made_in_any_order(images: Images, tmp_path: Path) -> None:
-    made = Bases(tmp_path, images.train, VIEW)
+def test_shards_can_be_made_in_any_order(images: DataSplits, tmp_path: Path) -> None:
+    made = ImageCache(tmp_path, images.train, VIEW)
     assert made.names() == ["000000", "000001", "000002"]
     found = dict(made.make(["000002", "000000"]))
     assert list(found) == ["000002", "000000"]
@@ -127,7 +127,7 @@ def test_a_file_that_vanished_is_named(tmp_path: Path, workers: int) -> None:
     images = open_images(Data(source=f"folder:{tmp_path}", val_fraction=0, test_fraction=0))
     (tmp_path / "b" / "1.png").unlink()
     with pytest.raises(UserError) as caught:
-        list(Bases(tmp_path, images.train, VIEW).make(["000000"], workers))
+        list(ImageCache(tmp_path, images.train, VIEW).make(["000000"], workers))
     assert str(caught.value).startswith(str(tmp_path / "b" / "1.png"))
     assert not [p for p in multiprocessing.active_children() if p.daemon], "its workers ended, and nobody waits for them"
 
@@ -171,7 +171,7 @@ def test_another_way_of_decoding_needs_another_format(tmp_path: Path) -> None:
     assert (bases.FORMAT, state.hexdigest()) == (1, "1b577287992b42a0")
 
 
-def test_the_estimate(images: Images) -> None:
+def test_the_estimate(images: DataSplits) -> None:
     whole = sum(base_of(images.train, VIEW, i).nbytes for i in range(NUM))
     exact, sampled = bases.estimate(images.train, VIEW, num=NUM), bases.estimate(images.train, VIEW, num=40)
     assert exact.bytes == whole

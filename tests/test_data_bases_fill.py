@@ -14,7 +14,7 @@ import pytest
 from photo_files import VIEW, contents, filled, open_store, photo_folder
 
 from tltrain import shards
-from tltrain.data import Images, open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.data.bases import SHARD_IMAGES
 from tltrain.data.views import base_of
 from tltrain.recipe import Data
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def images(folder: Path) -> Images:
+def images(folder: Path) -> DataSplits:
     return open_images(Data(source=f"folder:{folder}", val_fraction=0, test_fraction=0))
 
 
@@ -38,7 +38,7 @@ FILL = """
 import sys
 from pathlib import Path
 from tltrain.data import bases, open_images
-from tltrain.data.bases import Bases
+from tltrain.data.bases import ImageCache
 from tltrain.data.views import Preprocess
 from tltrain.recipe import Data
 from tltrain.runtime import Runtime
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     images = open_images(Data(source=f"folder:{sys.argv[1]}", val_fraction=0, test_fraction=0))
     view = Preprocess(300, 320)
     with Store(Path(sys.argv[2]), bases.KIND, bases.key(images.fingerprint, "train", view), {}) as store:
-        made = Bases(store.path, images.train, view)
+        made = ImageCache(store.path, images.train, view)
         workers = int(sys.argv[3])
         asked = lambda where: bool(print(where, flush=True))
         why = fill(Runtime(True), store, made.names(), lambda names: made.make(names, workers), asked)
@@ -104,7 +104,7 @@ def test_two_fill_at_once(folder: Path, whole: dict[str, bytes], tmp_path: Path)
     assert {path.name for path in store.path.iterdir()} == {*whole, shards.ABOUT, shards.LOCK}
 
 
-def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(images: Images, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(images: DataSplits, tmp_path: Path) -> None:
     with open_store(tmp_path, images) as store:
         made = filled(store, images.train)
         before, inodes = contents(store), {name: path.stat().st_ino for name, path in store.standing().items()}

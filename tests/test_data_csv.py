@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltrain.data import Images, open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.errors import UserError
 from tltrain.recipe import Data
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _open(folder: Path, table: str | bytes, **options: Any) -> Images:
+def _open(folder: Path, table: str | bytes, **options: Any) -> DataSplits:
     (folder / "t.csv").write_bytes(table.encode() if isinstance(table, str) else table)
     return open_images(Data(source=f"csv:{folder / 't.csv'}", **{**NO_SPLITS, **options}))
 
@@ -41,7 +41,7 @@ def _refused(folder: Path, table: str | bytes, match: str) -> str:
     return str(caught.value)
 
 
-def _pairs(images: Images) -> list[tuple[str, str]]:
+def _pairs(images: DataSplits) -> list[tuple[str, str]]:
     return [(name, images.classes[label]) for name, label in zip(images.train.ids, images.train.labels, strict=True)]
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tltrain.data import Images, open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.data.loader import StepSampler, eval_loader, train_loader, train_positions
-from tltrain.data.order import Stream
+from tltrain.data.order import SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
 from tltrain.recipe import Data
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSplits:
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
     for c in "ab":
         (tmp_path / "d" / c).mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_positions_without_images_are_those_of_the_items(
     batch: int, world: int, num_micro: int, draw_weights: tuple[float, ...] | None, views: int | None
 ) -> None:
     """Of each rank and micro-batch: who looks everything up trains on the same samples as who reads the images."""
-    stream, labels = Stream(3, 1, 12, batch, views, 2, draw_weights), np.arange(12) * 5
+    stream, labels = SampleStream(3, 1, 12, batch, views, 2, draw_weights), np.arange(12) * 5
     for rank in range(world):
         asked = list(StepSampler(stream, 1, 5, rank, world, num_micro))
         found = list(train_positions(labels, stream, 1, 5, rank, world, num_micro))
@@ -57,8 +57,8 @@ def test_positions_without_images_are_those_of_the_items(
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_0_and_2_workers_see_the_same(images: Images, mixup: float) -> None:
-    stream = Stream(0, 0, 24, 10, None, 0, mixup=mixup, cutmix=mixup, size=32)
+def test_0_and_2_workers_see_the_same(images: DataSplits, mixup: float) -> None:
+    stream = SampleStream(0, 0, 24, 10, None, 0, mixup=mixup, cutmix=mixup, size=32)
     seen = []
     for workers in (0, 2):
         views = Views(images.train, Preprocess(32, 36), "strong", True, 0)
@@ -72,14 +72,14 @@ def test_0_and_2_workers_see_the_same(images: Images, mixup: float) -> None:
             assert alone[name].dtype == helped[name].dtype
 
 
-def test_a_resumed_loader_goes_on_where_it_was(images: Images) -> None:
-    views, stream = Views(images.train, Preprocess(32, 36), "light", True, 0), Stream(0, 0, 24, 10, None, 0)
+def test_a_resumed_loader_goes_on_where_it_was(images: DataSplits) -> None:
+    views, stream = Views(images.train, Preprocess(32, 36), "light", True, 0), SampleStream(0, 0, 24, 10, None, 0)
     whole = list(train_loader(views, stream, 0, 6, 0, 1, 1, 0, False))
     late = list(train_loader(views, stream, 4, 6, 0, 1, 1, 0, False))
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(whole[4:], late, strict=True))
 
 
-def test_evaluation_over_ranks_is_exact(images: Images) -> None:
+def test_evaluation_over_ranks_is_exact(images: DataSplits) -> None:
     views = Views(images.train, Preprocess(32, 36), "strong", True, 0)
     seen, lengths = [], []
     for rank in range(5):
@@ -91,7 +91,7 @@ def test_evaluation_over_ranks_is_exact(images: Images) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_vanishes_stops_with_its_path_and_no_trace(images: Images, tmp_path: Path, workers: int) -> None:
+def test_a_file_that_vanishes_stops_with_its_path_and_no_trace(images: DataSplits, tmp_path: Path, workers: int) -> None:
     (tmp_path / "d" / "b" / "3.png").unlink()
     views = Views(images.train, Preprocess(32, 36), "light", True, 0)
     with pytest.raises(UserError) as caught:
@@ -105,7 +105,7 @@ import os, signal, sys, time
 import torch
 from tltrain.data import open_images
 from tltrain.data.loader import train_loader
-from tltrain.data.order import Stream
+from tltrain.data.order import SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.recipe import Data
 
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: print("parent heard", flush=True))
     signal.signal(signal.SIGUSR2, lambda *_: print("parent heard", flush=True))
     images = open_images(Data(source="digits"))
-    views, stream = Views(images.train, Preprocess(32, 32), "light", False, 0), Stream(0, 0, len(images.train), 16, None, 0)
+    views, stream = Views(images.train, Preprocess(32, 32), "light", False, 0), SampleStream(0, 0, len(images.train), 16, None, 0)
     batches = iter(train_loader(views, stream, 0, 40, 0, 1, 1, 2, False))
     next(batches)
     print("ready", flush=True)

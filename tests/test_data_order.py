@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 
 from tltrain.data import class_weights, order
 from tltrain.data.loader import StepSampler, eval_batches
-from tltrain.data.order import Item, Stream, key, micro_batches, num_micro, rank_slice, shuffled, uniform
+from tltrain.data.order import SampleRef, SampleStream, key, micro_batches, num_micro, rank_slice, shuffled, uniform
 from tltrain.data.splits import cut, keep_per_class
 
 small = st.integers(1, 40)
 quick = settings(max_examples=60, deadline=None)  # a busy machine is no failure
 
 
-def _items(stream: Stream, num_steps: int) -> list[Item]:
+def _items(stream: SampleStream, num_steps: int) -> list[SampleRef]:
     return [item for s in range(num_steps) for item in stream.step(s)]
 
 
 @quick
 @given(n=small, batch=small, stage=st.integers(0, 3), seed=st.integers(0, 5))
 def test_each_epoch_is_a_permutation_and_no_batch_is_short(n: int, batch: int, stage: int, seed: int) -> None:
-    stream = Stream(seed, stage, n, batch, None, 7)
+    stream = SampleStream(seed, stage, n, batch, None, 7)
     num_steps = -(-3 * n // batch)
     items = _items(stream, num_steps)
     assert all(len(stream.step(s)) == batch for s in range(num_steps))
@@ -38,16 +38,16 @@ def test_each_epoch_is_a_permutation_and_no_batch_is_short(n: int, batch: int, s
 @quick
 @given(n=small, batch=small, views=st.integers(1, 4))
 def test_finite_views_come_in_turn(n: int, batch: int, views: int) -> None:
-    items = _items(Stream(0, 0, n, batch, views, 7), -(-3 * n // batch))
+    items = _items(SampleStream(0, 0, n, batch, views, 7), -(-3 * n // batch))
     assert [item.view for item in items[: 3 * n]] == [i // n % views for i in range(3 * n)]
 
 
 @quick
 @given(n=small, batch=small, world=st.integers(1, 9), device=st.integers(1, 9), step=st.integers(0, 5), mixup=st.sampled_from([0.0, 0.4]))
 def test_any_world_covers_the_global_batch_once(n: int, batch: int, world: int, device: int, step: int, mixup: float) -> None:
-    stream = Stream(0, 1, n, batch, None, 0, mixup=mixup)
+    stream = SampleStream(0, 1, n, batch, None, 0, mixup=mixup)
     num = num_micro(batch, world, device)
-    seen: list[Item] = []
+    seen: list[SampleRef] = []
     for rank in range(world):
         micro = list(StepSampler(stream, step, step + 1, rank, world, num))
         assert len(micro) == num
@@ -66,8 +66,8 @@ def test_slices_are_even_to_one(batch: int, world: int) -> None:
 
 
 def test_an_empty_micro_batch_is_filled_without_weight() -> None:
-    parts = micro_batches([Item(5, 1), Item(6, 1)], 3)
-    assert sorted(parts) == [[Item(5, 1, 0.0)], [Item(5, 1)], [Item(6, 1)]]
+    parts = micro_batches([SampleRef(5, 1), SampleRef(6, 1)], 3)
+    assert sorted(parts) == [[SampleRef(5, 1, 0.0)], [SampleRef(5, 1)], [SampleRef(6, 1)]]
 
 
 def test_the_position_is_found_without_what_stands_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,10 +78,10 @@ def test_the_position_is_found_without_what_stands_before_it(monkeypatch: pytest
         return shuffled(seed, num)
 
     monkeypatch.setattr(order, "shuffled", counted)
-    stream = Stream(0, 0, 50_000, 512, None, 0, mixup=0.2)
+    stream = SampleStream(0, 0, 50_000, 512, None, 0, mixup=0.2)
     far = stream.step(10_000_000)
     assert drawn == [key(0, "order", 0, 102_400)]
-    before = Stream(0, 0, 50_000, 512, None, 0, mixup=0.2)
+    before = SampleStream(0, 0, 50_000, 512, None, 0, mixup=0.2)
     before.step(9_999_999)
     assert before.step(10_000_000) == far  # whatever was asked for before
 
@@ -100,24 +100,26 @@ def test_keys_tell_their_parts_apart() -> None:
 
 
 def test_stages_and_seeds_have_orders_of_their_own() -> None:
-    orders = [[item.index for item in Stream(seed, stage, 30, 30, None, 0).step(s)] for seed in (0, 1) for stage in (0, 1) for s in (0, 1)]
+    orders = [
+        [item.index for item in SampleStream(seed, stage, 30, 30, None, 0).step(s)] for seed in (0, 1) for stage in (0, 1) for s in (0, 1)
+    ]
     assert len({tuple(order) for order in orders}) == 8
 
 
 @quick
 @given(batch=st.integers(2, 40), n=small, alpha=st.sampled_from([0.1, 1.0, 3.0]), step=st.integers(0, 9))
 def test_mixup_partners_are_of_the_same_batch(batch: int, n: int, alpha: float, step: int) -> None:
-    plain = Stream(0, 0, n, batch, None, 0).step(step)
-    mixed = Stream(0, 0, n, batch, None, 0, mixup=alpha).step(step)
-    assert [(m.index, m.view) for m in mixed] == [(p.index, p.view) for p in plain]
-    assert Counter((m.partner, m.partner_view) for m in mixed) == Counter((p.index, p.view) for p in plain)
-    assert all(0 <= m.lam <= 1 and m.box is None and m.weight == 1 for m in mixed)
+    plain = SampleStream(0, 0, n, batch, None, 0).step(step)
+    apply_mixup = SampleStream(0, 0, n, batch, None, 0, mixup=alpha).step(step)
+    assert [(m.index, m.view) for m in apply_mixup] == [(p.index, p.view) for p in plain]
+    assert Counter((m.partner, m.partner_view) for m in apply_mixup) == Counter((p.index, p.view) for p in plain)
+    assert all(0 <= m.lam <= 1 and m.box is None and m.weight == 1 for m in apply_mixup)
     if batch <= n and step == 0:
-        assert all(m.partner != m.index for m in mixed)
+        assert all(m.partner != m.index for m in apply_mixup)
 
 
 def test_lam_is_beta_distributed() -> None:
-    lam = np.array([item.lam for item in Stream(0, 0, 100, 4000, None, 0, mixup=0.4).step(0)])
+    lam = np.array([item.lam for item in SampleStream(0, 0, 100, 4000, None, 0, mixup=0.4).step(0)])
     assert abs(lam.mean() - 0.5) < 0.03
     assert abs(lam.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.01  # the variance of Beta(a, a)
 
@@ -125,7 +127,7 @@ def test_lam_is_beta_distributed() -> None:
 @quick
 @given(alpha=st.sampled_from([0.2, 1.0, 5.0]), size=st.sampled_from([8, 31, 224]), step=st.integers(0, 9))
 def test_cutmix_boxes_tell_the_share_exactly(alpha: float, size: int, step: int) -> None:
-    for item in Stream(0, 0, 50, 16, None, 0, cutmix=alpha, size=size).step(step):
+    for item in SampleStream(0, 0, 50, 16, None, 0, cutmix=alpha, size=size).step(step):
         assert item.box is not None
         inside = np.zeros((size, size), bool)
         inside[item.box[0] : item.box[2], item.box[1] : item.box[3]] = True
@@ -134,7 +136,7 @@ def test_cutmix_boxes_tell_the_share_exactly(alpha: float, size: int, step: int)
 
 
 def test_with_both_each_batch_draws_one() -> None:
-    stream = Stream(0, 0, 100, 8, None, 0, mixup=0.2, cutmix=1.0, size=32)
+    stream = SampleStream(0, 0, 100, 8, None, 0, mixup=0.2, cutmix=1.0, size=32)
     kinds = [{item.box is None for item in stream.step(s)} for s in range(60)]
     assert all(len(kind) == 1 for kind in kinds)
     assert 15 < sum(kind == {True} for kind in kinds) < 45
@@ -142,7 +144,7 @@ def test_with_both_each_batch_draws_one() -> None:
 
 def test_with_both_a_batch_is_that_of_the_one_it_draws() -> None:
     """Each with its own alpha."""
-    both, mixup, cutmix = (Stream(0, 0, 100, 8, None, 0, mixup=m, cutmix=c, size=32) for m, c in ((0.2, 1.0), (0.2, 0), (0, 1.0)))
+    both, mixup, cutmix = (SampleStream(0, 0, 100, 8, None, 0, mixup=m, cutmix=c, size=32) for m, c in ((0.2, 1.0), (0.2, 0), (0, 1.0)))
     for s in range(40):
         assert both.step(s) == (mixup if both.step(s)[0].box is None else cutmix).step(s)
 
@@ -150,17 +152,17 @@ def test_with_both_a_batch_is_that_of_the_one_it_draws() -> None:
 def test_balanced_draws() -> None:
     labels = np.array([0] * 900 + [1] * 100)
     weights = class_weights(labels, 2)
-    stream = Stream(0, 0, 1000, 1000, None, 0, tuple(weights[labels]))
+    stream = SampleStream(0, 0, 1000, 1000, None, 0, tuple(weights[labels]))
     items = stream.step(0)
     assert abs(sum(labels[item.index] == 1 for item in items) - 500) < 60
     assert len({(item.index, item.view) for item in items}) == 1000  # drawn again is seen again, in another view
     assert not {(item.index, item.view) for item in items} & {(item.index, item.view) for item in stream.step(1)}
-    cycled = Stream(0, 0, 1000, 1000, 3, 0, tuple(weights[labels])).step(0)
+    cycled = SampleStream(0, 0, 1000, 1000, 3, 0, tuple(weights[labels])).step(0)
     assert {item.view for item in cycled} == {0, 1, 2}
 
 
 def test_a_sample_of_weight_zero_is_never_drawn() -> None:
-    items = Stream(0, 0, 4, 500, None, 0, (0.0, 1.0, 0.0, 1.0)).step(0)
+    items = SampleStream(0, 0, 4, 500, None, 0, (0.0, 1.0, 0.0, 1.0)).step(0)
     assert {item.index for item in items} == {1, 3}
 
 

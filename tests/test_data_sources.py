@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tltrain.data import Images, Split, open_images
+from tltrain.data import DataSplits, Split, open_images
 from tltrain.data import scan as scanning
 from tltrain.data.decode import decode
 from tltrain.errors import UserError
@@ -42,7 +42,7 @@ def _classes(root: Path, names: str = "ab", num: int = 20, first: int = 0) -> Pa
     return root
 
 
-def _open(source: object, **options: Any) -> Images:
+def _open(source: object, **options: Any) -> DataSplits:
     return open_images(Data(source=str(source), **options))
 
 

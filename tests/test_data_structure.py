@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tltrain.cli import main
-from tltrain.data import Images, open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.data.folder import check_apart
 from tltrain.errors import UserError
 from tltrain.recipe import Data
@@ -42,7 +42,7 @@ def _tree(root: Path, *folders: str, num: int = 12) -> Path:
     return root
 
 
-def _open(root: Path, **options: Any) -> Images:
+def _open(root: Path, **options: Any) -> DataSplits:
     return open_images(Data(source=f"folder:{root}", **options))
 
 
@@ -52,7 +52,7 @@ def _refused(root: Path, match: str, **options: Any) -> str:
     return str(caught.value)
 
 
-def _sizes(images: Images) -> list[int]:
+def _sizes(images: DataSplits) -> list[int]:
     return [0 if split is None else len(split) for split in (images.train, images.val, images.test)]
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from tltrain.data import Split
 from tltrain.data import views as module
 from tltrain.data.listing import FileReader
-from tltrain.data.order import Item
+from tltrain.data.order import SampleRef
 from tltrain.data.views import Augment, Preprocess, Views
 from tltrain.errors import UserError
 
@@ -131,17 +131,17 @@ def test_a_light_view_is_a_crop_of_the_base_with_an_eighth_of_black_around_it(re
 
 def test_an_item_becomes_tensors(split: Split) -> None:
     views = _views(split)
-    plain = views[Item(2, 1)]
+    plain = views[SampleRef(2, 1)]
     assert set(plain) == {"image", "label", "weight", "index", "view"}
     assert (plain["label"].dtype, plain["weight"].dtype, plain["index"].dtype) == (torch.int64, torch.float32, torch.int64)
     assert (plain["index"].item(), plain["view"].item()) == (2, 1)
-    mixed = views[Item(2, 1, 0.0, 4, 3, 0.25, (1, 2, 3, 4))]
-    assert torch.equal(mixed["partner_image"], views.view(4, 3))
-    assert mixed["partner_label"].item() == 4
-    assert mixed["lam"].item() == 0.25
-    assert mixed["box"].tolist() == [1, 2, 3, 4]
-    assert mixed["weight"].item() == 0
-    assert views[Item(2, 1, partner=0)]["box"].tolist() == [0, 0, 0, 0]
+    apply_mixup = views[SampleRef(2, 1, 0.0, 4, 3, 0.25, (1, 2, 3, 4))]
+    assert torch.equal(apply_mixup["partner_image"], views.view(4, 3))
+    assert apply_mixup["partner_label"].item() == 4
+    assert apply_mixup["lam"].item() == 0.25
+    assert apply_mixup["box"].tolist() == [1, 2, 3, 4]
+    assert apply_mixup["weight"].item() == 0
+    assert views[SampleRef(2, 1, partner=0)]["box"].tolist() == [0, 0, 0, 0]
 
 
 def test_bases_are_read_once_and_not_pickled(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:

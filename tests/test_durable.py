@@ -13,7 +13,7 @@ import torch
 from shard_files import rows
 
 from tltrain import checkpoint, files
-from tltrain.backbones import Card, write_weights
+from tltrain.backbones import WeightsMetadata, write_weights
 from tltrain.checkpoint import Best, Progress, State
 from tltrain.shards import Store
 
@@ -82,7 +82,7 @@ def _shard(folder: Path) -> Path:
 
 
 def _weights(folder: Path) -> Path:
-    card = Card("resnet-tiny", {}, (0.5,) * 3, (0.5,) * 3, 32, 32, "bilinear", ("a", "b"))
+    card = WeightsMetadata("resnet-tiny", {}, (0.5,) * 3, (0.5,) * 3, 32, 32, "bilinear", ("a", "b"))
     write_weights(folder / "weights.safetensors", {"w": torch.ones(4)}, card)
     return folder / "weights.safetensors"
 

@@ -18,11 +18,11 @@ from torchvision.models import get_model
 from tltrain.backbones import resnet_hf
 from tltrain.errors import UserError
 from tltrain.export import Exported, export, hf
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.predict import evaluation_view, predict
 from tltrain.recipe import Recipe
 from tltrain.run import train
-from tltrain.trained import Trained, open_trained
+from tltrain.trained import TrainedModel, load_trained
 
 Made = Callable[..., Recipe]
 CLASSES = ("ant", "bee", "cat & dog", "Ünübersehbar", "eel")
@@ -41,7 +41,7 @@ def _run_of(made_recipe: Made, tmp_path: Path) -> Callable[[str], Path]:
     return run_of
 
 
-def views(trained: Trained, numbers: range = range(6)) -> torch.Tensor:
+def views(trained: TrainedModel, numbers: range = range(6)) -> torch.Tensor:
     """The evaluation views of some digits, floats in [0, 1]."""
     return torch.stack([v for n in numbers if isinstance(v := evaluation_view(digit_image(n), trained.preprocess), torch.Tensor)]) / 255
 
@@ -55,13 +55,13 @@ def use(done: Exported, monkeypatch: pytest.MonkeyPatch, **given: Any) -> dict[s
     return given
 
 
-def expected(run: Path) -> tuple[Trained, torch.Tensor, np.ndarray]:
+def expected(run: Path) -> tuple[TrainedModel, torch.Tensor, np.ndarray]:
     """(the run, views, the logits that its plain weights give, divided by its temperature): read without our own calibration."""
     from safetensors.torch import load_file
 
-    trained = open_trained(run)
+    trained = load_trained(run)
     x = views(trained)
-    reference = open_trained(run)
+    reference = load_trained(run)
     reference.chain.net.load_state_dict(load_file(run / "weights.safetensors"))
     with torch.no_grad():
         return trained, x, (reference.chain(x) / trained.card.temperature).numpy()
@@ -198,7 +198,7 @@ def test_where_an_export_goes(run_of: Callable[[str], Path], tmp_path: Path) -> 
 def test_the_card_of_a_real_run_says_what_it_is(made_recipe: Made, tmp_path: Path) -> None:
     images = digit_folder(tmp_path / "images")
     recipe = made_recipe(data={"source": f"folder:{images}", "per_class": None}, backbone={"name": "vit-tiny"})
-    train(recipe, Start(folder=tmp_path / "run", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     done = export(tmp_path / "run", "hf")
     text = (done.folder / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\nlibrary_name: transformers\n")

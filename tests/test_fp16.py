@@ -13,7 +13,7 @@ from conftest import ALL, HEAD
 from safetensors.torch import load_file
 
 from tltrain import checkpoint, runtime
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.tracking import read_rows
@@ -40,7 +40,7 @@ def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
 def _moved_by(made_recipe: Made, run: Path) -> float:
     """How far one step of SGD takes the head, which begins at zero, at learning rate 1. The gradient's norm is far above the clip."""
     spec = HEAD | {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "clip": CLIP, "carry": "last", "schedule": "constant"}
-    train(made_recipe(stages=[spec]), Start(folder=run, workers=0))
+    train(made_recipe(stages=[spec]), RunFlags(folder=run, workers=0))
     head = load_file(run / "weights.safetensors")
     return torch.cat([head["fc.weight"].flatten(), head["fc.bias"]]).norm().item()
 
@@ -65,7 +65,7 @@ def test_fp16_clips_the_gradient_itself_and_not_the_scaled_one(made_recipe: Made
 def test_each_stage_begins_with_a_fresh_loss_scale(made_recipe: Made, tmp_path: Path) -> None:
     """And within a stage it grows, as the checkpoint of every step says."""
     stages = [HEAD | {"steps": 4}, ALL | {"steps": 3}, ALL | {"name": "more", "steps": 2}]
-    outcome = train(made_recipe(stages=stages), Start(folder=tmp_path / "run", workers=0, save_steps=1, keep=100))
+    outcome = train(made_recipe(stages=stages), RunFlags(folder=tmp_path / "run", workers=0, save_steps=1, keep=100))
     assert outcome["outcome"] == "finished"
     states = [checkpoint.load(path) for path in reversed(checkpoint.standing(tmp_path / "run" / "checkpoints"))]
     scales = {(s.progress.stage, s.progress.step): s.extra["scaler"]["scale"] for s in states if s.extra}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.models import ResNet50_Weights, resnet50
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.run import train
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def run_three_stages(backbone: dict[str, str], middle: str, tmp_path: Path) -> P
     data = {"source": f"folder:{photos(tmp_path / 'photos')}", "size": None, "resize": None, "per_class": None, "eval_limit": 2}
     recipe = made_recipe(backbone=backbone, stages=stages, data=data, batch=4)
     run = tmp_path / "run"
-    assert train(recipe, Start(folder=run, workers=0, keep=1, max_device_batch=2))["outcome"] == "finished"
+    assert train(recipe, RunFlags(folder=run, workers=0, keep=1, max_device_batch=2))["outcome"] == "finished"
     assert "2 micro-batches x 2 images" in (run / "plan.txt").read_text()
     return run
 

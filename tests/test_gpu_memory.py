@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tltrain import engine, staging
 from tltrain.recipe import Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 
 LOOP = ("engine.py", "inference.py", "losses.py", "store.py", "blocks.py", "staging.py", "replicas.py")
 """Files through which every step goes, and which see tensors of the device."""
@@ -41,7 +41,7 @@ class Waits:
 
     def _around(self, name: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Inside this part of the loop, waits are seen, or not."""
-        original = getattr(engine._Loop, name)
+        original = getattr(engine._TrainLoop, name)
 
         def part(loop: Any, *arguments: Any) -> Any:
             before = self.on
@@ -52,7 +52,7 @@ class Waits:
             finally:
                 self.set(before)
 
-        monkeypatch.setattr(engine._Loop, name, part)
+        monkeypatch.setattr(engine._TrainLoop, name, part)
 
     def _counted(self, original: Any) -> Any:
         def asked(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
@@ -87,7 +87,7 @@ def test_between_two_rows_the_host_waits_for_nothing(
     device: str, precision: str, stage: dict[str, Any], flags: dict[str, Any],
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(PlannedStage, "log_steps", property(lambda stage: 4))
+    monkeypatch.setattr(StagePlan, "log_steps", property(lambda stage: 4))
     waits = Waits(device, monkeypatch)
     spec = recipe([stage], finished_run if stage["name"] == "all" else None, data={"balance": "weights"})
     trained(spec, tmp_path / "run", device, precision, **flags)
@@ -97,7 +97,7 @@ def test_between_two_rows_the_host_waits_for_nothing(
 
 def test_a_wait_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: a loop that looks at each loss is caught."""
-    original = engine._Loop._watch
+    original = engine._TrainLoop._watch
 
     def impatient(loop: Any, step: int, share: Tensor) -> None:
         if waits.on:
@@ -105,7 +105,7 @@ def test_a_wait_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         original(loop, step, share)
 
     read = eval(compile("lambda share: float(share)", engine.__file__, "eval"))  # a line of the loop, as far as Python knows
-    monkeypatch.setattr(engine._Loop, "_watch", impatient)
+    monkeypatch.setattr(engine._TrainLoop, "_watch", impatient)
     waits = Waits("cpu", monkeypatch)
     trained(recipe([HEAD]), tmp_path / "run", "cpu")
     assert waits.found
@@ -115,13 +115,13 @@ def test_a_wait_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """At each step: (bytes of the network that is there to train, bytes allocated on the GPU)."""
     rows: list[tuple[int, int]] = []
-    original = engine._Loop._watch
+    original = engine._TrainLoop._watch
 
     def watch(loop: Any, *arguments: Any) -> None:
         original(loop, *arguments)
         rows.append((sum(t.numel() * t.element_size() for t in _tensors(loop.job.spread.chain)), _allocated()))
 
-    monkeypatch.setattr(engine._Loop, "_watch", watch)
+    monkeypatch.setattr(engine._TrainLoop, "_watch", watch)
     gc.collect()
     return rows
 

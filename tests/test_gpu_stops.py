@@ -17,10 +17,10 @@ from gpu_device import DEVICES_SLOW, LIMIT_S, environment, on_gpu, running_on, t
 
 from benchmarks.trials import differences, position
 from tltrain import checkpoint, inference
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
-from tltrain.spread import Spread
+from tltrain.spread import Strategy
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY_STEP: dict[str, Any] = {"save_steps": 1, "keep": 100}
@@ -51,7 +51,7 @@ def small(kind: str) -> Recipe:
 def run(kind: str, folder: Path, device: str, **start: Any) -> dict[str, Any]:
     """The outcome of a start in this process."""
     with running_on(device, kind.partition("-")[2], LOSS_SCALE):
-        return train(small(kind), Start(folder=folder, workers=0, **MICRO, **start))
+        return train(small(kind), RunFlags(folder=folder, workers=0, **MICRO, **start))
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_a_run_goes_on_from_every_boundary_bit_for_bit(
 
 
 PLACES: dict[str, tuple[Any, str, int]] = {
-    "step": (Spread, "backward", 8),
+    "step": (Strategy, "backward", 8),
     "evaluation": (inference, "_row", 10),
-    "save": (Spread, "optimizer_state", 2),
+    "save": (Strategy, "optimizer_state", 2),
 }
 """What is called in the middle of a step, of an evaluation, of a save; and the call in which somebody asks the run to stop: the eighth
 micro-batch of three a step, the third batch of the second evaluation of seven."""

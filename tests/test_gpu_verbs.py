@@ -22,7 +22,7 @@ from tltrain.predict import evaluation_view
 from tltrain.shards import read
 from tltrain.survey import store_root
 from tltrain.thrift import Choice
-from tltrain.trained import open_trained
+from tltrain.trained import load_trained
 
 EXPORTS = [("resnet18", "torchvision"), ("resnet18", "hf"), ("vit-tiny", "onnx"), ("vit-tiny", "torch-export")]
 WITHIN = 0.3
@@ -80,7 +80,7 @@ def test_what_a_device_trained_is_exported(device: str, net: str, to: str, tmp_p
     run = trained(recipe, tmp_path / "run", device, "bf16" if device == "cuda" else "no")
     done = export(run, to)
     assert done.difference < 1e-3
-    assert next(open_trained(run).chain.parameters()).dtype == torch.float32
+    assert next(load_trained(run).chain.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("device", DEVICES_SLOW)

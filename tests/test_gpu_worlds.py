@@ -19,7 +19,7 @@ from benchmarks import trials
 from benchmarks.trials import distance
 from benchmarks.world import Trial
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.run import train
 
 FIXED = {"carry": "last", "eval_epochs": 10, "steps": 3}
@@ -134,5 +134,5 @@ def test_fsdp_that_accelerate_does_not_give_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with running_on("cpu"), pytest.raises(UserError, match="asks for FSDP, and Accelerate shards nothing here"):
-        train(made_recipe(), Start(folder=tmp_path / "run", workers=0))
+        train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from benchmarks.trials import HEAD, LAST, MIDDLE
 from benchmarks.world import Trial
 from tltrain import backbones, checkpoint, runtime
 from tltrain.console import Console
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Backbone, validate
 from tltrain.run import train
 
@@ -95,7 +95,7 @@ def test_steps_that_fp16_leaves_out_are_no_bug(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
     spec = validate(trials.recipe(stages=[ADAM | {"steps": 1}]), "test")
-    assert train(spec, Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
+    assert train(spec, RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
 
 
 def test_a_last_step_that_fp16_leaves_out_is_no_bug_of_the_start_that_takes_it_alone(
@@ -114,7 +114,7 @@ def test_a_last_step_that_fp16_leaves_out_is_no_bug_of_the_start_that_takes_it_a
         return accelerator
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
-    spec, start = validate(trials.recipe(stages=[ADAM | {"steps": 3}]), "test"), Start(folder=tmp_path / "run", workers=0)
+    spec, start = validate(trials.recipe(stages=[ADAM | {"steps": 3}]), "test"), RunFlags(folder=tmp_path / "run", workers=0)
     with monkeypatch.context() as planted:
         planted.setattr(Console, "step", Console.step)  # put back at the end
         plants.after_steps(1, lambda: os.kill(os.getpid(), signal.SIGTERM))

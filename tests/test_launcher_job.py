@@ -19,7 +19,7 @@ from launcher.job import Job, header, sbatch_arguments, seconds, settings
 from launcher.slurm_target import prepare
 from tltrain import recipe
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 
 ROOT = Path(__file__).resolve().parent.parent
 PIECES = [
@@ -105,7 +105,7 @@ def test_run_folders_and_flags_arrive_or_are_refused(tmp_path: Path) -> None:
     refused = 0
     for value in values(300, seed=3):
         run = tmp_path / ("r" + value.replace("/", "_"))
-        training = words.Training(template, Start(folder=run, wandb_project=value), run)
+        training = words.Training(template, RunFlags(folder=run, wandb_project=value), run)
         lines += ["set --", settings(Job(), "python", script.words_of(training)), "printf '%s\\0' \"$@\""]
         expected += [word.encode() for word in training.words]
         assert recipe.parse(template.model_copy(update={"purpose": value}).to_yaml(), "x").purpose == value
@@ -285,7 +285,7 @@ def test_without_slurm_the_message_says_so(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_start_flags_are_words_again() -> None:
-    start = Start(folder=Path("a b"), workers=0, smoke=True, wandb="offline", save_minutes=2.5)
+    start = RunFlags(folder=Path("a b"), workers=0, smoke=True, wandb="offline", save_minutes=2.5)
     given = words.flags(start)
     assert given == ["--folder", "a b", "--workers", "0", "--save-minutes", "2.5", "--wandb", "offline", "--smoke"]
     training = words.parse(["train", "digits-resnet", *given])

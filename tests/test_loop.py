@@ -22,10 +22,10 @@ from benchmarks.world import Trial
 from tltrain import backbones, runtime, stages
 from tltrain.blocks import Chain
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Backbone, Stage
 from tltrain.run import train
-from tltrain.spread import Spread
+from tltrain.spread import Strategy
 from tltrain.tracking import read_rows
 
 NETS = [("resnet-micro", 0.0), ("resnet-micro", 0.4), ("vit-tiny", 0.0), ("vit-tiny", 0.4)]
@@ -125,7 +125,7 @@ def test_a_run_with_recompute_is_the_run_without(strategy: str, num: int, name: 
 
 def test_compile_and_recompute_exclude_each_other() -> None:
     with pytest.raises(UserError, match="--compile and --recompute exclude each other"):
-        Start(compile=True, recompute=True)
+        RunFlags(compile=True, recompute=True)
 
 
 def test_a_slice_fed_from_a_stored_tensor_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +152,11 @@ def test_weights_that_come_out_are_contiguous(name: str, tmp_path: Path, monkeyp
     """Whatever the layout inside: files of weights and of the optimizer's state, and a run that goes on from them, bit for bit."""
     monkeypatch.setattr(Chain, "channels_last", True)
     recipe = made_recipe(backbone={"name": name}, stages=[ALL | FIXED | {"steps": 4}])
-    assert train(recipe, Start(folder=tmp_path / "whole", workers=0))["outcome"] == "finished"
+    assert train(recipe, RunFlags(folder=tmp_path / "whole", workers=0))["outcome"] == "finished"
     run = tmp_path / "run"
     stopped = Trial(recipe.model_dump(mode="json"), str(run), before="layouts.stop_with_channels_last", arguments=(2,))
     assert world.run(stopped) == [75], world.log(stopped)
-    assert train(recipe, Start(folder=run, workers=0))["outcome"] == "finished"
+    assert train(recipe, RunFlags(folder=run, workers=0))["outcome"] == "finished"
     assert_same_run(run, tmp_path / "whole")
 
 
@@ -224,7 +224,7 @@ def test_a_configuration_that_compiles_too_is_refused(tmp_path: Path, monkeypatc
     AcceleratorState._reset_state(reset_partial_state=True)  # it is read once a process
     try:
         with pytest.raises(UserError, match="the accelerate configuration sets dynamo_backend to INDUCTOR; remove it"):
-            train(made_recipe(), Start(folder=tmp_path / "run", workers=0))
+            train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -241,7 +241,7 @@ def test_a_stage_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for num_steps in (2, 5):
         counter.frame_count = 0
         stages = [ALL | {"steps": num_steps, "unfreeze": "layer3"}, ALL | {"name": "again", "steps": num_steps, "unfreeze": "layer3"}]
-        start = Start(folder=tmp_path / str(num_steps), workers=0, compile=True, max_device_batch=5, check_steps=1)
+        start = RunFlags(folder=tmp_path / str(num_steps), workers=0, compile=True, max_device_batch=5, check_steps=1)
         assert train(made_recipe(stages=stages, batch=13), start)["outcome"] == "finished"
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[1]
@@ -263,17 +263,17 @@ def test_sgd_of_fp16_begins_with_its_first_finite_step(tmp_path: Path, monkeypat
         return accelerator
 
     seen: list[list[bool]] = []
-    step = Spread.step
+    step = Strategy.step
 
-    def recorded(self: Spread) -> Any:
+    def recorded(self: Strategy) -> Any:
         out = step(self)
         states = self.optimizer.optimizer.state.values()
         seen.append([bool(state["momentum_buffer"].abs().max() < 1e3) for state in states if state])
         return out
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
-    monkeypatch.setattr(Spread, "step", recorded)
+    monkeypatch.setattr(Strategy, "step", recorded)
     stage = ALL | FIXED | {"optimizer": "sgd", "lr": 1e-3, "steps": 6}
-    assert train(made_recipe(stages=[stage]), Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
+    assert train(made_recipe(stages=[stage]), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
     assert [bool(states) for states in seen] == [False, False, True, True, True, True], "a step that is left out makes no state"
     assert all(all(finite) for finite in seen)

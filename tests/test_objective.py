@@ -19,9 +19,9 @@ from benchmarks import plants, trials, world
 from benchmarks.world import Trial
 from tltrain import setup
 from tltrain.data import Split, open_images
-from tltrain.data.order import Item, Stream
+from tltrain.data.order import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe, validate
 from tltrain.run import train
 from tltrain.tracking import read_rows
@@ -67,7 +67,7 @@ def plain_nets(recipe: Recipe) -> tuple[PlainNet, PlainNet | None]:
 def plain_batches(recipe: Recipe, index: int, first_epoch: int = 0, draw_weights: tuple[float, ...] | None = None) -> list[PlainBatch]:
     """The pixels of each step of a stage: who is in it is a pure function, which other tests watch."""
     stage, split = recipe.stages[index], open_images(recipe.data).train
-    stream = Stream(
+    stream = SampleStream(
         recipe.seed, index, len(split), recipe.batch, stage.views, first_epoch, draw_weights, stage.mixup, stage.cutmix, size=32
     )
     views = Views(split, Preprocess(32, 36), stage.augment, recipe.data.flip, recipe.data.seed)
@@ -75,7 +75,7 @@ def plain_batches(recipe: Recipe, index: int, first_epoch: int = 0, draw_weights
     return [_batch(stream.step(step), split, views) for step in range(stage.steps)]
 
 
-def _batch(items: Sequence[Item], split: Split, views: Views) -> PlainBatch:
+def _batch(items: Sequence[SampleRef], split: Split, views: Views) -> PlainBatch:
     pixels = torch.stack([views.view(item.index, item.view) for item in items])
     labels = torch.tensor([int(split.labels[item.index]) for item in items])
     if items[0].partner < 0:
@@ -132,7 +132,7 @@ def test_an_objective_reaches_the_weights(
     stage: dict[str, Any], changes: dict[str, Any], loss: PlainLoss, start: dict[str, Any], photos: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(photos, stage, **changes)
-    train(recipe, Start(folder=tmp_path / "run", workers=0, **start))
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0, **start))
     student, _ = plain_nets(recipe)
     losses, _ = plain_stage(student, plain_batches(recipe, 0), loss, sgd(student), SGD)
     assert_equal(tmp_path / "run", losses, student)
@@ -141,7 +141,7 @@ def test_an_objective_reaches_the_weights(
 @pytest.mark.usefixtures("with_head")
 def test_classes_are_drawn_equally_often(photos: Path, tmp_path: Path) -> None:
     recipe = recipe_of(photos, {}, data={"balance": "sampler"})
-    train(recipe, Start(folder=tmp_path / "run", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     labels = open_images(recipe.data).train.labels
     student, _ = plain_nets(recipe)
     batches = plain_batches(recipe, 0, draw_weights=tuple(INVERSE[label] for label in labels))
@@ -155,7 +155,7 @@ def test_each_stage_has_its_own_blocks_order_and_views(photos: Path, tmp_path: P
     recipe = recipe_of(
         photos, {"unfreeze": "layer4", "schedule": "cosine", "clip": 0.5}, {"name": "two", "schedule": "cosine", "lr": 0.01, "steps": 5}
     )
-    train(recipe, Start(folder=tmp_path / "run", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     student, _ = plain_nets(recipe)
     late = [{"params": [p for n, p in student.net.named_parameters() if n.startswith(("layer4", "fc"))], "lr": 0.02}]
     losses, factors = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), late, SGD, clip=0.5, schedule="cosine")
@@ -170,7 +170,7 @@ def test_each_stage_has_its_own_blocks_order_and_views(photos: Path, tmp_path: P
 @pytest.mark.usefixtures("with_head")
 def test_adamw_decays_layer_by_layer_and_spares_what_it_should(photos: Path, tmp_path: Path) -> None:
     recipe = recipe_of(photos, {"optimizer": "adamw", "lr": 1e-3, "layer_decay": 0.6, "weight_decay": 0.5}, net="vit-tiny", **OTHER)
-    train(recipe, Start(folder=tmp_path / "run", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     student, _ = plain_nets(recipe)
     depth = {"classifier": 0, "vit.layernorm": 1} | {f"vit.layers.{i}": 4 - i for i in range(4)} | {"vit.embeddings": 5}
     groups = []
@@ -192,7 +192,7 @@ def test_a_teacher_is_asked_what_the_student_sees(
     """A trained teacher of another family, another mean and another standard deviation; three tenths are the labels' part."""
     distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": logits}
     recipe = recipe_of(photos, stage, net="vit-tiny", distill=distill, **OTHER)
-    train(recipe, Start(folder=tmp_path / "run", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     student, teacher = plain_nets(recipe)
     assert teacher is not None
     assert tuple(teacher.mean) != OTHER["mean"]

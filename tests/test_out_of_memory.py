@@ -28,12 +28,12 @@ from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.evaluate import evaluate
 from tltrain.folder import kept
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.out_of_memory import fitting, is_out_of_memory, release
 from tltrain.predict import predict
 from tltrain.run import train
 from tltrain.spread import spread
-from tltrain.trained import open_trained
+from tltrain.trained import load_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -178,7 +178,7 @@ def test_nothing_of_the_start_without_room_stays_in_memory(monkeypatch: pytest.M
     monkeypatch.setattr(staging, "spread", spreading)
     monkeypatch.setattr(run_module, "release", released)
     monkeypatch.setattr(Chain, "forward", faults.cramped(Chain.forward, "train", 5))
-    assert train(made_recipe(), Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
+    assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
     assert alive == [0, 0]
     assert len(made) == 12
 
@@ -199,9 +199,9 @@ def test_the_loss_scale_forgets_a_step_that_was_broken_off(monkeypatch: pytest.M
         return norm
 
     with running_on("cpu", "fp16"):
-        train(spec, Start(folder=tmp_path / "smaller", workers=0, max_device_batch=4, save_steps=1, keep=9))
+        train(spec, RunFlags(folder=tmp_path / "smaller", workers=0, max_device_batch=4, save_steps=1, keep=9))
         monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipped)
-        train(spec, Start(folder=tmp_path / "run", workers=0, save_steps=1, keep=9))
+        train(spec, RunFlags(folder=tmp_path / "run", workers=0, save_steps=1, keep=9))
     assert kept(tmp_path / "run")["max_device_batch"] == 4
     assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
     ours, theirs = (checkpoint.load(checkpoint.standing(tmp_path / name / "checkpoints")[1]).extra for name in ("run", "smaller"))
@@ -220,7 +220,7 @@ def too_small(device: str, spec: Any, folder: Path) -> Iterator[None]:
     torch.cuda.init()
     release()  # what earlier tests have left is not counted
     reserved, used = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    peak = train(spec, Start(folder=folder, workers=0, store="never"))["peak_bytes"]
+    peak = train(spec, RunFlags(folder=folder, workers=0, store="never"))["peak_bytes"]
     release()
     limit = reserved + 0.7 * (peak - used)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
@@ -236,18 +236,18 @@ def test_a_device_that_is_too_small(device: str, tmp_path: Path, capsys: pytest.
     sizes = {"batch": 16} if device == "cpu" else {"batch": 256, "data": {"size": 224, "resize": 224, "per_class": 40}}
     spec = made_recipe(stages=[ALL | {"steps": 3}], **sizes)
     with running_on(device), too_small(device, spec, tmp_path / "unlimited"):
-        assert train(spec, Start(folder=tmp_path / "run", workers=0, store="never"))["outcome"] == "finished"
+        assert train(spec, RunFlags(folder=tmp_path / "run", workers=0, store="never"))["outcome"] == "finished"
         assert "memory  out of memory (stage all, step 0, train" in capsys.readouterr().out
         fits = kept(tmp_path / "run")["max_device_batch"]
         assert 0 < fits <= spec.batch // 2
         release()
-        assert train(spec, Start(folder=tmp_path / "smaller", workers=0, store="never", max_device_batch=fits))["outcome"] == "finished"
+        assert train(spec, RunFlags(folder=tmp_path / "smaller", workers=0, store="never", max_device_batch=fits))["outcome"] == "finished"
         assert "memory  out of memory" not in capsys.readouterr().out
     assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
 
 
 def test_evaluate_and_predict_ask_for_less_at_a_time(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = open_trained(finished_run)
+    trained = load_trained(finished_run)
     pictures = [torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(11)]
     said, figures = list(predict(trained, pictures, batch=2)), evaluate(finished_run, None, "test", 3)
     sizes: list[int] = []

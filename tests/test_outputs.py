@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tltrain import outputs
-from tltrain.data import Images, open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.data.views import Preprocess, Views
 from tltrain.metrics import Predictions
 from tltrain.recipe import Data
@@ -23,11 +23,11 @@ NUM = 90
 
 
 @pytest.fixture(scope="module")
-def images() -> Images:
+def images() -> DataSplits:
     return open_images(Data(source="digits"))
 
 
-def said(images: Images, num_wrong: int) -> Predictions:
+def said(images: DataSplits, num_wrong: int) -> Predictions:
     """Of every third test image; `num_wrong` of them are taken for another digit, anywhere among the others, right ones the surest."""
     assert images.test is not None
     draw = np.random.default_rng(num_wrong)
@@ -42,7 +42,7 @@ def said(images: Images, num_wrong: int) -> Predictions:
     return Predictions(index, label, predicted, confidence, np.ones(NUM), np.ones(NUM, bool), calibrated, temperature=2.0)
 
 
-def written(images: Images, p: Predictions, folder: Path) -> list[dict[str, Any]]:
+def written(images: DataSplits, p: Predictions, folder: Path) -> list[dict[str, Any]]:
     """mistakes.json, beside the other files."""
     assert images.test is not None
     views = Views(images.test, Preprocess(8, 8), "none", False, 0)
@@ -52,7 +52,7 @@ def written(images: Images, p: Predictions, folder: Path) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize(("num_wrong", "num_shown"), [(60, 24), (25, 24), (24, 24), (5, 5), (0, 0)])
-def test_the_surest_mistakes_are_shown_the_surest_first(num_wrong: int, num_shown: int, images: Images, tmp_path: Path) -> None:
+def test_the_surest_mistakes_are_shown_the_surest_first(num_wrong: int, num_shown: int, images: DataSplits, tmp_path: Path) -> None:
     p = said(images, num_wrong)
     mistakes = written(images, p, tmp_path)
     wrong = [n for n in range(NUM) if p.label[n] != p.predicted[n]]
@@ -68,7 +68,7 @@ def test_the_surest_mistakes_are_shown_the_surest_first(num_wrong: int, num_show
         assert np.array_equal(shown, np.asarray(images.test.read(position)))  # 8 x 8 pixels, as the digits are
 
 
-def test_of_equally_sure_mistakes_the_first_come_first(images: Images, tmp_path: Path) -> None:
+def test_of_equally_sure_mistakes_the_first_come_first(images: DataSplits, tmp_path: Path) -> None:
     p = said(images, 60)
     p.calibrated[:] = 0.5
     assert images.test is not None
@@ -76,7 +76,7 @@ def test_of_equally_sure_mistakes_the_first_come_first(images: Images, tmp_path:
     assert [mistake["id"] for mistake in written(images, p, tmp_path)] == wrong[:24]
 
 
-def test_every_prediction_has_a_row_in_the_order_of_the_split(images: Images, tmp_path: Path) -> None:
+def test_every_prediction_has_a_row_in_the_order_of_the_split(images: DataSplits, tmp_path: Path) -> None:
     p = said(images, 60)
     written(images, p, tmp_path)
     assert images.test is not None

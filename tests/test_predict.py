@@ -17,12 +17,12 @@ from PIL import Image
 
 from tltrain.data.views import Preprocess
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.predict import Prediction, evaluation_view, find_files, predict
 from tltrain.predicted import predict_files, table, write_csv, write_json
 from tltrain.recipe import Recipe
 from tltrain.run import train
-from tltrain.trained import open_trained
+from tltrain.trained import load_trained
 
 Made = Callable[..., Recipe]
 
@@ -35,7 +35,7 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("folder")
     images = digit_folder(root / "images")
     recipe = made_recipe(data={"source": f"folder:{images}", "resize": 36, "per_class": None, "eval_limit": None})
-    assert train(recipe, Start(folder=root / "run", workers=0))["outcome"] == "finished"
+    assert train(recipe, RunFlags(folder=root / "run", workers=0))["outcome"] == "finished"
     return root / "run", images
 
 
@@ -56,7 +56,7 @@ def test_a_folder_gives_the_runs_own_test_predictions(folder_run: tuple[Path, Pa
 def test_the_batch_changes_nothing(folder_run: tuple[Path, Path]) -> None:
     run, images = folder_run
     files = find_files([str(images / "test")], iter(()))
-    whole, single = (list(predict(open_trained(run), files, 3, batch)) for batch in (64, 3))
+    whole, single = (list(predict(load_trained(run), files, 3, batch)) for batch in (64, 3))
     assert [p.id for p in whole] == [p.id for p in single] == files
     for a, b in zip(whole, single, strict=True):
         assert [name for name, _ in a.top] == [name for name, _ in b.top]
@@ -66,7 +66,7 @@ def test_the_batch_changes_nothing(folder_run: tuple[Path, Path]) -> None:
 def test_the_temperature_changes_probabilities_and_no_class(made_recipe: Made, tmp_path: Path) -> None:
     classes = tuple("abcde")
     plain, warm = (
-        open_trained(run_with_weights(tmp_path / f"{t}", made_recipe(data={"size": 32}), classes, temperature=t)) for t in (1.0, 2.5)
+        load_trained(run_with_weights(tmp_path / f"{t}", made_recipe(data={"size": 32}), classes, temperature=t)) for t in (1.0, 2.5)
     )
     pictures = [digit_image(n) for n in range(5)]
     views = torch.stack([v for p in pictures if isinstance(v := evaluation_view(p, plain.preprocess), torch.Tensor)])
@@ -104,7 +104,7 @@ def odd_files(folder: Path) -> dict[str, Image.Image | None]:
 
 
 def test_every_odd_file_gets_a_right_row(folder_run: tuple[Path, Path], tmp_path: Path) -> None:
-    trained = open_trained(folder_run[0])
+    trained = load_trained(folder_run[0])
     seen = odd_files(tmp_path / "odd")
     rows = {Path(p.id).name: p for p in predict(trained, find_files([str(tmp_path / "odd")], iter(())))}
     assert set(rows) == set(seen)
@@ -126,7 +126,7 @@ def test_every_odd_file_gets_a_right_row(folder_run: tuple[Path, Path], tmp_path
 
 def test_an_opened_image_lies_as_its_file_does(made_recipe: Made, tmp_path: Path) -> None:
     """A camera notes how it was held: the file and the image that somebody opened are turned alike."""
-    trained = open_trained(run_with_weights(tmp_path / "run", made_recipe(), tuple("abcde")))
+    trained = load_trained(run_with_weights(tmp_path / "run", made_recipe(), tuple("abcde")))
     upright, paths = digit_image(7), []
     for orientation in range(1, 9):
         noted = Image.Exif()
@@ -171,7 +171,7 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_tensors_are_images_and_what_is_none_is_refused(folder_run: tuple[Path, Path]) -> None:
-    trained = open_trained(folder_run[0])
+    trained = load_trained(folder_run[0])
     image = digit_image(7)
     bytes_ = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
     of_file, of_bytes, of_floats = predict(trained, [image, bytes_, bytes_ / 255])
@@ -220,7 +220,7 @@ def test_the_table_is_for_people() -> None:
 
 def test_a_folder_that_is_no_run_or_has_no_weights_is_refused(made_recipe: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
-        open_trained(tmp_path)
+        load_trained(tmp_path)
     (tmp_path / "recipe.yaml").write_text(made_recipe().to_yaml())
     with pytest.raises(UserError, match=r"no weights\.safetensors yet"):
-        open_trained(tmp_path)
+        load_trained(tmp_path)

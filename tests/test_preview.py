@@ -12,20 +12,20 @@ from conftest import ALL, HEAD
 from PIL import Image
 
 from tltrain import backbones, stages
-from tltrain.data import Images, open_images
-from tltrain.data.order import Stream
+from tltrain.data import DataSplits, open_images
+from tltrain.data.order import SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
 from tltrain.preview import choose, columns, preview
 from tltrain.recipe import Recipe
 from tltrain.report import write_report
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 
 Made = Callable[..., Recipe]
 STRONG = ALL | {"name": "strong", "augment": "strong", "views": 3, "steps": 30}
 
 
-def planned(recipe: Recipe) -> tuple[Images, Preprocess, list[PlannedStage]]:
+def planned(recipe: Recipe) -> tuple[DataSplits, Preprocess, list[StagePlan]]:
     images = open_images(recipe.data)
     loaded = backbones.skeleton(recipe.backbone, len(images.classes), 32, 36)
     return images, loaded.preprocess, list(stages.plan(recipe, loaded.chain, len(images.train), True))
@@ -41,7 +41,7 @@ def test_the_views_are_those_that_training_takes(made_recipe: Made) -> None:
         found = columns(recipe, images.train, preprocess, stage, chosen, 4)
         assert len(found) == num
         n = len(images.train)
-        stream = Stream(recipe.seed, stage.index, n, n, stage.spec.views, stage.first_epoch)  # an epoch of the training is one step
+        stream = SampleStream(recipe.seed, stage.index, n, n, stage.spec.views, stage.first_epoch)  # an epoch of the training is one step
         views = Views(images.train, preprocess, stage.spec.augment, recipe.data.flip, recipe.data.seed)
         for epoch, column in enumerate(found):
             items = {item.index: item for item in stream.step(epoch)}
@@ -61,12 +61,12 @@ def test_mixed_images_are_made_of_the_rows_they_name(kind: str, made_recipe: Mad
     for row, note in enumerate(column.notes):
         share, partner = (int(word) for word in note.replace(" % of row", "").split())
         lam = 1 - share / 100
-        mixed, own, other = column.images[row].astype(float), plain[row], plain[partner - 1]
+        apply_mixup, own, other = column.images[row].astype(float), plain[row], plain[partner - 1]
         if kind == "mixup":
-            assert np.abs(mixed - lam * own - (1 - lam) * other).max() < 2
+            assert np.abs(apply_mixup - lam * own - (1 - lam) * other).max() < 2
         else:
-            from_other = (mixed != own).any(2)
-            assert (mixed == np.where(from_other[..., None], other, own)).all()
+            from_other = (apply_mixup != own).any(2)
+            assert (apply_mixup == np.where(from_other[..., None], other, own)).all()
             assert from_other.mean() <= 1 - lam + 0.006
 
 

@@ -23,7 +23,7 @@ from tltrain.errors import UserError
 from tltrain.metrics import Predictions
 from tltrain.recipe import Data, load, validate
 from tltrain.tracking import read_rows
-from tltrain.trained import open_trained, read_recipe
+from tltrain.trained import load_trained, read_recipe
 
 PACKAGE = '''
 """Sources, losses and a metric of somebody else."""
@@ -130,7 +130,7 @@ if __name__ == "__main__":  # a data worker imports this file too
     from tltrain.cli import main
     from tltrain.data import open_images
     from tltrain.errors import UserError
-    from tltrain.options import Start
+    from tltrain.options import RunFlags
     from tltrain.recipe import Data, validate
     from tltrain.setup import num_workers
 
@@ -144,7 +144,7 @@ if __name__ == "__main__":  # a data worker imports this file too
     said["student"] = run("train", "student.yaml", "--folder", "student", "--smoke", "--workers", "1")
     said["reduced"] = run("train", "toy.yaml", "--folder", "reduced", "--stages.0.loss", "reduced")
     said["nothing"] = run("train", "toy.yaml", "--folder", "nothing", "--select", "nothing")
-    said["workers"] = [num_workers(open_images(Data(source=s)), Start(), 1) for s in ("squares", "labels-file:labels.npy")]
+    said["workers"] = [num_workers(open_images(Data(source=s)), RunFlags(), 1) for s in ("squares", "labels-file:labels.npy")]
     said["sources"] = {s: refusal(open_images, Data(source=s)) for s in ("squars", "labels-file", "squares:x", "zzzz", "broken")}
     said["names"] = refusal(validate, json.load(open("mistaken.json")), "mine")
     json.dump(said, sys.stdout)
@@ -283,7 +283,7 @@ def test_the_documented_losses_and_metric_are_what_they_say(monkeypatch: pytest.
 def test_a_run_outlives_the_package(folder: Path) -> None:
     """Here it is not installed: the network is there, and training on is refused."""
     assert read_recipe(folder / "whole").select == "mistakes"
-    assert open_trained(folder / "whole").classes == ("dark", "middle", "bright")
+    assert load_trained(folder / "whole").classes == ("dark", "middle", "bright")
     with pytest.raises(UserError, match="select: 'mistakes' is unknown"):
         load(str(folder / "toy.yaml"))
     with pytest.raises(UserError, match=r"stages\.0\.loss: 'squared_error' is unknown"):

@@ -17,10 +17,10 @@ from torch import Tensor
 from tltrain.blocks import Chain
 from tltrain.console import Console
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
-from tltrain.runtime import Runtime, Stop
+from tltrain.runtime import Runtime, StopSignal
 from tltrain.setup import DEVICE_BATCH, Run, open_run
 
 Made = Callable[..., Recipe]
@@ -66,22 +66,22 @@ def test_a_resumed_run_keeps_its_micro_batches(
     recipe, run = made_recipe(stages=[HEAD | {"steps": 5}], data={"eval_limit": 16}), tmp_path / "run"
     with monkeypatch.context() as patch:
         _stopped_after(patch, 2)
-        assert train(recipe, Start(folder=run, workers=0, max_device_batch=flag))["outcome"] == "stopped"
+        assert train(recipe, RunFlags(folder=run, workers=0, max_device_batch=flag))["outcome"] == "stopped"
     first = [4, 4, 4, 4] if flag == 5 else [16]
     taken = len(seen) // len(first)
     assert 0 < taken < 5
     assert seen == first * taken
     assert _kept(run) == {"max_device_batch": flag or DEVICE_BATCH, "compile": False}
     seen.clear()
-    assert train(recipe, Start(folder=run, workers=0, max_device_batch=then))["outcome"] == "finished"
+    assert train(recipe, RunFlags(folder=run, workers=0, max_device_batch=then))["outcome"] == "finished"
     assert seen == sizes * (5 - taken)
     assert _kept(run) == {"max_device_batch": then or flag or DEVICE_BATCH, "compile": False}
 
 
-def _opened(recipe: Recipe, start: Start) -> Run:
+def _opened(recipe: Recipe, start: RunFlags) -> Run:
     """A run before its first step, as this start would go on with it."""
     assert start.folder is not None
-    run = open_run(start.folder, recipe, start, Runtime(recipe.deterministic), Console(False), Stop())
+    run = open_run(start.folder, recipe, start, Runtime(recipe.deterministic), Console(False), StopSignal())
     run.watch.close()
     return run
 
@@ -89,12 +89,12 @@ def _opened(recipe: Recipe, start: Start) -> Run:
 def test_a_resumed_run_stays_compiled(made_recipe: Made, tmp_path: Path) -> None:
     """Without a step, and so without compiling."""
     recipe, run = made_recipe(), tmp_path / "run"
-    assert _opened(recipe, Start(folder=run, compile=True)).start.compile
+    assert _opened(recipe, RunFlags(folder=run, compile=True)).start.compile
     assert _kept(run)["compile"]
-    again = Start(folder=run, take_over=True)
+    again = RunFlags(folder=run, take_over=True)
     assert not again.compile
     assert _opened(recipe, again).start.compile
     assert _kept(run)["compile"]
     with pytest.raises(UserError, match="--compile and --recompute exclude each other"):
-        _opened(recipe, Start(folder=run, take_over=True, recompute=True))
-    assert not _opened(recipe, Start(folder=tmp_path / "other")).start.compile
+        _opened(recipe, RunFlags(folder=run, take_over=True, recompute=True))
+    assert not _opened(recipe, RunFlags(folder=tmp_path / "other")).start.compile

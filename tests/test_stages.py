@@ -31,7 +31,7 @@ def recipe(*specs: dict[str, Any], batch: int = 10) -> Recipe:
     return validate(raw | {"stages": [{"name": f"s{i}", "lr": 0.1, "carry": "last", **s} for i, s in enumerate(specs)]}, "test")
 
 
-def planned(*specs: dict[str, Any], batch: int = 10, n: int = 25) -> tuple[stages.PlannedStage, ...]:
+def planned(*specs: dict[str, Any], batch: int = 10, n: int = 25) -> tuple[stages.StagePlan, ...]:
     return stages.plan(recipe(*specs, batch=batch), chain(), n, has_val=True)
 
 

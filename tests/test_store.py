@@ -25,8 +25,8 @@ from benchmarks.world import Trial
 from tltrain import backbones, shards, staging, store, survey, thrift
 from tltrain.blocks import Chain
 from tltrain.errors import UserError
-from tltrain.inference import Frozen
-from tltrain.options import Start
+from tltrain.inference import FrozenModel
+from tltrain.options import RunFlags
 from tltrain.recipe import Backbone, validate
 from tltrain.run import train
 from tltrain.shards import Store
@@ -60,7 +60,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
     made = Watched(tmp_path / "cache")
     monkeypatch.setenv("TLTRAIN_CACHE", str(made.cache))
     monkeypatch.setattr(store, "SHARD_ROWS", same.SHARD_ROWS)
-    write, ask = Store.write, Frozen.__call__
+    write, ask = Store.write, FrozenModel.__call__
 
     def written(self: Store, name: str, tensors: dict[str, Tensor]) -> Path:
         made.before(len(made.written) + 1)
@@ -68,18 +68,18 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
         made.written.append(f"{self.path.name}/{name}")
         return file
 
-    def asked(self: Frozen, images: Tensor) -> Tensor:
+    def asked(self: FrozenModel, images: Tensor) -> Tensor:
         made.num_asked += 1
         return ask(self, images)
 
     monkeypatch.setattr(Store, "write", written)
-    monkeypatch.setattr(Frozen, "__call__", asked)
+    monkeypatch.setattr(FrozenModel, "__call__", asked)
     return made
 
 
 def run(spec: dict[str, Any], folder: Path, **start: Any) -> Path:
     """A run in this process, to its end."""
-    assert train(validate(spec, "test"), Start(folder=folder, workers=0, **start))["outcome"] == "finished"
+    assert train(validate(spec, "test"), RunFlags(folder=folder, workers=0, **start))["outcome"] == "finished"
     return folder
 
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_stopped_in_the_fill_goes_on(watched: Watched, tmp_path: P
     undisturbed = run(spec, tmp_path / "online", store="never")
     for number in (3, 12):  # in the shards of train, and in those of val
         watched.before = lambda n, at=number: os.kill(os.getpid(), signal.SIGTERM) if n == at else None  # type: ignore[misc]
-        outcome = train(validate(spec, "test"), Start(folder=tmp_path / "run", workers=0, store="always"))
+        outcome = train(validate(spec, "test"), RunFlags(folder=tmp_path / "run", workers=0, store="always"))
         assert (outcome["outcome"], outcome["signal"], outcome["stage"], outcome["step"]) == ("stopped", "SIGTERM", "head", 0)
         assert len(watched.written) == number
     watched.before = lambda n: None
@@ -358,11 +358,11 @@ def test_chunks_have_one_size_the_last_one_padded() -> None:
 
     net = chain()
     recorded = Recorded(net.net, net.blocks, net.mean, net.std).eval()
-    frozen = Frozen(recorded, 2, None, 8, contextlib.nullcontext)
+    frozen = FrozenModel(recorded, 2, None, 8, contextlib.nullcontext)
     assert len(frozen(images(19))) == 19
     assert seen == [8, 8, 8]
     seen.clear()
-    Frozen(recorded, 2, None, None, contextlib.nullcontext)(images(19))
+    FrozenModel(recorded, 2, None, None, contextlib.nullcontext)(images(19))
     assert seen == [19], "answers that nobody could store are computed as they come"
 
 

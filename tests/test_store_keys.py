@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tltrain import backbones, shards, storing
 from tltrain.backbones import Loaded
 from tltrain.blocks import Block, Chain
-from tltrain.data import Images, Split, bases, decode, open_images
+from tltrain.data import DataSplits, Split, bases, decode, open_images
 from tltrain.data.views import Preprocess
-from tltrain.inference import Frozen
+from tltrain.inference import FrozenModel
 from tltrain.recipe import Augment, Recipe
 from tltrain.setup import Run
 
@@ -47,10 +47,10 @@ class Asked:
     """Everything that a row's key is made from: a real network and real images, in the place of a Run."""
 
     recipe: Recipe
-    images: Images
+    images: DataSplits
     student: Loaded
     loaded: Loaded
-    frozen: Frozen
+    frozen: FrozenModel
     split: Split
     runtime: Machine = Machine()
     kind: str = "features"
@@ -72,7 +72,7 @@ def asked() -> Asked:
     images = open_images(recipe.data)
     data = recipe.data
     loaded = backbones.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=0)
-    return Asked(recipe, images, loaded, loaded, Frozen(loaded.chain, CUT, torch.float32, 32, nullcontext), images.train)
+    return Asked(recipe, images, loaded, loaded, FrozenModel(loaded.chain, CUT, torch.float32, 32, nullcontext), images.train)
 
 
 @pytest.fixture(autouse=True)
@@ -363,7 +363,7 @@ def _fingerprint(change: Callable[[Any], object] = lambda net: None, first: str 
         tensor.data.zero_()
     change(net)
     chain = Chain(net, [Block(name, (name,), _nothing) for name in layers], (0.5,) * 3, (0.5,) * 3)
-    return Frozen(chain, 2, None, None, nullcontext).fingerprint
+    return FrozenModel(chain, 2, None, None, nullcontext).fingerprint
 
 
 def _reshaped(net: Any) -> None:

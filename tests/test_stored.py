@@ -22,7 +22,7 @@ from tltrain import files, shards, store
 from tltrain.cli import main
 from tltrain.data import bases, open_images
 from tltrain.data.views import Preprocess
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import validate
 from tltrain.run import train
 from tltrain.shards import Store
@@ -42,7 +42,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLTRAIN_CACHE", str(folder / "cache"))
         patch.setattr(store, "SHARD_ROWS", same.SHARD_ROWS)
-        assert train(spec, Start(folder=folder / "run", workers=0, store="always"))["outcome"] == "finished"
+        assert train(spec, RunFlags(folder=folder / "run", workers=0, store="always"))["outcome"] == "finished"
     return folder / "cache"
 
 
@@ -249,7 +249,7 @@ def test_verify_of_a_stage_whose_prefix_no_stage_has_trained_needs_no_run_folder
     """The weights of the start serve as well, wherever the key says that they are the same."""
     deeper = HEAD | {"name": "second", "views": 1}
     spec = validate(trials.recipe(name="two", stages=[HEAD | {"views": 1}, deeper | {"unfreeze": "layer4"}]), "test")
-    train(spec, Start(folder=tmp_path / "two", workers=0, store="always"))
+    train(spec, RunFlags(folder=tmp_path / "two", workers=0, store="always"))
     shutil.rmtree(tmp_path / "two")
     names = [s.path.name for s in shards.stores(root) if s.made_by["recipe"]["name"] == "two"]
     assert len(names) == 4
@@ -275,7 +275,7 @@ def photos(root: Path, tmp_path: Path) -> str:
     images, preprocess = open_images(validate(raw, "test").data), Preprocess(32, 36)
     key = bases.key(images.fingerprint, "train", preprocess)
     with Store(root, bases.KIND, key, {"recipe": raw, "run": str(tmp_path / "run"), "split": "train"}) as opened:
-        made = bases.Bases(opened.path, images.train, preprocess)
+        made = bases.ImageCache(opened.path, images.train, preprocess)
         for name, tensors in made.make(made.names()):
             opened.write(name, tensors)
         return opened.path.name
@@ -310,7 +310,7 @@ def test_a_run_stores_its_base_images_and_verify_decodes_them_again(root: Path, 
     data = {"source": f"folder:{tmp_path / 'photos'}", "size": 32, "resize": 36, "flip": False}
     spec = validate(trials.recipe(name="photos", data=data, stages=[LAST | {"augment": "light"}]), "test")
     for name, how in (("online", "never"), ("stored", "always")):
-        train(spec, Start(folder=tmp_path / name, workers=0, store="never", store_images=how))  # type: ignore[arg-type]
+        train(spec, RunFlags(folder=tmp_path / name, workers=0, store="never", store_images=how))  # type: ignore[arg-type]
     assert trials.differences(tmp_path / "stored", tmp_path / "online") == []
     names = [s.path.name for s in shards.stores(root) if s.kind == bases.KIND]
     code, text = said("verify", *names)

@@ -11,7 +11,7 @@ from tltrain.backbones import skeleton
 from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe, validate
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.thrift import LEAST_SAVED_S, Budget, Choice, Speed, choose
 
 GB = 10**9
@@ -23,7 +23,7 @@ def chain_of(recipe: Recipe) -> Chain:
     return skeleton(recipe.backbone, 10, 32, None).chain
 
 
-def planned(num_samples: int = 100, **changes: Any) -> tuple[Recipe, PlannedStage]:
+def planned(num_samples: int = 100, **changes: Any) -> tuple[Recipe, StagePlan]:
     stage = {"name": "head", "unfreeze": "head", "epochs": 20, "lr": 0.01, "views": 4, "augment": "light"} | changes.pop("stage", {})
     raw = {"name": "r", "batch": 10, "data": {"source": "digits", "size": 32}, "backbone": {"name": "resnet-micro"}, "stages": [stage]}
     recipe = validate(raw | changes, "test")
@@ -117,10 +117,10 @@ def test_obstacles_and_their_refusal(changes: dict[str, Any], says: str | None) 
     thrift.check_always("auto", recipe, chain_of(recipe), [stage])
     thrift.check_always("never", recipe, chain_of(recipe), [stage])
     if says is None:
-        assert thrift.obstacle(stage) is None
+        assert thrift.why_not_cacheable(stage) is None
         thrift.check_always("always", recipe, chain_of(recipe), [stage])
         return
-    assert str(thrift.obstacle(stage)).startswith(says)
+    assert str(thrift.why_not_cacheable(stage)).startswith(says)
     with pytest.raises(UserError, match="--store always, and stage head cannot be stored") as refused:
         thrift.check_always("always", recipe, chain_of(recipe), [stage])
     assert says in str(refused.value)
@@ -156,13 +156,13 @@ def test_views_that_a_stage_asks_for(stage: dict[str, Any], balance: str, num: i
 @pytest.mark.parametrize(("num_samples", "views", "epochs"), [(100, 4, 20), (100, 4, 2.1), (33, 3, 7), (7, 5, 9)])
 def test_no_step_asks_for_a_view_beyond_those(num_samples: int, views: int, epochs: float, balance: str) -> None:
     """The store has rows for exactly what the order of samples will ask for."""
-    from tltrain.data.order import Stream
+    from tltrain.data.order import SampleStream
 
     recipe, stage = planned(
         num_samples, stage={"views": views, "epochs": epochs}, data={"source": "digits", "size": 32, "balance": balance}
     )
     draw = (5.0,) + (1.0,) * (num_samples - 1) if balance == "sampler" else None
-    stream = Stream(0, 0, num_samples, stage.batch, views, stage.first_epoch, draw)
+    stream = SampleStream(0, 0, num_samples, stage.batch, views, stage.first_epoch, draw)
     seen = {item.view for s in range(stage.num_steps) for item in stream.step(s)}
     assert seen <= set(range(thrift.num_views(recipe, stage)))
     assert balance == "sampler" or len(seen) == thrift.num_views(recipe, stage)

@@ -12,11 +12,11 @@ import pytest
 from launcher import words
 from tltrain import trackers
 from tltrain.errors import UserError
-from tltrain.options import Start, parse
+from tltrain.options import RunFlags, parse
 from tltrain.trackers import RunTracker, TrackedRun, Trackers, chosen
 
 CALLS: list[Callable[[RunTracker], None]] = [
-    lambda t: t.open(TrackedRun(Path(), "n", {"name": "r"}, (3,), Start(), print)),
+    lambda t: t.open(TrackedRun(Path(), "n", {"name": "r"}, (3,), RunFlags(), print)),
     lambda t: t.log({"kind": "train", "loss": 1.0}),
     lambda t: t.plan("head"),
     lambda t: t.preview(Path("preview.png")),
@@ -69,7 +69,7 @@ def test_a_tracker_has_a_row_of_its_own() -> None:
 def test_what_raises_is_said_once_and_told_only_of_the_end(method: str, error: BaseException) -> None:
     healthy, said, told = Recorder(), list[str](), list[str]()
 
-    class Broken(Recorder):
+    class ConsistencyError(Recorder):
         def __getattribute__(self, name: str) -> Any:
             if name not in METHODS:
                 return super().__getattribute__(name)
@@ -78,7 +78,7 @@ def test_what_raises_is_said_once_and_told_only_of_the_end(method: str, error: B
                 raise error
             return super().__getattribute__(name)
 
-    both = Trackers({"broken": Broken, "healthy": lambda: healthy}, said.append)
+    both = Trackers({"broken": ConsistencyError, "healthy": lambda: healthy}, said.append)
     for call in CALLS:
         call(both)
     assert told == [*METHODS[: METHODS.index(method) + 1], *([] if method == "close" else ["close"])]
@@ -128,16 +128,16 @@ def test_what_never_answers_is_given_up(method: str, monkeypatch: pytest.MonkeyP
 
 
 def test_the_flags_choose() -> None:
-    assert list(chosen(Start())) == []
-    assert list(chosen(Start(wandb="offline"))) == ["wandb"]
-    assert list(chosen(Start(trackers=("wandb",), wandb="offline"))) == ["wandb"]
+    assert list(chosen(RunFlags())) == []
+    assert list(chosen(RunFlags(wandb="offline"))) == ["wandb"]
+    assert list(chosen(RunFlags(trackers=("wandb",), wandb="offline"))) == ["wandb"]
     with pytest.raises(UserError, match=r"--trackers has 'wandbb'; did you mean wandb\?"):
-        Start(trackers=("wandbb",))
+        RunFlags(trackers=("wandbb",))
     with pytest.raises(UserError, match="did you mean wandb"):
         parse("train", ["digits-resnet", "--trackers", "wandbb"])
 
 
 def test_a_job_is_given_the_same_trackers() -> None:
-    given = words.flags(Start(trackers=("wandb", "wandb"), keep=1))
+    given = words.flags(RunFlags(trackers=("wandb", "wandb"), keep=1))
     assert given == ["--keep", "1", "--trackers", "wandb", "wandb"]
-    assert parse("train", ["digits-resnet", *given])[1] == Start(trackers=("wandb", "wandb"), keep=1)
+    assert parse("train", ["digits-resnet", *given])[1] == RunFlags(trackers=("wandb", "wandb"), keep=1)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from wandb.proto import wandb_internal_pb2 as _pb
 
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.trackers import TrackedRun, Trackers
@@ -37,7 +37,7 @@ def mirrored(run: Path, said: list[str], **flags: Any) -> tuple[Trackers, WandbT
     """W&B as a run tells it, and the tracker itself."""
     wandb_ = WandbTracker()
     trackers = Trackers({"wandb": lambda: wandb_}, said.append)
-    start = Start(**{"wandb": "offline", "wandb_project": "p", "wandb_weights": True, **flags})
+    start = RunFlags(**{"wandb": "offline", "wandb_project": "p", "wandb_weights": True, **flags})
     trackers.open(TrackedRun(run, "n", {"name": "digits", "seed": 3}, (10, 20), start, said.append))
     return trackers, wandb_
 
@@ -105,13 +105,13 @@ def _log_and_close(tracker: MetricsLog) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.trackers import TrackedRun, Trackers
 from tltrain.trackers.wandb import WandbTracker
 assert "wandb" not in sys.modules, "whoever does not ask for it does not import it"
 run = Path("run")
 mirror = Trackers({"wandb": WandbTracker}, print)
-mirror.open(TrackedRun(run, "n", {"name": "r"}, (), Start(wandb="offline", wandb_weights=True), print))
+mirror.open(TrackedRun(run, "n", {"name": "r"}, (), RunFlags(wandb="offline", wandb_weights=True), print))
 mirror.plan("head")
 mirror.confusion([[3, 1], [0, 4]], ["a", "b"])
 mirror.weights(run / "w.safetensors", "student")
@@ -165,7 +165,7 @@ def test_wandb_offline_mirrors_the_rows_and_no_key_is_written(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     run = tmp_path / "run"
-    train(made_recipe(), Start(folder=run, workers=0, wandb="offline"))
+    train(made_recipe(), RunFlags(folder=run, workers=0, wandb="offline"))
     mirrored: dict[tuple[str, int], object] = {}
     for entry in history(run):
         mirrored |= {(name, int(str(entry["_step"]))): value for name, value in entry.items()}

@@ -21,8 +21,8 @@ from benchmarks import trials
 from tltrain.console import Console
 from tltrain.errors import UserError
 from tltrain.evaluate import evaluate
-from tltrain.inference import mixed
-from tltrain.options import Start
+from tltrain.inference import apply_mixup
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe, load
 from tltrain.run import train
 from tltrain.tracking import read_rows
@@ -84,7 +84,7 @@ def test_a_stage_changes_exactly_the_blocks_it_trains(finished_run: Path, made_r
     changed = {name for name in before if not torch.equal(before[name], head[name])}
     assert changed == {"fc.weight", "fc.bias"}
     stage = HEAD | {"name": "deep", "unfreeze": "layer4", "weight_decay": 0.1, "norm_stats": "train", "carry": "last"}
-    train(made_recipe(stages=[stage]), Start(folder=tmp_path / "run", workers=0))
+    train(made_recipe(stages=[stage]), RunFlags(folder=tmp_path / "run", workers=0))
     deep = load_file(tmp_path / "run" / "weights.safetensors")
     changed = {name for name in before if not torch.equal(before[name], deep[name])}
     assert changed == {name for name in before if name.startswith(("layer4.", "fc."))}
@@ -97,35 +97,35 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_it_would_have(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, num_steps)
-        outcome = train(made_recipe(), Start(folder=run, workers=0))
+        outcome = train(made_recipe(), RunFlags(folder=run, workers=0))
     assert outcome["outcome"] == "stopped"
     assert outcome["signal"] == "SIGTERM"
     assert (run / "report.html").exists()
-    assert train(made_recipe(), Start(folder=run, workers=0))["outcome"] == "finished"
+    assert train(made_recipe(), RunFlags(folder=run, workers=0))["outcome"] == "finished"
     assert trials.differences(run, finished_run) == []
 
 
 def test_a_finished_run_is_not_trained_again(finished_run: Path, made_recipe: Made) -> None:
     before = (finished_run / "weights.safetensors").stat().st_mtime_ns
-    assert train(made_recipe(), Start(folder=finished_run))["outcome"] == "finished"
+    assert train(made_recipe(), RunFlags(folder=finished_run))["outcome"] == "finished"
     assert (finished_run / "weights.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_another_recipe_is_refused_with_the_difference(finished_run: Path, made_recipe: Made) -> None:
     with pytest.raises(UserError, match=r"stages\.0\.lr: 0\.01 -> 0\.5"):
-        train(made_recipe(stages=[HEAD | {"lr": 0.5}, ALL]), Start(folder=finished_run))
+        train(made_recipe(stages=[HEAD | {"lr": 0.5}, ALL]), RunFlags(folder=finished_run))
 
 
 def test_a_folder_that_is_no_run_is_not_written_into(made_recipe: Made, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="is no run folder"):
-        train(made_recipe(), Start(folder=tmp_path))
+        train(made_recipe(), RunFlags(folder=tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_best(made_recipe: Made, tmp_path: Path) -> None:
     stages = [HEAD, ALL | {"lr": 1e30, "optimizer": "sgd", "steps": 8, "schedule": "constant"}]
-    outcome = train(made_recipe(stages=stages), Start(folder=tmp_path / "run", workers=0))
+    outcome = train(made_recipe(stages=stages), RunFlags(folder=tmp_path / "run", workers=0))
     assert outcome["outcome"] == "failed"
     assert "in stage all, step" in outcome["error"]
     assert "learning rate 1e+30" in outcome["error"]
@@ -138,7 +138,7 @@ def test_weights_that_the_last_step_has_spoilt_are_not_handed_out(val_fraction: 
     """The loss of a step says nothing of the weights behind it: the evaluation does, on val or at the end on test."""
     spoil = ALL | {"optimizer": "sgd", "lr": 1e30, "steps": 1, "schedule": "constant", "carry": "last"}
     recipe = made_recipe(stages=[HEAD, spoil], data={"val_fraction": val_fraction})
-    outcome = train(recipe, Start(folder=tmp_path / "run", workers=0))
+    outcome = train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     assert outcome["outcome"] == "failed"
     split = "val" if val_fraction else "test"
     assert f"the {split} loss became nan in stage all, step 1, at learning rate 1e+30" in outcome["error"]
@@ -148,7 +148,7 @@ def test_weights_that_the_last_step_has_spoilt_are_not_handed_out(val_fraction: 
 def test_patience_ends_the_stage_and_not_the_run(made_recipe: Made, tmp_path: Path) -> None:
     """The second evaluation without a better one ends it; the one before the first step does not count."""
     stages = [HEAD, HEAD | {"name": "still", "steps": 60, "lr": 1e-12, "patience": 2, "eval_epochs": 0.5, "carry": "best"}, ALL]
-    train(made_recipe(stages=stages), Start(folder=tmp_path / "run", workers=0))
+    train(made_recipe(stages=stages), RunFlags(folder=tmp_path / "run", workers=0))
     rows = read_rows(tmp_path / "run")
     ends = [(row["stage"], row["reason"], row["step"]) for row in rows if row["kind"] == "stage_end"]
     assert ends == [("head", "finished", 4), ("still", "early", 4), ("all", "finished", 5)]
@@ -159,7 +159,7 @@ def test_patience_ends_the_stage_and_not_the_run(made_recipe: Made, tmp_path: Pa
 def test_the_best_is_chosen_by_what_the_recipe_selects(select: str, made_recipe: Made, tmp_path: Path) -> None:
     """And handed on: val of the last weights is the best row's."""
     stages = [HEAD | {"lr": 0.003, "eval_epochs": 0.25}, ALL | {"lr": 0.05, "optimizer": "sgd", "steps": 8, "eval_epochs": 0.25}]
-    train(made_recipe(select=select, stages=stages, data={"eval_limit": 60}), Start(folder=tmp_path / "run", workers=0))
+    train(made_recipe(select=select, stages=stages, data={"eval_limit": 60}), RunFlags(folder=tmp_path / "run", workers=0))
     rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "val"]
 
     def best_by(name: str) -> list[bool]:
@@ -177,7 +177,7 @@ def test_the_best_of_an_earlier_stage_is_not_forgotten(made_recipe: Made, tmp_pa
     """A stage that spoils the network hands on its last weights; the next one still knows the best of all, and hands them on."""
     spoil = ALL | {"name": "spoil", "optimizer": "sgd", "lr": 0.5, "steps": 2, "carry": "last"}
     still = HEAD | {"name": "still", "steps": 2, "lr": 1e-12, "carry": "best"}
-    train(made_recipe(stages=[HEAD, spoil, still]), Start(folder=tmp_path / "run", workers=0))
+    train(made_recipe(stages=[HEAD, spoil, still]), RunFlags(folder=tmp_path / "run", workers=0))
     good, spoilt, last = (load_file(tmp_path / "run" / "stages" / s / "weights.safetensors") for s in ("0-head", "1-spoil", "2-still"))
     assert not torch.equal(spoilt["fc.weight"], good["fc.weight"])
     assert all(torch.equal(last[name], good[name]) for name in good)
@@ -186,7 +186,7 @@ def test_the_best_of_an_earlier_stage_is_not_forgotten(made_recipe: Made, tmp_pa
 
 
 def test_accumulation_and_one_batch_agree_without_batchnorm_statistics(finished_run: Path, made_recipe: Made, tmp_path: Path) -> None:
-    train(made_recipe(stages=[HEAD]), Start(folder=tmp_path / "run", workers=0, max_device_batch=3))
+    train(made_recipe(stages=[HEAD]), RunFlags(folder=tmp_path / "run", workers=0, max_device_batch=3))
     ours = load_file(tmp_path / "run" / "stages" / "0-head" / "weights.safetensors")
     theirs = load_file(finished_run / "stages" / "0-head" / "weights.safetensors")
     assert "6 micro-batches x at most 3 images" in (tmp_path / "run" / "plan.txt").read_text()
@@ -196,7 +196,7 @@ def test_accumulation_and_one_batch_agree_without_batchnorm_statistics(finished_
 def test_a_student_learns_from_a_teacher_of_another_family(finished_run: Path, made_recipe: Made, tmp_path: Path) -> None:
     distill = {"teacher": {"weights": str(finished_run)}, "weight": 1.0, "temperature": 2.0}
     recipe = made_recipe(backbone={"name": "vit-tiny"}, distill=distill, stages=[ALL | {"steps": 2}])
-    train(recipe, Start(folder=tmp_path / "student", workers=0))
+    train(recipe, RunFlags(folder=tmp_path / "student", workers=0))
     rows = read_rows(tmp_path / "student")
     assert rows[0]["kind"] == "teacher"
     best = [row for row in read_rows(finished_run) if row["kind"] == "val" and row["best"]][-1]
@@ -207,13 +207,13 @@ def test_a_student_learns_from_a_teacher_of_another_family(finished_run: Path, m
 def test_a_teacher_of_other_classes_is_refused(finished_run: Path, made_recipe: Made, tmp_path: Path) -> None:
     recipe = made_recipe(data={"source": "printed"}, distill={"teacher": {"weights": str(finished_run)}})
     with pytest.raises(UserError, match="classes"):
-        train(recipe, Start(folder=tmp_path / "student", workers=0))
+        train(recipe, RunFlags(folder=tmp_path / "student", workers=0))
 
 
 def test_clip_bites(made_recipe: Made, tmp_path: Path) -> None:
     """One step of SGD moves the weights by lr x the clipped norm, and no further."""
     spec = HEAD | {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "clip": 1e-3, "carry": "last", "schedule": "constant"}
-    train(made_recipe(stages=[spec]), Start(folder=tmp_path / "run", workers=0))
+    train(made_recipe(stages=[spec]), RunFlags(folder=tmp_path / "run", workers=0))
     head = load_file(tmp_path / "run" / "weights.safetensors")
     moved = torch.cat([head["fc.weight"].flatten(), head["fc.bias"]]).norm()
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)
@@ -222,7 +222,7 @@ def test_clip_bites(made_recipe: Made, tmp_path: Path) -> None:
 def test_cutmix_and_mixup_pixels() -> None:
     x, y = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros((2, 3, 4, 4), dtype=torch.uint8)
     box, lam = torch.tensor([[0, 0, 2, 2], [0, 0, 0, 0]]), torch.tensor([0.75, 0.25])
-    blended = mixed({"image": x, "partner_image": y, "lam": lam, "box": box})["image"]
+    blended = apply_mixup({"image": x, "partner_image": y, "lam": lam, "box": box})["image"]
     assert blended[0, :, :2, :2].max() == 0.0
     assert blended[0].mean().item() == pytest.approx(0.75)
     assert (blended[1] == 0.25).all()
@@ -230,7 +230,7 @@ def test_cutmix_and_mixup_pixels() -> None:
 
 def test_smoke_runs_everything_in_miniature(tmp_path: Path) -> None:
     recipe = load("digits-vit").smoke()
-    assert train(recipe, Start(folder=tmp_path / "run", smoke=True, workers=0))["outcome"] == "finished"
+    assert train(recipe, RunFlags(folder=tmp_path / "run", smoke=True, workers=0))["outcome"] == "finished"
     steps = {row["stage"]: row["step"] for row in read_rows(tmp_path / "run") if row["kind"] == "stage_end"}
     assert set(steps.values()) == {2}
     assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["n"] == recipe.data.eval_limit
@@ -241,7 +241,7 @@ def test_the_loss_scale_of_fp16_goes_on_with_the_run(made_recipe: Made, tmp_path
     from accelerate import Accelerator
 
     from tltrain import runtime
-    from tltrain.spread import Spread
+    from tltrain.spread import Strategy
 
     taken: list[float] = []
 
@@ -250,17 +250,17 @@ def test_the_loss_scale_of_fp16_goes_on_with_the_run(made_recipe: Made, tmp_path
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
         return accelerator
 
-    load_extra = Spread.load_extra
+    load_extra = Strategy.load_extra
 
-    def recorded(self: Spread, saved: dict[str, Any]) -> None:
+    def recorded(self: Strategy, saved: dict[str, Any]) -> None:
         taken.append(saved["scaler"]["scale"])
         load_extra(self, saved)
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
-    monkeypatch.setattr(Spread, "load_extra", recorded)
+    monkeypatch.setattr(Strategy, "load_extra", recorded)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        assert train(made_recipe(), Start(folder=tmp_path / "run", workers=0))["outcome"] == "stopped"
-    assert train(made_recipe(), Start(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
+        assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "stopped"
+    assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
     assert len(taken) == 1
     assert taken[0] > 8.0

@@ -18,11 +18,11 @@ from torchvision.transforms import v2
 
 from tltrain import backbones, stages, view_device
 from tltrain.data import Split, open_images, rendering
-from tltrain.data.order import Item, key
+from tltrain.data.order import SampleRef, key
 from tltrain.data.rendering import DRAWN, PIXELS, to_device
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
 from tltrain.run import train
 from tltrain.survey import Choices, Machine, store_root
@@ -65,7 +65,7 @@ def test_the_device_makes_pillows_pixels(preprocess: Preprocess, device: str, sp
     """View 0 among them, which is the plain centre; more at once than are made together."""
     host, on_device = _both(split, preprocess)
     num = rendering._AT_ONCE + 9 if preprocess is SMALL or device == "cuda" else 16
-    items = [Item(n % len(split), n // len(split)) for n in range(num)]
+    items = [SampleRef(n % len(split), n // len(split)) for n in range(num)]
     batch = on_device.batch(items)
     assert "image" not in batch
     made = to_device(batch, torch.device(device))
@@ -80,7 +80,7 @@ def test_the_device_makes_pillows_pixels(preprocess: Preprocess, device: str, sp
 def test_both_orders_of_pillow_occur(split: Split) -> None:
     """So that the test above sees it when one of them is wrong."""
     _, on_device = _both(split, SMALL)
-    tall = on_device.batch([Item(i, 1) for i in range(len(split))])["image" + DRAWN][:, rendering._COLUMN["tall"]]
+    tall = on_device.batch([SampleRef(i, 1) for i in range(len(split))])["image" + DRAWN][:, rendering._COLUMN["tall"]]
     assert bool(tall.any()) == rendering.tall_from_above()
     assert not tall.all()
 
@@ -89,10 +89,10 @@ def test_both_orders_of_pillow_occur(split: Split) -> None:
 def test_a_view_does_not_depend_on_its_neighbours(device: str, split: Split) -> None:
     _, views = _both(split, SMALL)
     where = torch.device(device)
-    together = to_device(views.batch([Item(i, 3) for i in range(len(split))]), where)["image"]
-    again = to_device(views.batch([Item(i, 3) for i in reversed(range(len(split)))] * 9), where)["image"]
+    together = to_device(views.batch([SampleRef(i, 3) for i in range(len(split))]), where)["image"]
+    again = to_device(views.batch([SampleRef(i, 3) for i in reversed(range(len(split)))] * 9), where)["image"]
     for i in range(len(split)):
-        alone = to_device(views.batch([Item(i, 3)]), where)["image"]
+        alone = to_device(views.batch([SampleRef(i, 3)]), where)["image"]
         assert torch.equal(alone[0], together[i])
         assert torch.equal(alone[0], again[-1 - i])
 
@@ -100,7 +100,7 @@ def test_a_view_does_not_depend_on_its_neighbours(device: str, split: Split) -> 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_host_does_not_wait_for_the_device(device: str, split: Split) -> None:
     _, views = _both(split, SMALL)
-    batch = views.batch([Item(i, 2) for i in range(len(split))])
+    batch = views.batch([SampleRef(i, 2) for i in range(len(split))])
     expected = to_device(batch, torch.device("cpu"))["image"]
     torch.use_deterministic_algorithms(True)
     try:
@@ -132,12 +132,12 @@ def test_a_strong_view_is_torchvisions_under_its_own_seed(flip: bool, split: Spl
             torch.manual_seed(key(5, "view", 3 * i, v))
             expected = transform(base)
         assert torch.equal(host.view(i, v), expected)
-        assert torch.equal(on_device[Item(i, v)]["image"], expected)
+        assert torch.equal(on_device[SampleRef(i, v)]["image"], expected)
 
 
 def test_mixed_partners_are_made_too_and_torchs_generator_is_left_alone(split: Split) -> None:
     host, on_device = _both(split, SMALL)
-    items = [Item(0, 1, 1.0, 3, 2, 0.25, (1, 2, 3, 4)), Item(4, 5, 1.0, 1, 0, 0.5)]
+    items = [SampleRef(0, 1, 1.0, 3, 2, 0.25, (1, 2, 3, 4)), SampleRef(4, 5, 1.0, 1, 0, 0.5)]
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
@@ -152,7 +152,7 @@ def test_mixed_partners_are_made_too_and_torchs_generator_is_left_alone(split: S
 def test_other_views_stay_with_the_host(split: Split) -> None:
     for augment in ("none", "light"):
         views = Views(split, SMALL, augment, True, 0, on_device=True)
-        assert "image" in views.batch([Item(0, 1)])
+        assert "image" in views.batch([SampleRef(0, 1)])
 
 
 @pytest.mark.parametrize("device", DEVICES_SLOW)
@@ -161,7 +161,7 @@ def test_a_run_does_not_depend_on_where_its_views_are_made(device: str, made_rec
     weights = {}
     for views, workers in (("host", 0), ("device", 1)):
         with running_on(device):
-            assert train(recipe, Start(folder=tmp_path / views, workers=workers, views=views))["outcome"] == "finished"  # type: ignore[arg-type]
+            assert train(recipe, RunFlags(folder=tmp_path / views, workers=workers, views=views))["outcome"] == "finished"  # type: ignore[arg-type]
         weights[views] = load_file(tmp_path / views / "weights.safetensors")
         assert ("made on the device" in (tmp_path / views / "plan.txt").read_text()) == (views == "device")
     for name, tensor in weights["host"].items():
@@ -172,14 +172,14 @@ def test_a_store_filled_from_either_serves_both(made_recipe: Made, tmp_path: Pat
     """Nothing is computed twice, and the rows that stand are those that are looked up."""
     recipe = made_recipe(stages=[HEAD | {"augment": "strong", "views": 2, "steps": 20}], data={"eval_limit": 16})
     for views in ("device", "host"):
-        start = Start(folder=tmp_path / views, workers=0, views=views, store="always")
+        start = RunFlags(folder=tmp_path / views, workers=0, views=views, store="always")
         assert train(recipe, start)["outcome"] == "finished"
     one, other = (load_file(tmp_path / views / "weights.safetensors") for views in ("device", "host"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(list(store_root().glob("features-*"))) == 2  # train's and val's
 
 
-def _decided(recipe: Recipe, start: Start, device: str) -> ViewDevice:
+def _decided(recipe: Recipe, start: RunFlags, device: str) -> ViewDevice:
     images = open_images(recipe.data)
     student = backbones.skeleton(recipe.backbone, len(images.classes), 32, 36)
     planned = stages.plan(recipe, student.chain, len(images.train), True)
@@ -190,14 +190,14 @@ def _decided(recipe: Recipe, start: Start, device: str) -> ViewDevice:
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_plan_measures_and_says_which(device: str, made_recipe: Made) -> None:
     recipe = made_recipe(stages=[STRONG])
-    found = _decided(recipe, Start(), device)
+    found = _decided(recipe, RunFlags(), device)
     if device == "cpu":
         assert found == ViewDevice()  # the processor that would make them is the workers' own
     else:
         assert found.why.startswith("on the device: 2 workers can make" if found.on_device else "on the host: 2 workers can make")
-    assert _decided(recipe, Start(views="device"), device).on_device
-    assert not _decided(recipe, Start(views="host"), device).on_device
-    assert _decided(made_recipe(stages=[ALL | {"augment": "light"}]), Start(views="device"), device) == ViewDevice()
+    assert _decided(recipe, RunFlags(views="device"), device).on_device
+    assert not _decided(recipe, RunFlags(views="host"), device).on_device
+    assert _decided(made_recipe(stages=[ALL | {"augment": "light"}]), RunFlags(views="device"), device) == ViewDevice()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -206,9 +206,9 @@ def test_a_device_that_makes_other_pixels_is_refused(device: str, made_recipe: M
     turned = rendering._turn
     monkeypatch.setattr(rendering, "_turn", lambda angle, size: turned(angle + 1, size))
     with pytest.raises(UserError, match=r"--views device, and here the device makes other pixels than Pillow, by up to \d+ grey levels"):
-        _decided(recipe, Start(views="device"), device)
+        _decided(recipe, RunFlags(views="device"), device)
     if device == "cuda":
-        found = _decided(recipe, Start(), device)
+        found = _decided(recipe, RunFlags(), device)
         assert not found.on_device
         assert "other pixels than Pillow" in found.why
 

@@ -16,12 +16,12 @@ from tltrain import recipe as recipes
 from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.folder import outcome
-from tltrain.options import Start, run_path
+from tltrain.options import RunFlags, run_path
 from tltrain.predict import BATCH, Picture, Prediction, predict
 from tltrain.recipe import Recipe
 from tltrain.run import train as train_run
 from tltrain.tracking import read_rows
-from tltrain.trained import Trained, open_trained, read_recipe
+from tltrain.trained import TrainedModel, load_trained, read_recipe
 
 
 class Run:
@@ -80,8 +80,8 @@ class Run:
         return outcome(self.path)
 
     @cached_property
-    def _trained(self) -> Trained:
-        return open_trained(self.path)
+    def _trained(self) -> TrainedModel:
+        return load_trained(self.path)
 
     def __repr__(self) -> str:
         return f"tltrain.Run({str(self.path)!r}, {self.outcome.get('outcome', 'not finished')})"
@@ -101,14 +101,14 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
     Raises UserError for a mistake in them, and where the run failed. A run that was stopped (Ctrl-C) comes back with its best weights
     so far; the same call goes on.
     """
-    flags = {f.name for f in fields(Start)}
+    flags = {f.name for f in fields(RunFlags)}
     given = {name: value for name, value in overrides.items() if name in flags}
     if given.get("folder") is not None:
         given["folder"] = Path(given["folder"])
     if unknown := sorted(name for name in overrides if name.split(".")[0] not in {*flags, *Recipe.model_fields}):
         known = f"a key of a recipe ({', '.join(Recipe.model_fields)}) nor a flag ({', '.join(sorted(flags))})"
         raise UserError(f"{unknown[0]!r} is neither {known}")
-    start = Start(**given)
+    start = RunFlags(**given)
     learned = _with(_opened(recipe), {name: value for name, value in overrides.items() if name not in flags})
     if start.smoke:
         learned = learned.smoke()

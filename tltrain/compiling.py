@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from tltrain.backbones import Loaded
 from tltrain.console import duration
-from tltrain.inference import Frozen
-from tltrain.options import Start
-from tltrain.stages import PlannedStage
+from tltrain.inference import FrozenModel
+from tltrain.options import RunFlags
+from tltrain.stages import StagePlan
 from tltrain.survey import CHUNK, Machine, time_frozen, timed
-from tltrain.thrift import obstacle
+from tltrain.thrift import why_not_cacheable
 
 GAIN = {"no": 1.21, "bf16": 1.51, "fp16": 1.51}
 """Speed of a compiled training step against one that is not: means over 163 networks on an A100, as PyTorch published them for its 2.0
@@ -37,7 +37,7 @@ class Estimate:
         return self.steps_s * (1 - 1 / GAIN.get(precision, GAIN["no"])) - COMPILE_S * self.share
 
 
-def estimates(student: Loaded, planned: Sequence[PlannedStage], machine: Machine, world: int) -> list[Estimate]:
+def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, world: int) -> list[Estimate]:
     """Of each stage, by forward passes that are timed on this machine's device."""
     chain = timed(student.chain, machine.device)
     chunk, num_blocks = CHUNK.get(machine.device.type, 64), len(chain.blocks)
@@ -46,7 +46,7 @@ def estimates(student: Loaded, planned: Sequence[PlannedStage], machine: Machine
         return (
             0.0
             if stop == 0
-            else time_frozen(Frozen(chain, stop, None, chunk, machine.autocast), student.preprocess.size, machine.device)[0]
+            else time_frozen(FrozenModel(chain, stop, None, chunk, machine.autocast), student.preprocess.size, machine.device)[0]
         )
 
     whole_s, found = forward_s(None), []
@@ -54,14 +54,14 @@ def estimates(student: Loaded, planned: Sequence[PlannedStage], machine: Machine
         first = 0 if chain.runs_whole else stage.first
         frozen_s = forward_s(first)
         # what could be stored runs beside the model in any case, and is not compiled
-        beside = first > 0 and obstacle(stage) is None
+        beside = first > 0 and why_not_cacheable(stage) is None
         image_s = TRAINING * max(0.0, whole_s - frozen_s) + (0.0 if beside else frozen_s)
         images = stage.num_steps * stage.batch / world
         found.append(Estimate(images * image_s, (num_blocks - first if beside else num_blocks) / num_blocks))
     return found
 
 
-def note(start: Start, student: Loaded, planned: Sequence[PlannedStage], machine: Machine, world: int = 1) -> str:
+def note(start: RunFlags, student: Loaded, planned: Sequence[StagePlan], machine: Machine, world: int = 1) -> str:
     """A line of the plan; empty where nothing is known: on a CPU, and where --compile is refused: beside --recompute, under DeepSpeed."""
     if machine.device.type != "cuda" or start.recompute or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return ""

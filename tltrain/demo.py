@@ -18,7 +18,7 @@ from tltrain import backbones, stages
 from tltrain.console import duration
 from tltrain.data import open_images
 from tltrain.errors import UserError
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.pages.stats import wilson
 from tltrain.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
 from tltrain.report import write_comparison
@@ -104,7 +104,7 @@ def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
     """Train without a word on the terminal. Returns how it ended, and the last line of what was said. Raises UserError."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        outcome = train(recipe, Start(folder=path, workers=0))["outcome"]
+        outcome = train(recipe, RunFlags(folder=path, workers=0))["outcome"]
     return str(outcome), (said.getvalue().strip().splitlines() or [""])[-1].strip()
 
 

@@ -17,27 +17,27 @@ from tltrain.console import Console, clock
 from tltrain.data.order import key
 from tltrain.errors import UserError
 from tltrain.guard import Guard
-from tltrain.inference import TEACHER, Batch, Entry, Frozen, Interrupted, mixed, on_device, predict
+from tltrain.inference import TEACHER, Batch, FrozenModel, InputAdapter, Interrupted, apply_mixup, on_device, predict
 from tltrain.losses import DistillLoss, LabelLoss
 from tltrain.metrics import Predictions
 from tltrain.recipe import Recipe
-from tltrain.runtime import Agreement, Runtime, Stop
-from tltrain.spread import Spread
-from tltrain.stages import PlannedStage, set_lr
+from tltrain.runtime import FlagAllReduce, Runtime, StopSignal
+from tltrain.spread import Strategy
+from tltrain.stages import StagePlan, set_lr
 from tltrain.watch import Watch
 
 
 class NotFinite(RuntimeError):
     """A loss is infinite or not a number; the same error on every process."""
 
-    def __init__(self, whose: str, loss: float, stage: PlannedStage, step: int, rank: int = 0) -> None:
+    def __init__(self, whose: str, loss: float, stage: StagePlan, step: int, rank: int = 0) -> None:
         """step: the optimizer step whose loss it is, or after which it was evaluated."""
         lr = stage.spec.lr * stage.lr_factor(min(step, stage.num_steps - 1))
         super().__init__(f"the {whose} became {loss} in stage {stage.spec.name}, step {step}, at learning rate {lr:.3g}")
         self.rank, self.step = rank, step
 
 
-def check_finite(predictions: Predictions, split: str, stage: PlannedStage, step: int) -> None:
+def check_finite(predictions: Predictions, split: str, stage: StagePlan, step: int) -> None:
     """Raise NotFinite where the weights after `step` steps say nothing of a split: the loss of that step was the one before them."""
     loss = float(predictions.loss.mean())
     if not math.isfinite(loss):
@@ -52,7 +52,7 @@ class SaveFailed(RuntimeError):
 class Distillation:
     """What a student learns from a teacher, beside the labels."""
 
-    teacher: Frozen
+    teacher: FrozenModel
     loss: DistillLoss
     temperature: float
     weight: float
@@ -86,18 +86,18 @@ class Job:
     """One stage, prepared: everything the loop needs."""
 
     recipe: Recipe
-    stage: PlannedStage
+    stage: StagePlan
     runtime: Runtime
-    spread: Spread
+    spread: Strategy
     objective: Objective
-    entry: Entry
+    entry: InputAdapter
     batches: Callable[[int], Iterable[Batch]]
     """From a step on: num_micro micro-batches of this rank for each step."""
     num_micro: int
     val: Iterable[Batch] | None
-    val_entry: Entry
+    val_entry: InputAdapter
     num_classes: int
-    stop: Stop
+    stop: StopSignal
     log: Callable[[dict[str, Any]], None]
     save: Callable[[State], None]
     save_failed: Callable[[], bool]
@@ -110,7 +110,7 @@ class Job:
 
 
 @dataclass
-class Fit:
+class StageResult:
     """How a stage ended."""
 
     progress: Progress
@@ -122,9 +122,9 @@ class Fit:
 STOP, SAVE, BAD, ERROR = range(4)  # the facts that ranks agree on
 
 
-def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
+def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
     """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
-    stage, agreement, loop, guard = job.stage, Agreement(job.runtime, 4), _Loop(job, progress), Guard(job.runtime, job.spread)
+    stage, agreement, loop, guard = job.stage, FlagAllReduce(job.runtime, 4), _TrainLoop(job, progress), Guard(job.runtime, job.spread)
     batches: Iterator[Batch] | None = None
     first = progress.step
     began, seconds_before, last_save = clock(), progress.seconds, clock()
@@ -155,11 +155,11 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
                 progress = loop.save(progress, best)
                 last_save = clock()
             if sums[STOP]:
-                return Fit(progress, best, job.stop.signal or "a signal to another process")
+                return StageResult(progress, best, job.stop.signal or "a signal to another process")
             if over:
                 guard.replicas(step)
                 guard.finish(job.spread.weights(), stage, range(first, step))
-                return Fit(progress, best, "finished" if step == stage.num_steps else "early")
+                return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
             batches = batches or on_device(job.batches(step), job.runtime.device)
             job.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
@@ -169,7 +169,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> Fit:
         job.console.close_stage()
 
 
-class _Loop:
+class _TrainLoop:
     """The moving parts of `fit`: one optimizer step, one evaluation, one save."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
@@ -185,7 +185,7 @@ class _Loop:
         set_lr(job.spread.optimizer, stage.lr_factor(step))
         shares = []
         for micro in range(job.num_micro):
-            batch = mixed(next(batches))
+            batch = apply_mixup(next(batches))
             runtime.seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
             last = micro == job.num_micro - 1
             with job.spread.accumulating(last):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tltrain import backbones, metrics
-from tltrain.data import Images, Split, open_images
+from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.views import Views
 from tltrain.errors import UserError
@@ -54,7 +54,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     }
 
 
-def _choose(images: Images, which: str) -> Split:
+def _choose(images: DataSplits, which: str) -> Split:
     splits = [s for s in (images.train, images.val, images.test) if s is not None]
     if which != "all":
         found = next((s for s in splits if s.name == which), None)

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from tltrain.blocks import Chain
 from tltrain.runtime import Runtime
-from tltrain.spread import OptimizerState, Spread
-from tltrain.stages import PlannedStage
+from tltrain.spread import OptimizerState, Strategy
+from tltrain.stages import StagePlan
 
 SURE = 64
 """How many times larger than rounding a step must be to count as one that changes a weight: Adam's corrections for young averages take
 at most a factor of 7 from it, and a gradient may have come when the learning rate was already lower than at its highest."""
 
 
-class Broken(RuntimeError):
+class ConsistencyError(RuntimeError):
     """What trains is not what the stage says, or not the same on all processes."""
 
 
 class Guard:
     """One stage's checks. Built before its first step."""
 
-    def __init__(self, runtime: Runtime, spread: Spread) -> None:
+    def __init__(self, runtime: Runtime, spread: Strategy) -> None:
         self.runtime, self.spread, self.chain = runtime, spread, spread.chain
         self.frozen = _checksums(self.chain, trained=False)
         self.buffers = _checksums(self.chain, trained=True, parameters=False)
@@ -42,9 +42,9 @@ class Guard:
         if differs_N.any():
             block = self.chain.blocks[int(differs_N.nonzero()[0])].name
             ranks = (sums_RN2 != sums_RN2[:1]).any(2).any(1).nonzero().flatten().tolist()
-            raise Broken(f"after step {step} block {block} is not the same on all processes (ranks {ranks} differ from rank 0)")
+            raise ConsistencyError(f"after step {step} block {block} is not the same on all processes (ranks {ranks} differ from rank 0)")
 
-    def finish(self, last: dict[str, Tensor], stage: PlannedStage, steps: range) -> None:
+    def finish(self, last: dict[str, Tensor], stage: StagePlan, steps: range) -> None:
         """At the end of a stage: frozen tensors are untouched, statistics that do not train as well, and every block that should train
         has changed. Collective.
 
@@ -55,18 +55,18 @@ class Guard:
         changed = (_checksums(self.chain, trained=False) != self.frozen).any(1)
         if changed.any():
             block = self.chain.blocks[int(changed.nonzero()[0])].name
-            raise Broken(f"block {block} is frozen in this stage, and changed")
+            raise ConsistencyError(f"block {block} is frozen in this stage, and changed")
         moved = (_checksums(self.chain, trained=True, parameters=False) != self.buffers).any(1)
         if moved.any() and not self.chain.norm_stats:
             block = self.chain.blocks[int(moved.nonzero()[0])].name
-            raise Broken(f"the statistics of block {block} are frozen in this stage, and changed")
+            raise ConsistencyError(f"the statistics of block {block} are frozen in this stage, and changed")
         knows = stage.spec.optimizer == "adamw" or stage.spec.momentum > 0
         still = self.runtime.share(self._unchanged(last) if knows and steps else [])
         if not still or self._left_out(len(steps)):
             return
         state, lr = self.spread.optimizer_state(), stage.spec.lr * max(map(stage.lr_factor, steps))
         for i in self.runtime.share([i for i in still if self._must_move(i, last, state, lr * stage.scales[i])]):
-            raise Broken(f"block {self.chain.blocks[i].name} should train in this stage, and not one of its tensors changed")
+            raise ConsistencyError(f"block {self.chain.blocks[i].name} should train in this stage, and not one of its tensors changed")
 
     def _scale(self) -> float | None:
         """The loss scale of fp16, where there is one."""

@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenModel:
     """What does not change in a stage: the first blocks of a student, or a whole teacher.
 
     Its output is rounded to one dtype, and computed in chunks of one size, the last padded: what it says of an image depends
@@ -79,10 +79,10 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Entry:
+class InputAdapter:
     """Where batches enter a model: as images at its first block, or behind a frozen prefix."""
 
-    prefix: Frozen | None = None
+    prefix: FrozenModel | None = None
     cut: int = 0
     """The first block behind the prefix."""
 
@@ -99,7 +99,7 @@ def predict(
     model: nn.Module,
     loader: Iterable[Batch],
     temperature: float = 1.0,
-    entry: Entry = Entry(),
+    entry: InputAdapter = InputAdapter(),
     asked: Callable[[], bool] | None = None,
 ) -> Predictions:
     """Predictions of a model for a split, gathered over processes; samples that only fill up the last batches are dropped.
@@ -125,7 +125,7 @@ def _gathered(
     model: nn.Module,
     loader: Iterable[Batch],
     row: Callable[[Tensor, Batch], Tensor],
-    entry: Entry = Entry(),
+    entry: InputAdapter = InputAdapter(),
     asked: Callable[[], bool] | None = None,
 ) -> np.ndarray:
     """One row a sample, ordered by position. row: (logits, batch) to (B, C) float64 that begins with index and weight."""
@@ -188,7 +188,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         yield batch
 
 
-def mixed(batch: Batch) -> Batch:
+def apply_mixup(batch: Batch) -> Batch:
     """The batch with the images that the net and the teacher see: as loaded (uint8), or mixed with their partners (floats in [0, 1])."""
     if "partner_image" not in batch:
         return batch

@@ -32,7 +32,7 @@ LEAST = {
 
 
 @dataclass(frozen=True)
-class Start:
+class RunFlags:
     """How this start of a run goes about it. None of it changes what is learned."""
 
     folder: Path | None = None
@@ -99,18 +99,18 @@ class Start:
             registry.check("trackers", name, f"--trackers has {name!r}")
 
 
-def run_path(recipe: Recipe, start: Start) -> Path:
+def run_path(recipe: Recipe, start: RunFlags) -> Path:
     """The run folder of a recipe: as --folder says, else runs/NAME."""
     return start.folder or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
 
 
 @dataclass(frozen=True)
 class _Words:
-    start: Annotated[Start, tyro.conf.arg(name="")]
+    start: Annotated[RunFlags, tyro.conf.arg(name="")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
 
 
-def parse(verb: str, words: Sequence[str]) -> tuple[Recipe, Start]:
+def parse(verb: str, words: Sequence[str]) -> tuple[Recipe, RunFlags]:
     """Read ``RECIPE [flags and overrides]``. A mistake in the words ends the process with code 2 and a suggestion, as tyro does it."""
     if not words or words[0].startswith("-"):
         if words and words[0] in ("-h", "--help"):
@@ -121,7 +121,9 @@ def parse(verb: str, words: Sequence[str]) -> tuple[Recipe, Start]:
     recipe = recipes.load(words[0])
     try:
         config = (tyro.conf.AvoidSubcommands,)
-        parsed = tyro.cli(_Words, default=_Words(Start(), recipe), args=list(words[1:]), prog=f"tltrain {verb} {words[0]}", config=config)
+        parsed = tyro.cli(
+            _Words, default=_Words(RunFlags(), recipe), args=list(words[1:]), prog=f"tltrain {verb} {words[0]}", config=config
+        )
     except ValidationError as error:
         raise UserError(recipes.explain(error, f"recipe {words[0]} with these overrides")) from error
     learned = recipes.validate(parsed.recipe.model_dump(), f"recipe {words[0]} with these overrides")

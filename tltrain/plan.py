@@ -14,12 +14,10 @@ from tltrain import escape, stages
 from tltrain.blocks import Chain
 from tltrain.console import Terminal, size
 from tltrain.recipe import DISTILL_LOSS, LOSS, Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 
 
-def render(
-    recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: int, num_micro: int, data: str, stored: Sequence[str]
-) -> Group:
+def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
     """The table that `tltrain plan` prints and plan.txt keeps. data: lines about the images. stored: a line for each thing that is, or is
     not, computed once."""
     title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
@@ -52,22 +50,22 @@ def text(renderable: Group) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
 
 
-def _lr(stage: PlannedStage, block: int) -> str:
+def _lr(stage: StagePlan, block: int) -> str:
     scale = stage.scales[block]
     return f"{stage.spec.lr * scale:.3g}" if scale else "frozen"
 
 
-def _schedule(stage: PlannedStage) -> str:
+def _schedule(stage: StagePlan) -> str:
     warmup = f"{stage.spec.warmup:.0%} warm-up, " if stage.spec.warmup else ""
     return warmup + stage.spec.schedule
 
 
-def _views(stage: PlannedStage) -> str:
+def _views(stage: StagePlan) -> str:
     count = "fresh" if stage.spec.views is None else str(stage.spec.views)
     return f"{count}, {stage.spec.augment}"
 
 
-def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[PlannedStage], world: int, num_micro: int) -> list[str]:
+def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int) -> list[str]:
     largest = math.ceil(math.ceil(recipe.batch / world) / num_micro)
     exact = recipe.batch == world * num_micro * largest
     processes = f"{world} process{'es' if world > 1 else ''}"

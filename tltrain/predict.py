@@ -21,7 +21,7 @@ from tltrain.data.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
 from tltrain.out_of_memory import fitting
-from tltrain.trained import Trained, probabilities
+from tltrain.trained import TrainedModel, probabilities
 
 Picture = str | Path | Image.Image | Tensor
 """A file; or an image of PIL; or one as a tensor (3, H, W), uint8 or floats in [0, 1]."""
@@ -50,7 +50,7 @@ class Prediction:
         return self.top[0][1] if self.top else None
 
 
-def predict(trained: Trained, pictures: Sequence[Picture], top: int = 5, batch: int = BATCH) -> Iterator[Prediction]:
+def predict(trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, batch: int = BATCH) -> Iterator[Prediction]:
     """One prediction for each picture, in order, on the device there is; each names the `top` most probable classes.
 
     Raises UserError for a tensor that is no image, and for numbers below 1.
@@ -76,13 +76,13 @@ def predict(trained: Trained, pictures: Sequence[Picture], top: int = 5, batch: 
             yield from _predictions(trained, names, views, share_BK, top)
 
 
-def _probabilities(trained: Trained, x_BCHW: Tensor, at_a_time: int) -> tuple[Tensor, int]:
+def _probabilities(trained: TrainedModel, x_BCHW: Tensor, at_a_time: int) -> tuple[Tensor, int]:
     """(B, K), and how many images at a time the device had room for."""
     return fitting(lambda size: torch.cat([probabilities(trained, part) for part in x_BCHW.split(size)]), at_a_time)
 
 
 def _predictions(
-    trained: Trained, names: Sequence[str], views: Sequence[Tensor | str], share_BK: Tensor, top: int
+    trained: TrainedModel, names: Sequence[str], views: Sequence[Tensor | str], share_BK: Tensor, top: int
 ) -> Iterator[Prediction]:
     """Predictions of one batch. A view that is text is the reason why there is none; share_BK: of the others."""
     best = share_BK.sort(dim=1, descending=True, stable=True)  # of equals the first class wins

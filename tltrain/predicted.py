@@ -18,14 +18,14 @@ from rich.text import Text
 from tltrain import escape
 from tltrain.console import Terminal
 from tltrain.predict import BATCH, Prediction, find_files, predict
-from tltrain.trained import open_trained
+from tltrain.trained import load_trained
 
 Form = Literal["table", "json", "csv"]
 
 
 def predict_files(run: Path, words: Sequence[str], form: Form, top: int, batch: int = BATCH) -> bool:
     """Rows to standard output, a progress bar to a terminal's standard error. Returns whether any file could be read. Raises UserError."""
-    trained = open_trained(run)
+    trained = load_trained(run)
     files = find_files(words, sys.stdin)
     bar, out = Terminal(stderr=True), sys.stdout
     if isinstance(out, io.TextIOWrapper):

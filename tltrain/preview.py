@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tltrain import backbones, escape, files, stages
-from tltrain.data import Images, Split, open_images
-from tltrain.data.order import Item, Stream
+from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.order import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.errors import UserError
-from tltrain.inference import mixed
+from tltrain.inference import apply_mixup
 from tltrain.recipe import Augment, Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 
 ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16
 _TILE_IN, _GAP, _DPI = 0.9, 0.06, 110
@@ -57,14 +57,14 @@ def preview(recipe: Recipe, out: Path, rows: int = ROWS) -> Path:
     return out
 
 
-def picture(recipe: Recipe, images: Images, preprocess: Preprocess, planned: Sequence[PlannedStage], rows: int = ROWS) -> bytes:
+def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned: Sequence[StagePlan], rows: int = ROWS) -> bytes:
     """The picture as a PNG: some training images, each in the evaluation view and in the first views that each stage trains on.
 
     Pixels are those that the network is given, before its mean and standard deviation. Mixing is shown among the images of the picture.
     """
     chosen = choose(images.train, rows)
     labels = [images.classes[images.train.labels[i]] for i in chosen]
-    evaluated = _batch(_views(recipe, images.train, preprocess, "none"), [Item(i, 0) for i in chosen])
+    evaluated = _batch(_views(recipe, images.train, preprocess, "none"), [SampleRef(i, 0) for i in chosen])
     all_columns = [Column("val, test", "evaluation view", evaluated, ("",) * len(chosen))]
     most = max(1, min(VIEWS, MOST_COLUMNS // len(planned)))
     for stage in planned:
@@ -81,10 +81,10 @@ def choose(split: Split, rows: int) -> list[int]:
     return [int(by_class[k][i]) for k, places in zip(classes, picked, strict=True) for i in places][:rows]
 
 
-def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: PlannedStage, chosen: Sequence[int], most: int) -> list[Column]:
+def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePlan, chosen: Sequence[int], most: int) -> list[Column]:
     """The views of one stage. They come from the stage's own stream, over the chosen samples alone: an epoch is one step of it."""
     spec = stage.spec
-    stream = Stream(
+    stream = SampleStream(
         seed=recipe.seed, stage=stage.index, num_samples=len(chosen), batch=len(chosen), views=spec.views, first_epoch=stage.first_epoch,
         mixup=spec.mixup, cutmix=spec.cutmix, size=preprocess.size,
     )  # fmt: skip
@@ -103,12 +103,12 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: Planned
     return found
 
 
-def _placed(item: Item, chosen: Sequence[int]) -> Item:
+def _placed(item: SampleRef, chosen: Sequence[int]) -> SampleRef:
     """An item of the small stream with positions in the split."""
     return item._replace(index=chosen[item.index], partner=chosen[item.partner] if item.partner >= 0 else -1)
 
 
-def _mixture(item: Item, split: Split, chosen: Sequence[int]) -> str:
+def _mixture(item: SampleRef, split: Split, chosen: Sequence[int]) -> str:
     return f"{100 * (1 - item.lam):.0f} % of row {item.partner + 1}"
 
 
@@ -116,9 +116,9 @@ def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augmen
     return Views(split, preprocess, augment, recipe.data.flip, recipe.data.seed)
 
 
-def _batch(views: Views, items: Sequence[Item]) -> np.ndarray:
+def _batch(views: Views, items: Sequence[SampleRef]) -> np.ndarray:
     """(B, size, size, 3) uint8, mixed where items say so, by the code that mixes in training."""
-    x_BCHW = mixed(views.batch(items))["image"]
+    x_BCHW = apply_mixup(views.batch(items))["image"]
     if x_BCHW.is_floating_point():
         x_BCHW = (255 * x_BCHW).round().byte()
     return x_BCHW.permute(0, 2, 3, 1).numpy()

@@ -20,17 +20,17 @@ from tltrain.calibration import fit_temperature
 from tltrain.checkpoint import Progress, State
 from tltrain.console import Console, clock, duration
 from tltrain.data.order import num_micro
-from tltrain.engine import Fit, NotFinite, SaveFailed, check_finite
+from tltrain.engine import NotFinite, SaveFailed, StageResult, check_finite
 from tltrain.errors import UserError
-from tltrain.guard import Broken
+from tltrain.guard import ConsistencyError
 from tltrain.inference import logits, predict
-from tltrain.options import Start, run_path
+from tltrain.options import RunFlags, run_path
 from tltrain.out_of_memory import is_out_of_memory, release
 from tltrain.recipe import Recipe
-from tltrain.runtime import Runtime, Stop, torch_settings_kept
+from tltrain.runtime import Runtime, StopSignal, torch_settings_kept
 from tltrain.setup import TAKEN_OVER, Run, describe_data, describe_device, open_run
 from tltrain.smaller import leave, left, smaller, too_large
-from tltrain.staging import hand_on, on_device, run_stage
+from tltrain.staging import on_device, run_stage, save_stage_weights
 from tltrain.storing import base_images
 from tltrain.streams import lasting_output
 from tltrain.trackers import ANSWER_S, TrackedRun, Trackers, chosen
@@ -40,7 +40,7 @@ from tltrain.trained import read_recipe
 
 @lasting_output()
 @torch_settings_kept()
-def train(recipe: Recipe, start: Start) -> dict[str, Any]:
+def train(recipe: Recipe, start: RunFlags) -> dict[str, Any]:
     """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
     path = run_path(recipe, start)
     folder.check_recipe(path, recipe)
@@ -52,7 +52,7 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
             outputs.report(path, console.say)
         console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
         return finished
-    with Stop().listening() as stop:
+    with StopSignal().listening() as stop:
         try:
             while (ended := _one_start(path, recipe, start, runtime, console, stop)) is None:
                 release()  # here, where no frame of the start that had no room holds a tensor
@@ -61,20 +61,20 @@ def train(recipe: Recipe, start: Start) -> dict[str, Any]:
             runtime.close()
 
 
-def _one_start(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> dict[str, Any] | None:
+def _one_start(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> dict[str, Any] | None:
     """From the newest checkpoint to the outcome; None where the next start, which asks for less at a time, can follow in this process."""
     run = open_run(path, recipe, start, runtime, console, stop)
     try:
-        return _fold(run, stop)
+        return _run_stages(run, stop)
     except NotFinite as error:
         text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
-        return _failed(run, {**_here(run), "error": text, "rank": error.rank, "step": error.step})
+        return _failed(run, {**_failure_location(run), "error": text, "rank": error.rank, "step": error.step})
     except Exception as error:
         if (less := smaller(run, error)) is not None and (ended := leave(run, less, error))["outcome"] == "stopped":
             return ended if runtime.world > 1 else None  # of several, others may wait in a call that this process never makes
         if (ended := folder.failure(path, run.generation)).get("outcome") == "stopped":
             return left(run, ended)  # another process has no room, and this one lost it
-        cause = _cause(run, error)
+        cause = _root_cause(run, error)
         _failed(run, _explain(run, cause))
         raise cause from (None if cause is error else error)
     finally:
@@ -82,7 +82,7 @@ def _one_start(path: Path, recipe: Recipe, start: Start, runtime: Runtime, conso
         run.close_log()
 
 
-def _cause(run: Run, error: Exception) -> Exception:
+def _root_cause(run: Run, error: Exception) -> Exception:
     """What stands behind an error: what the background writer met, a disk that takes nothing more, or a device without room."""
     if is_out_of_memory(error):
         return too_large(run, error)
@@ -99,16 +99,16 @@ def _cause(run: Run, error: Exception) -> Exception:
 
 def _explain(run: Run, error: Exception) -> dict[str, Any]:
     """The details of a failure: the error, with the process and the place that it came from."""
-    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, Broken)  # the guard names the cause itself
+    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, ConsistencyError)  # the guard names the cause itself
     gone = run.watch.missing() if may_be_gone and run.runtime.world > 1 else None
     if gone is not None:
         return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
-    here = _here(run)
+    here = _failure_location(run)
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return {**here, "error": f"{text} (rank {here['rank']}, stage {here['stage']}, step {here['step']}, {here['call']})"}
 
 
-def _here(run: Run) -> dict[str, Any]:
+def _failure_location(run: Run) -> dict[str, Any]:
     stage, step, call = run.watch.place
     return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
 
@@ -124,7 +124,7 @@ def _alive(run: Run, call: str) -> Callable[[], bool]:
     return asked
 
 
-def _fold(run: Run, stop: Stop) -> dict[str, Any]:
+def _run_stages(run: Run, stop: StopSignal) -> dict[str, Any]:
     """Stages over weights, from where the newest checkpoint stands."""
     runtime, checkpoints = run.runtime, run.path / "checkpoints"
     found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
@@ -140,7 +140,7 @@ def _fold(run: Run, stop: Stop) -> dict[str, Any]:
         return _stages(run, state, restored, stop)
 
 
-def _stages(run: Run, state: State, restored: State | None, stop: Stop) -> dict[str, Any]:
+def _stages(run: Run, state: State, restored: State | None, stop: StopSignal) -> dict[str, Any]:
     runtime, progress, weights, best = run.runtime, state.progress, state.weights, state.best
     teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
     if teacher is not None and restored is None:
@@ -150,7 +150,7 @@ def _stages(run: Run, state: State, restored: State | None, stop: Stop) -> dict[
         progress, best = fit.progress, fit.best
         if fit.reason not in ("finished", "early"):
             return _stopped(run, fit, best)
-        weights = hand_on(run, stage, fit, last)
+        weights = save_stage_weights(run, stage, fit, last)
         progress, restored = progress.next_stage(), None
         run.save(State(progress, weights, best))
     if run.saver is not None:
@@ -215,7 +215,7 @@ def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
 
 
-def _stopped(run: Run, fit: Fit, best: dict[str, Tensor] | None) -> dict[str, Any]:
+def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict[str, Any]:
     stage = run.plan[fit.progress.stage].spec.name
     details: dict[str, Any] = {"outcome": "stopped", "signal": fit.reason, "stage": stage, "step": fit.progress.step}
     if fit.reason == TAKEN_OVER or run.saver is None:

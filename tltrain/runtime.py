@@ -31,7 +31,9 @@ def torch_settings_kept() -> Iterator[None]:
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    products = torch.backends.cuda.matmul.allow_tf32  # not torch's newer switch beside it: torch.compile reads this one, and both do not mix
+    products = (
+        torch.backends.cuda.matmul.allow_tf32
+    )  # not torch's newer switch beside it: torch.compile reads this one, and both do not mix
     try:
         yield
     finally:
@@ -128,7 +130,7 @@ class Runtime:
         self.accelerator.end_training()
 
 
-class Agreement:
+class FlagAllReduce:
     """What one rank alone knows (a signal, a timer, a loss that is not finite), summed over all ranks, so that nobody acts alone.
 
     It goes through a side group on the host: no device is waited for. Facts are small non-negative integers.
@@ -166,7 +168,7 @@ class Agreement:
         return sums
 
 
-class Stop:
+class StopSignal:
     """Whether somebody asked this process to stop. The handler only sets a flag: saving or communicating in it could deadlock."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -181,7 +183,7 @@ class Stop:
         return int(self.signal is not None)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Stop]:
+    def listening(self) -> Iterator[StopSignal]:
         """Handle the signals inside the block; a second Ctrl-C ends at once."""
         previous = {number: signal.signal(number, self._set) for number in self.SIGNALS}
         try:

@@ -15,19 +15,19 @@ from tltrain import backbones, compiling, folder, losses, metrics, plan, registr
 from tltrain.backbones import Loaded
 from tltrain.checkpoint import Saver, State
 from tltrain.console import Console
-from tltrain.data import Images, Split, open_images, outline_images
-from tltrain.data.bases import Bases
+from tltrain.data import DataSplits, Split, open_images, outline_images
+from tltrain.data.bases import ImageCache
 from tltrain.data.folder import check_apart
 from tltrain.data.loader import eval_loader
 from tltrain.data.names import count_classes
 from tltrain.data.order import num_micro
 from tltrain.data.views import Views
 from tltrain.errors import UserError
-from tltrain.options import Start, run_path
+from tltrain.options import RunFlags, run_path
 from tltrain.recipe import Augment, Recipe
-from tltrain.runtime import Runtime, Stop
+from tltrain.runtime import Runtime, StopSignal
 from tltrain.spread import check
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.survey import Choices, Machine, survey
 from tltrain.trackers import Trackers, chosen
 from tltrain.tracking import MetricsLog
@@ -45,13 +45,13 @@ class Run:
 
     path: Path
     recipe: Recipe
-    start: Start
+    start: RunFlags
     runtime: Runtime
     console: Console
-    images: Images
+    images: DataSplits
     student: Loaded
     teacher: Loaded | None
-    plan: Sequence[PlannedStage]
+    plan: Sequence[StagePlan]
     choices: Choices
     device_batch: int
     chunk: int | None
@@ -63,7 +63,7 @@ class Run:
     """The rows on disk; on process 0, from where training begins."""
     trackers: Trackers = field(default_factory=lambda: Trackers({}, print))
     """On the other processes there are none."""
-    bases: dict[str, Bases] = field(default_factory=dict)
+    bases: dict[str, ImageCache] = field(default_factory=dict)
     """Stores of base images, by split."""
     strong_views: ViewDevice = field(default_factory=ViewDevice)
     """Where they are made."""
@@ -110,14 +110,14 @@ class Run:
         return num_workers(self.images, self.start, self.runtime.local_world)
 
 
-def num_workers(images: Images, start: Start, local_world: int) -> int:
+def num_workers(images: DataSplits, start: RunFlags, local_world: int) -> int:
     """Data workers of a process: none for images that are in memory already."""
     if start.workers is not None:
         return start.workers
     return 0 if images.in_memory else min(8, max(1, (os.cpu_count() or 1) // local_world))
 
 
-def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console: Console, stop: Stop) -> Run:
+def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> Run:
     """Everything that can be refused is refused here, before the first step."""
     check_apart(recipe.data.source, path)
     images = open_images(recipe.data)
@@ -166,7 +166,7 @@ def open_run(path: Path, recipe: Recipe, start: Start, runtime: Runtime, console
     return Run(*opened, strong_views=views, compiling=pays)
 
 
-def check_objective(recipe: Recipe, images: Images) -> None:
+def check_objective(recipe: Recipe, images: DataSplits) -> None:
     """Raise UserError where a loss or a metric cannot be had, a loss is none, or `select` says nothing of these classes."""
     num_classes = len(images.classes)
     if recipe.select == "top5" and num_classes <= 5:
@@ -179,7 +179,7 @@ def check_objective(recipe: Recipe, images: Images) -> None:
         losses.distill_loss(recipe.distill.loss, num_classes)
 
 
-def _write_environment(path: Path, runtime: Runtime, images: Images, kept: dict[str, Any]) -> None:
+def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept: dict[str, Any]) -> None:
     strategy = str(runtime.accelerator.distributed_type.value)
     accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
@@ -188,7 +188,7 @@ def _write_environment(path: Path, runtime: Runtime, images: Images, kept: dict[
     folder.write_environment(path, accelerate, device, kept, data)
 
 
-def _claim(path: Path, recipe: Recipe, start: Start, runtime: Runtime) -> int:
+def _claim(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> int:
     """This start's generation, known to all processes."""
 
     def claim() -> int:
@@ -217,7 +217,7 @@ def _shared(runtime: Runtime, work: Callable[[], T], path: Path | None = None) -
     return cast(T, found)
 
 
-def open_nets(recipe: Recipe, images: Images) -> tuple[Loaded, Loaded | None]:
+def open_nets(recipe: Recipe, images: DataSplits) -> tuple[Loaded, Loaded | None]:
     """The student with a new head for these classes, and the frozen teacher. Raises UserError."""
     data = recipe.data
     student = backbones.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
@@ -230,7 +230,7 @@ def open_nets(recipe: Recipe, images: Images) -> tuple[Loaded, Loaded | None]:
     return student, teacher
 
 
-def describe_data(images: Images, student: Loaded, views: ViewDevice) -> str:
+def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str:
     sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
     view = student.preprocess
     seen = f"seen at {view.size} px (shorter side {view.resize})"
@@ -245,7 +245,7 @@ def describe_device(device: str, precision: str, tf32: bool) -> str:
     return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"
 
 
-def show_plan(recipe: Recipe, start: Start, console: Console) -> None:
+def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     """`tltrain plan`: the table, without reading weights and without training."""
     check_apart(recipe.data.source, run_path(recipe, start))
     images = outline_images(recipe.data)

@@ -15,7 +15,7 @@ from tltrain.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True)
-class PlannedStage:
+class StagePlan:
     """One stage, resolved against a network and a data set."""
 
     index: int
@@ -73,9 +73,9 @@ def scales(num_blocks: int, first: int, layer_decay: float) -> tuple[float, ...]
     return tuple(layer_decay ** (num_blocks - 1 - i) if i >= first else 0.0 for i in range(num_blocks))
 
 
-def plan(recipe: Recipe, chain: Chain, num_samples: int, has_val: bool) -> tuple[PlannedStage, ...]:
+def plan(recipe: Recipe, chain: Chain, num_samples: int, has_val: bool) -> tuple[StagePlan, ...]:
     """The stages of a run on `num_samples` training images. Raises UserError for what cannot work."""
-    planned: list[PlannedStage] = []
+    planned: list[StagePlan] = []
     first_step = first_epoch = 0
     for index, spec in enumerate(recipe.stages):
         needs_val = "carry: best" if spec.carry == "best" else "patience" if spec.patience else None
@@ -84,18 +84,18 @@ def plan(recipe: Recipe, chain: Chain, num_samples: int, has_val: bool) -> tuple
             raise UserError(f"stage {spec.name} has {needs_val} and there is no val split; {remedy}")
         num_steps = spec.steps or math.ceil((spec.epochs or 0) * num_samples / recipe.batch - 1e-9)
         lr_scales = scales(len(chain.blocks), chain.index(spec.unfreeze), spec.layer_decay)
-        planned.append(PlannedStage(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
+        planned.append(StagePlan(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
         first_step += num_steps
         first_epoch += math.ceil(num_steps * recipe.batch / num_samples)
     return tuple(planned)
 
 
-def freeze(chain: Chain, stage: PlannedStage) -> None:
+def freeze(chain: Chain, stage: StagePlan) -> None:
     """Put the chain into the state of a stage: which blocks have gradients, which modules may change their statistics."""
     chain.freeze(stage.first, norm_stats=stage.spec.norm_stats == "train")
 
 
-def parameter_groups(chain: Chain, stage: PlannedStage) -> list[dict[str, Any]]:
+def parameter_groups(chain: Chain, stage: StagePlan) -> list[dict[str, Any]]:
     """Optimizer groups of what trains, each with `peak_lr` and a `name`: what decays and what does not, of each block, or of all blocks
     that have the same learning rate: an optimizer takes each group by itself, and small networks notice."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -133,18 +133,18 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def state_bytes(chain: Chain, stage: PlannedStage) -> int:
+def state_bytes(chain: Chain, stage: StagePlan) -> int:
     """Bytes of optimizer state in fp32 over all processes: two moments for AdamW, one for SGD with momentum."""
     moments = 2 if stage.spec.optimizer == "adamw" else int(stage.spec.momentum > 0)
     return 4 * moments * trainable(chain, stage)
 
 
-def trainable(chain: Chain, stage: PlannedStage) -> int:
+def trainable(chain: Chain, stage: StagePlan) -> int:
     """Number of parameters that train."""
     return sum(p.numel() for i, s in enumerate(stage.scales) if s > 0 for _, p in chain.parameters_of(i))
 
 
-def trains_norm_stats(chain: Chain, stages: Sequence[PlannedStage]) -> bool:
+def trains_norm_stats(chain: Chain, stages: Sequence[StagePlan]) -> bool:
     """Whether any stage updates BatchNorm statistics, so that the result depends on which images share a forward pass."""
     return any(
         is_batch_norm(m)

@@ -20,29 +20,29 @@ from tltrain.checkpoint import Progress, State
 from tltrain.console import clock
 from tltrain.data import class_weights
 from tltrain.data.loader import eval_positions, train_loader, train_positions
-from tltrain.data.order import Stream, num_micro
-from tltrain.engine import Distillation, Fit, Job, Objective
-from tltrain.inference import FEATURES, TEACHER, Batch, Entry, Frozen
+from tltrain.data.order import SampleStream, num_micro
+from tltrain.engine import Distillation, Job, Objective, StageResult
+from tltrain.inference import FEATURES, TEACHER, Batch, FrozenModel, InputAdapter
 from tltrain.out_of_memory import is_out_of_memory
-from tltrain.runtime import Stop
+from tltrain.runtime import StopSignal
 from tltrain.setup import Run
-from tltrain.spread import Spread, is_sharded, spread
-from tltrain.stages import PlannedStage
+from tltrain.spread import Strategy, is_sharded, spread
+from tltrain.stages import StagePlan
 from tltrain.storing import Attached, StageStores, open_stores
 from tltrain.survey import prefix_of, teacher_of
-from tltrain.thrift import obstacle
+from tltrain.thrift import why_not_cacheable
 
 
 def run_stage(
     run: Run,
-    stage: PlannedStage,
+    stage: StagePlan,
     progress: Progress,
     weights: dict[str, Tensor],
     best: dict[str, Tensor] | None,
     restored: State | None,
     teacher: Chain | None,
-    stop: Stop,
-) -> tuple[Fit, dict[str, Tensor]]:
+    stop: StopSignal,
+) -> tuple[StageResult, dict[str, Tensor]]:
     """Build a stage from plain weights, train it, and leave nothing of it behind. Returns how it ended and its last weights."""
     began = clock()
 
@@ -71,7 +71,7 @@ def run_stage(
 
 
 @contextlib.contextmanager
-def _nothing_left(run: Run, spreaded: Spread) -> Iterator[None]:
+def _nothing_left(run: Run, spreaded: Strategy) -> Iterator[None]:
     """Take a stage apart that has no room, since this process begins it anew. Of several none does: taking apart may need them all."""
     try:
         yield
@@ -81,7 +81,7 @@ def _nothing_left(run: Run, spreaded: Spread) -> Iterator[None]:
         raise
 
 
-def _chain(run: Run, stage: PlannedStage, weights: dict[str, Tensor]) -> Chain:
+def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
     """A fresh chain with these weights, frozen as the stage wants it."""
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
@@ -105,14 +105,14 @@ def on_device(chain: Chain, device: torch.device) -> Chain:
 class _FrozenParts:
     """What a stage does not train, and asks for answers. finite: it asks for the same answers again."""
 
-    prefix: Frozen | None
-    teacher: Frozen | None
+    prefix: FrozenModel | None
+    teacher: FrozenModel | None
     finite: bool
 
 
-def _frozen(run: Run, stage: PlannedStage, chain: Chain, teacher: Chain | None) -> _FrozenParts:
+def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> _FrozenParts:
     """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
-    autocast, finite, prefix = run.runtime.accelerator.autocast, obstacle(stage) is None, None
+    autocast, finite, prefix = run.runtime.accelerator.autocast, why_not_cacheable(stage) is None, None
     if stage.first > 0 and not chain.runs_whole:
         own = _without_suffix(chain, stage.first) if is_sharded(run.runtime) else chain
         prefix = prefix_of(own, stage.first, run.runtime.precision, True, autocast, run.chunk)
@@ -130,7 +130,7 @@ def _without_suffix(chain: Chain, cut: int) -> Chain:
     return copy.deepcopy(chain, memo).eval()
 
 
-def _spread(run: Run, stage: PlannedStage, chain: Chain, restored: State | None) -> Spread:
+def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) -> Strategy:
     made = stages.make_optimizer(stages.parameter_groups(chain, stage), stage.spec)
     spreaded = spread(run.runtime, chain, made, stage.spec.clip, run.start.compile)
     if restored is not None and restored.optimizer is not None:
@@ -140,10 +140,10 @@ def _spread(run: Run, stage: PlannedStage, chain: Chain, restored: State | None)
     return spreaded
 
 
-def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, stores: StageStores, stop: Stop) -> Job:
+def _job(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> Job:
     runtime, recipe, start = run.runtime, run.recipe, run.start
     # Images that nobody could store go through the whole chain; val has one view of each, which the prefix says once.
-    entry = Entry(None if stores.train else frozen.prefix, stage.first) if frozen.finite else Entry()
+    entry = InputAdapter(None if stores.train else frozen.prefix, stage.first) if frozen.finite else InputAdapter()
     return Job(
         recipe=recipe,
         stage=stage,
@@ -154,7 +154,7 @@ def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, 
         batches=_train_batches(run, stage, frozen, stores),
         num_micro=num_micro(recipe.batch, runtime.world, run.device_batch),
         val=_val_batches(run, stores) if run.images.val is not None else None,
-        val_entry=Entry(None if stores.val else frozen.prefix, stage.first),
+        val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first),
         num_classes=len(run.images.classes),
         stop=stop,
         log=run.log,
@@ -168,7 +168,7 @@ def _job(run: Run, stage: PlannedStage, spreaded: Spread, frozen: _FrozenParts, 
     )
 
 
-def _objective(run: Run, stage: PlannedStage, teacher: Frozen | None) -> Objective:
+def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective:
     """What the recipe names, with the functions that it names."""
     recipe, num_classes, weights_K, taught = run.recipe, len(run.images.classes), None, None
     if recipe.data.balance == "weights":
@@ -178,7 +178,7 @@ def _objective(run: Run, stage: PlannedStage, teacher: Frozen | None) -> Objecti
     return Objective(losses.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, taught)
 
 
-def _train_batches(run: Run, stage: PlannedStage, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
+def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
     """From a step on: batches of images, or of positions alone where everything asked of the images is stored."""
     runtime, stream, views = run.runtime, _stream(run, stage), run.views(run.images.train, stage.spec.augment)
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
@@ -203,12 +203,12 @@ def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
     return Attached(positions, {FEATURES: stores.val})
 
 
-def _stream(run: Run, stage: PlannedStage) -> Stream:
+def _stream(run: Run, stage: StagePlan) -> SampleStream:
     recipe, labels = run.recipe, run.images.train.labels
     draw = None
     if recipe.data.balance == "sampler":
         draw = tuple(class_weights(labels, len(run.images.classes))[labels].tolist())
-    return Stream(
+    return SampleStream(
         seed=recipe.seed,
         stage=stage.index,
         num_samples=len(labels),
@@ -222,7 +222,7 @@ def _stream(run: Run, stage: PlannedStage) -> Stream:
     )
 
 
-def hand_on(run: Run, stage: PlannedStage, fit: Fit, last: dict[str, Tensor]) -> dict[str, Tensor]:
+def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a stage that is over, as a file that any tool can load; every process goes on from that file."""
     file = run.path / "stages" / stage.name / "weights.safetensors"
     if run.runtime.is_main:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tltrain import shards
-from tltrain.runtime import Agreement, Runtime
+from tltrain.runtime import FlagAllReduce, Runtime
 from tltrain.shards import Store
 
 Place = Literal["device", "memory", "disk"]
@@ -61,7 +61,7 @@ def fill(
     make: from names to (name, tensors), in that order. asked(where): called before each shard; True where somebody asked this
     process to stop. All processes go from shard to shard together, so that none waits for another longer than one shard takes.
     """
-    agreement = Agreement(runtime, 2)
+    agreement = FlagAllReduce(runtime, 2)
     missing = _missing(runtime, store, names, asked)
     why = _rounds(agreement, store, missing, make, asked, runtime.rank, runtime.world)
     if why is None and missing and (missing := _missing(runtime, store, names, None)):
@@ -98,7 +98,7 @@ def _sound(store: Store, file: Path) -> bool:
 
 
 def _rounds(
-    agreement: Agreement,
+    agreement: FlagAllReduce,
     store: Store,
     missing: list[str],
     make: Callable[[list[str]], Made],

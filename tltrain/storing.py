@@ -15,18 +15,18 @@ from tltrain import shards, store
 from tltrain.backbones import Loaded
 from tltrain.console import clock, duration
 from tltrain.data import Split, bases
-from tltrain.data.bases import Bases
+from tltrain.data.bases import ImageCache
 from tltrain.data.loader import item_loader
-from tltrain.data.order import Item
+from tltrain.data.order import SampleRef
 from tltrain.data.rendering import to_device
 from tltrain.data.views import Views
 from tltrain.errors import UserError
-from tltrain.inference import Batch, Frozen
+from tltrain.inference import Batch, FrozenModel
 from tltrain.recipe import Augment
-from tltrain.runtime import Agreement
+from tltrain.runtime import FlagAllReduce
 from tltrain.setup import Run
 from tltrain.shards import Store
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.store import Layout, Made, Rows
 from tltrain.survey import CHUNK, store_root
 from tltrain.thrift import Choice
@@ -65,7 +65,9 @@ class Attached:
             yield {**batch, **{name: rows(batch["index"], batch["view"]) for name, rows in self.rows.items()}}
 
 
-def open_stores(run: Run, stage: PlannedStage, prefix: Frozen | None, teacher: Frozen | None, asked: Callable[[str], bool]) -> StageStores:
+def open_stores(
+    run: Run, stage: StagePlan, prefix: FrozenModel | None, teacher: FrozenModel | None, asked: Callable[[str], bool]
+) -> StageStores:
     """Every store that was chosen for a stage, filled. What cannot be filled is computed online: the result is the same. Collective.
 
     asked(where): whether somebody asked this process to stop; then nothing more is filled.
@@ -103,7 +105,7 @@ def _open_bases(run: Run, split: Split, held: ExitStack, asked: Callable[[str], 
     if opened is None:
         return
     held.enter_context(opened)
-    found = Bases(opened.path, split, preprocess)
+    found = ImageCache(opened.path, split, preprocess)
     needed = len(split) * choice.speed.row_bytes
     why = _fill(run, opened, choice, needed, found.names(), lambda names: found.make(names, run.workers), asked)
     if why is None:
@@ -140,7 +142,7 @@ def _fill(
 
 
 def _open(
-    run: Run, stage: PlannedStage, choice: Choice, kind: str, frozen: Frozen, loaded: Loaded, split: Split, augment: Augment,
+    run: Run, stage: StagePlan, choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment,
     asked: Callable[[str], bool],
 ) -> Rows | None:  # fmt: skip
     """A filled store's rows, or None where it could not be filled."""
@@ -173,7 +175,7 @@ def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dic
         opened = Store(store_root(), kind, key, made_by)
     except (OSError, UserError) as error:
         why = str(error)
-    if not Agreement(run.runtime, 1).now([int(opened is None)])[0]:
+    if not FlagAllReduce(run.runtime, 1).now([int(opened is None)])[0]:
         return opened
     if opened is not None:
         opened.close()
@@ -181,13 +183,13 @@ def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dic
     return None
 
 
-def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[str], alive: Callable[[str], bool]) -> Made:
+def _make(run: Run, views: Views, layout: Layout, frozen: FrozenModel, names: list[str], alive: Callable[[str], bool]) -> Made:
     """Shards in order; images come through the run's data workers, a chunk at a time."""
     chunk, device = frozen.chunk or CHUNK["cpu"], run.runtime.device
-    batches: list[list[Item]] = []
+    batches: list[list[SampleRef]] = []
     for name in names:
         view, rows = layout.rows(name)
-        batches += [[Item(i, view) for i in rows[at : at + chunk]] for at in range(0, len(rows), chunk)]
+        batches += [[SampleRef(i, view) for i in rows[at : at + chunk]] for at in range(0, len(rows), chunk)]
     loaded = iter(item_loader(views, batches, run.workers, run.pins))
     for name in names:
         _, rows = layout.rows(name)
@@ -198,7 +200,7 @@ def _make(run: Run, views: Views, layout: Layout, frozen: Frozen, names: list[st
         yield name, {"rows": torch.cat(parts).cpu()}
 
 
-def row_key(run: Run, kind: str, frozen: Frozen, loaded: Loaded, split: Split, augment: Augment, num_views: int) -> dict[str, Any]:
+def row_key(run: Run, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment, num_views: int) -> dict[str, Any]:
     """Everything that decides a row's bytes. The evaluation view is the same whatever augments the others."""
     chain, preprocess, data = frozen.chain, run.student.preprocess, run.recipe.data
     augmented = num_views > 1 and augment != "none"

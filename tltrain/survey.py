@@ -17,14 +17,14 @@ from torch import Tensor
 from tltrain import shards, thrift
 from tltrain.backbones import Loaded
 from tltrain.blocks import Chain
-from tltrain.data import Images, Split, bases
+from tltrain.data import DataSplits, Split, bases
 from tltrain.data.places import cache_root
 from tltrain.data.views import KEPT_BYTES, Views
 from tltrain.errors import UserError
-from tltrain.inference import Frozen
-from tltrain.options import Start
+from tltrain.inference import FrozenModel
+from tltrain.options import RunFlags
 from tltrain.recipe import Augment, Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.thrift import Budget, Choice, Speed
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -64,15 +64,15 @@ def store_root() -> Path:
     return root
 
 
-def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Autocast, chunk: int | None = None) -> Frozen:
+def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
     """The blocks before `cut`, frozen. finite: what it says could be stored, so that it runs in chunks. chunk: None for the usual one."""
-    return Frozen(chain, cut, ROUNDED.get(precision), (chunk or _usual_chunk(chain)) if finite else None, autocast)
+    return FrozenModel(chain, cut, ROUNDED.get(precision), (chunk or _usual_chunk(chain)) if finite else None, autocast)
 
 
-def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> Frozen:
+def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
     """The whole teacher. Its logits are always rounded, so that a run does not depend on whether they were stored."""
     assert recipe.distill is not None
-    return Frozen(chain, None, LOGITS[recipe.distill.logits], (chunk or _usual_chunk(chain)) if finite else None, autocast)
+    return FrozenModel(chain, None, LOGITS[recipe.distill.logits], (chunk or _usual_chunk(chain)) if finite else None, autocast)
 
 
 def _usual_chunk(chain: Chain) -> int:
@@ -91,7 +91,13 @@ class Machine:
 
 
 def survey(
-    recipe: Recipe, start: Start, images: Images, student: Loaded, teacher: Loaded | None, planned: Sequence[PlannedStage], machine: Machine
+    recipe: Recipe,
+    start: RunFlags,
+    images: DataSplits,
+    student: Loaded,
+    teacher: Loaded | None,
+    planned: Sequence[StagePlan],
+    machine: Machine,
 ) -> Choices:
     """Decide what is stored. Nothing of it changes what is learned. Raises UserError where --store always cannot be had."""
     thrift.check_always(start.store, recipe, student.chain, planned)
@@ -120,14 +126,14 @@ def _limits() -> list[int]:
 
 class _Surveyor:
     def __init__(
-        self, recipe: Recipe, start: Start, images: Images, student: Loaded, teacher: Loaded | None, machine: Machine, budget: Budget
+        self, recipe: Recipe, start: RunFlags, images: DataSplits, student: Loaded, teacher: Loaded | None, machine: Machine, budget: Budget
     ) -> None:
         self.recipe, self.start, self.images, self.machine, self.budget = recipe, start, images, machine, budget
         self.meter = _Meter(images, student, recipe, machine.device, machine.workers)
         self.student = timed(student.chain, machine.device)
         self.teacher = None if teacher is None else timed(teacher.chain, machine.device)
 
-    def stage(self, stage: PlannedStage) -> StageChoices:
+    def stage(self, stage: StagePlan) -> StageChoices:
         train = val = logits = None
         where = f"features before {self.student.blocks[stage.first].name}"
         if stage.first > 0 and (why_not := thrift.uncut(self.student)) is not None:
@@ -146,9 +152,9 @@ class _Surveyor:
             logits = self._train(stage, "the teacher's logits", whole, False, self.budget.without(train).without(val))
         return StageChoices(train, val, logits)
 
-    def _train(self, stage: PlannedStage, what: str, frozen: Frozen, with_image: bool, budget: Budget) -> Choice:
+    def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, with_image: bool, budget: Budget) -> Choice:
         """with_image: a stored row spares the image too."""
-        why_not = thrift.obstacle(stage)
+        why_not = thrift.why_not_cacheable(stage)
         if why_not is not None:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
@@ -156,7 +162,7 @@ class _Surveyor:
         return thrift.choose(self.start.store, stage.spec.name, what, len(self.images.train), num_views, asked, speed, budget)
 
 
-def find_budget(start: Start, device: torch.device, local_world: int) -> Budget:
+def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budget:
     """As the flags say, else a quarter of the device's free memory, half of the host's for all its processes, half of the disk."""
     on_device = 0
     if device.type == "cuda":
@@ -196,7 +202,7 @@ def timed(chain: Chain, device: torch.device) -> Chain:
 class _Meter:
     """Times of this machine, each taken once."""
 
-    def __init__(self, images: Images, student: Loaded, recipe: Recipe, device: torch.device, workers: int) -> None:
+    def __init__(self, images: DataSplits, student: Loaded, recipe: Recipe, device: torch.device, workers: int) -> None:
         self.split, self.student, self.recipe, self.device, self.workers = images.train, student, recipe, device, workers
         self.known: dict[Any, Any] = {}
         self.base_s, self.base_bytes = self._base()
@@ -206,7 +212,7 @@ class _Meter:
         """Whether a process keeps all base images in memory anyway."""
         return self.workers == 0 and self.base_bytes * len(self.split) <= KEPT_BYTES
 
-    def speed(self, frozen: Frozen, augment: Augment, with_image: bool = True) -> Speed:
+    def speed(self, frozen: FrozenModel, augment: Augment, with_image: bool = True) -> Speed:
         key = (id(frozen.chain), frozen.stop)
         if key not in self.known:
             self.known[key] = time_frozen(frozen, self.student.preprocess.size, self.device)
@@ -240,7 +246,7 @@ def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> V
     return Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
 
 
-def time_frozen(frozen: Frozen, side: int, device: torch.device) -> tuple[float, int]:
+def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[float, int]:
     """(seconds an image, bytes of its row): of one image first, and of several where that is quick."""
 
     def once(num: int) -> tuple[float, Tensor]:
@@ -274,7 +280,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _choose_images(
-    start: Start, images: Images, made: Sequence[StageChoices], planned: Sequence[PlannedStage], meter: _Meter, budget: Budget
+    start: RunFlags, images: DataSplits, made: Sequence[StageChoices], planned: Sequence[StagePlan], meter: _Meter, budget: Budget
 ) -> Choice | None:
     """Base images are stored where they must be read from files again and again."""
     if not meter.readable or (meter.kept and start.store_images == "auto"):

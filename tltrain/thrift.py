@@ -11,7 +11,7 @@ from tltrain.blocks import Chain
 from tltrain.console import duration, size
 from tltrain.errors import UserError
 from tltrain.recipe import Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.store import Place
 
 Mode = Literal["auto", "always", "never"]
@@ -126,7 +126,7 @@ def choose(
     return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not)
 
 
-def obstacle(stage: PlannedStage) -> str | None:
+def why_not_cacheable(stage: StagePlan) -> str | None:
     """Why the training images of a stage cannot be looked up: what it asks for is never asked for again, or exists only once mixed."""
     spec = stage.spec
     if spec.mixup or spec.cutmix:
@@ -142,21 +142,21 @@ def uncut(chain: Chain) -> str | None:
     return "blocks of this network cannot run one by one" if chain.runs_whole else None
 
 
-def num_views(recipe: Recipe, stage: PlannedStage) -> int:
+def num_views(recipe: Recipe, stage: StagePlan) -> int:
     """Views of each image that a stage with a finite number of them asks for."""
     assert stage.spec.views is not None
     epochs = math.ceil(stage.num_steps * stage.batch / stage.num_samples)
     return stage.spec.views if recipe.data.balance == "sampler" else min(stage.spec.views, epochs)
 
 
-def num_evaluations(stage: PlannedStage) -> int:
+def num_evaluations(stage: StagePlan) -> int:
     """Times that val is evaluated in a stage that runs to its end."""
     return 1 + max(1, math.ceil(stage.epoch(stage.num_steps) / stage.spec.eval_epochs - 1e-9))
 
 
-def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[PlannedStage]) -> None:
+def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[StagePlan]) -> None:
     """Raises UserError where everything shall be stored and a stage asks for what cannot be."""
     for stage in planned if mode == "always" else ():
-        why = obstacle(stage) or (uncut(chain) if stage.first > 0 else None)
+        why = why_not_cacheable(stage) or (uncut(chain) if stage.first > 0 else None)
         if why is not None and (stage.first > 0 or recipe.distill is not None):
             raise UserError(f"--store always, and stage {stage.spec.name} cannot be stored: {why}; or take --store auto")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tltrain import backbones
 from tltrain.backbones.base import Family
-from tltrain.backbones.card import Card, read_card
+from tltrain.backbones.card import WeightsMetadata, read_card
 from tltrain.blocks import Chain
 from tltrain.data.views import Preprocess
 from tltrain.errors import UserError
@@ -21,12 +21,12 @@ from tltrain.recipe import Recipe, parse
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """The best weights of a run. Its logits are calibrated: the temperature is divided out in its head."""
 
     path: Path
     recipe: Recipe
-    card: Card
+    card: WeightsMetadata
     family: Family
     chain: Chain
     """On the CPU, in eval mode, frozen."""
@@ -46,7 +46,7 @@ class Trained:
         return Preprocess(self.card.size, self.card.resize, self.card.interpolation)
 
 
-def open_trained(path: Path) -> Trained:
+def load_trained(path: Path) -> TrainedModel:
     """Raises UserError where the folder is no run, or has no weights yet."""
     recipe, weights = read_recipe(path), path / "weights.safetensors"
     if not weights.is_file():
@@ -59,7 +59,7 @@ def open_trained(path: Path) -> Trained:
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).eval()
     for parameter in chain.net.get_submodule(loaded.family.head).parameters():
         parameter.div_(card.temperature)
-    return Trained(path, recipe, loaded.card, loaded.family, chain)
+    return TrainedModel(path, recipe, loaded.card, loaded.family, chain)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -71,7 +71,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 @torch.no_grad()
-def probabilities(trained: Trained, x_BCHW: Tensor) -> Tensor:
+def probabilities(trained: TrainedModel, x_BCHW: Tensor) -> Tensor:
     """Calibrated probabilities (B, K) float64 on the CPU, computed on the accelerator there is, for images as the chain takes them."""
     device = next(trained.placed.parameters()).device
     return trained.placed(x_BCHW.to(device)).cpu().double().softmax(1)

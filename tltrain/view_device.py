@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tltrain.backbones import Loaded
 from tltrain.data import Split, bases
-from tltrain.data.order import Item
+from tltrain.data.order import SampleRef
 from tltrain.data.rendering import to_device
 from tltrain.data.views import Views
 from tltrain.errors import UserError
-from tltrain.inference import Frozen
-from tltrain.options import Start
+from tltrain.inference import FrozenModel
+from tltrain.options import RunFlags
 from tltrain.recipe import Recipe
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.survey import CHUNK, Choices, Machine, time_frozen, timed
 
 COMPARED, TIMED = 16, 64
@@ -65,7 +65,7 @@ class Rates:
 
 
 def view_device(
-    recipe: Recipe, start: Start, split: Split, student: Loaded, planned: Sequence[PlannedStage], machine: Machine, choices: Choices
+    recipe: Recipe, start: RunFlags, split: Split, student: Loaded, planned: Sequence[StagePlan], machine: Machine, choices: Choices
 ) -> ViewDevice:
     """Decide it for a run. split: its training images. Raises UserError where --views device cannot be had."""
     if start.views == "host" or not any(stage.spec.augment == "strong" for stage in planned):
@@ -75,7 +75,7 @@ def view_device(
     host, device = (Views(split, student.preprocess, "strong", recipe.data.flip, recipe.data.seed, on_device=on) for on in (False, True))
     chosen = sorted({i * len(split) // 4 for i in range(4)})
     try:
-        asked = [Item(i, 1 + v) for v in range(COMPARED // len(chosen)) for i in chosen]
+        asked = [SampleRef(i, 1 + v) for v in range(COMPARED // len(chosen)) for i in chosen]
         made = host.batch(asked)
     except (UserError, IndexError):  # an outline of a data set that is not there yet
         return ViewDevice(start.views == "device")
@@ -96,11 +96,11 @@ def _rates(host: Views, device: Views, chosen: Sequence[int], student: Loaded, m
     at_once = max(1, machine.workers)
     stored = choices.images is not None and choices.images.place is not None
     read_s = 0.0 if stored or machine.workers == 0 else bases.estimate(host.split, host.preprocess).seconds / len(host.split)
-    some = [Item(i, 1 + v) for v in range(4) for i in chosen]
+    some = [SampleRef(i, 1 + v) for v in range(4) for i in chosen]
     host_s, base_s = (_least(partial(views.batch, some)) / len(some) for views in (host, device))
     many = {name: _pinned(tensor, machine.device) for name, tensor in device.batch([some[n % len(some)] for n in range(TIMED)]).items()}
     render_s = _least(lambda: _waited(to_device(many, machine.device)["image"])) / TIMED
-    whole = Frozen(timed(student.chain, machine.device), None, None, CHUNK.get(machine.device.type, 64), machine.autocast)
+    whole = FrozenModel(timed(student.chain, machine.device), None, None, CHUNK.get(machine.device.type, 64), machine.autocast)
     forward_s, _ = time_frozen(whole, student.preprocess.size, machine.device)
     return Rates((host_s + read_s) / at_once, (base_s + read_s) / at_once, render_s, TRAINING * forward_s)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tltrain import recipe
 from tltrain.backbones.base import Family, Source, names
-from tltrain.backbones.card import Card, read_card, write_weights
+from tltrain.backbones.card import WeightsMetadata, read_card, write_weights
 from tltrain.backbones.fit import check_fit, listed
 from tltrain.backbones.sources import find
 from tltrain.backbones.steps import drop_before
@@ -19,7 +19,7 @@ from tltrain.blocks import Chain
 from tltrain.data.views import Preprocess
 from tltrain.errors import UserError
 
-__all__ = ["Card", "Loaded", "load", "names", "read_card", "skeleton", "write_weights"]
+__all__ = ["Loaded", "WeightsMetadata", "load", "names", "read_card", "skeleton", "write_weights"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Loaded:
     """A chain with the weights a recipe asks for."""
 
     chain: Chain
-    card: Card
+    card: WeightsMetadata
     """Of the chain as it is: its own size, its own classes."""
     family: Family
     origin: str
@@ -78,7 +78,9 @@ def skeleton(spec: recipe.Backbone, num_classes: int, size: int | None, resize: 
     return _loaded(net, source.family, card, spec, [source.origin, *source.notes])
 
 
-def _fitted(source: Source, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None) -> Card:
+def _fitted(
+    source: Source, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None
+) -> WeightsMetadata:
     """The weights' card with what the recipe overrides, for this data's classes."""
     card = source.card
     side = card.size if size is None else size
@@ -90,7 +92,7 @@ def _fitted(source: Source, spec: recipe.Backbone, size: int | None, resize: int
     return source.family.fitted(replace(card, mean=mean, std=std, resize=shorter), side, classes)
 
 
-def _random_net(family: Family, card: Card, seed: int) -> nn.Module:
+def _random_net(family: Family, card: WeightsMetadata, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = family.build(card, _num_classes(card))
@@ -99,7 +101,7 @@ def _random_net(family: Family, card: Card, seed: int) -> nn.Module:
     return net
 
 
-def _net(state: Mapping[str, Tensor], family: Family, card: Card) -> nn.Module:
+def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> nn.Module:
     """The net with this state in fp32, and with a head of zeros where the state has none."""
     with torch.device("meta"):
         net = family.build(card, _num_classes(card))
@@ -110,14 +112,14 @@ def _net(state: Mapping[str, Tensor], family: Family, card: Card) -> nn.Module:
     return net
 
 
-def _loaded(net: nn.Module, family: Family, card: Card, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
+def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
     chain = Chain(net, family.blocks(net, spec.dropout), card.mean, card.std)
     if chain.runs_whole and spec.dropout > 0:
         drop_before(net, family.head, spec.dropout)
     return Loaded(chain.eval(), card, family, "; ".join(lines))
 
 
-def _num_classes(card: Card) -> int:
+def _num_classes(card: WeightsMetadata) -> int:
     assert card.classes is not None, "only a skeleton's card is without classes"
     return len(card.classes)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from tltrain import registry
-from tltrain.backbones.card import Card
+from tltrain.backbones.card import WeightsMetadata
 from tltrain.blocks import Block
 from tltrain.errors import UserError
 
@@ -42,12 +42,12 @@ class Family(Protocol):
         ...
 
     @abstractmethod
-    def default_card(self, name: str) -> Card:
+    def default_card(self, name: str) -> WeightsMetadata:
         """What holds for a network whose weights say nothing of themselves. Raises UserError where only weights could say it."""
         ...
 
     @abstractmethod
-    def build(self, card: Card, num_classes: int) -> nn.Module:
+    def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
         """The net on the current default device, with random weights: normalised images (B, 3, size, size) to logits (B, num_classes).
 
         A net whose blocks have no steps may return an object that has the logits as `logits`, as transformers' networks do.
@@ -62,15 +62,15 @@ class Family(Protocol):
         """
         ...
 
-    def fitted(self, card: Card, size: int, classes: tuple[str, ...] | None) -> Card:
+    def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
         """The card of the same net for images of `size` pixels and these classes. Raises UserError for a size that does not fit."""
         return replace(card, size=size, classes=classes)
 
-    def resized(self, state: Mapping[str, Tensor], card: Card, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def resized(self, state: Mapping[str, Tensor], card: WeightsMetadata, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """(the state dict of `card` for images of `size` pixels, lines that say what was done). Convolutions take every size."""
         return dict(state), ()
 
-    def mismatch(self, name: str, card: Card) -> str | None:
+    def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
         """Why weights with this card are not the network `name`: what follows on `the weights X`, with the remedy."""
         return None if name == card.name else f"are a {card.name}; set the name to {card.name} or null"
 
@@ -85,15 +85,15 @@ class Family(Protocol):
         """Weights in a folder of another program's, or None where this family cannot read it. Raises UserError."""
         return None
 
-    def converted(self, state: dict[str, Tensor], card: Card, origin: str) -> dict[str, Tensor]:
+    def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
         """The tensors of a .safetensors file, under the net's own names. origin: of the file, for a message. Raises UserError."""
         return state
 
-    def to_transformers(self, net: nn.Module, card: Card) -> PreTrainedModel | None:
+    def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
         """The same network as a class of transformers, for an export; None where transformers has none."""
         return None
 
-    def torchvision_name(self, card: Card) -> str | None:
+    def torchvision_name(self, card: WeightsMetadata) -> str | None:
         """The name by which torchvision builds a net that loads the same state dict; None where it has none."""
         return None
 
@@ -103,7 +103,7 @@ class Source:
     """Weights found, their description read, their tensors not yet."""
 
     family: Family
-    card: Card
+    card: WeightsMetadata
     """Of the weights as they are; classes is None where they hold no head, or do not say what it knows."""
     origin: str
     read: Callable[[], dict[str, Tensor]] | None

@@ -17,7 +17,7 @@ from tltrain.errors import UserError
 
 
 @dataclass(frozen=True)
-class Card:
+class WeightsMetadata:
     """A network and the images it was trained on."""
 
     name: str
@@ -38,7 +38,7 @@ class Card:
     """What the logits are divided by before the softmax, so that its probabilities hold; 1 where nothing was fitted."""
 
 
-def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> None:
+def write_weights(path: str | Path, state: Mapping[str, Tensor], card: WeightsMetadata) -> None:
     """Write a net's state dict, under the net's own names, with its card.
 
     The file appears whole or not at all, and is on the disk when this returns.
@@ -51,7 +51,7 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor], card: Card) -> 
         _order_header(temporary)
 
 
-def read_card(path: str | Path) -> Card | None:
+def read_card(path: str | Path) -> WeightsMetadata | None:
     """The card of a safetensors file, or None where another program wrote the file. Raises UserError."""
     try:
         with open(path, "rb"):  # safetensors says of a file that may not be read that it does not exist
@@ -63,13 +63,13 @@ def read_card(path: str | Path) -> Card | None:
     if text is None:
         return None
     raw = json.loads(text)
-    known = {field.name for field in fields(Card)}
-    needed = {field.name for field in fields(Card) if field.default is MISSING}
+    known = {field.name for field in fields(WeightsMetadata)}
+    needed = {field.name for field in fields(WeightsMetadata) if field.default is MISSING}
     if not needed <= set(raw) <= known:
         differ = ", ".join(sorted((needed - set(raw)) | (set(raw) - known)))
         raise UserError(f"the card in {path} was written by another version of tltrain (it differs in {differ}); use that version")
     lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if raw[key] is not None}
-    return Card(**{**raw, **lists})
+    return WeightsMetadata(**{**raw, **lists})
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
-from tltrain.backbones.card import Card
+from tltrain.backbones.card import WeightsMetadata
 from tltrain.backbones.fit import listed
 from tltrain.errors import UserError
 
@@ -26,7 +26,7 @@ _HEAD, _MAY_DIFFER = "classifier.", ("classifier.", "pooler.", "vit.pooler.")
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype")
 
 
-def build(card: Card, num_classes: int) -> ViTForImageClassification:
+def build(card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
     """The net of a card on the current default device, with random weights."""
     config = ViTConfig.from_dict(card.config)
     config.num_labels = num_classes
@@ -71,7 +71,7 @@ def download(repo: str, *, network: bool) -> Path:
     )
 
 
-def read_card(folder: Path) -> tuple[Card, tuple[str, ...]]:
+def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
     """(the card of a save_pretrained folder, its name left to the family; lines that say what was assumed). Reads no weights.
 
     Raises UserError.
@@ -91,7 +91,7 @@ def read_card(folder: Path) -> tuple[Card, tuple[str, ...]]:
         raise UserError(f"{folder / _CONFIG} has num_channels {config.num_channels}; images here have 3")
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) or None
     half, size = (0.5, 0.5, 0.5), config.image_size
-    card = Card("vit", _plain(config), half, half, size, size, "bilinear", classes)
+    card = WeightsMetadata("vit", _plain(config), half, half, size, size, "bilinear", classes)
     if (folder / _PROCESSOR).exists():
         return _with_processor(card, folder), ()
     return card, (f"it has no {_PROCESSOR}: mean and std are 0.5, the size is the configuration's, {size}",)
@@ -102,7 +102,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     return _convert(str(folder), pretrained_model_name_or_path=folder, local_files_only=True)
 
 
-def convert(state: dict[str, Tensor], card: Card, origin: str) -> dict[str, Tensor]:
+def convert(state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
     """As `read_state`, from tensors under any names that transformers knows: old or new, with or without `vit.`."""
     config = ViTConfig.from_dict(card.config)
     head = state.get(f"{_HEAD}weight")
@@ -140,7 +140,7 @@ def _plain(config: ViTConfig) -> dict[str, Any]:
     return {**{k: v for k, v in values.items() if k not in _VOLATILE}, "architectures": ["ViTForImageClassification"]}
 
 
-def _with_processor(card: Card, folder: Path) -> Card:
+def _with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
     try:
         processor: Any = ViTImageProcessor.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from tltrain.backbones import torch_hub
 from tltrain.backbones.base import Family, Source
-from tltrain.backbones.card import Card
+from tltrain.backbones.card import WeightsMetadata
 from tltrain.backbones.steps import head_block, run_module
 from tltrain.blocks import Block
 
@@ -68,12 +68,12 @@ class ResnetFamily(Family):
             lines[name] = f"a ResNet of 4 blocks ({widths} channels) for 32 px and a CPU; weights: none but your own and shipped ones"
         return lines
 
-    def default_card(self, name: str) -> Card:
+    def default_card(self, name: str) -> WeightsMetadata:
         if name in SMALL:
-            return Card(name, {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 32, 32, "bilinear", None)
-        return Card(name, {}, IMAGENET_MEAN, IMAGENET_STD, 224, 256, "bilinear", None)
+            return WeightsMetadata(name, {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 32, 32, "bilinear", None)
+        return WeightsMetadata(name, {}, IMAGENET_MEAN, IMAGENET_STD, 224, 256, "bilinear", None)
 
-    def build(self, card: Card, num_classes: int) -> ResNet:
+    def build(self, card: WeightsMetadata, num_classes: int) -> ResNet:
         if card.name in SMALL:
             return SmallResNet(SMALL[card.name], num_classes)
         return cast(ResNet, get_model(card.name, weights=None, num_classes=num_classes))
@@ -96,14 +96,14 @@ class ResnetFamily(Family):
         card = torch_hub.card_of(self.default_card(name), entry)
         return Source(self, card, f"torchvision's {entry}", partial(torch_hub.read_state, entry))
 
-    def to_transformers(self, net: nn.Module, card: Card) -> PreTrainedModel | None:
+    def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
         if card.name not in IN_TRANSFORMERS:
             return None
         from tltrain.backbones import resnet_hf  # transformers is loaded for an export alone
 
         return resnet_hf.converted(cast(ResNet, net))
 
-    def torchvision_name(self, card: Card) -> str | None:
+    def torchvision_name(self, card: WeightsMetadata) -> str | None:
         return card.name if card.name in TORCHVISION else None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tltrain import recipe
 from tltrain.backbones.base import Family, Source, families, family_of, find_family, names
-from tltrain.backbones.card import Card, read_card, read_state
+from tltrain.backbones.card import WeightsMetadata, read_card, read_state
 from tltrain.errors import UserError
 
 
@@ -92,7 +92,7 @@ def _from_file(family: Family | None, name: str | None, path: Path, origin: str)
     return Source(family, card, origin, partial(_read, family, path, card), notes)
 
 
-def _read(family: Family, path: Path, card: Card) -> dict[str, Tensor]:
+def _read(family: Family, path: Path, card: WeightsMetadata) -> dict[str, Tensor]:
     return family.converted(read_state(path), card, str(path))
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from tltrain.backbones.card import Card
+from tltrain.backbones.card import WeightsMetadata
 from tltrain.errors import UserError
 
 
@@ -30,7 +30,7 @@ def find(name: str, weights: str) -> WeightsEnum:
     return cast(WeightsEnum, known[weights])
 
 
-def card_of(card: Card, entry: WeightsEnum) -> Card:
+def card_of(card: WeightsMetadata, entry: WeightsEnum) -> WeightsMetadata:
     """The card with what torchvision's evaluation transform and class list say."""
     preset = entry.transforms()
     return replace(

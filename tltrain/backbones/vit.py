@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tltrain.backbones.base import Family, Source
-from tltrain.backbones.card import Card
+from tltrain.backbones.card import WeightsMetadata
 from tltrain.backbones.steps import head_block
 from tltrain.blocks import Block
 from tltrain.errors import UserError
@@ -55,7 +55,7 @@ class VitFamily(Family):
             lines[name] = f"ViT of {layers} blocks, width {hidden}, {heads} heads, patch {patch}, {image} px, about {size}"
         return {**lines, ANY: "any ViT of a hub id or a save_pretrained folder: its own configuration says what it is"}
 
-    def default_card(self, name: str) -> Card:
+    def default_card(self, name: str) -> WeightsMetadata:
         if name == ANY:
             known = ", ".join(SIZES)
             raise UserError(f"backbone.name {ANY!r} takes its configuration from weights, and these have none; name one of {known}")
@@ -63,9 +63,9 @@ class VitFamily(Family):
 
         image_size = _IMAGE_SIZE.get(name, 224)
         config = hub.plain_config({"image_size": image_size, **dict(zip(_SHAPE, SIZES[name], strict=True))})
-        return Card(name, config, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), image_size, image_size, "bilinear", None)
+        return WeightsMetadata(name, config, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), image_size, image_size, "bilinear", None)
 
-    def build(self, card: Card, num_classes: int) -> ViTForImageClassification:
+    def build(self, card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
         from tltrain.backbones import hub
 
         return hub.build(card, num_classes)
@@ -77,7 +77,7 @@ class VitFamily(Family):
         end = Block(f"block.{last}", (f"vit.layers.{last}", "vit.layernorm"), partial(_last, last))
         return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head, dropout)]
 
-    def fitted(self, card: Card, size: int, classes: tuple[str, ...] | None) -> Card:
+    def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
         """Raises UserError where the patch does not divide the size."""
         patch = card.config["patch_size"]
         if size % patch:
@@ -89,7 +89,7 @@ class VitFamily(Family):
             config["label2id"] = {name: i for i, name in enumerate(classes)}
         return replace(card, config=config, size=size, classes=classes)
 
-    def resized(self, state: Mapping[str, Tensor], card: Card, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def resized(self, state: Mapping[str, Tensor], card: WeightsMetadata, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """Position embeddings are interpolated here, once, on the weights."""
         was = card.config["image_size"]
         if size == was:
@@ -97,7 +97,7 @@ class VitFamily(Family):
         positions = interpolate_positions(state[POSITIONS], size // card.config["patch_size"])
         return {**state, POSITIONS: positions}, (f"position embeddings interpolated from {was} to {size} px",)
 
-    def mismatch(self, name: str, card: Card) -> str | None:
+    def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
         """Weights are told apart by their configuration: those of a known size may call themselves `vit`."""
         if not self.matches(card.name):
             return super().mismatch(name, card)
@@ -129,13 +129,13 @@ class VitFamily(Family):
         card, notes = hub.read_card(folder)
         return Source(self, replace(card, name=_name_of(card.config)), origin, partial(hub.read_state, folder), notes)
 
-    def converted(self, state: dict[str, Tensor], card: Card, origin: str) -> dict[str, Tensor]:
+    def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
         """Through transformers, which also knows the names of its earlier versions."""
         from tltrain.backbones import hub
 
         return hub.convert(state, card, origin)
 
-    def to_transformers(self, net: nn.Module, card: Card) -> PreTrainedModel | None:
+    def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
         return cast("ViTForImageClassification", net)
 
 

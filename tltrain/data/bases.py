@@ -54,7 +54,7 @@ def codecs() -> dict[str, str | None]:
     return {name: features.version(name) for name in CODECS} | {"decoder": str(decode.VERSION)}
 
 
-class Bases:
+class ImageCache:
     """The base images of a split, by position: `bases[i]` once the store is filled. Can be pickled, as a path.
 
     A shard holds the images of SHARD_IMAGES positions: {"pixels": uint8, flat, one image after the other, "size": int32 (n, 2), height

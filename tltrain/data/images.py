@@ -33,7 +33,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Images:
+class DataSplits:
     """An open data set. The class list is one for all splits."""
 
     classes: tuple[str, ...]
@@ -89,7 +89,7 @@ class SourceKind:
 
 
 @dataclass(frozen=True)
-class At:
+class Indexed:
     """`read` by position in a split."""
 
     read: Read

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tltrain.data.order import Item, Stream, micro_batches, rank_slice
+from tltrain.data.order import SampleRef, SampleStream, micro_batches, rank_slice
 from tltrain.data.views import Batch, Views, batches_as_they_are
 from tltrain.data.workers import Loader, worker_options
 
@@ -18,7 +18,7 @@ from tltrain.data.workers import Loader, worker_options
 class StepSampler:
     """For each step from start to stop (exclusive), this rank's micro-batches: num_micro lists of items."""
 
-    stream: Stream
+    stream: SampleStream
     start: int
     stop: int
     rank: int
@@ -28,7 +28,7 @@ class StepSampler:
     def __len__(self) -> int:
         return (self.stop - self.start) * self.num_micro
 
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         for s in range(self.start, self.stop):
             items = self.stream.step(s)
             mine = items[rank_slice(len(items), self.rank, self.world)]
@@ -36,19 +36,19 @@ class StepSampler:
 
 
 def train_loader(
-    views: Views, stream: Stream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int, workers: int, pin: bool
+    views: Views, stream: SampleStream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int, workers: int, pin: bool
 ) -> Loader:
     """Batches of this rank, num_micro for each step: dictionaries as Views makes them, stacked."""
     return _loader(views, StepSampler(stream, start_step, stop_step, rank, world, num_micro), workers, pin)
 
 
-def item_loader(views: Views, batches: Sequence[list[Item]], workers: int, pin: bool) -> Loader:
+def item_loader(views: Views, batches: Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
     """These items, batch by batch."""
     return _loader(views, batches, workers, pin)
 
 
 def train_positions(
-    labels: np.ndarray, stream: Stream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int
+    labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int
 ) -> Iterator[Batch]:
     """As train_loader without the images: label, weight, index and view, for those who look the rest up."""
     places = range(stream.batch)[rank_slice(stream.batch, rank, world)]
@@ -67,7 +67,7 @@ def eval_positions(labels: np.ndarray, rank: int, world: int, batch: int, limit:
     return list(_positions(labels, eval_batches(len(labels), rank, world, batch, limit)))
 
 
-def _positions(labels: np.ndarray, batches: Iterable[list[Item]]) -> Iterator[Batch]:
+def _positions(labels: np.ndarray, batches: Iterable[list[SampleRef]]) -> Iterator[Batch]:
     for items in batches:
         index_B = np.array([item.index for item in items])
         yield {
@@ -87,17 +87,17 @@ def eval_loader(views: Views, rank: int, world: int, batch: int, limit: int | No
     return _loader(views, eval_batches(len(views), rank, world, batch, limit), workers, pin)
 
 
-def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int | None) -> list[list[Item]]:
+def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int | None) -> list[list[SampleRef]]:
     num = min(num_samples, limit or num_samples)
     positions = [i * num_samples // num for i in range(num)]
     per_rank = math.ceil(num / world)
     num_batches = math.ceil(per_rank / batch)
     size = math.ceil(per_rank / num_batches)
-    items = [Item(p, 0) for p in positions]
-    items += [Item(positions[0], 0, weight=0.0)] * (num_batches * size * world - num)
+    items = [SampleRef(p, 0) for p in positions]
+    items += [SampleRef(positions[0], 0, weight=0.0)] * (num_batches * size * world - num)
     mine = items[rank::world]
     return [mine[b * size : (b + 1) * size] for b in range(num_batches)]
 
 
-def _loader(views: Views, batches: StepSampler | Sequence[list[Item]], workers: int, pin: bool) -> Loader:
+def _loader(views: Views, batches: StepSampler | Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
     return Loader(views, batch_sampler=batches, collate_fn=batches_as_they_are, pin_memory=pin, **worker_options(workers))

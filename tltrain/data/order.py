@@ -18,7 +18,7 @@ from scipy.special import betaincinv
 Box = tuple[int, int, int, int]
 
 
-class Item(NamedTuple):
+class SampleRef(NamedTuple):
     """One sample as the loader is asked for it."""
 
     index: int  # type: ignore[assignment] # hides tuple.index, which nobody needs of a sample
@@ -57,7 +57,7 @@ def shuffled(seed: int, n: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Stream:
+class SampleStream:
     """The samples of one stage: permutation 0, permutation 1, and so on; step s takes positions [sB, (s + 1)B). There is no tail."""
 
     seed: int
@@ -77,12 +77,12 @@ class Stream:
     size: int = 0
     """Side of the image in pixels, for cutmix's boxes."""
 
-    def step(self, s: int) -> list[Item]:
+    def step(self, s: int) -> list[SampleRef]:
         """The global batch of step s, B items."""
         index_B, view_B = self.positions(s)
         samples = list(zip(index_B.tolist(), view_B.tolist(), strict=True))
         if self.mixup == 0 and self.cutmix == 0:
-            return [Item(index, view) for index, view in samples]
+            return [SampleRef(index, view) for index, view in samples]
         return self._mixed(s, samples)
 
     def positions(self, s: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ class Stream:
     def _cumulative(self) -> np.ndarray | None:
         return None if self.draw_weights is None else np.cumsum(self.draw_weights)
 
-    def _mixed(self, s: int, samples: list[tuple[int, int]]) -> list[Item]:
+    def _mixed(self, s: int, samples: list[tuple[int, int]]) -> list[SampleRef]:
         """Each sample's partner stands a number of places further on in the same batch; the number is drawn for the step."""
         n = len(samples)
         choice, shift = uniform(key(self.seed, "mix", self.stage, s), 2)
@@ -140,7 +140,7 @@ class Stream:
             if cut:
                 box, lam = _box(lam, u_B3[p, 1], u_B3[p, 2], self.size)
             partner, partner_view = samples[(p + places) % n]
-            items.append(Item(index, view, 1.0, partner, partner_view, lam, box))
+            items.append(SampleRef(index, view, 1.0, partner, partner_view, lam, box))
         return items
 
 
@@ -154,7 +154,7 @@ def num_micro(batch: int, world: int, max_device_batch: int) -> int:
     return math.ceil(math.ceil(batch / world) / max_device_batch)
 
 
-def micro_batches(items: Sequence[Item], num: int) -> list[list[Item]]:
+def micro_batches(items: Sequence[SampleRef], num: int) -> list[list[SampleRef]]:
     """The items in `num` parts whose sizes differ by at most 1; in place of an empty part, the first item with weight 0."""
     parts = [list(items[rank_slice(len(items), i, num)]) for i in range(num)]
     return [part or [items[0]._replace(weight=0.0)] for part in parts]

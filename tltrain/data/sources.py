@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import cast
 
 from tltrain import registry
-from tltrain.data.images import Images, SourceKind
+from tltrain.data.images import DataSplits, SourceKind
 from tltrain.data.places import data_root
 from tltrain.data.splits import split
 from tltrain.errors import UserError
 from tltrain.recipe import Data
 
 
-def outline_images(spec: Data, root: Path | None = None) -> Images:
+def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
     """As open_images, for a plan: nothing is downloaded, and a known data set that is absent is planned with its published numbers."""
     kind, argument = _find(spec.source)
     source = None if kind.outline is None else kind.outline(argument, spec, root or data_root())
     return open_images(spec, root) if source is None else split(source, spec)
 
 
-def open_images(spec: Data, root: Path | None = None) -> Images:
+def open_images(spec: Data, root: Path | None = None) -> DataSplits:
     """The data set that a recipe names, read through once and split.
 
     root: where downloads lie; by default TLTRAIN_DATA, else the user's cache folder.

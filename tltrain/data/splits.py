@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tltrain.data.images import At, Images, Source, Split
+from tltrain.data.images import DataSplits, Indexed, Source, Split
 from tltrain.data.order import key, shuffled
 from tltrain.data.scan import some
 from tltrain.errors import UserError
@@ -18,7 +18,7 @@ TINY = 5
 """A class with fewer training images than this is worth a note."""
 
 
-def split(source: Source, spec: Data) -> Images:
+def split(source: Source, spec: Data) -> DataSplits:
     """Train, val and test of a source. A split that the source declares is taken as it is; the others are cut out of train.
 
     Raises UserError if train, or a split that is asked for, would be empty.
@@ -38,7 +38,7 @@ def split(source: Source, spec: Data) -> Images:
     parts = {"train": train, **parts}
     notes += _twins(source, parts)
     splits = {name: _split(source, name, samples) for name, samples in parts.items()}
-    return Images(
+    return DataSplits(
         source.classes, splits["train"], splits["val"] if len(parts["val"]) else None, splits["test"] if len(parts["test"]) else None,
         _fingerprint(source, parts), tuple(notes), source.in_memory,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def _groups(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
 
 def _split(source: Source, name: str, samples: np.ndarray) -> Split:
     numbers = source.numbers[samples]
-    return Split(name, source.labels[samples], tuple(source.ids[i] for i in samples), numbers, At(source.read, numbers))
+    return Split(name, source.labels[samples], tuple(source.ids[i] for i in samples), numbers, Indexed(source.read, numbers))
 
 
 def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:

@@ -16,12 +16,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from tltrain.data.images import Split
-from tltrain.data.order import Item, key
+from tltrain.data.order import SampleRef, key
 from tltrain.data.rendering import DRAWN, PIXELS, Drawn, packed, to_device
 from tltrain.errors import UserError
 
 if TYPE_CHECKING:
-    from tltrain.data.bases import Bases  # which makes what it holds with this module
+    from tltrain.data.bases import ImageCache  # which makes what it holds with this module
 
 Augment = Literal["none", "light", "strong"]
 Batch = dict[str, Tensor]
@@ -61,7 +61,7 @@ class Views(Dataset[Batch]):
         augment: Augment,
         flip: bool,
         seed: int,
-        bases: Bases | None = None,
+        bases: ImageCache | None = None,
         on_device: bool = False,
     ) -> None:
         """bases: the store of this split's base images at this size; without it they are made when they are asked for.
@@ -77,15 +77,15 @@ class Views(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, item: Item) -> Batch:
+    def __getitem__(self, item: SampleRef) -> Batch:
         """As `batch`, without the first dimension."""
         return {name: tensor[0] for name, tensor in to_device(self.batch([item]), torch.device("cpu")).items()}
 
-    def __getitems__(self, items: Sequence[Item]) -> Batch:
+    def __getitems__(self, items: Sequence[SampleRef]) -> Batch:
         """What a DataLoader asks for where it can have a whole batch; `batches_as_they_are` is the collate_fn beside it."""
         return self.batch(items)
 
-    def batch(self, items: Sequence[Item]) -> Batch:
+    def batch(self, items: Sequence[SampleRef]) -> Batch:
         """image uint8 (B, 3, S, S), label int64 (B,), weight float32, index int64 (position in the split), view int64.
 
         If they are mixed, also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.

@@ -21,7 +21,7 @@ from tltrain.errors import UserError
 from tltrain.export.base import Exporter
 from tltrain.export.model_card import model_card
 from tltrain.predict import evaluation_view
-from tltrain.trained import Trained, open_trained
+from tltrain.trained import TrainedModel, load_trained
 
 TOLERANCE = 1e-4
 """Of the largest logit, and of 1 where all are smaller: single precision, added up in another order."""
@@ -48,7 +48,7 @@ def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] =
     Raises UserError for a network that the tool has no class for, and where the export does not say what the run says.
     """
     exporter: Exporter = registry.find("exporters", to, f"--to is {to!r}")
-    trained = open_trained(run)
+    trained = load_trained(run)
     exporter.check(trained)
     folder = _free(out or run / "export" / to, own=out is None)
     pictures, fingerprint = _pictures(trained, images)
@@ -80,7 +80,7 @@ def _free(folder: Path, own: bool) -> Path:
     return folder
 
 
-def _pictures(trained: Trained, paths: Sequence[Path]) -> tuple[list[Image.Image], str | None]:
+def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.Image], str | None]:
     """(real images, the data's fingerprint where it was opened). Raises UserError."""
     if paths:
         return [_decoded(path) for path in paths], None
@@ -100,13 +100,13 @@ def _decoded(path: Path) -> Image.Image:
         raise UserError(f"--images: {path} cannot be read: {error}") from error
 
 
-def _view(picture: Image.Image, trained: Trained) -> Tensor:
+def _view(picture: Image.Image, trained: TrainedModel) -> Tensor:
     view = evaluation_view(picture, trained.preprocess)
     assert isinstance(view, Tensor), "an image that is open is read"
     return view
 
 
-def _compare(trained: Trained, theirs: Callable[[Tensor], Tensor], views_BCHW: Tensor, to: str) -> float:
+def _compare(trained: TrainedModel, theirs: Callable[[Tensor], Tensor], views_BCHW: Tensor, to: str) -> float:
     """Largest difference of a logit, all images at once and the first alone: the batch is free. Raises UserError if it is large."""
     with torch.no_grad():
         x_BCHW = views_BCHW.float() / 255
@@ -118,6 +118,6 @@ def _compare(trained: Trained, theirs: Callable[[Tensor], Tensor], views_BCHW: T
     return difference
 
 
-def _check_classes(classes: Sequence[str], trained: Trained, to: str) -> None:
+def _check_classes(classes: Sequence[str], trained: TrainedModel, to: str) -> None:
     if tuple(classes) != trained.classes:
         raise UserError(f"the {to} export says its classes are {', '.join(classes)}, not {', '.join(trained.classes)}; nothing was kept")

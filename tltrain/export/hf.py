@@ -21,7 +21,7 @@ from transformers import (
 from tltrain.backbones.hub import quiet
 from tltrain.errors import UserError
 from tltrain.export.base import Exporter
-from tltrain.trained import Trained
+from tltrain.trained import TrainedModel
 
 USAGE = """```python
 from transformers import pipeline
@@ -34,12 +34,12 @@ HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-classification\nt
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 
-def check(trained: Trained) -> None:
+def check(trained: TrainedModel) -> None:
     """Raises UserError for a network that transformers has no class for."""
     _model(trained)
 
 
-def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     model = _model(trained)
     model.config.id2label = dict(enumerate(trained.classes))
     model.config.label2id = {name: i for i, name in enumerate(trained.classes)}
@@ -68,7 +68,7 @@ def classes(folder: Path) -> list[str]:
     return [names[i] for i in range(len(names))]
 
 
-def compare_processor(trained: Trained, folder: Path, pictures: Sequence[Image.Image], views_BCHW: Tensor) -> Iterator[str]:
+def compare_processor(trained: TrainedModel, folder: Path, pictures: Sequence[Image.Image], views_BCHW: Tensor) -> Iterator[str]:
     """Lines on the way from an image to its class, by transformers alone. The processor resizes with another library than Pillow."""
     processor: Any = AutoImageProcessor.from_pretrained(folder)
     theirs = torch.cat([processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures])
@@ -85,7 +85,7 @@ def compare_processor(trained: Trained, folder: Path, pictures: Sequence[Image.I
     yield f"pipeline: {changed} of {len(pictures)} images get another class than from tltrain"
 
 
-def _model(trained: Trained) -> PreTrainedModel:
+def _model(trained: TrainedModel) -> PreTrainedModel:
     model = trained.family.to_transformers(trained.chain.net, trained.card)
     if model is None:
         raise UserError(f"transformers has no class for {trained.card.name}; export it --to onnx or torch-export")

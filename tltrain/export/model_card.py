@@ -9,12 +9,12 @@ from typing import Any
 from tltrain.escape import markdown, markdown_block, markdown_code
 from tltrain.pages.read import Predicted, read_predictions
 from tltrain.pages.stats import bootstrap, f1_macro, wilson
-from tltrain.trained import Trained
+from tltrain.trained import TrainedModel
 
 FEW = 30  # test images of a class below which its recall says little
 
 
-def model_card(trained: Trained, usage: str, fingerprint: str | None) -> str:
+def model_card(trained: TrainedModel, usage: str, fingerprint: str | None) -> str:
     """Markdown."""
     recipe, card = trained.recipe, trained.card
     path = trained.path / "test_metrics.json"
@@ -37,7 +37,7 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{v:.4g}" for v in values)
 
 
-def _data(trained: Trained, fingerprint: str | None) -> Iterator[str]:
+def _data(trained: TrainedModel, fingerprint: str | None) -> Iterator[str]:
     env = trained.path / "env.json"
     known = json.loads(env.read_text(encoding="utf-8")).get("data", {}) if env.is_file() else {}
     yield f"- source: {markdown_code(trained.recipe.data.source)}"
@@ -46,7 +46,7 @@ def _data(trained: Trained, fingerprint: str | None) -> Iterator[str]:
     yield f"- weights to start from: {markdown(trained.recipe.backbone.weights or 'random')}"
 
 
-def _figures(trained: Trained, test: Mapping[str, Any] | None) -> Iterator[str]:
+def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
     """A table with 95 % intervals."""
     if test is None:
         yield "This run has no test figures."
@@ -70,7 +70,7 @@ def _f1_interval(predicted: Predicted) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
-def _limits(trained: Trained, test: Mapping[str, Any] | None) -> Iterator[str]:
+def _limits(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
     yield "It always names one of its classes, also for an image that shows none of them."
     yield "The test images come from the same source as the training images: on photos of another kind expect less."
     yield "Transparency is taken as white and a photo's rotation mark is followed in training; other tools may do otherwise."

@@ -16,7 +16,7 @@ from torch import Tensor
 from tltrain.errors import UserError
 from tltrain.export.base import Exporter
 from tltrain.export.program import traced
-from tltrain.trained import Trained
+from tltrain.trained import TrainedModel
 
 FILE = "model.onnx"
 USAGE = f"""```python
@@ -28,14 +28,14 @@ classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 ```"""
 
 
-def check(trained: Trained) -> None:
+def check(trained: TrainedModel) -> None:
     """Raises UserError without the packages of the extra `onnx`."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx needs {', '.join(missing)}; install with: pip install 'tltrain[onnx]'")
 
 
-def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports its steps there
         made = torch.onnx.export(
             traced(trained, example_BCHW), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False, external_data=False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tltrain.blocks import Chain
 from tltrain.export.base import Exporter
-from tltrain.trained import Trained
+from tltrain.trained import TrainedModel
 
 FILE, CLASSES = "model.pt2", "classes.json"
 USAGE = f"""```python
@@ -35,14 +35,14 @@ class Images(nn.Module):
         return self.chain(images)
 
 
-def traced(trained: Trained, example_BCHW: Tensor) -> torch.export.ExportedProgram:
+def traced(trained: TrainedModel, example_BCHW: Tensor) -> torch.export.ExportedProgram:
     """The network for images (B, 3, size, size) in [0, 1] with a free B."""
     batch = torch.export.Dim("batch", min=1)
     example = example_BCHW[:2].expand(2, -1, -1, -1)  # a batch of one would be taken for a constant
     return torch.export.export(Images(trained.chain).eval(), (example.clone(),), dynamic_shapes=({0: batch},))
 
 
-def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     torch.export.save(traced(trained, example_BCHW), folder / FILE, extra_files={CLASSES: json.dumps(trained.classes)})
 
 

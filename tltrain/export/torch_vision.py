@@ -13,7 +13,7 @@ from torchvision.models import get_model
 
 from tltrain.errors import UserError
 from tltrain.export.base import Exporter
-from tltrain.trained import Trained
+from tltrain.trained import TrainedModel
 
 WEIGHTS, DESCRIPTION = "model.pth", "model.json"
 USAGE = f"""```python
@@ -31,12 +31,12 @@ logits = model(see(image)[None])  # an image of PIL, RGB
 ```"""
 
 
-def check(trained: Trained) -> None:
+def check(trained: TrainedModel) -> None:
     """Raises UserError for a network that torchvision does not have."""
     _name(trained)
 
 
-def write(trained: Trained, folder: Path, example_BCHW: Tensor) -> None:
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     torch.save(trained.chain.net.state_dict(), folder / WEIGHTS)
     said = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
     said["name"] = _name(trained)
@@ -56,7 +56,7 @@ def classes(folder: Path) -> list[str]:
     return list(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["classes"])
 
 
-def _name(trained: Trained) -> str:
+def _name(trained: TrainedModel) -> str:
     name = trained.family.torchvision_name(trained.card)
     if name is None:
         raise UserError(f"torchvision has no {trained.card.name} of this shape; export it --to onnx or torch-export")

@@ -13,23 +13,23 @@ from tltrain.blocks import Chain
 from tltrain.errors import UserError
 from tltrain.runtime import Runtime
 from tltrain.spread.fsdp2 import Fsdp2
-from tltrain.spread.replicas import OptimizerState, Spread
+from tltrain.spread.replicas import OptimizerState, Strategy
 from tltrain.spread.zero import Zero
 
-__all__ = ["Fsdp2", "OptimizerState", "Spread", "Zero", "check", "is_sharded", "spread"]
+__all__ = ["Fsdp2", "OptimizerState", "Strategy", "Zero", "check", "is_sharded", "spread"]
 
 
 def is_sharded(runtime: Runtime) -> bool:
     """Whether a strategy leaves the network that it is given not whole, or rounded."""
-    return _kind(runtime) is not Spread
+    return _kind(runtime) is not Strategy
 
 
-def _kind(runtime: Runtime) -> type[Spread]:
-    classes: dict[str, type[Spread]] = {"FSDP": Fsdp2, "DEEPSPEED": Zero}
-    return classes.get(str(runtime.accelerator.distributed_type.value), Spread)
+def _kind(runtime: Runtime) -> type[Strategy]:
+    classes: dict[str, type[Strategy]] = {"FSDP": Fsdp2, "DEEPSPEED": Zero}
+    return classes.get(str(runtime.accelerator.distributed_type.value), Strategy)
 
 
-def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False) -> Spread:
+def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False) -> Strategy:
     """Spread a stage as the accelerate configuration says."""
     return _kind(runtime)(runtime, chain, optimizer, clip, compiled)
 
@@ -51,7 +51,7 @@ def check(runtime: Runtime, trains_statistics: bool, compiled: bool) -> None:
         )
     if compiled and chosen is Zero:
         raise UserError("--compile under DeepSpeed is refused: its hooks gather weights in the middle of a graph; drop it, or use ddp.yaml")
-    if chosen is not Spread and trains_statistics:
+    if chosen is not Strategy and trains_statistics:
         raise UserError(
             f"norm_stats: train under {kind} is refused: sharded BatchNorm statistics are not those of one batch; "
             "use accelerate_configs/ddp.yaml, or norm_stats: frozen"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from tltrain.blocks import Chain, unit_classes
-from tltrain.spread.replicas import Spread
+from tltrain.spread.replicas import Strategy
 
 
-class Fsdp2(Spread):
+class Fsdp2(Strategy):
     """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
 
     replicated = False

@@ -17,7 +17,7 @@ OptimizerState = dict[str, dict[str, Tensor]]
 """The optimizer's state of each parameter, by the net's own name; groups and learning rates follow from the recipe."""
 
 
-class Spread:
+class Strategy:
     """One process, or DDP: every process holds all weights."""
 
     replicated = True
@@ -139,7 +139,7 @@ class Spread:
         del self.model, self.optimizer, self.chain
         if self.compiled:
             torch.compiler.reset()  # what is compiled holds the network
-        if self.runtime.device.type == "cuda" or type(self) is not Spread:
+        if self.runtime.device.type == "cuda" or type(self) is not Strategy:
             self.runtime.accelerator.free_memory()
         else:  # its collection of garbage goes through all that was ever imported, and host memory can wait for the next one
             gc.freeze()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tltrain.blocks import Chain
-from tltrain.spread.replicas import OptimizerState, Spread, step_like
+from tltrain.spread.replicas import OptimizerState, Strategy, step_like
 
 
-class Zero(Spread):
+class Zero(Strategy):
     """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
 
     lays_out = False

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tltrain import shards, stages, thrift
 from tltrain.backbones import Loaded
-from tltrain.data import Images, Split, bases, open_images
+from tltrain.data import DataSplits, Split, bases, open_images
 from tltrain.data.views import Preprocess, Views, base_of
-from tltrain.inference import Frozen
+from tltrain.inference import FrozenModel
 from tltrain.recipe import Augment, Data, Recipe, validate
 from tltrain.runtime import Runtime
 from tltrain.setup import Run, open_nets
 from tltrain.shards import Standing
-from tltrain.stages import PlannedStage
+from tltrain.stages import StagePlan
 from tltrain.store import Layout
 from tltrain.storing import row_key
 from tltrain.survey import prefix_of, teacher_of
@@ -38,7 +38,7 @@ class _Answers:
     """Features of a prefix, or logits of a teacher, computed again."""
 
     split: Split
-    frozen: Frozen
+    frozen: FrozenModel
     views: Views
     layout: Layout
     device: torch.device
@@ -89,7 +89,7 @@ class _Origin:
 
     recipe: Recipe
     runtime: Runtime
-    images: Images
+    images: DataSplits
     student: Loaded
 
 
@@ -97,7 +97,7 @@ class Maker:
     """Makes the rows of one store after the other; a data set that several have in common is opened once."""
 
     def __init__(self) -> None:
-        self._opened: tuple[Data, Images] | None = None
+        self._opened: tuple[Data, DataSplits] | None = None
 
     def again(self, found: Standing, tensors: dict[str, Tensor]) -> Again:
         """What makes the rows of a store. tensors: of any of its shards. Raises CannotSay, UserError, OSError, SafetensorError."""
@@ -115,7 +115,7 @@ class Maker:
         return _answers(found, recipe, images, split, tensors["rows"])
 
 
-def _answers(found: Standing, recipe: Recipe, images: Images, split: Split, some: Tensor) -> _Answers:
+def _answers(found: Standing, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _Answers:
     runtime = Runtime(recipe.deterministic)
     student, teacher = open_nets(recipe, images)
     planned = stages.plan(recipe, student.chain, len(images.train), images.val is not None)
@@ -138,7 +138,7 @@ def _answers(found: Standing, recipe: Recipe, images: Images, split: Split, some
     return _Answers(split, frozen, views, layout, runtime.device)
 
 
-def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[PlannedStage], stage: PlannedStage) -> str | None:
+def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePlan], stage: StagePlan) -> str | None:
     """Load the weights that a stage began with; where they are gone, why: those of the start are often the same before the cut."""
     if stage.index == 0:
         return None

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 from tltrain import registry
-from tltrain.options import Start
+from tltrain.options import RunFlags
 from tltrain.trackers.base import RunTracker, TrackedRun
 
 __all__ = ["RunTracker", "TrackedRun", "Trackers", "chosen"]
@@ -26,7 +26,7 @@ UPLOAD_S = 300.0
 Make = Callable[[], RunTracker]
 
 
-def chosen(flags: Start) -> dict[str, Make]:
+def chosen(flags: RunFlags) -> dict[str, Make]:
     """Name to class of the trackers that the flags ask for, imported. Raises UserError for one that is unknown or cannot be imported."""
     names = dict.fromkeys([*([] if flags.wandb == "disabled" else ["wandb"]), *flags.trackers])
     return {name: registry.find("trackers", name, f"--trackers has {name!r}") for name in names}

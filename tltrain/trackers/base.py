@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tltrain.options import Start
+from tltrain.options import RunFlags
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrackedRun:
     """The recipe's values, as plain data."""
     stage_steps: Sequence[int]
     """Planned optimizer steps of each stage."""
-    flags: Start
+    flags: RunFlags
     """The start-up flags of this start."""
     say: Callable[[str], None]
     """Prints a line to the person who started the run."""
