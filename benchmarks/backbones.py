@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torchvision.models import get_model_weights
 
 from benchmarks.demo_gain import cpu_name
-from tltrain import backbones
-from tltrain.blocks import Chain
-from tltrain.recipe import Backbone
-from tltrain.staging import on_device
+from tltrain.core.recipe import Backbone
+from tltrain.models import factory
+from tltrain.models.chain import Chain
+from tltrain.training.stage import on_device
 
 NETS = {"resnet18": "IMAGENET1K_V1", "resnet50": "IMAGENET1K_V2", "vit-b16": "google/vit-base-patch16-224-in21k"}
 """Name to the weights that a recipe would take; their tensors are not needed to time it."""
@@ -46,7 +46,7 @@ def images_per_s(step: Callable[[], None], batch: int, device: torch.device) -> 
 def measure(name: str, size: int, batch: int, rounds: int, device: torch.device) -> tuple[int, list[list[float]]]:
     """(parameters of the network with its own head, images a second of each way in each round)."""
     classes = [str(i) for i in range(NUM_CLASSES)]
-    chain = on_device(backbones.load(Backbone(name=name), classes=classes, size=size, resize=None, head="new", seed=0).chain, device)
+    chain = on_device(factory.load(Backbone(name=name), classes=classes, size=size, resize=None, head="new", seed=0).chain, device)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
     labels, ways = torch.arange(batch, device=device) % NUM_CLASSES, (head_only, everything)
     speeds: list[list[float]] = [[], []]

@@ -19,15 +19,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tltrain import backbones, run, stages, staging
-from tltrain.blocks import Chain
+from tltrain.core import stage_plan
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
+from tltrain.core.stage_plan import StagePlan
 from tltrain.data import open_images
-from tltrain.data.order import SampleStream
+from tltrain.data.sampler import SampleStream
 from tltrain.data.views import Views
-from tltrain.options import RunFlags
-from tltrain.recipe import Recipe
-from tltrain.stages import StagePlan
-from tltrain.tracking import read_rows
+from tltrain.models import factory
+from tltrain.models.chain import Chain
+from tltrain.runs.metrics_log import read_rows
+from tltrain.training import run
+from tltrain.training import stage as staging
 
 Use = Literal["auto", "always", "never"]
 WARM_STEPS = 0.1
@@ -116,8 +119,8 @@ def setting(recipe: Recipe) -> Setting:
     """Raises UserError as the run itself would. The recipe's stage sees view 0 alone."""
     images = open_images(recipe.data)
     data = recipe.data
-    loaded = backbones.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
-    stage = stages.plan(recipe, loaded.chain, len(images.train), images.val is not None)[0]
+    loaded = factory.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
+    stage = stage_plan.plan(recipe, loaded.chain, len(images.train), images.val is not None)[0]
     assert stage.spec.views == 1, "what a bare loop has in memory is view 0"
     views = Views(images.train, loaded.preprocess, "none", data.flip, data.seed)
     images_NCHW = torch.stack([views.view(i, 0) for i in range(len(images.train))])
@@ -151,14 +154,14 @@ def bare_loop(of: Setting, forward: Callable[[Chain, Tensor], Tensor]) -> Loop:
     # Accelerate's run before this one may have asked for slower kernels; nobody asks for them here.
     torch.use_deterministic_algorithms(False)
     chain, stage = copy.deepcopy(of.chain).to(memory_format=of.chain.layout), of.stage
-    stages.freeze(chain, stage)
+    stage_plan.freeze(chain, stage)
     chain.train()
     first, last = measured(stage)
     marks, losses = {}, []
     began = time.perf_counter()
-    optimizer = torch.optim.AdamW(stages.parameter_groups(chain, stage), lr=stage.spec.lr, fused=True)
+    optimizer = torch.optim.AdamW(stage_plan.parameter_groups(chain, stage), lr=stage.spec.lr, fused=True)
     for step, index_B in enumerate(of.order_SB):
-        stages.set_lr(optimizer, stage.lr_factor(step))
+        stage_plan.set_lr(optimizer, stage.lr_factor(step))
         loss = F.cross_entropy(forward(chain, index_B), of.labels_N[index_B])
         loss.backward()
         optimizer.step()
@@ -198,7 +201,7 @@ def features(of: Setting, chunk: int = 32) -> Tensor:
 def flops(of: Setting) -> tuple[int, int]:
     """Floating point operations an image: (the frozen blocks forward, the training blocks forward and backward)."""
     chain = copy.deepcopy(of.chain)
-    stages.freeze(chain, of.stage)
+    stage_plan.freeze(chain, of.stage)
     chain.train()
     with FlopCounterMode(display=False) as frozen, torch.no_grad():
         x = chain(of.images_NCHW[:1], stop=of.stage.first)

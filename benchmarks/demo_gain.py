@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from tltrain import demo
+from tltrain.cli import demo
+from tltrain.cli.demo import Arm
+from tltrain.core.recipe import Data
 from tltrain.data import Split, open_images
-from tltrain.data.order import key
+from tltrain.data.sampler import key
 from tltrain.data.splits import keep_per_class
-from tltrain.demo import Arm
-from tltrain.recipe import Data
 
 NUM_RESAMPLES = 10_000
 AGAINST = {"resnet": "resnet-scratch", "vit": "vit-scratch", "student": "student-alone"}

@@ -20,11 +20,11 @@ from torch.utils.data import Dataset
 from benchmarks import trials, world
 from benchmarks.plants import own_rank
 from benchmarks.world import Trial
-from tltrain import metrics
 from tltrain.data.loader import eval_loader
-from tltrain.data.order import SampleRef
-from tltrain.inference import predict
-from tltrain.runtime import Runtime
+from tltrain.data.sampler import SampleRef
+from tltrain.distributed.runtime import Runtime
+from tltrain.evaluation import metrics
+from tltrain.evaluation.evaluator import predict
 
 NUM_CLASSES = 7
 

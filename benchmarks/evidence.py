@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.demo_gain import bootstrap, cpu_name, interval
-from tltrain import demo, options
-from tltrain.errors import UserError
-from tltrain.recipe import Recipe, Stage, validate
+from tltrain.cli import demo
+from tltrain.core import flags
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import Recipe, Stage, validate
 
 VIEWS = (1, 4, 16, None)
 
@@ -41,7 +42,7 @@ def main() -> None:
     if arguments.seeds < 2:
         parser.error(f"--seeds is {arguments.seeds}; a spread needs at least 2")
     try:
-        recipe, _ = options.parse("train", [arguments.recipe, *overrides])
+        recipe, _ = flags.parse("train", [arguments.recipe, *overrides])
         variants = QUESTIONS[arguments.question](recipe)
     except UserError as error:
         parser.error(str(error))

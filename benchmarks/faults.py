@@ -16,11 +16,12 @@ from benchmarks.plants import after_steps, after_train, own_rank, wrap
 
 def signal_at(moment: str, name: str, rank: int = 0) -> None:
     """A signal to one rank in the middle of a step, an evaluation, a save, or between two stages."""
-    from tltrain import checkpoint, engine, run
+    from tltrain.runs import checkpoint
+    from tltrain.training import loop, run
 
     places: dict[str, tuple[Any, str, int]] = {
-        "step": (engine, "apply_mixup", 1),
-        "evaluate": (engine, "predict", 2),
+        "step": (loop, "apply_mixup", 1),
+        "evaluate": (loop, "predict", 2),
         "save": (checkpoint, "_write", 1),
         "between": (run, "save_stage_weights", 1),
     }
@@ -40,7 +41,7 @@ def signal_at(moment: str, name: str, rank: int = 0) -> None:
 def signal_in_evaluation(number: int, rank: int, folder: str) -> None:
     """Evaluation is slow, and in its batch number `number` (over all evaluations) one rank gets SIGTERM. Every rank writes a byte into a
     file of its own for each batch that it evaluates."""
-    from tltrain import inference
+    from tltrain.evaluation import evaluator
 
     file = open(f"{folder}/batches.rank{own_rank()}", "wb", buffering=0)  # noqa: SIM115 (it stays open as long as the process)
     calls = iter(range(1, 10**9))
@@ -52,12 +53,12 @@ def signal_in_evaluation(number: int, rank: int, folder: str) -> None:
         time.sleep(0.05)
         return original(*arguments)
 
-    wrap(inference, "_row", around)
+    wrap(evaluator, "_row", around)
 
 
 def slow_evaluation(numbers: list[int], seconds: float) -> None:
     """Some batches of the evaluations, by their number over all of them, take seconds longer."""
-    from tltrain import inference
+    from tltrain.evaluation import evaluator
 
     calls = iter(range(1, 10**9))
 
@@ -65,8 +66,8 @@ def slow_evaluation(numbers: list[int], seconds: float) -> None:
         time.sleep(seconds if next(calls) in numbers else 0.0)
         return original(*arguments)
 
-    wrap(inference, "_row", around)
-    wrap(inference, "_logits_row", around)
+    wrap(evaluator, "_row", around)
+    wrap(evaluator, "_logits_row", around)
 
 
 def kill_in(module: str, function: str, number: int) -> None:
@@ -83,7 +84,7 @@ def kill_in(module: str, function: str, number: int) -> None:
 
 def end_process(num_steps: int, rank: int, name: str) -> None:
     """SIGKILL or SIGSTOP to one rank in the middle of its step number `num_steps`."""
-    from tltrain import engine
+    from tltrain.training import loop
 
     calls = iter(range(1, 10**9))
 
@@ -93,7 +94,7 @@ def end_process(num_steps: int, rank: int, name: str) -> None:
         return original(*arguments)
 
     if own_rank() == rank:
-        wrap(engine, "apply_mixup", around)
+        wrap(loop, "apply_mixup", around)
 
 
 def kill_worker(num_steps: int, rank: int) -> None:
@@ -113,7 +114,7 @@ def kill_worker(num_steps: int, rank: int) -> None:
 
 def say_who_asks(fault: str, *arguments: Any) -> None:
     """Another fault of this file; a process that then asks whether another one is gone says so."""
-    from tltrain.watch import Watch
+    from tltrain.distributed.watchdog import Watch
 
     def around(original: Any, self: Watch) -> Any:
         print("asks who is missing")
@@ -125,7 +126,7 @@ def say_who_asks(fault: str, *arguments: Any) -> None:
 
 def nan_on(num_steps: int, rank: int) -> None:
     """The loss of one rank becomes NaN in its step number `num_steps` (one micro-batch a step)."""
-    from tltrain import engine
+    from tltrain.training import loop
 
     calls = iter(range(1, 10**9))
 
@@ -134,7 +135,7 @@ def nan_on(num_steps: int, rank: int) -> None:
         return loss_B * float("nan") if next(calls) == num_steps else loss_B
 
     if own_rank() == rank:
-        wrap(engine.Objective, "__call__", around)
+        wrap(loop.Objective, "__call__", around)
 
 
 def cramped(forward: Any, what: str, num_images: int) -> Any:
@@ -151,8 +152,8 @@ def cramped(forward: Any, what: str, num_images: int) -> Any:
 
 def little_room(what: str, num_images: int, rank: int = 0, stuck: bool = False) -> None:
     """`cramped`, on one rank. stuck: when it is out of memory, the others wait for it without an end, as in a call of NCCL."""
-    from tltrain.blocks import Chain
-    from tltrain.spread import Strategy
+    from tltrain.distributed.strategies import Strategy
+    from tltrain.models.chain import Chain
 
     if own_rank() == rank:
         Chain.forward = cramped(Chain.forward, what, num_images)  # type: ignore[method-assign]
@@ -167,7 +168,7 @@ def little_room_then_signal(what: str, num_images: int, num_steps: int) -> None:
 
 def no_room_at(number: int, rank: int = 0) -> None:
     """One rank is out of memory once, at its micro-batch number `number` over all stages."""
-    from tltrain import engine
+    from tltrain.training import loop
 
     calls = iter(range(1, 10**9))
 
@@ -177,7 +178,7 @@ def no_room_at(number: int, rank: int = 0) -> None:
         return original(*arguments)
 
     if own_rank() == rank:
-        wrap(engine, "apply_mixup", around)
+        wrap(loop, "apply_mixup", around)
 
 
 def fill_disk(num_steps: int, folder: str, num_left: int) -> None:
@@ -208,7 +209,7 @@ def spoil_before(module: str, function: str, disk: str, how: str) -> None:
 
 def full_metrics(number: int) -> None:
     """From a start's row number `number` on, its metrics go to a device that is always full."""
-    from tltrain.tracking import MetricsLog
+    from tltrain.runs.metrics_log import MetricsLog
 
     rows = iter(range(1, 10**9))
 
@@ -224,7 +225,7 @@ def full_metrics(number: int) -> None:
 
 def make_read_only(number: int, folder: str) -> None:
     """Just before save number `number`, `folder` is a read-only file system."""
-    from tltrain import checkpoint
+    from tltrain.runs import checkpoint
 
     saves = iter(range(1, 10**9))
 
@@ -239,7 +240,7 @@ def make_read_only(number: int, folder: str) -> None:
 
 def unfreeze_after_wrapping(block: str) -> None:
     """Freeze a block, wrap, and unfreeze it: DDP then never synchronises its gradients, without a word."""
-    from tltrain import staging
+    from tltrain.training import stage
 
     def around(original: Any, runtime: Any, chain: Any, *rest: Any) -> Any:
         parameters = [p for _, p in chain.parameters_of(chain.index(block))]
@@ -250,7 +251,7 @@ def unfreeze_after_wrapping(block: str) -> None:
             parameter.requires_grad_(True)
         return spreaded
 
-    wrap(staging, "spread", around)
+    wrap(stage, "spread", around)
 
 
 def move_buffer(num_steps: int, rank: int | None, block: str) -> None:
@@ -268,7 +269,7 @@ def move_frozen(num_steps: int, block: str) -> None:
     """A parameter of a frozen block changes, on every rank."""
 
     def move(spreaded: Any) -> None:
-        from tltrain.guard import _local
+        from tltrain.distributed.strategies.consistency import _local
 
         chain = spreaded.chain
         _, parameter = next(chain.parameters_of(chain.index(block)))
@@ -279,21 +280,21 @@ def move_frozen(num_steps: int, block: str) -> None:
 
 def hold_block(block: str) -> None:
     """The optimizer knows a block, and its learning rate is zero."""
-    from tltrain import engine
+    from tltrain.training import loop
 
     def around(original: Any, optimizer: Any, factor: float) -> None:
         original(optimizer, factor)
         for group in optimizer.param_groups:
             group["lr"] *= group["name"].split("/")[0] != block
 
-    wrap(engine, "set_lr", around)
+    wrap(loop, "set_lr", around)
 
 
 def forget_block(block: str) -> None:
     """The optimizer does not know a block that trains."""
-    from tltrain import stages
+    from tltrain.core import stage_plan
 
     def around(original: Any, groups: Any, spec: Any) -> Any:
         return original([g for g in groups if g["name"].split("/")[0] != block], spec)
 
-    wrap(stages, "make_optimizer", around)
+    wrap(stage_plan, "make_optimizer", around)

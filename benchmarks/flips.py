@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import trials, world
 from benchmarks.world import Trial
-from tltrain import checkpoint
+from tltrain.runs import checkpoint
 
 
 def two_checkpoints(run: Path, folder: Path) -> Path:

@@ -23,7 +23,7 @@ import torch
 from benchmarks import gpu_speeds, gpu_stages, memory, timing
 from benchmarks.gpu_speeds import Scale
 from benchmarks.gpu_turns import synchronise
-from tltrain import files
+from tltrain.core import files
 
 FULL = Scale(
     nets={"resnet50": (256, 10), "vit-b16": (128, 10)}, size=224, warm_steps=6, matrix=8192, precision="bf16",

@@ -22,12 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.gpu_turns import HERE, Feed, Pair
 from benchmarks.peers import Normalised
-from tltrain import engine, run, stages, staging
-from tltrain.blocks import Chain
-from tltrain.console import Console
-from tltrain.options import RunFlags
-from tltrain.recipe import Recipe
-from tltrain.runtime import StopSignal
+from tltrain.core import stage_plan
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console
+from tltrain.core.recipe import Recipe
+from tltrain.distributed.runtime import StopSignal
+from tltrain.models.chain import Chain
+from tltrain.training import loop as engine
+from tltrain.training import run, stage
 
 LR = 1e-4
 LOG_STEPS = 50
@@ -90,7 +92,7 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, ACCELERATE_MIXED_PRECISION=precision))
-        stack.enter_context(mock.patch.object(staging, "train_loader", load))
+        stack.enter_context(mock.patch.object(stage, "train_loader", load))
         stack.enter_context(mock.patch.object(engine._TrainLoop, "_watch", watched))
         stack.enter_context(mock.patch.object(run, "Console", return_value=Console(False)))
         if device.type == "cpu":
@@ -104,12 +106,12 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
 
 
 def _optimizer() -> Any:
-    own = stages.make_optimizer
+    own = stage_plan.make_optimizer
 
     def made(groups: Any, spec: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=spec.lr, foreach=True) if HERE.change == "foreach" else own(groups, spec)
 
-    return mock.patch.object(stages, "make_optimizer", made)
+    return mock.patch.object(stage_plan, "make_optimizer", made)
 
 
 def _layout() -> Any:

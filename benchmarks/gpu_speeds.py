@@ -26,9 +26,9 @@ from benchmarks import timing
 from benchmarks.gpu_loops import CHANGES, LOG_STEPS, LR, Loop, Task, contestants, hooked, ours
 from benchmarks.gpu_turns import Failed, Pair, Racer
 from benchmarks.timing import Case, Contestant, turns
-from tltrain import backbones
-from tltrain.blocks import Chain
-from tltrain.recipe import Backbone, Recipe, validate
+from tltrain.core.recipe import Backbone, Recipe, validate
+from tltrain.models import factory
+from tltrain.models.chain import Chain
 
 CLASSES = tuple("0123456789")
 SYNC = "called a synchronizing CUDA operation"  # what torch's sync debug mode says
@@ -80,7 +80,7 @@ def recipe(net: str, scale: Scale, **changes: Any) -> Recipe:
 
 
 def chain_of(net: str, size: int) -> Chain:
-    chain = backbones.load(Backbone(name=net), classes=CLASSES, size=size, resize=None, head="new", seed=0).chain
+    chain = factory.load(Backbone(name=net), classes=CLASSES, size=size, resize=None, head="new", seed=0).chain
     return chain.freeze(0, norm_stats=True).train()
 
 

@@ -20,16 +20,17 @@ from PIL import Image
 from benchmarks import photos as photo
 from benchmarks.gpu_speeds import CLASSES, Scale, chain_of, count, recipe
 from benchmarks.gpu_turns import synchronise
-from tltrain import backbones, run, setup, staging
-from tltrain.backbones.card import write_weights
-from tltrain.console import Console
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console
+from tltrain.core.recipe import Backbone, Recipe, validate
+from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split
-from tltrain.data.arrays import MappedReader
-from tltrain.data.images import Indexed
-from tltrain.options import RunFlags
-from tltrain.recipe import Backbone, Recipe, validate
-from tltrain.stages import StagePlan
-from tltrain.tracking import read_rows
+from tltrain.data.dataset import Indexed
+from tltrain.data.sources.arrays import MappedReader
+from tltrain.models import factory
+from tltrain.models.metadata import write_weights
+from tltrain.runs.metrics_log import read_rows
+from tltrain.training import run, setup, stage
 
 DISTINCT = 2048
 """Random images that stand in a file; larger sets show them again."""
@@ -109,7 +110,7 @@ class Scratch:
             if images is not None:
                 stack.enter_context(mock.patch.object(setup, "open_images", return_value=images))
             stage_s = stack.enter_context(_timed(run, "run_stage"))
-            fill_s = stack.enter_context(_timed(staging, "open_stores"))
+            fill_s = stack.enter_context(_timed(stage, "open_stores"))
             kept: dict[str, Any] = {"folder": folder / "run", "max_device_batch": made.batch, "store_images": "never"}
             start = RunFlags(**kept | flags)
             ended = run.train(made, start)
@@ -194,7 +195,7 @@ def distill(book: Any, scratch: Scratch) -> None:
     """The first net learns from the last one."""
     scale = scratch.scale
     student, teacher = next(iter(scale.nets)), list(scale.nets)[-1]
-    loaded = backbones.load(Backbone(name=teacher), classes=CLASSES, size=scale.size, resize=scale.size, head="new", seed=0)
+    loaded = factory.load(Backbone(name=teacher), classes=CLASSES, size=scale.size, resize=scale.size, head="new", seed=0)
     file = scratch.folder / "teacher.safetensors"
     write_weights(file, loaded.chain.net.state_dict(), loaded.card)
     made = recipe(student, scale, steps=max(4, scale.num_steps // 2), views=1)

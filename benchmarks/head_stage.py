@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks import timing
 from benchmarks.contestants import bare_loop, flops, ours, over_frozen, setting
 from benchmarks.timing import Aim, Case, Contestant, Lap, Result
-from tltrain.recipe import Recipe, validate
+from tltrain.core.recipe import Recipe, validate
 
 EPOCHS = 20
 # vit-s16, a published size, and not vit-tiny: that one is so small that decoding an image costs as much as its blocks do.

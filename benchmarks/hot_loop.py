@@ -16,9 +16,9 @@ from benchmarks import peers, timing
 from benchmarks.contestants import Setting, ours, setting
 from benchmarks.peers import PEERS, Batches, Losses, Normalised, Task
 from benchmarks.timing import Aim, Case, Contestant, Lap, Result
-from tltrain import staging
+from tltrain.core.recipe import Recipe, validate
 from tltrain.data.loader import train_loader
-from tltrain.recipe import Recipe, validate
+from tltrain.training import stage as staging
 
 LR = 1e-4
 """Low: AdamW makes much of rounding, and at 1e-3 two loops that add up in another order are a percent apart after a hundred steps."""

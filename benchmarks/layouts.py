@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from benchmarks import timing
 from benchmarks.plants import signal_after
 from benchmarks.timing import Case, Contestant, Lap, Result
-from tltrain import backbones, stages
-from tltrain.blocks import Chain
-from tltrain.recipe import Backbone, Stage
+from tltrain.core import stage_plan
+from tltrain.core.recipe import Backbone, Stage
+from tltrain.models import factory
+from tltrain.models.chain import Chain
 
 NETS = {"resnet-tiny": 32, "resnet18": 64, "resnet50": 64, "vit-s16": 64}
 """Backbone to pixels on a CPU; a GPU takes 224."""
@@ -57,7 +58,7 @@ LAYOUTS = {"contiguous": False, "channels last": True}
 
 def _lap(name: str, images: Tensor, labels: Tensor, num_steps: int, last: bool) -> Callable[[], Lap]:
     spec = Stage(name="all", unfreeze="all", steps=1, lr=1e-4, optimizer="sgd")
-    loaded = backbones.load(Backbone(name=name), classes=CLASSES, size=images.shape[-1], resize=None, head="new", seed=0)
+    loaded = factory.load(Backbone(name=name), classes=CLASSES, size=images.shape[-1], resize=None, head="new", seed=0)
     chain = loaded.chain.to(images.device).freeze(0, norm_stats=False).train()
     start = {key: value.clone() for key, value in chain.net.state_dict().items()}
 
@@ -73,7 +74,7 @@ def _lap(name: str, images: Tensor, labels: Tensor, num_steps: int, last: bool) 
         with mock.patch.object(Chain, "channels_last", last):
             chain.to(memory_format=torch.channels_last if last else torch.contiguous_format)
             chain.net.load_state_dict(start)
-            optimizer = stages.make_optimizer([{"params": list(chain.parameters())}], spec)
+            optimizer = stage_plan.make_optimizer([{"params": list(chain.parameters())}], spec)
             step(optimizer)
             began = _now(images.device)
             losses = [step(optimizer) for _ in range(num_steps)]

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import about
-from tltrain import backbones, stages
-from tltrain.backbones import Loaded
-from tltrain.blocks import Chain
-from tltrain.recipe import Backbone, Stage
+from tltrain.core import stage_plan
+from tltrain.core.recipe import Backbone, Stage
+from tltrain.models import factory
+from tltrain.models.chain import Chain
+from tltrain.models.factory import Loaded
 
 CLASSES = tuple(str(i) for i in range(10))
 
@@ -58,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> list[Row]:
 def by_cut(name: str, size: int, batch: int, device: torch.device) -> Iterator[Row]:
     """From the head alone to the whole net."""
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    loaded = backbones.load(Backbone(name=name), classes=CLASSES, size=size, resize=None, head="new", seed=0)
+    loaded = factory.load(Backbone(name=name), classes=CLASSES, size=size, resize=None, head="new", seed=0)
     measure = _peak if device.type == "cuda" else _kept
     for cut in cuts(loaded.chain):
         bytes_held = [measure(loaded, images, cut, recompute) for recompute in (False, True)]
@@ -110,7 +111,7 @@ def _peak(loaded: Loaded, images: Tensor, cut: str, recompute: bool) -> int:
     chain.to(memory_format=torch.channels_last if chain.channels_last else torch.contiguous_format)
     chain.recompute = recompute
     trained: list[Any] = [p for p in chain.parameters() if p.requires_grad]
-    optimizer = stages.make_optimizer([{"params": trained}], Stage(name="all", unfreeze="all", steps=1, lr=1e-4))
+    optimizer = stage_plan.make_optimizer([{"params": trained}], Stage(name="all", unfreeze="all", steps=1, lr=1e-4))
     batch, labels = images.to(device), torch.arange(len(images), device=device) % len(CLASSES)
     for _ in range(3):
         torch.cuda.reset_peak_memory_stats()

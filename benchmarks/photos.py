@@ -17,14 +17,14 @@ from PIL import Image
 
 from benchmarks import timing
 from benchmarks.timing import Case, Contestant, Lap, Result
-from tltrain import shards
-from tltrain.data.bases import ImageCache
-from tltrain.data.images import Split
-from tltrain.data.listing import FileReader
+from tltrain.cache import disk_store
+from tltrain.cache.disk_store import Store
+from tltrain.cache.image_cache import ImageCache
+from tltrain.data.dataset import Split
 from tltrain.data.loader import train_loader
-from tltrain.data.order import SampleStream
+from tltrain.data.sampler import SampleStream
+from tltrain.data.sources.image_list import FileReader
 from tltrain.data.views import Augment, Preprocess, Views, base_of
-from tltrain.shards import Store
 
 VIEW = Preprocess(224, 256)
 BATCH = 8
@@ -128,7 +128,7 @@ def fill(split: Split, folder: Path) -> Lap:
     with Store(folder, "photos", {"filled": time.time_ns()}, {}) as store:
         _write(store, split)
     seconds = time.perf_counter() - began
-    mean = np.mean([float(shards.read(file)["pixels"].float().mean()) for file in store.standing().values()])
+    mean = np.mean([float(disk_store.read(file)["pixels"].float().mean()) for file in store.standing().values()])
     shutil.rmtree(store.path)
     return Lap(seconds, (float(mean) / 255,))
 

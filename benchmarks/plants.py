@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tltrain.console import Console
+from tltrain.core.output.console import Console
 
 
 def after_steps(num_steps: int, act: Callable[[], None]) -> None:
@@ -40,9 +40,9 @@ def signal_after(num_steps: int, rank: int = 0, name: str = "SIGTERM") -> None:
 
 def record_ids(folder: str) -> None:
     """Write the sample ids of every micro-batch this rank trains on, as stage, step, index."""
-    from tltrain import engine
+    from tltrain.training import loop
 
-    train = engine._TrainLoop.train
+    train = loop._TrainLoop.train
 
     def recorded(self: Any, progress: Any, batches: Any) -> Any:
         def tapped() -> Any:
@@ -54,7 +54,7 @@ def record_ids(folder: str) -> None:
 
         return train(self, progress, iter(_Lazy(tapped())))
 
-    engine._TrainLoop.train = recorded  # type: ignore[method-assign]
+    loop._TrainLoop.train = recorded  # type: ignore[method-assign]
 
 
 class _Lazy:
@@ -70,7 +70,7 @@ class _Lazy:
 
 def say_gloo() -> None:
     """Give Accelerate a backend without saying that it runs on CPUs: it makes a world, and then does not use it."""
-    runtime: Any = import_module("tltrain.runtime")
+    runtime: Any = import_module("tltrain.distributed.runtime")
     made = runtime.InitProcessGroupKwargs
     runtime.InitProcessGroupKwargs = lambda **named: made(**(named | {"backend": "gloo"}))
 
@@ -93,7 +93,7 @@ def fill_head(original: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def begin_with_a_head() -> None:
-    wrap(import_module("tltrain.setup"), "open_nets", fill_head)
+    wrap(import_module("tltrain.training.setup"), "open_nets", fill_head)
 
 
 def record_masks(file: str) -> None:
@@ -118,7 +118,7 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
 def after_train(num_steps: int, act: Callable[[Any], None]) -> None:
     """Call `act` with the loop's Spread once this process has taken `num_steps` optimizer steps, before anything is checked."""
-    from tltrain import engine
+    from tltrain.training import loop
 
     taken = iter(range(1, 10**9))
 
@@ -128,14 +128,14 @@ def after_train(num_steps: int, act: Callable[[Any], None]) -> None:
             act(self.job.spread)
         return progress
 
-    wrap(engine._TrainLoop, "train", around)
+    wrap(loop._TrainLoop, "train", around)
 
 
 def count_units(file: str) -> None:
     """Append a line for each stage: the names of the blocks, and the modules that FSDP made units of."""
     from torch.distributed.fsdp import FSDPModule
 
-    from tltrain import staging
+    from tltrain.training import stage as staging
 
     def around(original: Any, *arguments: Any) -> Any:
         spreaded = original(*arguments)
@@ -150,7 +150,8 @@ def count_units(file: str) -> None:
 
 def look_for_leftovers(file: str) -> None:
     """Append a line after each stage: what Accelerate still tracks, and which objects of the stage are still alive."""
-    from tltrain import run, staging
+    from tltrain.training import run
+    from tltrain.training import stage as staging
 
     made: list[tuple[str, Any]] = []
 
@@ -177,7 +178,7 @@ def look_for_leftovers(file: str) -> None:
 
 def record_replicas(folder: str) -> None:
     """At the end of each stage, the checksum of every parameter and buffer as it lies on this rank, and of its fp32 master under ZeRO."""
-    from tltrain.spread import Strategy, Zero
+    from tltrain.distributed.strategies import Strategy, Zero
 
     def around(original: Any, self: Any) -> None:
         lines = []
@@ -195,7 +196,10 @@ def record_replicas(folder: str) -> None:
 
 def trace_places(folder: str) -> None:
     """Keep the place where this rank is, and whether a checkpoint is being written, in a file that outlives a SIGKILL."""
-    from tltrain import checkpoint, run, staging, watch
+    from tltrain.distributed import watchdog
+    from tltrain.runs import checkpoint
+    from tltrain.training import run
+    from tltrain.training import stage as staging
 
     file = open(f"{folder}/place.rank{own_rank()}", "wb+", buffering=0)  # noqa: SIM115 (it stays open as long as the process)
     saving = {"now": False}
@@ -221,5 +225,5 @@ def trace_places(folder: str) -> None:
     put("- 0 start")
     wrap(run, "save_stage_weights", between)
     wrap(staging, "_chain", between)
-    wrap(watch.Watch, "at", at)
+    wrap(watchdog.Watch, "at", at)
     wrap(checkpoint, "save", save)

@@ -8,12 +8,12 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 import tltrain
-from tltrain import recipe
-from tltrain.backbones import read_card, write_weights
-from tltrain.options import RunFlags
-from tltrain.run import train
+from tltrain.core import recipe
+from tltrain.core.flags import RunFlags
+from tltrain.models.factory import read_card, write_weights
+from tltrain.training.run import train
 
-SHIPPED = Path(tltrain.__file__).parent / "backbones" / "shipped"
+SHIPPED = Path(tltrain.__file__).parent / "models" / "shipped"
 RECIPES = {"printed-resnet": "resnet-tiny-printed", "printed-vit": "vit-tiny-printed"}
 MAX_BYTES = 2_000_000
 

@@ -61,13 +61,13 @@ def asked(cache: Path) -> int:
 
 def prepare(cache: str, fault: str = "", *arguments: Any) -> None:
     """Stores in `cache`, in small shards; what is written, and how often frozen networks are asked, is kept beside them."""
-    from tltrain import store
-    from tltrain.inference import FrozenModel
-    from tltrain.shards import Store
+    from tltrain.cache import feature_table
+    from tltrain.cache.disk_store import Store
+    from tltrain.evaluation.evaluator import FrozenModel
 
     os.environ["TLTRAIN_CACHE"] = cache
     os.makedirs(cache, exist_ok=True)
-    store.SHARD_ROWS = SHARD_ROWS
+    feature_table.SHARD_ROWS = SHARD_ROWS
 
     def write(original: Any, self: Store, name: str, tensors: Any) -> Any:
         file = original(self, name, tensors)
@@ -111,8 +111,8 @@ def use_bf16() -> None:
 
 def _at_moment(number: int, act: Callable[[], None]) -> None:
     """Three moments a shard: before it is written, with its temporary file on the disk, and renamed."""
-    from tltrain import files
-    from tltrain.shards import Store
+    from tltrain.cache.disk_store import Store
+    from tltrain.core import files
 
     count, writing = itertools.count(1), [False]
 

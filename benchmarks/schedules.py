@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from benchmarks import trials, world
 from benchmarks.world import Trial
-from tltrain import backbones
-from tltrain.blocks import Chain
-from tltrain.recipe import Backbone
+from tltrain.core.recipe import Backbone
+from tltrain.models import factory
+from tltrain.models.chain import Chain
 
 WHERE = {
     "resnet-tiny": ("head", "layer4", "layer3", "layer2", "layer1", "all"),
@@ -77,7 +77,7 @@ def schedule_problems(schedule: Schedule, folder: Path, num: int = 2) -> list[st
 
 def wrongly_changed(run: Path, schedule: Schedule, double: bool) -> list[str]:
     """Tensors that changed in a stage that froze them, or did not change in one that trains them."""
-    loaded = backbones.load(Backbone(**trials.NETS[schedule.backbone]), classes=["a"] * 10, size=32, resize=32, head="new", seed=0)
+    loaded = factory.load(Backbone(**trials.NETS[schedule.backbone]), classes=["a"] * 10, size=32, resize=32, head="new", seed=0)
     chain: Chain = loaded.chain.double() if double else loaded.chain
     before, problems = dict(chain.net.state_dict()), []
     for i, stage in enumerate(schedule.stages):

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.contestants import bare_loop, features, flops, measured, ours, over_features, setting
 from benchmarks.timing import Aim, Case, Contestant, Lap, Result
-from tltrain.recipe import Recipe, validate
+from tltrain.core.recipe import Recipe, validate
 
 CASES = (("resnet18", "layer4", 64, 20, 60), ("vit-s16", "block.10", 64, 20, 60))
 """Backbone, the first block that trains, pixels, images of each digit, optimizer steps."""

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import timing
 from benchmarks.contestants import ours
 from benchmarks.timing import Aim, Case, Contestant, Lap, Result
-from tltrain import backbones
-from tltrain.recipe import Recipe, validate
+from tltrain.core.recipe import Recipe, validate
+from tltrain.models import factory
 
 STUDENT, TEACHER, SIZE = "resnet-micro", "resnet-small", 32
 
@@ -76,7 +76,7 @@ def case(folder: Path, per_class: int, num_steps: int) -> Case:
 
 def _flops(recipe: Recipe) -> int:
     """Of one image's forward pass."""
-    chain = backbones.skeleton(recipe.backbone, 10, SIZE, SIZE).chain
+    chain = factory.skeleton(recipe.backbone, 10, SIZE, SIZE).chain
     with FlopCounterMode(display=False) as counter:
         chain(next(chain.parameters()).new_empty((1, 3, SIZE, SIZE)))
     return counter.get_total_flops()

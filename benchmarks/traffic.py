@@ -71,8 +71,9 @@ def measure(net: str, num_processes: int, folder: Path) -> list[Row]:
 
 def count(file: str) -> None:
     """A plant: one line for each stage, written by rank 0 as the stage ends."""
-    from tltrain import engine, staging
-    from tltrain.spread import Strategy
+    from tltrain.distributed.strategies import Strategy
+    from tltrain.training import loop as engine
+    from tltrain.training import stage as staging
 
     counter = _Counter(file)
     _count_sums(counter.seen)

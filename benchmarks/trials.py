@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from benchmarks import world
 from benchmarks.world import Trial
-from tltrain import checkpoint
-from tltrain.recipe import validate
-from tltrain.tracking import read_rows
+from tltrain.core.recipe import validate
+from tltrain.runs import checkpoint
+from tltrain.runs.metrics_log import read_rows
 
 NETS: dict[str, dict[str, Any]] = {
     "resnet-tiny": {"weights": "shipped:resnet-tiny-printed"},

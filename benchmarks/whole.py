@@ -10,9 +10,9 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.contestants import Use, ours
 from benchmarks.timing import Case, Contestant, Lap, Result
-from tltrain import demo
-from tltrain import recipe as recipes
-from tltrain.recipe import Recipe
+from tltrain.cli import demo
+from tltrain.core import recipe as recipes
+from tltrain.core.recipe import Recipe
 
 NAMES = ("digits-resnet", "digits-vit", "demo")
 

@@ -29,8 +29,8 @@ CONTEXT.set_forkserver_preload(
         "accelerate",
         "torch.distributed.tensor",
         "transformers.models.vit.modeling_vit",
-        "tltrain.run",
-        "tltrain.spread",
+        "tltrain.training.run",
+        "tltrain.distributed.strategies",
         "deepspeed.runtime.zero.muon.muon_optimizer",  # where it is installed: each of its runs asks for this one, and torch's compiler
     ]
 )
@@ -129,9 +129,9 @@ def _train(trial: Trial) -> int:
 
     torch.set_num_threads(1)
     force_strategy(trial.strategy, trial.world)
-    from tltrain.options import RunFlags
-    from tltrain.recipe import validate
-    from tltrain.run import train
+    from tltrain.core.flags import RunFlags
+    from tltrain.core.recipe import validate
+    from tltrain.training.run import train
 
     if trial.float64:
         use_float64()
@@ -175,7 +175,7 @@ def force_strategy(strategy: str, world: int) -> None:
 
 def use_float64() -> None:
     """Compare worlds where rounding cannot hide a mistake."""
-    setup: Any = importlib.import_module("tltrain.setup")
+    setup: Any = importlib.import_module("tltrain.training.setup")
     opened = setup.open_nets
 
     def open_nets(*arguments: Any) -> Any:

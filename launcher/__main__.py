@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from launcher.cli import main
-from tltrain.errors import UserError
-from tltrain.streams import complain
+from tltrain.core.errors import UserError
+from tltrain.core.output.streams import complain
 
 if __name__ == "__main__":
     try:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from launcher import jobs
 from launcher.target import Target
-from tltrain import escape, folder, registry
-from tltrain.errors import UserError
+from tltrain.core import registry
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape
+from tltrain.runs import run_dir
 
 VERBS = {
     "status": "RUN                                                     a run folder's jobs",
@@ -62,7 +64,7 @@ def look_at(verb: str, words: Sequence[str]) -> int:
         return 0
     print(f"job {job.id}: {escape.line(target.state(job.id))}")
     for run in job.runs:
-        print(escape.line(f"{run}: {_describe(folder.outcome(run))}"))
+        print(escape.line(f"{run}: {_describe(run_dir.outcome(run))}"))
     return 0
 
 

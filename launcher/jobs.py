@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.words import Training
-from tltrain import files, folder
-from tltrain.errors import UserError
+from launcher.command import Training
+from tltrain.core import files
+from tltrain.core.errors import UserError
+from tltrain.runs import run_dir
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def keep(place: Path, target: str, job: str, runs: Sequence[Training], **details
     would make them look like anybody's folder. Raises UserError where they cannot be written.
     """
     for run in runs:
-        folder.create(run.run, run.recipe)
+        run_dir.create(run.run, run.recipe)
     (place / "jobs").mkdir(exist_ok=True)
     values = {"job": job, "target": target, "time": time.time(), **details, "runs": [str(run.run) for run in runs]}
     files.write_json(place / "jobs" / f"{job}.json", values)

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import yaml
 
-from launcher import processes, quoting
-from launcher.batch import outcome_since
-from launcher.processes import World
+from launcher import accelerate as processes
+from launcher import shell
+from launcher.accelerate import World
+from launcher.command import read, split
+from launcher.slurm.batch import outcome_since
 from launcher.supervise import supervise
 from launcher.target import Target
-from launcher.words import read, split
-from tltrain import folder, watch
-from tltrain.errors import UserError
+from tltrain.core.errors import UserError
+from tltrain.distributed import watchdog
+from tltrain.runs import run_dir
 
 BF16_FROM = 8.0  # compute capability
 SAID = {"no": "fp32"}  # what accelerate calls otherwise
@@ -51,18 +53,18 @@ def main(words: Sequence[str]) -> int:
     environment = processes.environment(world, notes)
     if arguments.dry_run:
         print(f"# {said}")
-        print(" ".join(["env", *(quoting.quote(f"{k}={v}") for k, v in environment.items()), quoting.join(command)]))
+        print(" ".join(["env", *(shell.quote(f"{k}={v}") for k, v in environment.items()), shell.join(command)]))
         return 0
-    folder.create(training.run, training.recipe)
+    run_dir.create(training.run, training.recipe)
     notes.mkdir(parents=True, exist_ok=True)
     print(said, flush=True)
     while True:
-        before = watch.newest_generation(training.run / "generations")
+        before = watchdog.newest_generation(training.run / "generations")
         for note in notes.glob("*.failed.json"):
             note.unlink()
         end = supervise(command, environment)
         outcome = outcome_since(training.run, before)
-        if outcome.get("signal") != folder.OUT_OF_MEMORY or end.signals:
+        if outcome.get("signal") != run_dir.OUT_OF_MEMORY or end.signals:
             break
         print("launch  out of memory: started again, with less at a time", flush=True)
     if not outcome and end.code != 0 and end.signals.count("SIGINT") < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tltrain.errors import UserError
+from tltrain.core.errors import UserError
 
 
 def _not_known(job: str) -> str:

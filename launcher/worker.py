@@ -20,7 +20,7 @@ from pathlib import Path
 def main() -> int:
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # the launcher ignores them, and a child inherits that
-    from tltrain import cli
+    from tltrain.cli import main as cli
 
     try:
         code = cli.main(sys.argv[1:])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
-from tltrain import backbones
-from tltrain.backbones import Loaded
-from tltrain.recipe import Backbone
+from tltrain.core.recipe import Backbone
+from tltrain.models import factory
+from tltrain.models.factory import Loaded
 
 CLASSES = ("ant", "bee", "cat")
 SMALL: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "patch_size": 8}
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attenti
 
 def load(name: str | None, weights: str | Path, **settings: Any) -> Loaded:
     defaults = {"classes": CLASSES, "size": None, "resize": None, "head": "new", "seed": 0}
-    return backbones.load(Backbone(name=name, weights=str(weights)), **{**defaults, **settings})
+    return factory.load(Backbone(name=name, weights=str(weights)), **{**defaults, **settings})
 
 
 def config(image_size: int = 32, classes: tuple[str, ...] = CLASSES) -> ViTConfig:
@@ -54,9 +54,9 @@ def assert_head_is_zero(loaded: Loaded, classes: int) -> None:
 
 def ours(path: Path, name: str = "resnet-micro", classes: tuple[str, ...] = CLASSES) -> Loaded:
     """A file of ours with random weights, the head's too, and the chain it was written from."""
-    loaded = backbones.load(Backbone(name=name), classes=classes, size=None, resize=None, head="new", seed=1)
+    loaded = factory.load(Backbone(name=name), classes=classes, size=None, resize=None, head="new", seed=1)
     generator = torch.Generator().manual_seed(0)
     for parameter in loaded.chain.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    backbones.write_weights(path, loaded.chain.net.state_dict(), loaded.card)
+    factory.write_weights(path, loaded.chain.net.state_dict(), loaded.card)
     return loaded

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.mark import ParameterSet
 
-from tltrain.recipe import Recipe, validate
+from tltrain.core.recipe import Recipe, validate
 
 if TYPE_CHECKING:
     from benchmarks.trials import References
@@ -86,8 +86,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as `tltrain train` leaves it, of a network that has learned its task."""
     from safetensors.torch import load_file
 
-    from tltrain.options import RunFlags
-    from tltrain.run import train
+    from tltrain.core.flags import RunFlags
+    from tltrain.training.run import train
 
     path = tmp_path_factory.mktemp("runs") / "micro"
     assert train(made_recipe(), RunFlags(folder=path, workers=0))["outcome"] == "finished"

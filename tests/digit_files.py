@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tltrain import backbones
-from tltrain.recipe import Recipe
+from tltrain.core.recipe import Recipe
+from tltrain.models import factory
 
 SPLITS = {"train": slice(0, 8), "val": slice(8, 11), "test": slice(11, 15)}
 
@@ -36,13 +36,13 @@ def digit_folder(root: Path, num_classes: int = 4) -> Path:
 
 def run_with_weights(path: Path, recipe: Recipe, classes: tuple[str, ...], temperature: float = 1.0, seed: int = 0) -> Path:
     """A run folder whose network is random in every tensor, BatchNorm's statistics and the head included."""
-    loaded = backbones.load(recipe.backbone, classes=classes, size=recipe.data.size, resize=recipe.data.resize, head="new", seed=seed)
+    loaded = factory.load(recipe.backbone, classes=classes, size=recipe.data.size, resize=recipe.data.resize, head="new", seed=seed)
     generator = torch.Generator().manual_seed(seed)
     state = {name: _random(name, t, generator) for name, t in loaded.chain.net.state_dict().items()}
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(recipe.to_yaml())
-    card = backbones.WeightsMetadata(**{**loaded.card.__dict__, "temperature": temperature})
-    backbones.write_weights(path / "weights.safetensors", state, card)
+    card = factory.WeightsMetadata(**{**loaded.card.__dict__, "temperature": temperature})
+    factory.write_weights(path / "weights.safetensors", state, card)
     return path
 
 

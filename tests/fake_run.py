@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tltrain.recipe import Backbone, Data, Recipe, Stage
+from tltrain.core.recipe import Backbone, Data, Recipe, Stage
 
 
 def fake_run(

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradScalerKwargs
 
-from tltrain import runtime
-from tltrain.options import RunFlags
-from tltrain.recipe import Recipe
-from tltrain.run import train
-from tltrain.tracking import read_rows
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
+from tltrain.distributed import runtime
+from tltrain.runs.metrics_log import read_rows
+from tltrain.training.run import train
 
 LIMIT_S = 60
 """What a test on a GPU may take, where pytest-timeout is installed; a mark of its own, pytest.mark.timeout(seconds), comes before it."""

@@ -96,9 +96,9 @@ def _run(device: str, trial: Trial) -> None:
         world.force_strategy("ddp" if trial.strategy == "alone" else trial.strategy, trial.world)
     elif trial.world > 1:
         plants.say_gloo()  # NCCL takes no two processes on one device
-    from tltrain.options import RunFlags
-    from tltrain.recipe import validate
-    from tltrain.run import train
+    from tltrain.core.flags import RunFlags
+    from tltrain.core.recipe import validate
+    from tltrain.training.run import train
 
     if trial.float64:
         world.use_float64()

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tltrain.data import DataSplits, Split, bases
-from tltrain.data.bases import ImageCache
+from tltrain.cache import image_cache
+from tltrain.cache.disk_store import Store
+from tltrain.cache.image_cache import ImageCache
+from tltrain.data import DataSplits, Split
 from tltrain.data.views import Preprocess
-from tltrain.shards import Store
 
 NUM, VIEW = 75, Preprocess(32, 36)
 
@@ -65,7 +66,7 @@ def photo_folder(root: Path) -> Path:
 
 
 def open_store(root: Path, images: DataSplits) -> Store:
-    return Store(root, bases.KIND, bases.key(images.fingerprint, "train", VIEW), {})
+    return Store(root, image_cache.KIND, image_cache.key(images.fingerprint, "train", VIEW), {})
 
 
 def filled(store: Store, split: Split, workers: int = 0) -> ImageCache:

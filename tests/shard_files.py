@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tltrain import shards
-from tltrain.shards import Store
+from tltrain.cache import disk_store
+from tltrain.cache.disk_store import Store
 
 
 def rows(number: int, num_bytes: int = 100_000) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def made_store(root: Path, number: int, num_shards: int = 1, age_s: float = 0.0)
     with Store(root, "test", {"number": number}, {"recipe": "a"}) as store:
         for i in range(num_shards):
             store.write(f"{i:06d}", rows(i))
-    os.utime(store.path / shards.LOCK, (time.time() - age_s,) * 2)
+    os.utime(store.path / disk_store.LOCK, (time.time() - age_s,) * 2)
     return store.path
 
 

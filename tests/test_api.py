@@ -15,12 +15,12 @@ from conftest import HEAD
 from digit_files import digit_image, run_with_weights
 
 import tltrain
-from tltrain.errors import UserError
-from tltrain.evaluate import evaluate
-from tltrain.options import RunFlags
-from tltrain.recipe import Recipe
-from tltrain.run import train
-from tltrain.stored import verify
+from tltrain.cli.cache import verify
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
+from tltrain.evaluation.evaluate import evaluate
+from tltrain.training.run import train
 
 Made = Callable[..., Recipe]
 

@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file
 
 import tltrain
-from tltrain.cli import main
-from tltrain.evaluate import evaluate
-from tltrain.tracking import read_rows
+from tltrain.cli.main import main
+from tltrain.evaluation.evaluate import evaluate
+from tltrain.runs.metrics_log import read_rows
 
-ARCHIVE = Path(__file__).parent / "data" / "runs-0.1.0.tar.xz"
+ARCHIVE = Path(__file__).parent / "files" / "runs-0.1.0.tar.xz"
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_the_installed_wheel_plans_a_shipped_recipe(away: Path, tmp_path: Path) 
 
 
 def test_the_installed_wheel_finds_what_it_shares(away: Path, tmp_path: Path) -> None:
-    code = "import tltrain, tltrain.recipe as r; print(tltrain.share(), *r.shipped())"
+    code = "import tltrain, tltrain.core.recipe as r; print(tltrain.share(), *r.shipped())"
     share, *names = _away(away, tmp_path, "-c", code).split()
     assert Path(share) == away / "tltrain" / "_share"
     assert {p.stem for p in Path(share, "accelerate_configs").iterdir()} == set(SPREAD)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.words import parse, split
-from tltrain import options
-from tltrain.cli import VERBS, main
-from tltrain.recipe import shipped
+from launcher.command import parse, split
+from tltrain.cli.main import VERBS, main
+from tltrain.core import flags
+from tltrain.core.recipe import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_a_command_parses(command: str, capsys: pytest.CaptureFixture[str]) -> N
     verb, rest = words[1], words[2:]
     assert verb in VERBS
     if verb in ("train", "plan"):
-        recipe, _ = options.parse(verb, rest)
+        recipe, _ = flags.parse(verb, rest)
         assert recipe.stages
         return
     if verb == "launch":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tltrain.api import Run, load, train
-    from tltrain.predict import Prediction
+    from tltrain.evaluation.predict import Prediction
 
 __version__ = "0.1.0"
 __all__ = ["Prediction", "Run", "__version__", "load", "share", "train"]
@@ -26,7 +26,7 @@ def share() -> Path:
 
 def __getattr__(name: str) -> Any:
     """The names that need torch, imported when they are first asked for, so that `import tltrain` stays quick."""
-    home = {"Run": "tltrain.api", "load": "tltrain.api", "train": "tltrain.api", "Prediction": "tltrain.predict"}.get(name)
+    home = {"Run": "tltrain.api", "load": "tltrain.api", "train": "tltrain.api", "Prediction": "tltrain.evaluation.predict"}.get(name)
     if home is None:
         raise AttributeError(f"module 'tltrain' has no attribute {name!r}")
     return getattr(import_module(home), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tltrain.cli import main
+from tltrain.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,16 +12,16 @@ from typing import Any, overload
 import torch
 from PIL import Image
 
-from tltrain import recipe as recipes
-from tltrain.blocks import Chain
-from tltrain.errors import UserError
-from tltrain.folder import outcome
-from tltrain.options import RunFlags, run_path
-from tltrain.predict import BATCH, Picture, Prediction, predict
-from tltrain.recipe import Recipe
-from tltrain.run import train as train_run
-from tltrain.tracking import read_rows
-from tltrain.trained import TrainedModel, load_trained, read_recipe
+from tltrain.core import recipe as recipes
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.recipe import Recipe
+from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
+from tltrain.evaluation.trained import TrainedModel, load_trained, read_recipe
+from tltrain.models.chain import Chain
+from tltrain.runs.metrics_log import read_rows
+from tltrain.runs.run_dir import outcome
+from tltrain.training.run import train as train_run
 
 
 class Run:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from tltrain.errors import UserError
+from tltrain.core.errors import UserError
 
 VERSION = 2
 """Of what this file makes of the same bytes. It is part of every key of what was read or stored, so that a mended decoder reads anew."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tltrain.data.order import SampleRef, SampleStream, micro_batches, rank_slice
+from tltrain.data.sampler import SampleRef, SampleStream, micro_batches, rank_slice
 from tltrain.data.views import Batch, Views, batches_as_they_are
 from tltrain.data.workers import Loader, worker_options
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tltrain.data.images import DataSplits, Indexed, Source, Split
-from tltrain.data.order import key, shuffled
-from tltrain.data.scan import some
-from tltrain.errors import UserError
-from tltrain.recipe import Data
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import Data
+from tltrain.data.dataset import DataSplits, Indexed, Source, Split
+from tltrain.data.sampler import key, shuffled
+from tltrain.data.sources.scan import some
 
 TINY = 5
 """A class with fewer training images than this is worth a note."""

@@ -15,13 +15,13 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from tltrain.data.images import Split
-from tltrain.data.order import SampleRef, key
+from tltrain.core.errors import UserError
+from tltrain.data.dataset import Split
 from tltrain.data.rendering import DRAWN, PIXELS, Drawn, packed, to_device
-from tltrain.errors import UserError
+from tltrain.data.sampler import SampleRef, key
 
 if TYPE_CHECKING:
-    from tltrain.data.bases import ImageCache  # which makes what it holds with this module
+    from tltrain.cache.image_cache import ImageCache  # which makes what it holds with this module
 
 Augment = Literal["none", "light", "strong"]
 Batch = dict[str, Tensor]

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tltrain.errors import UserError
+from tltrain.core.errors import UserError
 
 PRELOADED = "tltrain.data.views"
 """What every worker needs, imported once in the server."""

@@ -1,0 +1,94 @@
+"""The words behind `--`: `train RECIPE …`, read and checked before anything is started, and the command a job runs instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+
+from tltrain.core import flags as options
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.recipe import Recipe
+from tltrain.runs import run_dir
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: its whole recipe, its start-up flags, its folder."""
+
+    recipe: Recipe
+    start: RunFlags
+    run: Path
+
+    @property
+    def words(self) -> list[str]:
+        """`train` by the recipe kept in the run folder: what is edited elsewhere while a job waits in the queue changes nothing."""
+        return ["train", str(self.run / "recipe.yaml"), *flags(self.start)]
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The launcher's own words, and each `-- train RECIPE …` behind them. Raises UserError when there is none."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    own, *trainings = parts
+    if not trainings and not {"-h", "--help"} & set(own):
+        raise UserError("the command to start is missing; write it behind --, such as: -- train digits-resnet --seed 1")
+    for part in trainings:
+        if part[:1] != ["train"]:
+            raise UserError(f"the command behind -- is {' '.join(part) or 'empty'}; only `train RECIPE …` can be launched")
+    return own, trainings
+
+
+def read(words: Sequence[str]) -> Training:
+    """Read `train RECIPE …` and check it against the run folder. Raises UserError; tyro ends the process with 2 for an unknown flag."""
+    return _checked(parse(words))
+
+
+def parse(words: Sequence[str]) -> Training:
+    """Read `train RECIPE …` alone."""
+    recipe, start = options.parse("train", words[1:])
+    run = run_path(recipe, start).absolute()
+    return Training(recipe, replace(start, folder=run), run)
+
+
+def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[Path, list[Training]]:
+    """The folder that holds an array's runs, and the run of each value: words with `--KEY VALUE` behind them."""
+    name = "--" + key
+    if any(word.split("=")[0] == name for word in words):
+        raise UserError(f"{name} stands in the command and in --array; leave it out of one of them")
+    first = [options.parse("train", [*words[1:], name, value]) for value in values]
+    recipe, start = first[0]
+    parent = run_path(recipe, start).absolute()
+    parent = parent.with_name(f"{parent.name}-by-{key}")
+    runs = [Training(r, replace(s, folder=parent / v), parent / v) for (r, s), v in zip(first, values, strict=True)]
+    return parent, [_checked(run) for run in runs]
+
+
+def flags(start: RunFlags) -> list[str]:
+    """Start-up flags as words again."""
+    words: list[str] = []
+    for field in fields(RunFlags):
+        value = getattr(start, field.name)
+        default = None if field.default is MISSING else field.default
+        if value == default:
+            continue
+        name = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(name if value else "--no-" + name[2:])
+        elif isinstance(value, tuple):
+            words += [name, *value]
+        else:
+            words += [name, str(value)]
+    return words
+
+
+def _checked(training: Training) -> Training:
+    run_dir.check_recipe(training.run, training.recipe)
+    if run_dir.outcome(training.run).get("outcome") == "finished":
+        raise UserError(f"{training.run} is finished already; see report.html there, or choose another folder with --folder")
+    return training

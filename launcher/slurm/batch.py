@@ -1,0 +1,134 @@
+"""`python -m launcher.batch`: what a job's script asks before and after its processes run.
+
+begin prints the run folder; end prints what the script shall do. Both keep what they know in the run folder, jobs/JOB/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher import command as words_
+from launcher.slurm.requeue import Ended, Limits, decide, guilty
+from tltrain.core import files
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape
+from tltrain.distributed import watchdog
+from tltrain.runs import run_dir
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launcher.batch", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    begins = verbs.add_parser("begin")
+    begins.add_argument("--job", required=True)
+    begins.add_argument("training", nargs=argparse.REMAINDER)
+    ends = verbs.add_parser("end")
+    ends.add_argument("--run", type=Path, required=True)
+    ends.add_argument("--job", required=True)
+    ends.add_argument("--preempted", default="")
+    ends.add_argument("--terminated", default="")
+    ends.add_argument("--slurm", default="", help="what `scontrol --oneliner show job` says")
+    ends.add_argument("--max-requeues", type=int, required=True)
+    ends.add_argument("--max-crash-requeues", type=int, required=True)
+    arguments = parser.parse_args(words)
+    if arguments.verb == "begin":
+        training = arguments.training[1:] if arguments.training[:1] == ["--"] else arguments.training
+        print(begin(training, arguments.job))
+    else:
+        limits = Limits(arguments.max_requeues, arguments.max_crash_requeues)
+        print(end(arguments.run, arguments.job, bool(arguments.preempted), bool(arguments.terminated), limits, arguments.slurm))
+    return 0
+
+
+def begin(training: list[str], job: str) -> Path:
+    """Check the words, make the folders, and note which start was the latest before this one. Returns the run folder."""
+    run = words_.parse(training)
+    run_dir.check_recipe(run.run, run.recipe)
+    run_dir.create(run.run, run.recipe)
+    own = run.run / "jobs" / job
+    own.mkdir(parents=True, exist_ok=True)
+    for note in own.glob("*.failed.json"):
+        note.unlink()
+    before = watchdog.newest_generation(run.run / "generations")
+    files.write_json(own / "start.json", {"generation": before, "time": time.time(), "restart": restart_count()})
+    return run.run
+
+
+def end(run: Path, job: str, preempted: bool, terminated: bool, limits: Limits, slurm: str = "") -> str:
+    """Decide what the script does now, say why in the job's log, and write it down. `slurm` is what `scontrol show job` says."""
+    own = run / "jobs" / job
+    start = json.loads((own / "start.json").read_text())
+    if start["restart"] > restart_count():
+        _say("stopped: a later start of this job goes on elsewhere; this one has nothing to say any more")
+        return "stopped"
+    before = start["generation"]
+    outcome = outcome_since(run, before)
+    by_slurm = (terminated or outcome.get("outcome") == "stopped") and _is_preempted(slurm)
+    ended = Ended(outcome, preempted, terminated, by_slurm)
+    past = [line["why"] for line in _lines(own / "ends.jsonl") if line["action"] == "requeue"]
+    action, why = decide(ended, past, limits)
+    _say(f"{action}: {why}")
+    note = guilty([json.loads(p.read_text()) for p in sorted(own.glob("*.failed.json"))])
+    if note is not None and (action == "failed" or why == "crashed"):
+        _blame(run, own, note, before)
+    with (own / "ends.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"action": action, "why": why, "restart": restart_count(), "time": time.time(), **_place(outcome)}) + "\n")
+    return action
+
+
+def outcome_since(run: Path, before: int) -> dict[str, Any]:
+    """outcome.json, if a start later than that one wrote it, or if the work is finished; else empty: what an older start wrote, even
+    late, says nothing of this one."""
+    outcome = run_dir.outcome(run)
+    return outcome if outcome.get("outcome") == "finished" or outcome.get("generation", 0) > before else {}
+
+
+def restart_count() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _blame(run: Path, own: Path, note: Mapping[str, Any], before: int) -> None:
+    """Name the process that failed first, in the job's log and in outcome.json."""
+    who = f"rank {note['rank']}" if "rank" in note else f"node {note['node']}"
+    _say(f"{who} on {note['host']} failed first: {note['error']}; logs: {own}/node-*.log")
+    sys.stderr.write(note["traceback"].rstrip() + "\n")
+    generation = watchdog.newest_generation(run / "generations")
+    if generation > before:  # a start that was refused beside a healthy run has no say in that run's outcome
+        place = {"rank": note["rank"]} if "rank" in note else {"node": note["node"]}
+        known = {k: v for k, v in outcome_since(run, before).items() if k != "rank"}
+        details = {**known, "outcome": "failed", **place, "host": note["host"], "error": note["error"]}
+        run_dir.write_outcome(run, generation, details)
+
+
+def _is_preempted(slurm: str) -> bool:
+    """Whether Slurm is ending the job to requeue it by itself (PreemptMode=REQUEUE)."""
+    fields = dict(word.split("=", 1) for word in slurm.split() if "=" in word)
+    return fields.get("PreemptTime", "None") != "None" and fields.get("JobState") == "RUNNING"
+
+
+def _place(outcome: dict[str, Any]) -> dict[str, Any]:
+    return {key: outcome[key] for key in ("outcome", "signal", "stage", "step", "generation") if key in outcome}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _say(text: str) -> None:
+    print(f"launch  {escape.terminal(text)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        _say(str(error))
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,97 @@
+"""Talks to Slurm: checks, submits, looks at and cancels jobs. What it says is made elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltrain.core.errors import UserError
+
+# What sbatch says where there is a client and no controller that it could ask.
+UNREACHABLE = re.compile(r"unable to contact slurm|could not establish a configuration source", re.IGNORECASE)
+
+
+def require() -> None:
+    """Raises UserError where there is no Slurm."""
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch was not found: this machine has no Slurm. Start here with `tltrain launch local`, or log in to the cluster")
+
+
+def check(arguments: Sequence[str], script: str) -> str:
+    """Ask Slurm whether it would take the job (`sbatch --test-only`); submits nothing. Raises UserError with what Slurm says."""
+    options = [a for a in arguments if not a.startswith("--dependency=")]  # a job to wait for may not be there yet
+    done = _run(["sbatch", "--test-only", *options], stdin=script)
+    if done.returncode != 0:
+        raise UserError(f"Slurm refuses this job: {_message(done)}\nsbatch had {' '.join(options)}")
+    return _message(done)
+
+
+def would_take(arguments: Sequence[str], script: str) -> str:
+    """What Slurm says of a job that is only to be shown, or why it could not be asked. Raises UserError where Slurm refuses the job."""
+    if shutil.which("sbatch") is None:
+        return "not checked by Slurm: sbatch was not found on this machine"
+    try:
+        return check(arguments, script)
+    except UserError as error:
+        if UNREACHABLE.search(str(error)) is None:
+            raise
+        return "not checked by Slurm: no controller answers this machine"
+
+
+def submit(script: Path) -> str:
+    """Submit a script and return the job's id."""
+    done = _run(["sbatch", "--parsable", str(script)])
+    if done.returncode != 0:
+        raise UserError(f"Slurm did not take the job: {_message(done)}")
+    return done.stdout.strip().split(";")[0]  # ID;CLUSTER where there are several clusters
+
+
+def state(job: str) -> str:
+    """The state of a job: by squeue, else by the completion log, else unknown."""
+    done = _run(["squeue", "--noheader", "--job", job, "--states", "all", "--format", "%T|%r|%N"])
+    lines = [line.split("|") for line in done.stdout.splitlines() if line.strip()]
+    if lines:
+        return ", ".join(
+            what + (f" on {nodes}" if nodes else "") + (f" ({why})" if why not in ("None", "") else "") for what, why, nodes in lines
+        )
+    if shutil.which("sacct"):
+        done = _run(["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job, "--format", "State"])
+        if done.returncode == 0 and done.stdout.strip():
+            return ", ".join(done.stdout.split("\n")).strip(", ")
+    return _completion_log(job) or "unknown to Slurm (it forgets jobs after a while)"
+
+
+def cancel(job: str) -> None:
+    done = _run(["scancel", job])
+    if done.returncode != 0:
+        raise UserError(f"job {job} could not be cancelled: {_message(done)}")
+
+
+def _completion_log(job: str) -> str | None:
+    config = dict(re.findall(r"^(\S+)\s*= (.*)$", _run(["scontrol", "show", "config"]).stdout, re.MULTILINE))
+    if "filetxt" not in config.get("JobCompType", ""):
+        return None
+    try:
+        lines = Path(config["JobCompLoc"].strip()).read_text(errors="replace").splitlines()
+    except OSError:
+        return None  # the controller's own file: often only its administrators may read it
+    states = re.findall(rf"^JobId={job} .*?JobState=(\S+)", "\n".join(lines), re.MULTILINE)
+    return str(states[-1]) if states else None
+
+
+def _run(command: Sequence[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    text = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
+    try:
+        done = subprocess.run(list(command), input=text, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} was not found: this machine has no Slurm") from None
+    out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    return subprocess.CompletedProcess(list(command), done.returncode, out, err)
+
+
+def _message(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [re.sub(r"^\w+: (error: )?", "", line) for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return "; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}"

@@ -1,0 +1,63 @@
+"""Site defaults of jobs: one small file in the user's configuration folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.slurm.job import Job
+from tltrain.core.errors import UserError
+
+
+def path() -> Path:
+    """slurm.yaml in the user's configuration folder, $XDG_CONFIG_HOME/tltrain or ~/.config/tltrain (which is no folder without a home)."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "tltrain" / "slurm.yaml"
+
+
+def defaults() -> Job:
+    """A job with the site's values. Raises UserError for a file that says something a job does not know."""
+    file = path()
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Job()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return read(raw, str(file))
+
+
+def read(raw: Any, source: str) -> Job:
+    """A job from the mapping of such a file."""
+    if raw is None:
+        return Job()
+    if not isinstance(raw, dict):
+        raise UserError(f"{source} must hold settings such as `partition: gpu`, one a line")
+    known = {field.name: field for field in fields(Job)}
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise UserError(f"{source} sets {key!r}; " + (f"did you mean {near[0]}?" if near else f"it may set: {', '.join(known)}"))
+        values[name] = _value(name, known[name].type, value, source)
+    return replace(Job(), **values)
+
+
+def _value(name: str, kind: Any, value: Any, source: str) -> Any:
+    if name == "setup":
+        lines = value.splitlines() if isinstance(value, str) else value
+        if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+            return tuple(lines)
+        raise UserError(f"{source}: setup must be lines of bash, as a list or as a block")
+    if "int" in str(kind):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise UserError(f"{source}: {name} is {value!r}; it must be a whole number")
+    if not isinstance(value, str):
+        raise UserError(f"{source}: {name} is {value!r}; it must be text, put it in quotes")
+    return value

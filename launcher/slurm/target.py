@@ -1,0 +1,119 @@
+"""`tltrain launch slurm`: checks everything, then submits a job, an array or a chain of jobs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from launcher import accelerate, jobs, shell
+from launcher.accelerate import World
+from launcher.command import Training, read, read_array, split
+from launcher.slurm import client, script, site
+from launcher.slurm.job import Job, sbatch_arguments
+from launcher.target import Target
+from tltrain.core.errors import UserError
+from tltrain.runs import run_dir
+
+USAGE = """\
+[--nodes N] [--gpus-per-node N] [--time H:MM:SS] [--dry-run] -- train RECIPE …
+… -- train TEACHER … -- train STUDENT …                  each starts when the one before is finished"""
+
+
+@dataclass(frozen=True)
+class _Words:
+    job: Annotated[Job, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Print exactly what would be submitted, and submit nothing."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job ready to be submitted: where it is kept, its script, and its runs."""
+
+    folder: Path
+    arguments: list[str]
+    script: str
+    runs: tuple[Training, ...]
+
+
+def main(words: Sequence[str]) -> int:
+    """Check everything, then submit one job, or a chain of jobs, and print their ids."""
+    own, trainings = split(words)
+    about = f"{main.__doc__} Site defaults stand in {site.path()}."
+    parsed = tyro.cli(_Words, default=_Words(site.defaults()), args=own, prog="tltrain launch slurm", description=about)
+    command = ["tltrain", "launch", "slurm", *words]
+    if parsed.job.array and len(trainings) > 1:
+        raise UserError("--array and a chain of commands cannot be had at once; submit the array first, and the rest with --dependency")
+    if parsed.job.dependency and len(trainings) > 1:
+        raise UserError("--dependency and a chain of commands cannot be had at once; submit each by itself")
+    prepared = [prepare(parsed.job, part, command) for part in trainings]
+    if parsed.dry_run:
+        show(prepared)
+        return 0
+    client.require()
+    for each in prepared:
+        client.check(each.arguments, each.script)
+    before = None
+    for part, each in zip(trainings, prepared, strict=True):
+        job = parsed.job if before is None else replace(parsed.job, dependency=f"afterok:{before}")
+        before = submit(job, each if before is None else prepare(job, part, command), command)
+    return 0
+
+
+def prepare(job: Job, words: Sequence[str], command: Sequence[str]) -> Submission:
+    """Validate a command's recipe and overrides and render its script; touches nothing. Raises UserError."""
+    if job.array:
+        parent, trainings = read_array(words, job.array_key, job.array_values)
+        runs, given = tuple(trainings), script.words_of_array(parent, trainings)
+    else:
+        runs = (read(words),)
+        parent, given = runs[0].run, script.words_of(runs[0])
+    accelerate.config_file(job.accelerate, World(job.nodes, job.processes_here, job.gpus_per_node > 0, threads=1))
+    arguments = sbatch_arguments(job, _job_name(runs[0].recipe.name), script.log_pattern(parent, job.array is not None))
+    text = script.render(job, arguments, given, sys.executable if not job.container else "python", command)
+    script.check_bash(text, job)
+    return Submission(parent, arguments, text, runs)
+
+
+def show(prepared: Sequence[Submission]) -> None:
+    """Print the scripts, each under what Slurm says of it. Where no Slurm answers that is said. Raises UserError for a refusal."""
+    notes = [client.would_take(each.arguments, each.script) for each in prepared]
+    for number, (each, note) in enumerate(zip(prepared, notes, strict=True)):
+        print(f"# {note}" + ("; it waits until the job above is finished" if number else ""))
+        print(each.script, end="")
+
+
+def submit(job: Job, each: Submission, command: Sequence[str]) -> str:
+    """Keep a job in its run folder, submit it, say so, and return its id."""
+    for run in each.runs:
+        run_dir.create(run.run, run.recipe)
+    place = each.folder / "jobs"
+    place.mkdir(parents=True, exist_ok=True)
+    waiting = place / f".{time.time_ns()}.sbatch"
+    waiting.write_bytes(each.script.encode("utf-8", "surrogateescape"))
+    try:
+        number = client.submit(waiting)
+    except UserError:
+        waiting.unlink()
+        raise
+    waiting.rename(place / f"{number}.sbatch")
+    jobs.keep(each.folder, "slurm", number, each.runs, command=list(command), settings=asdict(job))
+    print(f"job {number} submitted, run folder {each.folder}" + (f", waits for {job.dependency}" if job.dependency else ""))
+    print(f"  watch   tail -F {shell.quote(str(place))}/{number}{'_*' if job.array else ''}.log")
+    print(f"  look    tltrain launch status {shell.quote(str(each.folder))}")
+    return number
+
+
+def _job_name(recipe: str) -> str:
+    """The recipe's name with what a queue's column cannot show replaced."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.@+=-") else "-" for c in recipe).lstrip("_.@+=-")
+    return kept or "tltrain"
+
+
+TARGET = Target(USAGE, main, client.state, client.cancel)

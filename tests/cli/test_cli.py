@@ -1,0 +1,171 @@
+"""The command: what a person types, and what a person's mistake costs: one clear message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tltrain.cli.main import VERBS, main
+from tltrain.core.recipe import Recipe, load, shipped
+
+
+def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one message of a command that must end with exit code 2."""
+    try:
+        code = main(words)
+    except SystemExit as end:  # argparse and tyro leave this way
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err + captured.out
+
+
+def photos(folder: Path, classes: tuple[str, ...] = ("ant", "bee"), num: int = 6) -> Path:
+    for i, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for j in range(num):
+            Image.new("RGB", (40, 30), (40 * i, 10 * j, 90)).save(folder / name / f"{j}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("name: a\nbatch: 8\nbatsch: 8\n", "batsch: unknown key; did you mean batch?"),
+        ("name: a\nbatch: many\n", "batch: 'many'"),
+        ("version: 99\n", "recipe of version 99"),
+        ("- 1\n", "not a mapping"),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_a_bad_recipe_file(yaml: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.yaml").write_text(yaml)
+    assert says in mistake(["train", str(tmp_path / "r.yaml")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train"], "needs a recipe"),
+        (["train", "digits-resnte"], "did you mean digits-resnet?"),
+        (["train", "nothing.yaml"], "cannot be read"),
+        (["train", "digits-resnet", "--stages.0.lrr", "3"], "--stages.0.lr"),
+        (["train", "digits-resnet", "--stages.0.lr", "fast"], "fast"),
+        (["train", "digits-resnet", "--stages.0.lr", "-1"], "greater than 0"),
+        (["train", "digits-resnet", "--save-minutes", "-1"], "save-minutes"),
+        (["train", "digits-resnet", "--data.source", "folder:/nowhere/at/all"], "/nowhere/at/all"),
+        (["train", "digits-resnet", "--data.source", "imagenet22k"], "imagenet22k"),
+        (["train", "digits-resnet", "--backbone.name", "resnet51"], "resnet51"),
+        (["train", "digits-resnet", "--backbone.weights", "/no/such.safetensors"], "/no/such.safetensors"),
+        (["train", "digits-resnet", "--stages.1.unfreeze", "layer9"], "layer9"),
+        (["plan", "digits-vit", "--data.size", "30"], "30"),
+        (["evaluate", "/no/run"], "/no/run"),
+        (["report", "/no/run"], "/no/run"),
+    ],
+)
+def test_a_mistake_in_the_words(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in mistake(words, capsys)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_empty_class_and_an_image_that_is_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "digits-resnet", "--data.source", f"folder:{photos(tmp_path / 'p')}"]
+    (tmp_path / "p" / "cat").mkdir()
+    assert "cat" in mistake(words, capsys)
+    (tmp_path / "p" / "cat").rmdir()
+    for name in ("notes.jpg", "more.jpg"):
+        (tmp_path / "p" / "ant" / name).write_text("not an image")
+    assert "notes.jpg" in mistake(words, capsys)  # 1 % of 14 files is one
+
+
+def test_every_shipped_recipe_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", num=20)
+    for name in shipped():
+        assert main(["plan", name, "--store", "never", "--store-images", "never"]) == 0, capsys.readouterr().err
+        text = capsys.readouterr().out
+        assert "frozen" in text or all(stage.unfreeze == "all" for stage in load(name).stages)
+        assert "batch " in text
+
+
+def test_plan_says_what_an_override_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "digits-resnet", "--stages.1.lr", "0.123", "--batch", "48", "--max-device-batch", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "0.123" in text
+    assert "store   head: features before head, train, 1 view of" in text, "and what is worth storing, timed on this machine"
+    assert "batch   48 = 1 process x 3 micro-batches x 16 images" in text
+
+
+def test_recipes_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in shipped())
+    assert main(["recipes", "--backbones"]) == 0
+    assert "vit-b16" in capsys.readouterr().out
+    assert main(["recipes", "digits-resnet"]) == 0
+    assert capsys.readouterr().out == shipped()["digits-resnet"].read_text()
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == Recipe.model_json_schema()
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+
+
+def test_light_verbs_import_no_torch() -> None:
+    code = "import sys; from tltrain.cli.main import main; main(['recipes']); main(['schema']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_train_and_evaluate_through_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = f"folder:{photos(tmp_path / 'photos', num=20)}"
+    words = ["--data.source", source, "--backbone.name", "resnet-micro", "--backbone.weights", "None", "--workers", "2", "--smoke"]
+    assert main(["train", "folder-resnet50", *words, "--data.size", "32", "--data.resize", "None"]) == 0
+    run = tmp_path / "runs" / "folder-resnet50-smoke"
+    assert "report " in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    kept = json.loads((run / "test_metrics.json").read_text())
+    assert figures["top1"] == kept["top1"]
+    assert figures["loss"] == pytest.approx(kept["loss"], rel=1e-6)
+    assert main(["evaluate", str(run), "--data", source]) == 0
+    assert "n                  16" in capsys.readouterr().out  # smoke evaluates one batch
+    assert main(["report", str(run)]) == 0
+
+
+def launcher_options() -> dict[str, list[str]]:
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    parsers = {"accelerate launch": launch_command_parser(), "torchrun": get_args_parser()}
+    return {name: [o for action in parser._actions for o in action.option_strings] for name, parser in parsers.items()}
+
+
+def test_no_flag_of_ours_is_ambiguous_to_a_launcher() -> None:
+    """Launchers scan all words: a flag that begins two of theirs ends the launch before our command is reached."""
+    from dataclasses import fields
+
+    from tltrain.core.flags import RunFlags
+
+    ours = [f"--{f.name.replace('_', '-')}" for f in fields(RunFlags)] + [f"--{name}" for name in Recipe.model_fields]
+    for launcher, theirs in launcher_options().items():
+        for flag in ours:
+            assert sum(option.startswith(flag) for option in theirs) < 2, (launcher, flag)

@@ -1,0 +1,228 @@
+"""What a recipe asks for is what is trained: runs against an independent loop in plain PyTorch, loss by loss and weight by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from digit_files import digit_image
+from plain_loop import PlainBatch, PlainLoss, PlainNet, plain_stage
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+from benchmarks import plants, trials, world
+from benchmarks.world import Trial
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe, validate
+from tltrain.data import Split, open_images
+from tltrain.data.sampler import SampleRef, SampleStream
+from tltrain.data.views import Preprocess, Views
+from tltrain.runs.metrics_log import read_rows
+from tltrain.training import setup
+from tltrain.training.run import train
+
+COUNTS = (2, 9, 4, 6, 3, 7, 2, 5, 8, 3)  # images of each digit: unbalanced
+STAGE = {
+    "name": "one", "unfreeze": "all", "steps": 4, "lr": 0.02, "optimizer": "sgd", "momentum": 0.9, "schedule": "constant",
+    "augment": "light", "carry": "last",
+}  # fmt: skip
+OTHER = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.25, 0.3)}  # not the teacher's
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, target = tmp_path_factory.mktemp("photos"), load_digits().target
+    for k, count in enumerate(COUNTS):
+        (root / f"{k}").mkdir()
+        for number in np.flatnonzero(target == k)[:count]:
+            digit_image(int(number)).save(root / f"{k}" / f"{number}.png")
+    return root
+
+
+def recipe_of(photos: Path, *stages: dict[str, Any], net: str = "resnet-tiny", **changes: Any) -> Recipe:
+    data = {"source": f"folder:{photos}", "seed": 5, "size": 32, "resize": 36, "flip": False, "val_fraction": 0, "test_fraction": 0}
+    raw: dict[str, Any] = {
+        "name": "objective",
+        "seed": 3,
+        "batch": 13,
+        "backbone": trials.NETS[net] | {k: changes.pop(k) for k in OTHER if k in changes},
+        "data": data | changes.pop("data", {}),
+        "stages": [STAGE | stage for stage in stages],
+    }
+    return validate(raw | changes, "test")
+
+
+def plain_nets(recipe: Recipe) -> tuple[PlainNet, PlainNet | None]:
+    """The networks that the run begins with."""
+    images = open_images(recipe.data)
+    student, teacher = plants.fill_head(setup.open_nets, recipe, images)
+    return tuple(None if n is None else PlainNet(n.chain.net.eval(), n.chain.mean, n.chain.std) for n in (student, teacher))  # type: ignore[return-value]
+
+
+def plain_batches(recipe: Recipe, index: int, first_epoch: int = 0, draw_weights: tuple[float, ...] | None = None) -> list[PlainBatch]:
+    """The pixels of each step of a stage: who is in it is a pure function, which other tests watch."""
+    stage, split = recipe.stages[index], open_images(recipe.data).train
+    stream = SampleStream(
+        recipe.seed, index, len(split), recipe.batch, stage.views, first_epoch, draw_weights, stage.mixup, stage.cutmix, size=32
+    )
+    views = Views(split, Preprocess(32, 36), stage.augment, recipe.data.flip, recipe.data.seed)
+    assert stage.steps is not None
+    return [_batch(stream.step(step), split, views) for step in range(stage.steps)]
+
+
+def _batch(items: Sequence[SampleRef], split: Split, views: Views) -> PlainBatch:
+    pixels = torch.stack([views.view(item.index, item.view) for item in items])
+    labels = torch.tensor([int(split.labels[item.index]) for item in items])
+    if items[0].partner < 0:
+        return PlainBatch(pixels, labels)
+    partners = torch.stack([views.view(item.partner, item.partner_view) for item in items])
+    partner_labels = torch.tensor([int(split.labels[item.partner]) for item in items])
+    return PlainBatch(pixels, labels, partners, partner_labels, tuple(i.lam for i in items), tuple(i.box for i in items))
+
+
+@pytest.fixture
+def with_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process in float64, from a head that is not zero."""
+    monkeypatch.setattr(setup, "open_nets", partial(plants.fill_head, setup.open_nets))
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in read_rows(run) if row["kind"] == "train"]
+
+
+def assert_equal(run: Path, losses: Sequence[float], student: PlainNet) -> None:
+    assert len(set(losses)) == len(losses), "the task says something"
+    assert losses_of(run) == pytest.approx(losses, rel=1e-6)  # the pixels, the mixing and the teacher's logits are fp32 or less
+    ours, theirs = load_file(run / "weights.safetensors"), student.net.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        if tensor.is_floating_point():  # the bias of a key projection has no gradient but rounding
+            assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm().clamp_min(1e-4), name
+
+
+def sgd(student: PlainNet, lr: float = 0.02, trained: str = "") -> list[dict[str, Any]]:
+    return [{"params": [p for name, p in student.net.named_parameters() if name.startswith(trained)], "lr": lr}]
+
+
+SGD = partial(torch.optim.SGD, momentum=0.9, fused=False, foreach=False)
+INVERSE = [sum(COUNTS) / len(COUNTS) / count for count in COUNTS]
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "loss", "start"),
+    [
+        ({}, {}, PlainLoss(), {}),
+        ({"mixup": 0.4}, {}, PlainLoss(), {}),
+        ({"cutmix": 1.0}, {}, PlainLoss(), {}),
+        ({"mixup": 0.4, "cutmix": 1.0}, {}, PlainLoss(), {}),
+        ({"label_smoothing": 0.2}, {}, PlainLoss(smoothing=0.2), {}),
+        ({"mixup": 0.4, "label_smoothing": 0.2}, {"data": {"balance": "weights"}}, PlainLoss(0.2, INVERSE), {}),
+        ({}, {"data": {"balance": "weights"}}, PlainLoss(class_weights=INVERSE), {}),
+        ({"mixup": 0.4}, {}, PlainLoss(), {"max_device_batch": 5}),
+    ],
+    ids=["plain", "mixup", "cutmix", "both", "smoothing", "mixed, weighed and smoothed", "weights", "uneven micro-batches"],
+)
+@pytest.mark.usefixtures("with_head")
+def test_an_objective_reaches_the_weights(
+    stage: dict[str, Any], changes: dict[str, Any], loss: PlainLoss, start: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(photos, stage, **changes)
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0, **start))
+    student, _ = plain_nets(recipe)
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), loss, sgd(student), SGD)
+    assert_equal(tmp_path / "run", losses, student)
+
+
+@pytest.mark.usefixtures("with_head")
+def test_classes_are_drawn_equally_often(photos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(photos, {}, data={"balance": "sampler"})
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    labels = open_images(recipe.data).train.labels
+    student, _ = plain_nets(recipe)
+    batches = plain_batches(recipe, 0, draw_weights=tuple(INVERSE[label] for label in labels))
+    losses, _ = plain_stage(student, batches, PlainLoss(), sgd(student), SGD)
+    assert_equal(tmp_path / "run", losses, student)
+
+
+@pytest.mark.usefixtures("with_head")
+def test_each_stage_has_its_own_blocks_order_and_views(photos: Path, tmp_path: Path) -> None:
+    """The second begins where the first ended: with its weights, in an order of its own, with views that no epoch before has seen."""
+    recipe = recipe_of(
+        photos, {"unfreeze": "layer4", "schedule": "cosine", "clip": 0.5}, {"name": "two", "schedule": "cosine", "lr": 0.01, "steps": 5}
+    )
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, _ = plain_nets(recipe)
+    late = [{"params": [p for n, p in student.net.named_parameters() if n.startswith(("layer4", "fc"))], "lr": 0.02}]
+    losses, factors = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), late, SGD, clip=0.5, schedule="cosine")
+    first_epoch = -(-4 * 13 // sum(COUNTS))
+    assert first_epoch == 2, "the first stage touches two epochs"
+    second = plain_stage(student, plain_batches(recipe, 1, first_epoch), PlainLoss(), sgd(student, 0.01), SGD, schedule="cosine")
+    assert_equal(tmp_path / "run", losses + second[0], student)
+    logged = [row["lr"] for row in read_rows(tmp_path / "run") if row["kind"] == "train"]
+    assert logged == pytest.approx([0.02 * f for f in factors] + [0.01 * f for f in second[1]], rel=1e-12)
+
+
+@pytest.mark.usefixtures("with_head")
+def test_adamw_decays_layer_by_layer_and_spares_what_it_should(photos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(photos, {"optimizer": "adamw", "lr": 1e-3, "layer_decay": 0.6, "weight_decay": 0.5}, net="vit-tiny", **OTHER)
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, _ = plain_nets(recipe)
+    depth = {"classifier": 0, "vit.layernorm": 1} | {f"vit.layers.{i}": 4 - i for i in range(4)} | {"vit.embeddings": 5}
+    groups = []
+    for name, parameter in student.net.named_parameters():
+        (below_head,) = {steps for prefix, steps in depth.items() if name.startswith(prefix + ".")}
+        spared = name.endswith((".bias", "cls_token", "position_embeddings")) or "layernorm" in name
+        groups.append({"params": [parameter], "lr": 1e-3 * 0.6**below_head, "weight_decay": 0.0 if spared else 0.5})
+    assert sum(group["weight_decay"] == 0 for group in groups) > 20
+    adamw = partial(torch.optim.AdamW, fused=False, foreach=False)
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), groups, adamw)
+    assert_equal(tmp_path / "run", losses, student)
+
+
+@pytest.mark.usefixtures("with_head")
+@pytest.mark.parametrize(("stage", "logits"), [({}, "float16"), ({"mixup": 0.4, "cutmix": 1.0}, "float32")], ids=["alone", "mixed"])
+def test_a_teacher_is_asked_what_the_student_sees(
+    stage: dict[str, Any], logits: str, photos: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """A trained teacher of another family, another mean and another standard deviation; three tenths are the labels' part."""
+    distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": logits}
+    recipe = recipe_of(photos, stage, net="vit-tiny", distill=distill, **OTHER)
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, teacher = plain_nets(recipe)
+    assert teacher is not None
+    assert tuple(teacher.mean) != OTHER["mean"]
+    loss = PlainLoss(teacher=teacher, temperature=2.0, weight=0.7, teacher_dtype=getattr(torch, logits))
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), loss, sgd(student), SGD)
+    assert_equal(tmp_path / "run", losses, student)
+
+
+def test_two_processes_train_on_the_mean_over_the_global_batch(photos: Path, finished_run: Path, tmp_path: Path) -> None:
+    """7 images on one, 6 on the other, one at a time, so that the last is empty there; everything that weighs a sample at once."""
+    distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": "float32"}
+    stage = {"mixup": 0.4, "label_smoothing": 0.1, "clip": 0.5}
+    recipe = recipe_of(photos, stage, net="resnet-tiny", data={"balance": "weights"}, distill=distill, **OTHER)
+    spec, start = recipe.model_dump(mode="json"), {"max_device_batch": 1}
+    run = world.finish(Trial(spec, str(tmp_path / "run"), 2, start=start, before="begin_with_a_head"))
+    student, teacher = plain_nets(recipe)
+    loss = PlainLoss(0.1, INVERSE, teacher, temperature=2.0, weight=0.7)
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), loss, sgd(student), SGD, clip=0.5)
+    assert_equal(run, losses, student)
+
+
+def test_every_forward_drops_something_else(photos: Path, tmp_path: Path) -> None:
+    """In each stage, step, micro-batch and process."""
+    backbone = trials.NETS["resnet-tiny"] | {"dropout": 0.5}
+    stages = ({"unfreeze": "head", "steps": 2}, {"name": "two", "steps": 2})
+    recipe = recipe_of(photos, *stages, backbone=backbone, batch=12)
+    masks = tmp_path / "masks"
+    trial = Trial(recipe.model_dump(mode="json"), str(tmp_path / "run"), 2, start={"max_device_batch": 3})
+    world.finish(Trial(**{**trial.__dict__, "before": "record_masks", "arguments": (str(masks),)}))
+    lines = [line for rank in range(2) for line in Path(f"{masks}.rank{rank}").read_text().splitlines()]
+    assert len(lines) == 2 * 2 * 2 * 2, "stages, steps, micro-batches, processes"
+    assert {line.rpartition(" ")[0] for line in lines} == {"(3, 128)"}
+    assert len(set(lines)) == len(lines)

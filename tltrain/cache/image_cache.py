@@ -1,0 +1,145 @@
+"""Base images of one split, decoded and resized once: uint8, memory-mapped. Every view is taken from its base, so that none changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import features
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tltrain.cache import disk_store
+from tltrain.data import decode
+from tltrain.data.dataset import Split
+from tltrain.data.views import Batch, Preprocess, base_of
+from tltrain.data.workers import Loader, worker_options
+
+KIND = "images"
+SHARD_IMAGES = 32
+MAPPED = 10_000
+"""Shards that one process keeps mapped: they take no memory, but Linux maps 65,530 places a process unless told otherwise."""
+
+FORMAT = 1
+"""Another number where the code makes other bytes of the same files: then no older store is taken for a new one."""
+
+CODECS = ("jpg", "libjpeg_turbo", "libtiff", "webp")  # those whose pixels depend on the library behind Pillow
+
+
+def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
+    """What the bytes depend on, as JSON values; not the crop, the seed, or what is done to the image afterwards.
+
+    fingerprint: of the Images that the split belongs to. split: its name.
+    """
+    return {
+        "data": fingerprint,
+        "split": split,
+        "resize": preprocess.resize,
+        "interpolation": preprocess.interpolation,
+        "images": SHARD_IMAGES,
+        "format": FORMAT,
+        "pillow": PIL.__version__,
+        "codecs": codecs(),
+    }
+
+
+def codecs() -> dict[str, str | None]:
+    """Versions of the libraries behind Pillow, and of what we make of what they say."""
+    return {name: features.version(name) for name in CODECS} | {"decoder": str(decode.VERSION)}
+
+
+class ImageCache:
+    """The base images of a split, by position: `bases[i]` once the store is filled. Can be pickled, as a path.
+
+    A shard holds the images of SHARD_IMAGES positions: {"pixels": uint8, flat, one image after the other, "size": int32 (n, 2), height
+    and width}.
+    """
+
+    def __init__(self, folder: Path, split: Split, preprocess: Preprocess) -> None:
+        """folder: a Store's path; whoever reads here keeps that store open meanwhile, so that nobody evicts it."""
+        self.folder, self.split, self.preprocess = folder, split, preprocess
+        self._files: dict[str, Path] = {}
+        self._mapped: dict[int, _Shard] = {}
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """uint8 (h, w, 3), read-only: bytes of the file, as far as they are looked at."""
+        number, place = divmod(i, SHARD_IMAGES)
+        shard = self._mapped.get(number)
+        if shard is None:
+            if len(self._mapped) >= MAPPED:
+                del self._mapped[next(iter(self._mapped))]
+            shard = self._mapped[number] = self._map(number)
+        height, width = shard.size_N2[place]
+        return shard.pixels[shard.ends[place] - 3 * height * width : shard.ends[place]].reshape(height, width, 3)
+
+    def names(self) -> list[str]:
+        """Names of the shards, in order."""
+        return [f"{number:06d}" for number in range(-(-len(self) // SHARD_IMAGES))]
+
+    def make(self, names: Sequence[str], workers: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(name, tensors) of each shard, in this order, computed by `workers` processes, or by this one. Raises UserError."""
+        numbers = [int(name) for name in names]
+        if not numbers:
+            return
+        made = Loader(_Shards(self.split, self.preprocess), batch_size=None, sampler=numbers, **worker_options(workers))
+        yield from zip(names, made, strict=True)
+
+    def _map(self, number: int) -> _Shard:
+        self._files = self._files or disk_store.standing(self.folder)
+        tensors = disk_store.read(self._files[f"{number:06d}"])
+        pixels, size_N2 = tensors["pixels"].numpy(), tensors["size"].numpy().astype(np.int64)
+        pixels.flags.writeable = False
+        return _Shard(pixels, size_N2, np.cumsum(3 * size_N2.prod(1)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}, "_mapped": {}}
+
+
+class _Shard(NamedTuple):
+    pixels: np.ndarray
+    size_N2: np.ndarray
+    ends: np.ndarray
+    """(N,) where each image's bytes end."""
+
+
+@dataclass(frozen=True)
+class _Shards(Dataset[Batch]):
+    """Shards by number, computed."""
+
+    split: Split
+    preprocess: Preprocess
+
+    def __getitem__(self, number: int) -> Batch:
+        positions = range(number * SHARD_IMAGES, min((number + 1) * SHARD_IMAGES, len(self.split)))
+        images = [base_of(self.split, self.preprocess, i) for i in positions]
+        pixels = np.concatenate([image.reshape(-1) for image in images])
+        return {
+            "pixels": torch.from_numpy(pixels),
+            "size": torch.tensor([image.shape[:2] for image in images], dtype=torch.int32),
+        }
+
+
+class Estimate(NamedTuple):
+    """What a store of base images would take."""
+
+    bytes: int
+    seconds: float
+    """On one core."""
+
+
+def estimate(split: Split, preprocess: Preprocess, num: int = 16) -> Estimate:
+    """From `num` images of the split, spread evenly over it. Raises UserError where one cannot be read."""
+    positions = sorted({i * len(split) // num for i in range(num)})
+    began = time.perf_counter()
+    num_bytes = sum(base_of(split, preprocess, i).nbytes for i in positions)
+    seconds = time.perf_counter() - began
+    return Estimate(num_bytes * len(split) // len(positions), seconds * len(split) / len(positions))

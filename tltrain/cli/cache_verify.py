@@ -1,0 +1,170 @@
+"""The rows of a store computed again, from what its about.json says of the run that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tltrain.cache import cost_model, disk_store, image_cache
+from tltrain.cache.disk_store import Standing
+from tltrain.cache.feature_table import Layout
+from tltrain.cache.planner import prefix_of, teacher_of
+from tltrain.core import stage_plan
+from tltrain.core.recipe import Augment, Data, Recipe, validate
+from tltrain.core.stage_plan import StagePlan
+from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.views import Preprocess, Views, base_of
+from tltrain.distributed.runtime import Runtime
+from tltrain.evaluation.evaluator import FrozenModel
+from tltrain.evaluation.trained import read_recipe
+from tltrain.models.factory import Loaded
+from tltrain.training.setup import Run, open_nets
+from tltrain.training.stage_cache import row_key
+
+AT_ONCE = 64  # rows that are computed together
+
+
+class CannotSay(Exception):
+    """Why rows cannot be computed again here: no fault of the store."""
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Features of a prefix, or logits of a teacher, computed again."""
+
+    split: Split
+    frozen: FrozenModel
+    views: Views
+    layout: Layout
+    device: torch.device
+
+    def where(self, name: str, place: int) -> tuple[int, int]:
+        """(position in the split, view) of the row at a place of a shard."""
+        view, samples = self.layout.rows(name)
+        return samples[place], view
+
+    def kept(self, tensors: dict[str, Tensor], place: int) -> Tensor:
+        """The row as it is stored."""
+        return tensors["rows"][place]
+
+    def made(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
+        """Rows of these (position, view), computed now."""
+        for at in range(0, len(wanted), AT_ONCE):
+            images = torch.stack([self.views.view(i, v) for i, v in wanted[at : at + AT_ONCE]])
+            yield from self.frozen(images.to(self.device)).cpu()
+
+
+@dataclass(frozen=True)
+class _BaseImages:
+    """Base images, decoded again."""
+
+    split: Split
+    preprocess: Preprocess
+
+    def where(self, name: str, place: int) -> tuple[int, int]:
+        return int(name) * image_cache.SHARD_IMAGES + place, 0
+
+    def kept(self, tensors: dict[str, Tensor], place: int) -> Tensor:
+        size_N2 = tensors["size"].long()
+        ends = (3 * size_N2.prod(1)).cumsum(0)
+        height, width = size_N2[place].tolist()
+        return tensors["pixels"][int(ends[place]) - 3 * height * width : int(ends[place])].view(height, width, 3)
+
+    def made(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
+        for i, _ in wanted:
+            yield torch.tensor(base_of(self.split, self.preprocess, i))
+
+
+Again = _Answers | _BaseImages
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What row_key asks of a run."""
+
+    recipe: Recipe
+    runtime: Runtime
+    images: DataSplits
+    student: Loaded
+
+
+class Maker:
+    """Makes the rows of one store after the other; a data set that several have in common is opened once."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[Data, DataSplits] | None = None
+
+    def again(self, found: Standing, tensors: dict[str, Tensor]) -> Again:
+        """What makes the rows of a store. tensors: of any of its shards. Raises CannotSay, UserError, OSError, SafetensorError."""
+        recipe = validate(found.made_by["recipe"], str(found.path / disk_store.ABOUT), kept=True)
+        if self._opened is None or self._opened[0] != recipe.data:
+            self._opened = recipe.data, open_images(recipe.data)
+        images, name = self._opened[1], found.made_by["split"]
+        split = next((s for s in (images.train, images.val, images.test) if s is not None and s.name == name), None)
+        if split is None:
+            raise CannotSay(f"{recipe.data.source} has no {name} split any more")
+        if found.kind == image_cache.KIND:
+            preprocess = Preprocess(found.key["resize"], found.key["resize"], found.key["interpolation"])
+            _check(found, image_cache.key(images.fingerprint, split.name, preprocess))
+            return _BaseImages(split, preprocess)
+        return _answers(found, recipe, images, split, tensors["rows"])
+
+
+def _answers(found: Standing, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _Answers:
+    runtime = Runtime(recipe.deterministic)
+    student, teacher = open_nets(recipe, images)
+    planned = stage_plan.plan(recipe, student.chain, len(images.train), images.val is not None)
+    stage, training = planned[found.made_by["stage"]], split.name == "train"
+    autocast, gone, chunk = runtime.accelerator.autocast, None, found.key.get("chunk")
+    if found.kind == "features":
+        gone = _begin(student, recipe, Path(found.made_by["run"]), planned, stage)
+        frozen, loaded = prefix_of(student.chain.to(runtime.device).eval(), stage.first, runtime.precision, True, autocast, chunk), student
+    else:
+        assert teacher is not None
+        frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher
+    augment: Augment = stage.spec.augment if training else "none"
+    num_views = cost_model.num_views(recipe, stage) if training else 1
+    origin = cast(Run, _Origin(recipe, runtime, images, student))
+    _check(found, row_key(origin, found.kind, frozen, loaded, split, augment, num_views), gone)
+    views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
+    layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
+    if found.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
+        raise CannotSay(f"it was made with {found.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")
+    return _Answers(split, frozen, views, layout, runtime.device)
+
+
+def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePlan], stage: StagePlan) -> str | None:
+    """Load the weights that a stage began with; where they are gone, why: those of the start are often the same before the cut."""
+    if stage.index == 0:
+        return None
+    file = run / "stages" / planned[stage.index - 1].name / "weights.safetensors"
+    if not file.is_file():
+        return f"{file}, with the weights that stage {stage.spec.name} began with, is gone"
+    if recipe.differences(read_recipe(run)):
+        return f"{run} holds another run now"
+    student.chain.net.load_state_dict(load_file(file))
+    return None
+
+
+def _check(found: Standing, key: dict[str, Any], gone: str | None = None) -> None:
+    """Raises CannotSay where what was built now is not what made a store."""
+    for name in ("device", "versions", *key):
+        here, there = key.get(name), found.key.get(name)
+        if here == there:
+            continue
+        if name == "weights":
+            raise CannotSay(gone or "the weights of its frozen blocks are others now")
+        if name == "data":
+            raise CannotSay("the images, their labels or their splits have changed")
+        if isinstance(here, dict) and isinstance(there, dict):
+            here, there = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((here, there), (there, here)))
+        remedy = ""
+        if name == "device" and key[name][:2] == found.key[name][:2] and key[name][2] != found.key[name][2]:
+            remedy = f"; set ACCELERATE_MIXED_PRECISION={found.key[name][2]}, as it was then"
+        raise CannotSay(f"it was made with {name} {there}, and here is {here}{remedy}")

@@ -1,0 +1,108 @@
+"""`tltrain compare`: runs in one table on the terminal, and in one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape
+from tltrain.core.output.console import Terminal
+from tltrain.runs.record import number, read_run
+from tltrain.runs.report.compare_page import between, p_value, pairs_with_best, value_text, verdict
+from tltrain.runs.report.comparison import Entry, Interval, differing, entry, grouped
+from tltrain.runs.report.formatting import DASH, count, duration, ended, memory, percent, points
+from tltrain.runs.report.write import write_entries
+
+_MOST_RECIPES, _MOST_VALUES = 4, 20  # of the table of what differs, on a terminal
+
+
+def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path:
+    """Print the comparison of run folders, and write its page to `out`. Raises UserError."""
+    if len(paths) < 2:
+        raise UserError("one run cannot be compared; give two run folders or more")
+    entries = [entry(name, read_run(path)) for name, path in zip(names(paths), paths, strict=True)]
+    Terminal(highlight=False).print(rendered(entries))
+    return write_entries(entries, out, title)
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """Each folder's name, or its path where two have the same name."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def rendered(entries: Sequence[Entry]) -> RenderableType:
+    """Runs, groups of seeds, paired differences, recipes, and the verdict."""
+    said, why = verdict(entries)
+    tables: list[RenderableType] = [_runs(entries), *_seeds(entries), *_pairs(entries), *_recipes(entries)]
+    blocks: list[RenderableType] = [block for table in tables for block in (table, Text())]
+    return Group(*blocks, Text(escape.line(said), style="bold"), *([_name(why)] if why else []), Text())
+
+
+def _runs(entries: Sequence[Entry]) -> Table:
+    table = _table("run", "top-1 (95 % interval)", "F1", "ECE", "images", "time", "device time", "memory")
+    for e in entries:
+        cost = [count(e.run.num_images), duration(e.run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
+        if e.run.test is None or e.accuracy is None:
+            table.add_row(_name(e.name), _name(ended(e.run)), DASH, DASH, *cost)
+            continue
+        f1 = _figure(e.f1) if e.f1 else percent(number(e.run.test, "f1_macro"))
+        table.add_row(_name(e.name), _figure(e.accuracy), f1, percent(number(e.run.test, "ece")), *cost)
+    return table
+
+
+def _figure(figure: Interval) -> str:
+    return f"{percent(figure.value)} ({between(figure)})"
+
+
+def _seeds(entries: Sequence[Entry]) -> list[Table]:
+    groups = grouped(entries)
+    if all(len(group.entries) == 1 for group in groups):
+        return []
+    table = _table("recipe", "seeds", "top-1, mean", "standard deviation")
+    for group in groups:
+        table.add_row(_name(group.name), count(len(group.accuracies)), percent(group.mean), points(group.spread))
+    return [table]
+
+
+def _pairs(entries: Sequence[Entry]) -> list[Table]:
+    found = pairs_with_best(entries)
+    if not found:
+        return []
+    best = found[0].first.name
+    table = _table(f"{best} against", "difference (95 % interval)", f"only {best} right", "only the other", "McNemar")
+    for pair in found:
+        gain = f"{points(pair.gain.value)} ({100 * pair.gain.low:+.1f} to {100 * pair.gain.high:+.1f})"
+        shown = [gain, count(pair.only_first), count(pair.only_second), p_value(pair.p)]
+        table.add_row(_name(pair.second.name), *shown)
+    return [table]
+
+
+def _recipes(entries: Sequence[Entry]) -> list[RenderableType]:
+    groups = grouped(entries)
+    rows = differing(groups)
+    if not rows:
+        return []
+    if len(groups) > _MOST_RECIPES or len(rows) > _MOST_VALUES:
+        return [Text(f"the {len(groups)} recipes differ in {len(rows)} values: the page lists them")]
+    table = _table("recipe value", *(group.name for group in groups))
+    for path, values in rows:
+        table.add_row(_name(path), *(_name(value_text(value)) for value in values))
+    return [table]
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(_name(first), overflow="fold")
+    for head in others:
+        table.add_column(_name(head), justify="right", overflow="fold")
+    return table
+
+
+def _name(text: str) -> Text:
+    return Text(escape.line(text))

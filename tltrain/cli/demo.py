@@ -1,0 +1,185 @@
+"""`tltrain demo`: from printed characters to handwritten digits with five labels a class, in a few minutes on a laptop CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tltrain.core import stage_plan
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import duration
+from tltrain.core.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
+from tltrain.data import open_images
+from tltrain.models import factory
+from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.write import write_comparison
+from tltrain.training.run import train
+
+PER_CLASS, NUM_CLASSES = 5, 10
+NUM_LABELS = PER_CLASS * NUM_CLASSES
+RESNET, VIT, STUDENT = "resnet-tiny", "vit-tiny", "resnet-micro"
+TITLE = "From printed characters to handwritten digits"
+LEAD = (
+    f"Every run learns from the same {NUM_LABELS} labelled images, {PER_CLASS} of each digit. There are no val images, which would be "
+    "labelled images too: every stage hands on its last weights. The settings were found beforehand, on other draws of the same data. "
+    "The distilled network also learns what the ResNet in stages says of these images. The pretrained weights come from rendered "
+    "characters, 0 to 9 and A to Z: the ten digits are among them, printed and bent; handwriting is not. Training from scratch takes more "
+    "steps, for the ViT ten times as many, and that run would still gain from more."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the demo. Its recipe's name is its folder's."""
+
+    title: str
+    recipe: Recipe
+
+    def path(self, out: Path) -> Path:
+        return out / self.recipe.name
+
+
+def demo_data(seed: int) -> Data:
+    """scikit-learn's digits: half of them to test, and of the others five of each class to train. The seed draws both."""
+    return Data(source="digits", seed=seed, val_fraction=0, test_fraction=0.5, per_class=PER_CLASS, flip=False)
+
+
+def arms(data: Data, seed: int, out: Path) -> tuple[Arm, ...]:
+    """The runs, in order; the last learns from the run folder of an earlier one below `out`."""
+    resnet, vit = (Backbone(name=name, weights=f"shipped:{name}-printed") for name in (RESNET, VIT))
+    teacher = Distill(teacher=Backbone(weights=str(out / "resnet-stages")), weight=0.7)
+    table: list[tuple[str, str, Backbone, Distill | None, tuple[Stage, ...]]] = [
+        ("resnet-scratch", "ResNet, from scratch", Backbone(name=RESNET), None, (_scratch(150, 1e-3),)),
+        ("resnet-head", "ResNet, head only", resnet, None, (stage("head", "head", 100, 1e-2),)),
+        ("resnet-stages", "ResNet, in stages", resnet, None, _stages((30, 30, 40), "layer3", 5e-4, 2e-4, "none")),
+        ("vit-scratch", "ViT, from scratch", Backbone(name=VIT), None, (_scratch(1000, 1e-3),)),
+        ("vit-head", "ViT, head only", vit, None, (stage("head", "head", 100, 1e-2, augment="light"),)),
+        ("vit-stages", "ViT, in stages", vit, None, _stages((20, 20, 60), "block.2", 1e-3, 1e-3, "light")),
+        ("student-alone", "Small ResNet, alone", Backbone(name=STUDENT), None, (_scratch(150, 1e-2),)),
+        ("student-distilled", "Small ResNet, distilled", Backbone(name=STUDENT), teacher, (_scratch(150, 1e-2),)),
+    ]  # fmt: skip
+    return tuple(
+        Arm(title, Recipe(name=name, purpose=title, seed=seed, batch=NUM_LABELS, data=data, backbone=net, distill=distill, stages=stages_))
+        for name, title, net, distill, stages_ in table
+    )
+
+
+def run_demo(out: Path, seed: int) -> str:
+    """Train every arm into `out`, or go on, then show one table and write one page. Returns finished, stopped or failed."""
+    console = Console(highlight=False, soft_wrap=True)
+    planned = arms(demo_data(seed), seed, out)
+    _introduce(console, planned, out)
+    with one_thread():
+        for i, arm in enumerate(planned, start=1):
+            line = f"{i}/{len(planned)}  {arm.title:24}"
+            with console.status(line):
+                outcome, said = run_quietly(arm.recipe, arm.path(out))
+            if outcome != "finished":
+                console.print(f"{line} {outcome}: {said}", markup=False)
+                return outcome
+            figures = read_figures(arm.path(out))
+            console.print(f"{line} top-1 {100 * figures['top1']:5.1f} %  {duration(figures['seconds']):>6}", markup=False)
+    console.print()
+    console.print(results(planned, out))
+    page = write_comparison([arm.path(out) for arm in planned], out / "index.html", TITLE, LEAD, [arm.title for arm in planned])
+    console.print(
+        "\nparameters: those that train. The interval counts the luck of the test images, not\n"
+        "that of the labelled ones: python -m benchmarks.demo_gain repeats this over seeds.\n\n"
+        f"page    {page}",
+        markup=False,
+    )
+    return "finished"
+
+
+def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
+    """Train without a word on the terminal. Returns how it ended, and the last line of what was said. Raises UserError."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        outcome = train(recipe, RunFlags(folder=path, workers=0))["outcome"]
+    return str(outcome), (said.getvalue().strip().splitlines() or [""])[-1].strip()
+
+
+def read_figures(path: Path) -> dict[str, float]:
+    """n, top1 and seconds of a finished run. Raises UserError."""
+    file = path / "test_metrics.json"
+    if not file.exists():
+        raise UserError(f"{path} says it is finished and has no {file.name}; delete that folder, and start again")
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    return {key: raw[key] for key in ("n", "top1", "seconds")}
+
+
+def num_trained(recipe: Recipe) -> int:
+    """Parameters that train in the stage that trains most."""
+    chain = factory.skeleton(recipe.backbone, NUM_CLASSES, None, None).chain
+    return max(stage_plan.trainable(chain, stage) for stage in stage_plan.plan(recipe, chain, NUM_LABELS, has_val=False))
+
+
+def results(planned: Sequence[Arm], out: Path) -> Table:
+    """The one table, narrow enough for 80 columns; parameters are those that train."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", no_wrap=True)
+    for head in ("parameters", "labels", "top-1 (95 % interval)", "seconds"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for arm in planned:
+        figures = read_figures(arm.path(out))
+        low, high = wilson(figures["top1"], int(figures["n"]))
+        top1 = f"{100 * figures['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        table.add_row(arm.title, f"{num_trained(arm.recipe):,}", str(NUM_LABELS), top1, f"{figures['seconds']:.1f}")
+    return table
+
+
+def _introduce(console: Console, planned: Sequence[Arm], out: Path) -> None:
+    images = open_images(planned[0].recipe.data)
+    assert images.test is not None, "the demo's data have a test split"
+    console.print(TITLE, style="bold")
+    console.print(
+        "source  a ResNet and a ViT that know 40,000 rendered characters, 0 to 9 and A to Z\n"
+        f"target  scikit-learn's digits: {len(images.train)} labelled images, {PER_CLASS} of each; {len(images.test)} to test\n"
+        f"runs    {len(planned)}, into {out}; after a stop the same command goes on\n",
+        markup=False,
+    )
+
+
+def stage(
+    name: str, unfreeze: str, steps: int, lr: float, layer_decay: float = 1.0, augment: Augment = "none",
+    norm_stats: Literal["frozen", "train"] = "frozen",
+) -> Stage:  # fmt: skip
+    return Stage(
+        name=name, unfreeze=unfreeze, steps=steps, lr=lr, layer_decay=layer_decay, weight_decay=0.01, warmup=0.1, augment=augment,
+        norm_stats=norm_stats, carry="last",
+    )  # fmt: skip
+
+
+def _scratch(steps: int, lr: float) -> Stage:
+    """Everything from random weights: longer than a transfer, its own learning rate, augmented, BatchNorm's statistics its own."""
+    return stage("all", "all", steps, lr, augment="light", norm_stats="train")
+
+
+def _stages(steps: tuple[int, int, int], top: str, lr_top: float, lr_all: float, augment: Augment) -> tuple[Stage, ...]:
+    """The head, then the blocks from `top` on, then all; BatchNorm's statistics stay those of the source."""
+    return (
+        stage("head", "head", steps[0], 1e-2, augment=augment),
+        stage("top", top, steps[1], lr_top, 0.7, augment),
+        stage("all", "all", steps[2], lr_all, 0.7, augment),
+    )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Nets this small are quicker on one thread, and sums keep their order on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

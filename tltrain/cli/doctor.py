@@ -1,0 +1,220 @@
+"""`tltrain doctor`: what this machine offers, whether two processes can work together here, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from tltrain import __version__
+from tltrain.core import files
+
+GIB = 1024**3
+LEAST_SHARED_GIB, LEAST_DISK_GIB, LEAST_MEMORY_GIB = 1, 5, 4
+MARK = {"ok": "ok  ", "note": "note", "problem": "BAD "}
+
+PAIR = """\
+import sys, datetime, torch, torch.distributed as dist
+rank, backend, meeting = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+dist.init_process_group(backend, init_method="file://" + meeting, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+total = torch.ones(1, device=device) * (rank + 1)
+dist.all_reduce(total)
+assert total.item() == 3, total
+dist.destroy_process_group()
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ok, worth a note, or a problem with its remedy."""
+
+    level: Literal["ok", "note", "problem"]
+    name: str
+    text: str
+    remedy: str = ""
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Look at this machine: GPUs, memory, disk, network of processes, Slurm, keys and caches, with a remedy for each problem."""
+    parser = argparse.ArgumentParser(prog="tltrain doctor", description=doctor.__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will stand (default: runs)")
+    folder = parser.parse_args(words).folder
+    checks: list[Callable[[], list[Finding]]] = [versions, gpus, memory, lambda: disk(folder), pair, slurm, wandb_key, hub_cache]
+    found: list[Finding] = []
+    for check in checks:
+        for finding in check():
+            found.append(finding)
+            print(f"{MARK[finding.level]}  {finding.name:10}  {finding.text}", flush=True)
+            if finding.remedy:
+                print(f"{'':18}{finding.remedy}", flush=True)
+    problems = sum(finding.level == "problem" for finding in found)
+    print(f"\n{verdict(found)}" if not problems else f"\n{problems} problem{'s' * (problems > 1)}; the remedies stand above")
+    return 1 if problems else 0
+
+
+def verdict(found: Sequence[Finding]) -> str:
+    """One plain sentence for a machine without problems."""
+    num_gpus = sum(finding.name.startswith("gpu") and finding.level == "ok" for finding in found)
+    where = {0: "on its CPU", 1: "on one GPU"}.get(num_gpus, f"on {num_gpus} GPUs")
+    cluster = any(finding.name == "slurm" and finding.level == "ok" for finding in found)
+    return f"This machine can train {where}" + (
+        ", and submit to a Slurm cluster: tltrain launch slurm" if cluster else ": tltrain launch local"
+    )
+
+
+def versions() -> list[Finding]:
+    names = ("torch", "torchvision", "transformers", "accelerate", "numpy")
+    listed = ", ".join(f"{name} {version(name)}" for name in names)
+    return [Finding("ok", "versions", f"tltrain {__version__}, Python {platform.python_version()}, {listed}")]
+
+
+def gpus() -> list[Finding]:
+    import torch
+
+    driver = _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    if not torch.cuda.is_available():
+        if driver is None:
+            return [Finding("note", "gpus", "none; runs use the CPU")]
+        built = torch.version.cuda or "no CUDA at all"
+        remedy = "install the PyTorch build for this driver: pytorch.org/get-started; in a container, start it with GPUs (--gpus all, --nv)"
+        return [Finding("problem", "gpus", f"driver {driver} is here, but PyTorch (built for {built}) sees no GPU", remedy)]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "" if properties.major >= 8 else "; no bf16 units: set mixed_precision to fp16 or no"
+        found.append(Finding("ok", f"gpu {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB{bf16}"))
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+    text = f"{driver or 'unknown'}, CUDA {torch.version.cuda}, NCCL {nccl or 'missing'}"
+    remedy = "several GPUs need NCCL: install a PyTorch build that has it" if nccl is None else ""
+    return [*found, Finding("problem" if remedy and len(found) > 1 else "ok", "driver", text, remedy)]
+
+
+def memory() -> list[Finding]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    few = total < LEAST_MEMORY_GIB
+    found = [
+        Finding(
+            "note" if few else "ok",
+            "memory",
+            f"{total:.0f} GiB, {cores} processor cores",
+            "choose a small --max-device-batch" if few else "",
+        )
+    ]
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free / GIB
+        remedy = "data workers pass images through it: start the container with --shm-size=8g, or train with --workers 0"
+        low = free < LEAST_SHARED_GIB
+        found.append(Finding("problem" if low else "ok", "/dev/shm", f"{free:.1f} GiB free", remedy if low else ""))
+    return found
+
+
+def disk(folder: Path) -> list[Finding]:
+    """Free space where runs will stand, and whether a file can be written there whole."""
+    standing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(standing).free / GIB
+    found = []
+    low = free < LEAST_DISK_GIB
+    remedy = "a checkpoint of a large network takes more than 1 GiB: make room, or choose another disk with --folder" if low else ""
+    found.append(Finding("problem" if low else "ok", "disk", f"{free:.0f} GiB free at {standing}", remedy))
+    try:
+        with tempfile.TemporaryDirectory(dir=standing, prefix=".tltrain-doctor-") as scratch:
+            files.write_atomic(Path(scratch) / "whole", b"whole")
+    except OSError as error:
+        found.append(Finding("problem", "disk", f"{standing} cannot be written: {error}", "choose another folder with --folder"))
+    return found
+
+
+def pair() -> list[Finding]:
+    """Start two processes that add two numbers up: what every run on several devices does at each step."""
+    import torch
+
+    backends = ["gloo"]
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        backends.append("nccl")
+    return [add_up(backend) for backend in backends]
+
+
+def add_up(backend: str, python: str = sys.executable, seconds: float = 120) -> Finding:
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [python, "-c", PAIR]
+        both = [
+            subprocess.Popen(
+                [*command, str(rank), backend, f"{scratch}/meeting"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            for rank in range(2)
+        ]
+        problem = ""
+        for process in both:
+            try:
+                said, _ = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+                problem = problem or f"no answer within {seconds:.0f} s"
+            if process.returncode != 0:
+                problem = problem or (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    if not problem:
+        return Finding("ok", "processes", f"two processes work together by {backend}")
+    remedies = {
+        "gloo": "name the network to use, such as GLOO_SOCKET_IFNAME=eth0, and look whether a firewall parts processes of this machine",
+        "nccl": "look at NCCL_DEBUG=INFO's words; NCCL_P2P_DISABLE=1 tells whether the link between the GPUs is at fault",
+    }
+    return Finding("problem", "processes", f"two processes do not work together by {backend}: {problem}", remedies[backend])
+
+
+def slurm() -> list[Finding]:
+    found = _first_line("sbatch", "--version")
+    if found is None:
+        return [Finding("note", "slurm", "no sbatch here: runs start on this machine, by tltrain launch local")]
+    nodes = _first_line("sinfo", "--noheader", "--format", "%D nodes, partitions %R")
+    if nodes is None:
+        remedy = "this machine is no submit host (SLURM_CONF?), or the controller is down; log in where sinfo answers"
+        return [Finding("note", "slurm", f"{found}, and sinfo does not answer", remedy)]
+    return [Finding("ok", "slurm", f"{found}, {nodes}")]
+
+
+def wandb_key() -> list[Finding]:
+    from tltrain.runs.trackers.wandb import has_key
+
+    if has_key():
+        return [Finding("ok", "wandb", "a key is here: --wandb online mirrors the metrics")]
+    return [
+        Finding("note", "wandb", "no key: metrics stay in the run folder; `wandb login` or WANDB_API_KEY, and --wandb online, mirror them")
+    ]
+
+
+def hub_cache() -> list[Finding]:
+    """Pretrained weights that are on this disk already; compute nodes often have no network."""
+    from huggingface_hub import constants
+
+    hub = Path(constants.HF_HUB_CACHE)
+    models = sorted(path.name[len("models--") :].replace("--", "/") for path in hub.glob("models--*"))
+    home = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "torch")
+    torch_files = sorted(path.name for path in (home / "hub" / "checkpoints").glob("*.pth"))
+    if not models and not torch_files:
+        text = f"no pretrained weights at {hub} or {home}; they are loaded at the first use, where there is a network"
+        return [Finding("note", "weights", text)]
+    listed = ", ".join([*models, *torch_files][:6]) + (", …" if len(models) + len(torch_files) > 6 else "")
+    return [Finding("ok", "weights", f"{len(models)} models at {hub}, {len(torch_files)} files at {home}: {listed}")]
+
+
+def _first_line(*command: str) -> str | None:
+    """The first line that a command prints, or None when it is not there or does not work."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else None

@@ -1,0 +1,296 @@
+"""The command `tltrain`. Heavy imports stand inside the verbs, so that help, recipes and schema answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from tltrain import __version__
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape, streams
+
+EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the same command goes on (EX_TEMPFAIL)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0 done, 1 failed, 2 the user's mistake, 75 stopped and saved."""
+    words = list(sys.argv[1:] if words is None else words)
+    streams.open_missing()
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return streams.complain(str(error), EXIT_USER)
+    except KeyboardInterrupt:
+        return streams.complain("interrupted; nothing was lost that a checkpoint holds", 130)
+    except OSError as error:
+        if isinstance(error, PermissionError) and error.filename is not None:  # somewhere on the way to what the words name
+            return streams.complain(f"{error.filename}: permission denied; ask its owner, or name another", EXIT_USER)
+        return streams.lost(error, EXIT_FAILED)
+
+
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    verb = VERBS.get(words[0])
+    if verb is None:
+        near = get_close_matches(words[0], VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"
+        raise UserError(f"tltrain has no verb {words[0]!r}; {hint}")
+    return verb(words[1:])
+
+
+def train(words: Sequence[str]) -> int:
+    """Fine-tune a backbone by a recipe, in stages; the same command again resumes."""
+    from tltrain.core import flags
+
+    recipe, start = flags.parse("train", words)
+    from tltrain.training import run
+
+    return _exit_code(run.train(recipe, start)["outcome"])
+
+
+def plan(words: Sequence[str]) -> int:
+    """Print what a recipe would train: block by stage, steps, memory; reads no weights."""
+    from tltrain.core import flags
+
+    recipe, start = flags.parse("plan", words)
+    from tltrain.core.output.console import Console
+    from tltrain.training.setup import show_plan
+
+    show_plan(recipe, start, Console(enabled=True))
+    return 0
+
+
+def recipes(words: Sequence[str]) -> int:
+    """List the shipped recipes; with a name, print that recipe; with --backbones, list the networks."""
+    parser = _parser("recipes", recipes)
+    parser.add_argument("name", nargs="?", help="print this recipe's file, to copy and change")
+    parser.add_argument("--backbones", action="store_true", help="list the networks a recipe can name")
+    arguments = parser.parse_args(words)
+    from rich.console import Console
+
+    from tltrain.core import recipe
+
+    console = Console(highlight=False)
+    if arguments.backbones:
+        from tltrain.models import factory
+
+        console.print(_two_columns(factory.names()))
+    elif arguments.name is not None:
+        recipe.load(arguments.name)
+        path = recipe.shipped().get(arguments.name, Path(arguments.name))
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+    else:
+        console.print(_two_columns({name: recipe.load(name).purpose for name in recipe.shipped()}))
+    return 0
+
+
+def schema(words: Sequence[str]) -> int:
+    """Print the JSON schema of recipes, for editors."""
+    _parser("schema", schema).parse_args(words)
+    from tltrain.core.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Evaluate a finished run again, from its folder alone, or on other images."""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--data", metavar="SOURCE", help="another source with the same classes, such as folder:PATH")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
+    parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
+    arguments = parser.parse_args(words)
+    if arguments.batch < 1:
+        raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
+    from tltrain.evaluation.evaluate import evaluate as figures_of
+
+    split = arguments.split or ("test" if arguments.data is None else "all")
+    figures = figures_of(arguments.run, arguments.data, split, arguments.batch)
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        for name, value in figures.items():
+            if isinstance(value, int | float | str):
+                print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {escape.line(str(value))}")
+    return 0
+
+
+def report(words: Sequence[str]) -> int:
+    """Write report.html of a run folder again."""
+    parser = _parser("report", report)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    arguments = parser.parse_args(words)
+    from tltrain.runs.report.write import write_report
+
+    print(write_report(arguments.run, arguments.out))
+    return 0
+
+
+def predict(words: Sequence[str]) -> int:
+    """Say what a run's network sees in image files, in folders, or in paths from standard input (-)."""
+    parser = _parser("predict", predict)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for paths from standard input, one a line"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="an array of objects, for programs")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a table for programs")
+    parser.add_argument("--top", type=int, default=3, help="classes named for each file, the most probable first (default: 3)")
+    parser.add_argument("--batch", type=int, default=64, help="images in one forward pass (default: 64)")
+    arguments = parser.parse_args(words)
+    from tltrain.cli.predict import predict_files
+
+    return 0 if predict_files(arguments.run, arguments.paths, arguments.form or "table", arguments.top, arguments.batch) else EXIT_FAILED
+
+
+def export(words: Sequence[str]) -> int:
+    """Write a run's network for transformers, torchvision, ONNX or torch.export, checked with their own tools."""
+    from tltrain.core import registry
+
+    parser = _parser("export", export)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--to", required=True, metavar="NAME", help=", ".join(registry.names("exporters")))
+    parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
+    arguments = parser.parse_args(words)
+    from tltrain.evaluation.exporters import export as write_export
+
+    done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)
+    print(f"logits  differ by {done.difference:.1e} at most, on {done.num_images} images")
+    for note in done.notes:
+        print(f"note    {escape.line(note)}")
+    print(f"export  {done.folder}")
+    return 0
+
+
+def preview(words: Sequence[str]) -> int:
+    """Draw one picture of what a recipe's network will see: samples by views of each stage."""
+    parser = argparse.ArgumentParser(prog="tltrain preview", add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture's file (default: preview.png)")
+    parser.add_argument("--rows", type=int, default=8, help="samples of each stage (default: 8)")
+    arguments, rest = parser.parse_known_args(words)
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()  # of its own flags; those of the recipe follow
+    from tltrain.core import flags
+
+    recipe, _ = flags.parse("preview", rest)
+    from tltrain.training.preview import preview as draw
+
+    print(draw(recipe, arguments.out, arguments.rows))
+    return 0
+
+
+def compare(words: Sequence[str]) -> int:
+    """Compare runs: figures with intervals, paired tests, seeds, cost, recipes; a table here and a page."""
+    parser = _parser("compare", compare)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
+    parser.add_argument("--title", default="Comparison", help="its title")
+    arguments = parser.parse_args(words)
+    from tltrain.cli.compare import compare as compare_runs
+
+    print(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}")
+    return 0
+
+
+def demo(words: Sequence[str]) -> int:
+    """Transfer learning in four minutes, without data or network: printed characters to handwritten digits."""
+    parser = _parser("demo", demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the runs and the page (default: runs/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the labelled images and new weights (default: 0)")
+    arguments = parser.parse_args(words)
+    from tltrain.cli.demo import run_demo
+
+    return _exit_code(run_demo(arguments.out, arguments.seed))
+
+
+def store(words: Sequence[str]) -> int:
+    """List, verify or clear what was computed once and kept: features, teachers' logits, base images."""
+    parser = _parser("store", store)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="ls|verify|clear")
+    ls = verbs.add_parser("ls", help="one line for each store, the one unused for longest first")
+    ls.add_argument("--json", action="store_true", help="for programs")
+    verify = verbs.add_parser("verify", help="every shard's checksum, and random rows computed again")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="stores, as ls names them (default: all)")
+    verify.add_argument("--rows", type=int, default=64, help="rows of each that are computed again; 0: checksums alone (default: 64)")
+    verify.add_argument("--seed", type=int, default=0, help="draws them (default: 0)")
+    clear = verbs.add_parser("clear", help="delete stores that nobody uses")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="stores, as ls names them")
+    clear.add_argument("--all", action="store_true", dest="everything", help="all of them")
+    arguments = parser.parse_args(words)
+    if arguments.verb == "verify" and arguments.rows < 0:
+        raise UserError(f"--rows is {arguments.rows}; it must be at least 0")
+    if arguments.verb == "clear" and arguments.everything == bool(arguments.names):
+        raise UserError("tltrain store clear takes names of stores (`tltrain store ls`), or --all for every one, and not both")
+    from tltrain.cli import cache
+
+    if arguments.verb == "ls":
+        return cache.show(arguments.json)
+    if arguments.verb == "verify":
+        return cache.verify(arguments.names, arguments.rows, arguments.seed)
+    return cache.clear(arguments.names)
+
+
+def launch(words: Sequence[str]) -> int:
+    """Start a run on all GPUs of this machine, or on a Slurm cluster; look at it, and cancel it."""
+    from launcher.cli import main as launcher_main
+
+    return launcher_main(words)
+
+
+def doctor(words: Sequence[str]) -> int:
+    """Say what this machine offers for training, what is wrong with it, and the remedy."""
+    from tltrain.cli.doctor import doctor as examine
+
+    return examine(words)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train, "plan": plan, "preview": preview, "evaluate": evaluate, "report": report, "compare": compare, "predict": predict,
+    "export": export, "store": store, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
+}  # fmt: skip
+
+
+def _exit_code(outcome: str) -> int:
+    return {"finished": 0, "stopped": EXIT_STOPPED}.get(outcome, EXIT_FAILED)
+
+
+def _parser(verb: str, function: Callable[..., int]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"tltrain {verb}", description=function.__doc__)
+
+
+def _two_columns(rows: dict[str, str]) -> object:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _print_help() -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print("tltrain: fine-tune pretrained image networks in stages, and distil them, from a laptop to a cluster\n", markup=False)
+    console.print(_two_columns({name: str(verb.__doc__).splitlines()[0] for name, verb in VERBS.items()}))
+    console.print("\ntry     tltrain demo", markup=False)
+    console.print("then    tltrain train folder-resnet50 --data.source folder:PATH", markup=False)
+    console.print("more    tltrain VERB --help", markup=False)

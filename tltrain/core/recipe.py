@@ -1,0 +1,298 @@
+"""What a run learns: the schema, YAML in and out, overrides, the shipped recipes.
+
+Everything that changes the weights a run ends with stands here and nowhere else. How a run is spread and in which
+precision belongs to ``accelerate_configs/*.yaml``; where it runs and what one device can hold are start-up flags.
+No torch is imported: this module must be quick on a login node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tltrain.core.errors import UserError
+from tltrain.core.named import named
+
+VERSION = 1
+LOSS, DISTILL_LOSS = "cross_entropy", "kd"
+
+Augment = Literal["none", "light", "strong"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Data(_Model):
+    """Where images come from, how they are split, and the size they are seen at."""
+
+    source: str
+    """folder:PATH, csv:FILE, cifar10, cifar100, digits (scikit-learn) or printed (the demo's source task)."""
+    seed: int = 0
+    """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
+    size: int | None = Field(None, ge=8)
+    """Side of the square the network sees, pixels; null takes the weights' own size."""
+    resize: int | None = Field(None, ge=8)
+    """Shorter side before the crop, pixels; null keeps the weights' own ratio of resize to size."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Part of train that becomes val, stratified, where the source has no val split; 0 trains on all, without val."""
+    test_fraction: float = Field(0.2, ge=0, lt=1)
+    """Part that becomes test, stratified, where the source has no test split; 0 goes without."""
+    per_class: int | None = Field(None, ge=1)
+    """Labelled training images kept per class, drawn by data.seed; null keeps all."""
+    balance: Literal["none", "weights", "sampler"] = "none"
+    """For uneven classes: weigh the loss by inverse class frequency, or draw classes equally often."""
+    flip: bool = True
+    """Whether a mirrored image still has its label: false for digits and text."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """Part of the images that may be unreadable (they are listed and left out) before the run is refused."""
+    eval_limit: int | None = Field(None, ge=1)
+    """Evaluate at most this many samples of val and of test; null evaluates all."""
+
+
+class Backbone(_Model):
+    """A network family, and where its weights come from."""
+
+    name: str | None = None
+    """A torchvision ResNet, vit-b16, resnet-tiny, vit-tiny, ... (`tltrain recipes --backbones`); null: as the weights say."""
+    weights: str | None = None
+    """A torchvision weights name, a hub id, a folder of save_pretrained, a .safetensors file, a run folder; null is random."""
+    mean: tuple[float, float, float] | None = None
+    """Per-channel mean of images in [0, 1] that is subtracted; null takes the weights' own."""
+    std: tuple[float, float, float] | None = None
+    """Per-channel standard deviation that is divided by; null takes the weights' own."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping a feature in front of the head while it trains."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.name is None and self.weights is None:
+            raise ValueError("name and weights are both null; name a backbone, or weights that say what they are")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; each value must be above 0")
+        return self
+
+
+class Distill(_Model):
+    """A frozen teacher whose softened answers the student learns beside the labels."""
+
+    teacher: Backbone
+    """The teacher: a run folder as weights, or any backbone whose head knows this data's classes."""
+    temperature: float = Field(4.0, gt=0)
+    """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
+    weight: float = Field(0.9, ge=0, le=1)
+    """Share of the teacher's term; the labels' loss has the rest."""
+    loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
+    """The term that is weighed against the labels': kd, or one of another package."""
+    logits: Literal["float16", "float32"] = "float16"
+    """What the teacher's logits are rounded to, stored or not."""
+
+
+class Stage(_Model):
+    """One stage: which blocks train, for how long, with which learning rates."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """A short name, for the folder, the plots and the log."""
+    unfreeze: str
+    """The first block that trains, all behind it train too: a block (layer4.0), a group (layer4), head, or all."""
+    epochs: float | None = Field(None, gt=0)
+    """Length in passes over the training data; either this or steps."""
+    steps: int | None = Field(None, ge=1)
+    """Length in optimizer steps; either this or epochs."""
+    lr: float = Field(gt=0)
+    """Peak learning rate of the head; deeper blocks get lr times layer_decay per block below it."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor of the learning rate from each block to the one below it; 1 gives all blocks the same."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """SGD with momentum, or AdamW."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD's momentum."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of what weight_decay_on names."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """matrices spares norms, biases, class tokens and position embeddings; all spares nothing."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate over the stage: cosine to zero, multiplied by step_gamma every step_epochs, or constant."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Part of the stage in which the learning rate rises linearly from near zero."""
+    step_epochs: float = Field(30, gt=0)
+    """For schedule step: epochs between two drops."""
+    step_gamma: float = Field(0.1, gt=0, le=1)
+    """For schedule step: the factor of each drop."""
+    augment: Augment = "none"
+    """none; light: crop with padding and flip; strong: random resized crop, flip, rotation, colour jitter."""
+    views: int | None = Field(None, ge=1)
+    """Different views of each image: null a fresh one each epoch, 1 the evaluation view, k cycles through k."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup's Beta distribution (Zhang et al. 2018); 0 is off."""
+    cutmix: float = Field(0.0, ge=0)
+    """Alpha of cutmix's Beta distribution (Yun et al. 2019); 0 is off; with mixup each batch draws one of them."""
+    norm_stats: Literal["frozen", "train"] = "frozen"
+    """Whether BatchNorm of the blocks that train updates its running statistics."""
+    loss: Annotated[str, *named("losses")] = LOSS
+    """The loss of images and labels: cross_entropy, or one of another package."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the label that is spread evenly over all classes."""
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the gradient over all parameters; null does not clip."""
+    eval_epochs: float = Field(1.0, gt=0)
+    """Epochs between two evaluations on val."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a better `select` after which the stage ends early; null never."""
+    carry: Literal["best", "last"] = "best"
+    """Which weights this stage hands on: the best by `select` so far, or its last."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give a stage either epochs or steps, not both and not neither")
+        if self.views == 1 and self.augment != "none":
+            raise ValueError(
+                f"views: 1 is the evaluation view, which augment: {self.augment} cannot change; "
+                "set augment: none, or views to null or 2 and more"
+            )
+        return self
+
+
+class Recipe(_Model):
+    """Everything a run learns from. The same recipe is the same run on a laptop and on a cluster."""
+
+    version: int = Field(VERSION, ge=1)
+    """Version of this schema."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """A short name; the run folder is runs/NAME unless --folder says otherwise."""
+    purpose: str = ""
+    """What this recipe is for, in one line."""
+    seed: int = 0
+    """Seeds order, mixing, dropout and new weights."""
+    deterministic: bool = True
+    """true: bit for bit the same on the same hardware, versions and number of processes; false: faster kernels."""
+    batch: int = Field(ge=1)
+    """Samples per optimizer step over all processes; micro-batches and accumulation follow from it."""
+    select: Annotated[str, *named("metrics")] = "top1"
+    """The val metric by which weights are best: top1, loss, f1_macro, ... (`tltrain schema`), or one of another package."""
+    data: Data
+    backbone: Backbone
+    distill: Distill | None = None
+    """A teacher, or null."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """The stages, in order: a stage begins with the weights that the one before hands on."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [s.name for s in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stage names are {names}; each must be different")
+        return self
+
+    def smoke(self) -> Recipe:
+        """The same run in miniature: two steps a stage, one batch of evaluation."""
+        stages = tuple(s.model_copy(update={"epochs": None, "steps": 2}) for s in self.stages)
+        batch = min(self.batch, 16)
+        data = self.data.model_copy(update={"eval_limit": batch})
+        return self.model_copy(update={"batch": batch, "data": data, "stages": stages})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by its path, such as stages.1.lr."""
+        return _flatten(self.model_dump(mode="json"))
+
+    def differences(self, other: Recipe) -> list[str]:
+        """One line for each value that differs, as ``stages.1.lr: 0.001 -> 0.0003``; name and purpose teach nothing and do not count."""
+        mine, theirs = (_flatten(r.model_dump(mode="json", exclude={"name", "purpose"})) for r in (self, other))
+        keys = dict.fromkeys([*mine, *theirs])
+        return [f"{k}: {mine.get(k, '(absent)')} -> {theirs.get(k, '(absent)')}" for k in keys if mine.get(k, ...) != theirs.get(k, ...)]
+
+
+def parse(text: str, origin: str, kept: bool = False) -> Recipe:
+    """A recipe from YAML text. `origin` is what the message calls it; `kept`: of a run, whose packages may be gone. Raises UserError."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{origin} holds {type(raw).__name__}, not a mapping of recipe keys; see `tltrain schema`")
+    version = raw.get("version", VERSION)
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(f"{origin} is a recipe of version {version}, this tltrain reads up to {VERSION}; upgrade tltrain")
+    return validate(raw, origin, kept)
+
+
+def validate(raw: dict[str, Any], origin: str, kept: bool = False) -> Recipe:
+    """A recipe from plain values, as `parse` makes it. Raises UserError with one line for each mistake."""
+    try:
+        return Recipe.model_validate(raw, context={"kept": kept})
+    except ValidationError as error:
+        raise UserError(explain(error, origin)) from error
+
+
+def explain(error: ValidationError, origin: str) -> str:
+    """Pydantic's errors, one line each: where, what was given, the rule, and for an unknown key the nearest known one."""
+    lines = [f"{origin}:"]
+    errors = error.errors()
+    inner = [e["loc"] for e in errors]
+    for e in errors:
+        if e["type"] == "too_short" and any(len(loc) > len(e["loc"]) and loc[: len(e["loc"])] == e["loc"] for loc in inner):
+            continue  # a list is short only because its items are wrong, which is said already
+        where = ".".join(str(part) for part in e["loc"]) or "recipe"
+        if e["type"] == "extra_forbidden":
+            known = _keys_at(e["loc"][:-1])
+            near = get_close_matches(str(e["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"  {where}: unknown key; {hint}")
+        elif e["type"] == "missing":
+            lines.append(f"  {where}: required and missing")
+        elif e["type"] == "value_error":
+            lines.append(f"  {where}: {e['ctx']['error']}")
+        else:
+            lines.append(f"  {where}: {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}")
+    return "\n".join(lines)
+
+
+def shipped() -> dict[str, Path]:
+    """Name to file of each recipe that comes with tltrain."""
+    folder = Path(str(files("tltrain") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(name: str) -> Recipe:
+    """A shipped recipe by name, or a recipe file by path. Raises UserError."""
+    path = Path(name)
+    known = shipped()
+    if name in known:
+        return parse(known[name].read_text(encoding="utf-8"), f"recipe {name}")
+    if path.suffix not in (".yaml", ".yml"):
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "a recipe is a .yaml file or a shipped name (`tltrain recipes`)"
+        raise UserError(f"no recipe is called {name!r}; {hint}")
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {name} cannot be read: {error}; see `tltrain recipes` for shipped ones") from error
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    nested: dict[str, type[BaseModel]] = {"data": Data, "backbone": Backbone, "distill": Distill, "teacher": Backbone, "stages": Stage}
+    model: type[BaseModel] = Recipe
+    for part in loc:
+        model = nested[part] if isinstance(part, str) else model
+    return list(model.model_fields)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    items: Iterable[tuple[str, Any]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = ((str(i), v) for i, v in enumerate(value))
+    else:
+        return {prefix: value}
+    return {k: v for key, sub in items for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()}

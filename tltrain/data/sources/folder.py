@@ -1,0 +1,78 @@
+"""folder:PATH: one subfolder per class, either at once or below train, val and test."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections import Counter
+from pathlib import Path
+
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import Data
+from tltrain.data.dataset import Source, SourceKind
+from tltrain.data.decode import SUFFIXES
+from tltrain.data.sources.image_list import Listed, from_files
+from tltrain.data.sources.layout import find_classes
+from tltrain.data.sources.names import shown
+from tltrain.data.sources.tree import Tree, is_run, unreadable
+
+
+def open_folder(argument: str, spec: Data) -> Source:
+    """Raises UserError for a folder that is missing, has no classes, or has an empty one."""
+    root = _root(argument)
+    if not argument or not _is_folder(root):
+        words = f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class"
+        raise UserError(shown(words))
+    tree = Tree(root)
+    folders, notes = find_classes(tree)
+    others = Counter(tree.look(root).others)
+    others.update(suffix for place in {folder.parent for _, folder in folders} - {root} for suffix in tree.look(place).others)
+    listed: list[Listed] = []
+    for split, folder in folders:
+        inside: Counter[str] = Counter()
+        images = [Listed(path, path.relative_to(root).as_posix(), split, folder.name) for path in tree.images(folder, inside)]
+        if not images and split == "train":
+            raise UserError(_empty(folder, inside, any(other != "train" for other, _ in folders)))
+        listed += images
+        others += inside
+    if others:
+        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(others.items()))
+        notes += (f"files that are not images by their suffix are left out: {kinds}",)
+    return from_files(listed, f"folder:{root}", spec.max_unreadable, (*notes, *tree.notes()))
+
+
+def check_apart(source: str, run: Path) -> None:
+    """Raise UserError if a new run's folder would lie among the images it learns from."""
+    kind, _, argument = source.partition(":")
+    if kind != "folder" or not argument or is_run(run):
+        return
+    root = _root(argument).resolve()
+    if root in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"the run folder {run} would lie among the images of {source}; choose one elsewhere with --folder, or put the "
+                        "images into a folder of their own")  # fmt: skip
+
+
+def _root(argument: str) -> Path:
+    with contextlib.suppress(RuntimeError):  # ~x, where nobody is called x
+        return Path(argument).expanduser().absolute()
+    return Path(argument).absolute()
+
+
+def _is_folder(path: Path) -> bool:
+    """Raises UserError where the permissions hide it."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _empty(folder: Path, inside: Counter[str], has_splits: bool) -> str:
+    """The words on a class without training images."""
+    held = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(inside.items()))
+    out = f"take {folder.name} out of every split" if has_splits else "remove the folder"
+    return f"class folder {folder} has no image ({' '.join(SUFFIXES)}){f', but files: {held}' if held else ''}; add images or {out}"
+
+
+FOLDER = SourceKind(lambda argument, spec, root: open_folder(argument or "", spec), argument="PATH")

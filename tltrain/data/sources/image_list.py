@@ -1,0 +1,95 @@
+"""A source out of a list of image files: scanned, the unreadable ones left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tltrain.core.errors import UserError
+from tltrain.data.dataset import Source
+from tltrain.data.decode import read_image
+from tltrain.data.sources.names import doubtful
+from tltrain.data.sources.scan import check_readable, odd_ones, scan, some
+
+
+class Listed(NamedTuple):
+    """An image file, as a folder or a table lists it."""
+
+    path: Path
+    id: str
+    split: str
+    label: str
+    group: str = ""
+    """Samples of one group stay together; empty: byte-identical images do."""
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """The image with a number. Can be pickled."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, number: int) -> Image.Image:
+        return read_image(Path(self.paths[number]))
+
+
+def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, notes: tuple[str, ...]) -> Source:
+    """Raises UserError if too many files are unreadable, or if there are fewer than two classes."""
+    classes = tuple(sorted({sample.label for sample in listed}))
+    if len(classes) < 2:
+        raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); two and more can be told apart")
+    paths = [sample.path for sample in listed]
+    scanned = scan(paths, origin)
+    notes += (*check_readable(scanned, paths, max_unreadable, origin), *odd_ones(scanned, paths))
+    numbers = np.array([i for i, found in enumerate(scanned) if not found.problem], dtype=np.int64)
+    kept = [listed[i] for i in numbers]
+    digests = tuple(scanned[i].digest for i in numbers)
+    number_of = {name: k for k, name in enumerate(classes)}
+    label_N = np.array([number_of[s.label] for s in kept], dtype=np.int64)
+    notes += (*doubtful(classes, label_N), *_two_labels(kept, digests))
+    groups = [f"group {s.group}" if s.group else digest for s, digest in zip(kept, digests, strict=True)]
+    return Source(
+        classes=classes,
+        labels=label_N,
+        ids=tuple(s.id for s in kept),
+        numbers=numbers,
+        declared=np.array([s.split for s in kept]),
+        groups=_numbered(groups),
+        read=FileReader(tuple(map(str, paths))),
+        fingerprint=_fingerprint(kept, digests),
+        digests=digests,
+        notes=notes,
+    )
+
+
+def _two_labels(kept: Sequence[Listed], digests: Sequence[str]) -> tuple[str, ...]:
+    """A note on byte-identical images that have different labels, whichever splits they are in."""
+    first: dict[str, Listed] = {}
+    pairs = []
+    for sample, digest in zip(kept, digests, strict=True):
+        other = first.setdefault(digest, sample)
+        if other.label != sample.label:
+            pairs.append(f"{other.id} ({other.label}) = {sample.id} ({sample.label})")
+    one = len(pairs) == 1
+    counted = f"{len(pairs)} pair{'s' * (not one)} of byte-identical images stand{'s' * one} under two labels"
+    return (f"{counted}, so that one of them is wrong: {some(pairs)}",) if pairs else ()
+
+
+def _numbered(groups: Sequence[str]) -> np.ndarray:
+    """(N,) int64, groups counted in the order in which they first appear."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)
+
+
+def _fingerprint(kept: Sequence[Listed], digests: Sequence[str]) -> str:
+    """Without the paths' common root: the same data in another place is the same data."""
+    state = hashlib.blake2b(digest_size=16)
+    for sample, digest in zip(kept, digests, strict=True):
+        state.update(repr((sample.id, sample.split, sample.label, sample.group, digest)).encode())
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""Processes and devices: what Accelerate is asked for, and what the ranks agree on."""

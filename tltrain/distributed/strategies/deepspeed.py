@@ -1,0 +1,138 @@
+"""DeepSpeed's ZeRO: gradients, optimizer state and, from stage 3 on, weights sharded."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.distributed.strategies.ddp import OptimizerState, Strategy, step_like
+from tltrain.models.chain import Chain
+
+
+class Zero(Strategy):
+    """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
+
+    lays_out = False
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        accelerator = self.runtime.accelerator
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = 1  # read for its log alone: we feed the micro-batches ourselves
+        settings["gradient_clipping"] = self.clip or 0.0
+        self.stage = int(settings["zero_optimization"]["stage"])
+        self.replicated = self.stage < 3  # ZeRO-1 and 2 hold all weights, rounded from masters of which each process has a part
+        model, prepared = accelerator.prepare(chain, optimizer)
+        self._restore(chain, model)
+        return model, prepared
+
+    def _restore(self, chain: Chain, engine: nn.Module) -> None:
+        """DeepSpeed has rounded the weights to its dtype, and taken an optimizer step on zero gradients to make its state. Undo both."""
+        for name, parameter in chain.net.named_parameters():
+            if parameter.requires_grad:
+                self._put(parameter, self.given[name].to(self.runtime.device, torch.float32), None)
+        for name, module in chain.net.named_modules():
+            for key, buffer in module._buffers.items():
+                path = f"{name}.{key}" if name else key
+                if buffer is not None and path in self.given:
+                    module._buffers[key] = self.given[path].to(self.runtime.device, copy=True)
+        for state in self._inner(engine.optimizer).state.values():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    value.zero_()
+                elif key == "step":
+                    state[key] = 0
+
+    def warm_up(self, size: int) -> None:
+        """Nothing to do, and nothing that could be done: its backward steps."""
+
+    def forget(self, first: int) -> None:
+        """Nothing to do: from stage 3 on a process holds its part alone, and below it DeepSpeed keeps views of the weights."""
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """In the last micro-batch this also clips and steps."""
+        wrapped = self.runtime.accelerator.deepspeed_engine_wrapped
+        wrapped.backward(loss, sync_gradients=last)
+
+    def step(self) -> Tensor | float | None:
+        norm = self.runtime.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+        return None if self.clip is None else norm
+
+    def optimizer_state(self) -> OptimizerState:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link()
+        inner = self._inner(self._raw_optimizer())
+        first: dict[str, Any] = next((state for state in inner.state.values() if state), {})
+        moments = [key for key in first if key != "step"]
+        out: OptimizerState = {}
+        for name, parameter in self.chain.net.named_parameters():
+            if parameter.requires_grad and first:
+                full = {key: safe_get_full_optimizer_state(parameter, key) for key in moments}
+                out[name] = {key: value.detach().to("cpu", copy=True).view(self.given[name].shape) for key, value in full.items()}
+                if "step" in first:
+                    out[name]["step"] = torch.as_tensor(float(first["step"]))
+        return out
+
+    def load_optimizer_state(self, saved: OptimizerState) -> None:
+        zero: Any = self._raw_optimizer()
+        inner, example = self._inner(zero), next(iter(saved.values()), {})
+        flats = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO-3; ZeRO-1 and 2 keep them in the groups
+        for flat in flats or [flat for group in inner.param_groups for flat in group["params"]]:
+            state = inner.state[flat]
+            for key, value in example.items():
+                state[key] = step_like(value, flat, inner) if key == "step" else state.get(key, torch.zeros_like(flat))
+        self._link()
+        for name, parameter in self.chain.net.named_parameters():
+            for key, value in saved.get(name, {}).items():
+                if key != "step":
+                    self._put(parameter, value.to(self.runtime.device), key)
+
+    def close(self) -> None:
+        super().close()
+        if self.stage == 3:
+            from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+            parameter_offload.FWD_MODULE_STACK.clear()  # its bottom is the whole network, which nothing else takes off
+            coordinator: Any = partitioned_param_coordinator.PartitionedParameterCoordinator
+            cached = getattr(coordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+            for cell in getattr(cached, "__closure__", None) or ():
+                getattr(cell.cell_contents, "cache_clear", int)()  # a cache around a method: it keeps every stage's engine alive
+
+    def _link(self) -> None:
+        """ZeRO-1 and 2 let parameters find their state once the first group has taken a step, when later groups have none yet."""
+        zero: Any = self._raw_optimizer()
+        if hasattr(zero, "_hp_optimizer_states_linked"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    @staticmethod
+    def _put(parameter: Any, value: Tensor, key: str | None) -> None:
+        """Set a parameter's fp32 master (key None) or one of its moments, where its part lies on this process."""
+        if not hasattr(parameter, "ds_id"):
+            parameter.set_full_hp_param(value, key)
+            return
+        # ZeRO-3's own setter fails where the processes do not divide a parameter evenly.
+        zero = parameter._z3_optimizer
+        part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+        begin = part.numel() * zero._get_param_partition_rank(parameter)
+        piece = value.flatten()[begin : begin + part.numel()]
+        part.data[: piece.numel()].copy_(piece)
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = safe_get_full_fp32_param(tensor)
+        return whole.detach().to("cpu", copy=True).view(tensor.ds_shape if hasattr(tensor, "ds_shape") else tensor.shape)
+
+    def _raw_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def _inner(self, optimizer: Any) -> Any:
+        """The torch optimizer inside ZeRO's."""
+        return getattr(optimizer, "optimizer", optimizer)

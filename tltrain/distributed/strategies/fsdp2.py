@@ -1,0 +1,54 @@
+"""PyTorch's FSDP2: weights, gradients and optimizer state sharded, one unit for each block."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from tltrain.distributed.strategies.ddp import Strategy
+from tltrain.models.chain import Chain, unit_classes
+
+
+class Fsdp2(Strategy):
+    """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
+
+    replicated = False
+    lays_out = False
+    fuses_sgd = False
+
+    def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        # Accelerate wraps by class name, read from this attribute; without it only the root is wrapped.
+        chain._no_split_modules = unit_classes(chain)  # type: ignore[assignment]
+        return self.runtime.accelerator.prepare(chain, optimizer)
+
+    def warm_up(self, size: int) -> None:
+        """Nothing to do: there are no buckets."""
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def settle(self) -> None:
+        """After a forward without backward the root still holds whole parameters, which are other objects than the sharded ones."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def forget(self, first: int) -> None:
+        """Nothing to do: a process holds its part alone, and its units keep views of it."""
+
+    def _full(self, tensor: Tensor) -> Tensor:
+        whole = tensor.detach()
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        return whole.to("cpu", copy=True) if self.runtime.is_main else torch.empty(0)
+
+    def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if key == "step" or not isinstance(parameter, DTensor):
+            return super()._like(value, parameter, key)
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

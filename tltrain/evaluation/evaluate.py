@@ -1,0 +1,81 @@
+"""The figures of a finished run again, from its folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import parse
+from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.loader import eval_loader
+from tltrain.data.views import Views
+from tltrain.distributed.out_of_memory import fitting
+from tltrain.distributed.runtime import Runtime, torch_settings_kept
+from tltrain.evaluation import metrics
+from tltrain.evaluation.evaluator import predict
+from tltrain.evaluation.metrics import Predictions
+from tltrain.models import factory
+from tltrain.training.stage import on_device
+
+
+@torch_settings_kept()
+def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> dict[str, Any]:
+    """The figures of a finished run from its folder alone, or on other images with the same classes. Raises UserError."""
+    recipe_file, weights = path / "recipe.yaml", path / "weights.safetensors"
+    if not recipe_file.exists() or not weights.exists():
+        missing = recipe_file if not recipe_file.exists() else weights
+        raise UserError(f"{path} is no run that can be evaluated: {missing} is missing; give a run folder that `tltrain train` finished")
+    recipe = parse(recipe_file.read_text(encoding="utf-8"), str(recipe_file), kept=True)
+    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, "per_class": None})
+    images = open_images(spec)
+    runtime = Runtime(recipe.deterministic)
+    loaded = factory.load(
+        recipe.backbone.model_copy(update={"weights": str(path)}), classes=images.classes,
+        size=spec.size, resize=spec.resize, head="keep", seed=recipe.seed,
+    )  # fmt: skip
+    split = _choose(images, which)
+    views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
+    chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as it was tested
+
+    def predicted(batch: int) -> Predictions:
+        batches = eval_loader(views, runtime.rank, runtime.world, batch, spec.eval_limit, 0, runtime.device.type == "cuda")
+        return predict(runtime, chain, batches, loaded.card.temperature)
+
+    # of several processes one alone may have no room, and cannot begin anew without the others
+    predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
+    return {
+        "split": split.name,
+        **metrics.summary(predictions, len(images.classes)),
+        **metrics.details(predictions, images.classes),
+    }
+
+
+def _choose(images: DataSplits, which: str) -> Split:
+    splits = [s for s in (images.train, images.val, images.test) if s is not None]
+    if which != "all":
+        found = next((s for s in splits if s.name == which), None)
+        if found is None:
+            raise UserError(f"there is no {which} split; there are {', '.join(s.name for s in splits)}, or all")
+        return found
+    labels, index = np.concatenate([s.labels for s in splits]), np.concatenate([s.index for s in splits])
+    ids = tuple(i for s in splits for i in s.ids)
+    return replace(images.train, name="all", labels=labels, index=index, ids=ids, read=_Joined(splits))
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Reads from several splits as if they were one."""
+
+    splits: Sequence[Split]
+
+    def __call__(self, position: int) -> Any:
+        for split in self.splits:
+            if position < len(split.labels):
+                return split.read(position)
+            position -= len(split.labels)
+        raise IndexError(position)

@@ -1,0 +1,123 @@
+"""`tltrain export`: a run's network for the tools of others. Each export is opened with the other side's own tool, and compared on
+real images, before it appears under its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tltrain.core import files, registry
+from tltrain.core.errors import UserError
+from tltrain.data import open_images
+from tltrain.data.decode import decode
+from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.exporters.model_card import model_card
+from tltrain.evaluation.predict import evaluation_view
+from tltrain.evaluation.trained import TrainedModel, load_trained
+
+TOLERANCE = 1e-4
+"""Of the largest logit, and of 1 where all are smaller: single precision, added up in another order."""
+NUM_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export."""
+
+    folder: Path
+    difference: float
+    """Largest difference of any logit from the run's own, on real images."""
+    num_images: int
+    notes: tuple[str, ...]
+    """What else was compared."""
+
+
+def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] = ()) -> Exported:
+    """Write a run's best weights for the tool `to` into the folder `out` (RUN/export/TO), verified.
+
+    The exported logits are calibrated: the run's temperature is divided out in the head.
+    images: files to verify with; none takes the run's own test images.
+    Raises UserError for a network that the tool has no class for, and where the export does not say what the run says.
+    """
+    exporter: Exporter = registry.find("exporters", to, f"--to is {to!r}")
+    trained = load_trained(run)
+    exporter.check(trained)
+    folder = _free(out or run / "export" / to, own=out is None)
+    pictures, fingerprint = _pictures(trained, images)
+    views_BCHW = torch.stack([_view(picture, trained) for picture in pictures])
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; give --out a new folder elsewhere") from error
+    try:
+        exporter.write(trained, temporary, views_BCHW.float() / 255)
+        (temporary / "README.md").write_text(exporter.header + model_card(trained, exporter.usage, fingerprint), encoding="utf-8")
+        difference = _compare(trained, exporter.read(temporary), views_BCHW, to)
+        _check_classes(exporter.classes(temporary), trained, to)
+        notes = tuple(exporter.compare(trained, temporary, pictures, views_BCHW))
+        if folder.exists():
+            files.remove_folder(folder)
+        files.commit_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Exported(folder, difference, len(pictures), notes)
+
+
+def _free(folder: Path, own: bool) -> Path:
+    """A folder that may be written: the run's own export folder is replaced, another one is not. Raises UserError."""
+    if not own and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; give --out a new folder")
+    return folder
+
+
+def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.Image], str | None]:
+    """(real images, the data's fingerprint where it was opened). Raises UserError."""
+    if paths:
+        return [_decoded(path) for path in paths], None
+    try:
+        images = open_images(trained.recipe.data)
+    except UserError as error:
+        raise UserError(f"the export is compared on the run's own images: {error}; or give others with --images FILE…") from error
+    split = images.test or images.val or images.train
+    chosen = np.unique(np.linspace(0, len(split) - 1, NUM_IMAGES).round().astype(int))
+    return [split.read(int(i)) for i in chosen], images.fingerprint
+
+
+def _decoded(path: Path) -> Image.Image:
+    try:
+        return decode(path.read_bytes())
+    except Exception as error:  # Pillow has no common base for what a broken file makes it raise
+        raise UserError(f"--images: {path} cannot be read: {error}") from error
+
+
+def _view(picture: Image.Image, trained: TrainedModel) -> Tensor:
+    view = evaluation_view(picture, trained.preprocess)
+    assert isinstance(view, Tensor), "an image that is open is read"
+    return view
+
+
+def _compare(trained: TrainedModel, theirs: Callable[[Tensor], Tensor], views_BCHW: Tensor, to: str) -> float:
+    """Largest difference of a logit, all images at once and the first alone: the batch is free. Raises UserError if it is large."""
+    with torch.no_grad():
+        x_BCHW = views_BCHW.float() / 255
+        parts = [(trained.chain(x), theirs(x)) for x in (x_BCHW, x_BCHW[:1])]
+    difference = max(float((own - their).abs().max()) for own, their in parts)
+    largest = max(1.0, float(parts[0][0].abs().max()))
+    if not difference <= TOLERANCE * largest:
+        raise UserError(f"logits of the {to} export differ by {difference:.2g}, where they go up to {largest:.3g}; nothing was kept")
+    return difference
+
+
+def _check_classes(classes: Sequence[str], trained: TrainedModel, to: str) -> None:
+    if tuple(classes) != trained.classes:
+        raise UserError(f"the {to} export says its classes are {', '.join(classes)}, not {', '.join(trained.classes)}; nothing was kept")

@@ -1,0 +1,95 @@
+"""A folder that transformers opens: AutoModelForImageClassification, AutoImageProcessor and pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from tltrain.core.errors import UserError
+from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.trained import TrainedModel
+from tltrain.models.hf_hub import quiet
+
+USAGE = """```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="PATH OF THIS FOLDER")
+print(classify("x.jpg"))
+```"""
+HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags: [image-classification, tltrain]\n---\n\n"
+"""What the hub reads of a model card."""
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}
+
+
+def check(trained: TrainedModel) -> None:
+    """Raises UserError for a network that transformers has no class for."""
+    _model(trained)
+
+
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
+    model = _model(trained)
+    model.config.id2label = dict(enumerate(trained.classes))
+    model.config.label2id = {name: i for i, name in enumerate(trained.classes)}
+    with quiet():
+        model.save_pretrained(folder)
+    card = trained.card
+    processor = ViTImageProcessor(
+        do_convert_rgb=True, do_resize=True, size={"shortest_edge": card.resize}, resample=_RESAMPLE[card.interpolation],
+        do_center_crop=True, crop_size={"height": card.size, "width": card.size},
+        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=list(card.mean), image_std=list(card.std),
+    )  # fmt: skip
+    processor.save_pretrained(folder)
+
+
+def read(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Images (B, 3, H, W) in [0, 1] to logits, by transformers: normalised with what the processor's file says."""
+    with quiet():
+        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return lambda x_BCHW: model(pixel_values=(x_BCHW - mean) / std).logits
+
+
+def classes(folder: Path) -> list[str]:
+    names = AutoConfig.from_pretrained(folder).id2label
+    return [names[i] for i in range(len(names))]
+
+
+def compare_processor(trained: TrainedModel, folder: Path, pictures: Sequence[Image.Image], views_BCHW: Tensor) -> Iterator[str]:
+    """Lines on the way from an image to its class, by transformers alone. The processor resizes with another library than Pillow."""
+    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    theirs = torch.cat([processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures])
+    std = torch.tensor(trained.card.std).view(1, 3, 1, 1)
+    off = float(((theirs - trained.chain.normalise(views_BCHW)) * std * 255).abs().max())
+    why = "; it rounds the crop's corner otherwise" if off > 2 else ""
+    yield f"processor: pixels differ by {off:.2f}/255 at most{why}"
+    with torch.no_grad():
+        own = trained.chain(views_BCHW).argmax(1).tolist()
+    with quiet():
+        classify = pipeline("image-classification", model=str(folder))
+    said = [classify(picture, top_k=1)[0]["label"] for picture in pictures]
+    changed = sum(trained.classes[k] != name for k, name in zip(own, said, strict=True))
+    yield f"pipeline: {changed} of {len(pictures)} images get another class than from tltrain"
+
+
+def _model(trained: TrainedModel) -> PreTrainedModel:
+    model = trained.family.to_transformers(trained.chain.net, trained.card)
+    if model is None:
+        raise UserError(f"transformers has no class for {trained.card.name}; export it --to onnx or torch-export")
+    return model
+
+
+EXPORTER = Exporter(USAGE, write, read, classes, check, compare_processor, HEADER)

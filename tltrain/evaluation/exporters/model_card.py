@@ -1,0 +1,85 @@
+"""README.md of an export: what the network is, what it was trained on, how good it is, and where that ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tltrain.core.output.escape import markdown, markdown_block, markdown_code
+from tltrain.evaluation.trained import TrainedModel
+from tltrain.runs.record import Predicted, read_predictions
+from tltrain.runs.report.stats import bootstrap, f1_macro, wilson
+
+FEW = 30  # test images of a class below which its recall says little
+
+
+def model_card(trained: TrainedModel, usage: str, fingerprint: str | None) -> str:
+    """Markdown."""
+    recipe, card = trained.recipe, trained.card
+    path = trained.path / "test_metrics.json"
+    test = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    parts = [
+        f"# {markdown(recipe.name)}\n\n{markdown(recipe.purpose or 'An image classifier')}: {markdown(card.name)}, "
+        f"{len(trained.classes)} classes. Made with tltrain.",
+        f"## How to use\n\n{usage}\n\nImages are resized to {card.resize} px at the shorter side ({card.interpolation}) and cropped to the "
+        f"middle {card.size} x {card.size} px. Mean {_numbers(card.mean)}, standard deviation {_numbers(card.std)}, of values in [0, 1].",
+        "## Data\n\n" + "\n".join(_data(trained, fingerprint)),
+        "## How good it is\n\n" + "\n".join(_figures(trained, test)),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(trained, test)),
+        f"## Classes\n\n{', '.join(map(markdown, trained.classes))}",
+        f"## Recipe\n\n{markdown_block(recipe.to_yaml(), 'yaml')}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)
+
+
+def _data(trained: TrainedModel, fingerprint: str | None) -> Iterator[str]:
+    env = trained.path / "env.json"
+    known = json.loads(env.read_text(encoding="utf-8")).get("data", {}) if env.is_file() else {}
+    yield f"- source: {markdown_code(trained.recipe.data.source)}"
+    code = markdown_code(str(known.get("fingerprint") or fingerprint or "not known"))
+    yield f"- fingerprint (classes, every sample's bytes and label, splits): {code}"
+    yield f"- weights to start from: {markdown(trained.recipe.backbone.weights or 'random')}"
+
+
+def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
+    """A table with 95 % intervals."""
+    if test is None:
+        yield "This run has no test figures."
+        return
+    yield f"On {test['n']:,} test images, with 95 % intervals over the choice of them:\n"
+    yield "| figure | value | interval |\n|--|--|--|"
+    predicted = read_predictions(trained.path)
+    low, high = wilson(test["top1"], test["n"])
+    yield f"| accuracy | {100 * test['top1']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % (Wilson) |"
+    if predicted is not None:
+        yield f"| F1, mean over classes | {100 * test['f1_macro']:.1f} % | {_f1_interval(predicted)} (bootstrap) |"
+    calibration = test.get("calibration")
+    if calibration and calibration["temperature"] != 1:
+        yield f"| calibration error, as exported | {100 * calibration['ece']:.1f} % | before calibration {100 * test['ece']:.1f} % |"
+    else:
+        yield f"| calibration error | {100 * test['ece']:.1f} % | not calibrated: the run has no val images |"
+
+
+def _f1_interval(predicted: Predicted) -> str:
+    low, high = bootstrap(f1_macro, predicted.label, predicted.predicted)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _limits(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "It always names one of its classes, also for an image that shows none of them."
+    yield "The test images come from the same source as the training images: on photos of another kind expect less."
+    yield "Transparency is taken as white and a photo's rotation mark is followed in training; other tools may do otherwise."
+    if test is None:
+        return
+    rows = [row for row in test["per_class"] if row["support"]]
+    few = [row["name"] for row in rows if row["support"] < FEW]
+    if few:
+        others = f" and {len(few) - 20} others" if len(few) > 20 else ""
+        yield f"Fewer than {FEW} test images each, so that little is known of: {', '.join(map(markdown, few[:20]))}{others}."
+    worst = min(rows, key=lambda row: row["recall"])
+    yield f"The class found least often is {markdown(worst['name'])}: {100 * worst['recall']:.0f} % of its {worst['support']} test images."

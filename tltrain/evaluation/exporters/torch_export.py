@@ -1,0 +1,59 @@
+"""A program of torch.export: runs without tltrain, in Python or compiled, on any number of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.trained import TrainedModel
+from tltrain.models.chain import Chain
+
+FILE, CLASSES = "model.pt2", "classes.json"
+USAGE = f"""```python
+import json, torch
+
+extra = {{"{CLASSES}": ""}}
+program = torch.export.load("{FILE}", extra_files=extra)
+classes = json.loads(extra["{CLASSES}"])
+logits = program.module()(images)  # (B, 3, size, size), floats in [0, 1], any B
+```"""
+
+
+class Images(nn.Module):
+    """The chain as a function of images alone."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.chain(images)
+
+
+def traced(trained: TrainedModel, example_BCHW: Tensor) -> torch.export.ExportedProgram:
+    """The network for images (B, 3, size, size) in [0, 1] with a free B."""
+    batch = torch.export.Dim("batch", min=1)
+    example = example_BCHW[:2].expand(2, -1, -1, -1)  # a batch of one would be taken for a constant
+    return torch.export.export(Images(trained.chain).eval(), (example.clone(),), dynamic_shapes=({0: batch},))
+
+
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
+    torch.export.save(traced(trained, example_BCHW), folder / FILE, extra_files={CLASSES: json.dumps(trained.classes)})
+
+
+def read(folder: Path) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(folder / FILE).module()
+
+
+def classes(folder: Path) -> list[str]:
+    extra = {CLASSES: ""}
+    torch.export.load(folder / FILE, extra_files=extra)
+    return list(json.loads(extra[CLASSES]))
+
+
+EXPORTER = Exporter(USAGE, write, read, classes)

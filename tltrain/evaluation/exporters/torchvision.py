@@ -1,0 +1,66 @@
+"""A state dict that torchvision's own network loads strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model
+
+from tltrain.core.errors import UserError
+from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.trained import TrainedModel
+
+WEIGHTS, DESCRIPTION = "model.pth", "model.json"
+USAGE = f"""```python
+import json, torch, torchvision
+
+said = json.load(open("{DESCRIPTION}"))  # name, classes, mean, std, size, resize, interpolation
+model = torchvision.models.get_model(said["name"], num_classes=len(said["classes"])).eval()
+model.load_state_dict(torch.load("{WEIGHTS}", weights_only=True))
+how = torchvision.transforms.InterpolationMode(said["interpolation"])
+see = torchvision.transforms.Compose([
+    torchvision.transforms.Resize(said["resize"], how), torchvision.transforms.CenterCrop(said["size"]),
+    torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(said["mean"], said["std"]),
+])
+logits = model(see(image)[None])  # an image of PIL, RGB
+```"""
+
+
+def check(trained: TrainedModel) -> None:
+    """Raises UserError for a network that torchvision does not have."""
+    _name(trained)
+
+
+def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
+    torch.save(trained.chain.net.state_dict(), folder / WEIGHTS)
+    said = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
+    said["name"] = _name(trained)
+    (folder / DESCRIPTION).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Images (B, 3, H, W) in [0, 1] to logits, by torchvision."""
+    said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    model = get_model(said["name"], num_classes=len(said["classes"])).eval()
+    model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True), strict=True)
+    mean, std = (torch.tensor(said[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return lambda x_BCHW: model((x_BCHW - mean) / std)
+
+
+def classes(folder: Path) -> list[str]:
+    return list(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["classes"])
+
+
+def _name(trained: TrainedModel) -> str:
+    name = trained.family.torchvision_name(trained.card)
+    if name is None:
+        raise UserError(f"torchvision has no {trained.card.name} of this shape; export it --to onnx or torch-export")
+    return name
+
+
+EXPORTER = Exporter(USAGE, write, read, classes, check)

@@ -1,0 +1,142 @@
+"""Exact metrics from gathered predictions: every sample once, whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from tltrain.core import registry
+
+NUM_BINS = 15  # of the reliability diagram and the calibration error, as in Guo et al. 2017
+
+
+class Scores(NamedTuple):
+    """Averages over the classes that occur."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of a split, one entry a sample, ordered by position in the split."""
+
+    index: np.ndarray
+    """(N,) int64, position in the split."""
+    label: np.ndarray
+    """(N,) int64."""
+    predicted: np.ndarray
+    """(N,) int64."""
+    confidence: np.ndarray
+    """(N,) float64, softmax probability of the predicted class."""
+    loss: np.ndarray
+    """(N,) float64, cross entropy."""
+    in_top5: np.ndarray
+    """(N,) bool."""
+    calibrated: np.ndarray
+    """(N,) float64, the confidence after the logits were divided by `temperature`."""
+    temperature: float = 1.0
+
+    @cached_property
+    def macro(self) -> Scores:
+        """Each class counts alike. Computed once: three metrics ask for it."""
+        return _scores(self, "macro")
+
+    @cached_property
+    def weighted(self) -> Scores:
+        """Each class counts by its samples. Computed once: three metrics ask for it."""
+        return _scores(self, "weighted")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of an evaluation. It is registered by name (tltrain/registry.py, kind metrics)."""
+
+    value: Callable[[Predictions, int], float | None]
+    """(predictions, number of classes) -> the figure; None where it says nothing."""
+    higher_is_better: bool = True
+    title: str = ""
+    """What a page calls it; empty: its name."""
+    is_share: bool = False
+    """Whether it lies between 0 and 1, and is shown in per cent."""
+
+
+def metric(name: str) -> Metric:
+    """The metric with a name. Raises UserError."""
+    return cast(Metric, registry.find("metrics", name, f"the metric is {name!r}"))
+
+
+def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
+    """The figures of one evaluation: n, and every metric there is. top5 is null for five classes or fewer."""
+    out: dict[str, Any] = {"n": len(p.label)}
+    for name in registry.names("metrics"):
+        value = metric(name).value(p, num_classes)
+        out[name] = None if value is None else float(value)
+    return out
+
+
+def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    """Per class, the confusion matrix (rows: true class), reliability before and after calibration, as plain values for JSON."""
+    labels = list(range(len(classes)))
+    columns = precision_recall_fscore_support(p.label, p.predicted, labels=labels, zero_division=0)
+    per_class = [
+        {"name": name, "precision": float(a), "recall": float(b), "f1": float(c), "support": int(d)}
+        for name, a, b, c, d in zip(classes, *columns, strict=True)
+    ]
+    confusion = confusion_matrix(p.label, p.predicted, labels=labels).tolist()
+    said = {"classes": list(classes), "per_class": per_class, "confusion": confusion, "reliability": reliability(p)}
+    after = replace(p, confidence=p.calibrated)
+    calibration = {"temperature": p.temperature, "ece": calibration_error(after), "reliability": reliability(after)}
+    return {**said, "calibration": calibration}
+
+
+def reliability(p: Predictions) -> list[dict[str, float]]:
+    """Bins of equal width over confidence; empty ones are left out."""
+    which = np.clip(np.ceil(p.confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    right = p.predicted == p.label
+    bins = []
+    for b in np.unique(which):
+        inside = which == b
+        bins.append({
+            "low": b / NUM_BINS, "high": (b + 1) / NUM_BINS, "n": int(inside.sum()),
+            "confidence": float(p.confidence[inside].mean()), "accuracy": float(right[inside].mean()),
+        })  # fmt: skip
+    return bins
+
+
+def calibration_error(p: Predictions) -> float:
+    """Expected calibration error: |confidence - accuracy| of each bin, weighted by its share of the samples."""
+    return float(sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in reliability(p)) / len(p.label))
+
+
+def is_better(value: float, best: float | None, name: str) -> bool:
+    """Strictly better by the metric with this name: a tie keeps the earlier weights."""
+    return best is None or (value > best if metric(name).higher_is_better else value < best)
+
+
+def _scores(p: Predictions, average: str) -> Scores:
+    """By scikit-learn."""
+    precision, recall, f1, _ = precision_recall_fscore_support(p.label, p.predicted, average=average, zero_division=0)
+    return Scores(float(precision), float(recall), float(f1))
+
+
+def _top5(p: Predictions, num_classes: int) -> float | None:
+    return float(p.in_top5.mean()) if num_classes > 5 else None
+
+
+LOSS = Metric(lambda p, _: float(p.loss.mean()), higher_is_better=False, title="loss")
+TOP1 = Metric(lambda p, _: float((p.predicted == p.label).mean()), title="accuracy", is_share=True)
+TOP5 = Metric(_top5, title="top-5 accuracy", is_share=True)
+PRECISION_MACRO = Metric(lambda p, _: p.macro.precision, title="precision, macro mean", is_share=True)
+RECALL_MACRO = Metric(lambda p, _: p.macro.recall, title="recall, macro mean", is_share=True)
+F1_MACRO = Metric(lambda p, _: p.macro.f1, title="F1, macro mean", is_share=True)
+PRECISION_WEIGHTED = Metric(lambda p, _: p.weighted.precision, title="precision, weighted mean", is_share=True)
+RECALL_WEIGHTED = Metric(lambda p, _: p.weighted.recall, title="recall, weighted mean", is_share=True)
+F1_WEIGHTED = Metric(lambda p, _: p.weighted.f1, title="F1, weighted mean", is_share=True)
+ECE = Metric(lambda p, _: calibration_error(p), higher_is_better=False, title="calibration error", is_share=True)

@@ -1,0 +1,65 @@
+"""What a finished run leaves for people: test figures, predictions, the most confident mistakes, the report."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tltrain.core import files
+from tltrain.core.output import escape
+from tltrain.data import Split
+from tltrain.data.views import Views
+from tltrain.evaluation.metrics import Predictions
+from tltrain.runs.report.write import write_report
+
+NUM_MISTAKES = 24
+
+
+def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> None:
+    """test_metrics.json, test_predictions.csv and mistakes.json of a run folder; in the last two, confidence is calibrated."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "label", "predicted", "confidence"])
+    for position, label, predicted, confidence in zip(p.index, p.label, p.predicted, p.calibrated, strict=True):
+        writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}"])
+    files.write_atomic(path / "test_predictions.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+    files.write_json(path / "mistakes.json", _mistakes(p, split, views, classes))
+    files.write_json(path / "test_metrics.json", figures)
+
+
+def report(path: Path, say: Callable[[str], None]) -> Path | None:
+    """report.html. A page that cannot be made is said, and never spoils a run whose weights stand already."""
+    try:
+        return write_report(path)
+    except Exception as error:  # the run itself is safe: everything the page shows lies beside it
+        say(f"report  could not be written: {type(error).__name__}: {error}; `tltrain report {path}` tries again")
+        return None
+
+
+def _mistakes(p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The mistakes the network was surest of, with the view it saw."""
+    wrong = np.flatnonzero(p.predicted != p.label)
+    surest = wrong[np.argsort(-p.calibrated[wrong], kind="stable")][:NUM_MISTAKES]
+    return [
+        {
+            "id": split.ids[p.index[i]],
+            "label": classes[p.label[i]],
+            "predicted": classes[p.predicted[i]],
+            "confidence": float(p.calibrated[i]),
+            "png": _png(views.view(int(p.index[i]), 0).permute(1, 2, 0).numpy()),
+        }
+        for i in surest
+    ]
+
+
+def _png(pixels_HWC: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

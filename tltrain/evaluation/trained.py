@@ -1,0 +1,77 @@
+"""A run that has weights, opened from its folder alone: its network, its classes, its preprocessing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import Recipe, parse
+from tltrain.data.views import Preprocess
+from tltrain.models import factory
+from tltrain.models.chain import Chain
+from tltrain.models.family import Family
+from tltrain.models.metadata import WeightsMetadata, read_card
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The best weights of a run. Its logits are calibrated: the temperature is divided out in its head."""
+
+    path: Path
+    recipe: Recipe
+    card: WeightsMetadata
+    family: Family
+    chain: Chain
+    """On the CPU, in eval mode, frozen."""
+
+    @cached_property
+    def placed(self) -> Chain:
+        """The same on the accelerator there is."""
+        on = torch.accelerator.current_accelerator(check_available=True)
+        return self.chain if on is None else copy.deepcopy(self.chain).to(on)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return cast(tuple[str, ...], self.card.classes)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(self.card.size, self.card.resize, self.card.interpolation)
+
+
+def load_trained(path: Path) -> TrainedModel:
+    """Raises UserError where the folder is no run, or has no weights yet."""
+    recipe, weights = read_recipe(path), path / "weights.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{path} has no {weights.name} yet; let `tltrain train` finish it first")
+    card = read_card(weights)
+    if card is None or card.classes is None:
+        raise UserError(f"{weights} does not say which classes it knows; give the folder of a run, as `tltrain train` leaves it")
+    spec = recipe.backbone.model_copy(update={"weights": str(path)})
+    loaded = factory.load(spec, classes=card.classes, size=None, resize=None, head="keep", seed=recipe.seed)
+    chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).eval()
+    for parameter in chain.net.get_submodule(loaded.family.head).parameters():
+        parameter.div_(card.temperature)
+    return TrainedModel(path, recipe, loaded.card, loaded.family, chain)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a run folder. Raises UserError where it is none."""
+    file = path / "recipe.yaml"
+    if not file.is_file():
+        raise UserError(f"{path} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
+    return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
+
+
+@torch.no_grad()
+def probabilities(trained: TrainedModel, x_BCHW: Tensor) -> Tensor:
+    """Calibrated probabilities (B, K) float64 on the CPU, computed on the accelerator there is, for images as the chain takes them."""
+    device = next(trained.placed.parameters()).device
+    return trained.placed(x_BCHW.to(device)).cpu().double().softmax(1)

@@ -1,0 +1,157 @@
+"""How each network family becomes a Chain, with its weights and its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.core import recipe
+from tltrain.core.errors import UserError
+from tltrain.data.views import Preprocess
+from tltrain.models.chain import Chain
+from tltrain.models.families.common import drop_before
+from tltrain.models.family import Family, Source, names
+from tltrain.models.metadata import WeightsMetadata, read_card, write_weights
+from tltrain.models.state_dict import check_fit, listed
+from tltrain.models.weights import find
+
+__all__ = ["Loaded", "WeightsMetadata", "load", "names", "read_card", "skeleton", "write_weights"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A chain with the weights a recipe asks for."""
+
+    chain: Chain
+    card: WeightsMetadata
+    """Of the chain as it is: its own size, its own classes."""
+    family: Family
+    origin: str
+    """One line: where the weights came from, and what was left out or assumed."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(self.card.size, self.card.resize, self.card.interpolation)
+
+
+def load(
+    spec: recipe.Backbone, *, classes: Sequence[str], size: int | None, resize: int | None, head: Literal["new", "keep"], seed: int
+) -> Loaded:
+    """The chain of a backbone on the CPU, in fp32, in eval mode, all parameters requiring gradients.
+
+    classes: the data's class names, in order. head "new": a head for them, weights and bias zero. head "keep": the head in the
+    weights (a teacher, or a run to evaluate), which must know the same classes in the same order.
+    size, resize: of images, pixels; None takes the weights' own (resize: their own ratio).
+    seed: of random weights; torch's global generator is left as it was.
+    Raises UserError where weights are missing or do not fit, with the names.
+    """
+    source = find(spec, network=True)
+    card = _fitted(source, spec, size, resize, tuple(classes))
+    if head == "new":
+        card = replace(card, temperature=1.0)  # a new head is not calibrated yet
+    if source.read is None:
+        if head == "keep":
+            raise UserError(f"backbone.weights of {card.name} is null, and random weights have no head to keep; give trained weights")
+        return _loaded(_random_net(source.family, card, seed), source.family, card, spec, [f"random weights, seed {seed}", *source.notes])
+    state = source.read()
+    lines = [source.origin, *source.notes]
+    if head == "keep":
+        _check_head(source, state, tuple(classes))
+    else:
+        state, line = _without_head(state, source.family)
+        lines.append(line)
+    _check_fit(source, state)
+    state, resized = source.family.resized(state, source.card, card.size)
+    return _loaded(_net(state, source.family, card), source.family, card, spec, [*lines, *resized])
+
+
+def skeleton(spec: recipe.Backbone, num_classes: int, size: int | None, resize: int | None) -> Loaded:
+    """The same chain on the meta device, for a plan: no weights are read and nothing is downloaded. Raises UserError."""
+    source = find(spec, network=False)
+    card = _fitted(source, spec, size, resize, None)
+    with torch.device("meta"):
+        net = source.family.build(card, num_classes)
+    return _loaded(net, source.family, card, spec, [source.origin, *source.notes])
+
+
+def _fitted(
+    source: Source, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None
+) -> WeightsMetadata:
+    """The weights' card with what the recipe overrides, for this data's classes."""
+    card = source.card
+    side = card.size if size is None else size
+    shorter = round(side * card.resize / card.size) if resize is None else resize
+    if shorter < side:
+        raise UserError(f"data.resize is {shorter}, and the crop taken from it has {side} pixels; set it to at least that, or to null")
+    mean = card.mean if spec.mean is None else spec.mean
+    std = card.std if spec.std is None else spec.std
+    return source.family.fitted(replace(card, mean=mean, std=std, resize=shorter), side, classes)
+
+
+def _random_net(family: Family, card: WeightsMetadata, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = family.build(card, _num_classes(card))
+    for parameter in net.get_submodule(family.head).parameters():
+        nn.init.zeros_(parameter)
+    return net
+
+
+def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> nn.Module:
+    """The net with this state in fp32, and with a head of zeros where the state has none."""
+    with torch.device("meta"):
+        net = family.build(card, _num_classes(card))
+    head = {name: torch.zeros(t.shape) for name, t in net.state_dict().items() if name not in state}
+    # copies: tensors from a safetensors file lie in the mapped file, which may be replaced while the run goes on
+    own = {name: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for name, t in state.items()}
+    net.load_state_dict({**head, **own}, assign=True)
+    return net
+
+
+def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
+    chain = Chain(net, family.blocks(net, spec.dropout), card.mean, card.std)
+    if chain.runs_whole and spec.dropout > 0:
+        drop_before(net, family.head, spec.dropout)
+    return Loaded(chain.eval(), card, family, "; ".join(lines))
+
+
+def _num_classes(card: WeightsMetadata) -> int:
+    assert card.classes is not None, "only a skeleton's card is without classes"
+    return len(card.classes)
+
+
+def _without_head(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], str]:
+    """(the state without its head, a line that says what was left out)."""
+    head = f"{family.head}."
+    weight = state.get(f"{head}weight")
+    line = "they have no head" if weight is None else f"their head for {len(weight)} classes left out"
+    return {name: t for name, t in state.items() if not name.startswith(head)}, line
+
+
+def _check_head(source: Source, state: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
+    """The head in the weights knows these classes, in this order. Raises UserError with the difference."""
+    origin, known = source.origin, source.card.classes
+    if not any(name.startswith(f"{source.family.head}.") for name in state):
+        raise UserError(f"weights {origin} have no head, and one for {len(classes)} classes is needed; train one first, and give that run")
+    if known is None:
+        raise UserError(f"weights {origin} do not say which classes their head knows; give a run folder or a folder of save_pretrained")
+    if known == classes:
+        return
+    differ = [
+        listed("the data lacks", set(known) - set(classes)),
+        listed("the weights lack", set(classes) - set(known)),
+    ]
+    what = "; ".join(filter(None, differ)) or f"the same names in another order: {', '.join(known)} against {', '.join(classes)}"
+    raise UserError(f"weights {origin} know {len(known)} classes, and the data has {len(classes)}; {what}. They must be the same")
+
+
+def _check_fit(source: Source, state: Mapping[str, Tensor]) -> None:
+    card, head = source.card, f"{source.family.head}."
+    weight = state.get(f"{head}weight")
+    with torch.device("meta"):
+        net = source.family.build(card, 1 if weight is None else len(card.classes or weight))
+    check_fit(net, state, source.origin, card.name, without=None if weight is not None else head)

@@ -1,0 +1,1 @@
+"""Families of networks: how each is built and cut into blocks."""

@@ -1,0 +1,37 @@
+"""The steps that every family's blocks share.
+
+Functions of module paths, bound with ``functools.partial``: they hold no module, so a copied chain runs its own weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tltrain.models.chain import Block
+
+
+def run_module(path: str, net: nn.Module, x: Tensor) -> Tensor:
+    return net.get_submodule(path)(x)
+
+
+def head_block(path: str, dropout: float) -> Block:
+    """The last block: dropout on the pooled vector (B, D), active while the head itself is in training mode, and the classifier."""
+    step = partial(_dropout_head, path, dropout) if dropout > 0 else partial(run_module, path)
+    return Block("head", (path,), step)
+
+
+def drop_before(net: nn.Module, path: str, dropout: float) -> None:
+    """The same dropout in a net that runs whole, by a hook of its head."""
+    net.get_submodule(path).register_forward_pre_hook(partial(_dropout_input, dropout))
+
+
+def _dropout_input(dropout: float, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (F.dropout(args[0], dropout, head.training), *args[1:])
+
+
+def _dropout_head(path: str, dropout: float, net: nn.Module, x_BD: Tensor) -> Tensor:
+    head = net.get_submodule(path)
+    return head(F.dropout(x_BD, dropout, head.training))

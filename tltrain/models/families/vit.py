@@ -1,0 +1,180 @@
+"""transformers' ViT family as chains, its small members, and the interpolation of position embeddings.
+
+transformers takes half a second to load: what needs it stands in `hub`, imported where it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tltrain.core.errors import UserError
+from tltrain.models.chain import Block
+from tltrain.models.families.common import head_block
+from tltrain.models.family import Family, Source
+from tltrain.models.metadata import WeightsMetadata
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ViTForImageClassification
+
+ANY = "vit"
+"""The name of whatever the weights' configuration says."""
+POSITIONS = "vit.embeddings.position_embeddings"
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+SIZES = {
+    "vit-tiny": (96, 4, 4, 192, 8),
+    "vit-s16": (384, 12, 6, 1536, 16),
+    "vit-b16": (768, 12, 12, 3072, 16),
+    "vit-l16": (1024, 24, 16, 4096, 16),
+}
+_IMAGE_SIZE = {"vit-tiny": 32}
+
+
+class VitFamily(Family):
+    """`ViTForImageClassification` of any size. Only its methods load transformers."""
+
+    head = "classifier"
+    weights_are = "for a ViT a hub id like google/vit-base-patch16-224-in21k"
+
+    def matches(self, name: str) -> bool:
+        return name in SIZES or name == ANY
+
+    def describe(self) -> dict[str, str]:
+        lines = {}
+        for name, (hidden, layers, heads, mlp, patch) in SIZES.items():
+            image = _IMAGE_SIZE.get(name, 224)
+            size = f"{layers * (4 * hidden * hidden + 2 * hidden * mlp) / 1e6:.1f} M parameters"
+            lines[name] = f"ViT of {layers} blocks, width {hidden}, {heads} heads, patch {patch}, {image} px, about {size}"
+        return {**lines, ANY: "any ViT of a hub id or a save_pretrained folder: its own configuration says what it is"}
+
+    def default_card(self, name: str) -> WeightsMetadata:
+        if name == ANY:
+            known = ", ".join(SIZES)
+            raise UserError(f"backbone.name {ANY!r} takes its configuration from weights, and these have none; name one of {known}")
+        from tltrain.models import hf_hub
+
+        image_size = _IMAGE_SIZE.get(name, 224)
+        config = hf_hub.plain_config({"image_size": image_size, **dict(zip(_SHAPE, SIZES[name], strict=True))})
+        return WeightsMetadata(name, config, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), image_size, image_size, "bilinear", None)
+
+    def build(self, card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
+        from tltrain.models import hf_hub
+
+        return hf_hub.build(card, num_classes)
+
+    def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
+        """embed, block.0, ..., block.N-1 (with the final norm and the class token), head."""
+        last = len(cast("ViTForImageClassification", net).vit.layers) - 1
+        body = [Block(f"block.{i}", (f"vit.layers.{i}",), partial(_layer, i)) for i in range(last)]
+        end = Block(f"block.{last}", (f"vit.layers.{last}", "vit.layernorm"), partial(_last, last))
+        return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head, dropout)]
+
+    def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
+        """Raises UserError where the patch does not divide the size."""
+        patch = card.config["patch_size"]
+        if size % patch:
+            near = " or ".join(str(n * patch) for n in (size // patch, size // patch + 1) if n)
+            raise UserError(f"data.size is {size}, which the patch of {card.name}, {patch} pixels, does not divide; take {near}")
+        config = {**card.config, "image_size": size}
+        if classes is not None:
+            config["id2label"] = {str(i): name for i, name in enumerate(classes)}
+            config["label2id"] = {name: i for i, name in enumerate(classes)}
+        return replace(card, config=config, size=size, classes=classes)
+
+    def resized(self, state: Mapping[str, Tensor], card: WeightsMetadata, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """Position embeddings are interpolated here, once, on the weights."""
+        was = card.config["image_size"]
+        if size == was:
+            return dict(state), ()
+        positions = interpolate_positions(state[POSITIONS], size // card.config["patch_size"])
+        return {**state, POSITIONS: positions}, (f"position embeddings interpolated from {was} to {size} px",)
+
+    def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
+        """Weights are told apart by their configuration: those of a known size may call themselves `vit`."""
+        if not self.matches(card.name):
+            return super().mismatch(name, card)
+        wrong = _differences(name, card.config)
+        return f"have {', '.join(wrong)}; set the name to {ANY} or null" if wrong else None
+
+    def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
+        """A hub id."""
+        if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", weights, re.ASCII):
+            return None
+        from tltrain.models import hf_hub
+
+        try:
+            folder = hf_hub.download(weights, network=network)
+        except UserError:
+            if network or name is None or name == ANY:
+                raise
+            note = "it is not in the hub's cache: size, mean and std are assumed from the name"
+            return Source(self, self.default_card(name), f"hub {weights}", None, (note,))
+        return self._pretrained(folder, f"hub {weights} at revision {folder.name[:12]}")
+
+    def read_folder(self, folder: Path) -> Source | None:
+        """A folder of save_pretrained."""
+        return self._pretrained(folder, str(folder)) if (folder / "config.json").is_file() else None
+
+    def _pretrained(self, folder: Path, origin: str) -> Source:
+        from tltrain.models import hf_hub
+
+        card, notes = hf_hub.read_card(folder)
+        return Source(self, replace(card, name=_name_of(card.config)), origin, partial(hf_hub.read_state, folder), notes)
+
+    def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
+        """Through transformers, which also knows the names of its earlier versions."""
+        from tltrain.models import hf_hub
+
+        return hf_hub.convert(state, card, origin)
+
+    def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
+        return cast("ViTForImageClassification", net)
+
+
+FAMILY = VitFamily()
+
+
+def interpolate_positions(positions_1ND: Tensor, side: int) -> Tensor:
+    """Position embeddings (1, 1 + n^2, D), class token first, for a grid of side x side patches: (1, 1 + side^2, D).
+
+    As transformers' ``interpolate_pos_encoding`` does it in every forward: bicubic, the class token kept; in fp32.
+    """
+    token, grid = positions_1ND[:, :1].float(), positions_1ND[:, 1:].float()
+    n = round(grid.shape[1] ** 0.5)
+    grid_1DHW = grid.reshape(1, n, n, -1).permute(0, 3, 1, 2)
+    grid_1DHW = F.interpolate(grid_1DHW, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat((token, grid_1DHW.permute(0, 2, 3, 1).reshape(1, side * side, -1)), dim=1)
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    """The backbone's name for a configuration: `vit` where it has none of its own."""
+    shape = tuple(config[key] for key in _SHAPE)
+    return next((name for name, known in SIZES.items() if known == shape), ANY)
+
+
+def _differences(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Where a configuration is not what `name` says: one `hidden_size 192, not 768` each."""
+    if name == ANY:
+        return []
+    return [f"{key} {config[key]}, not {want}" for key, want in zip(_SHAPE, SIZES[name], strict=True) if config[key] != want]
+
+
+def _embed(net: nn.Module, x_BCHW: Tensor) -> Tensor:
+    return cast("ViTForImageClassification", net).vit.embeddings(x_BCHW)
+
+
+def _layer(i: int, net: nn.Module, x_BTD: Tensor) -> Tensor:
+    return cast("ViTForImageClassification", net).vit.layers[i](x_BTD, None)
+
+
+def _last(i: int, net: nn.Module, x_BTD: Tensor) -> Tensor:
+    vit = cast("ViTForImageClassification", net).vit
+    return vit.layernorm(vit.layers[i](x_BTD, None))[:, 0, :]

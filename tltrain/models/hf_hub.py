@@ -1,0 +1,181 @@
+"""ViTs of transformers: their configuration, and folders of save_pretrained and hub ids, read through transformers' own conversion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils import logging
+
+from tltrain.core.errors import UserError
+from tltrain.models.metadata import WeightsMetadata
+from tltrain.models.state_dict import listed
+
+_CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
+_HEAD, _MAY_DIFFER = "classifier.", ("classifier.", "pooler.", "vit.pooler.")
+_VOLATILE = ("transformers_version", "_name_or_path", "dtype")
+
+
+def build(card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
+    """The net of a card on the current default device, with random weights."""
+    config = ViTConfig.from_dict(card.config)
+    config.num_labels = num_classes
+    return ViTForImageClassification(config)
+
+
+def plain_config(values: dict[str, Any]) -> dict[str, Any]:
+    """A whole configuration as a card keeps it, from the values that differ from transformers' own."""
+    return _plain(ViTConfig.from_dict(values))
+
+
+def download(repo: str, *, network: bool) -> Path:
+    """The local folder of a hub repository: from the hub's cache where that is whole, else fetched. Raises UserError.
+
+    So a run that has its weights asks nobody, and keeps the revision it began with.
+    """
+    patterns = [_CONFIG, _PROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
+    try:
+        cached = Path(snapshot_download(repo, local_files_only=True))
+    except (OSError, HFValidationError):
+        cached = None
+    if cached is not None and (cached / _PROCESSOR).exists() and _is_usable(cached, weights=network):
+        return cached
+    if network and constants.HF_HUB_OFFLINE:
+        reason = "it is not in the hub's cache, and HF_HUB_OFFLINE is set: nothing is downloaded"
+    elif network:
+        try:
+            folder = Path(snapshot_download(repo, allow_patterns=patterns))
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            reason = str(error).splitlines()[0]
+        else:
+            if _is_usable(folder, weights=True):
+                return folder
+            reason = f"the repository has no {_CONFIG} with model.safetensors"
+    else:
+        reason = "it is not in the hub's cache, and nothing is downloaded here"
+    if cached is not None and _is_usable(cached, weights=network):
+        return cached  # a repository without a preprocessor
+    raise UserError(
+        f"weights {repo!r} are neither a folder here nor a hub repository that can be read ({reason}). On a machine with a network, "
+        f"`hf download {repo}` puts it into the hub's cache (HF_HOME); or give the path of a folder"
+    )
+
+
+def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
+    """(the card of a save_pretrained folder, its name left to the family; lines that say what was assumed). Reads no weights.
+
+    Raises UserError.
+    """
+    try:
+        raw, _ = ViTConfig.get_config_dict(folder)
+        kind = raw.get("model_type")
+        if kind != "vit":
+            raise UserError(f"{folder / _CONFIG} has model_type {kind!r}; of transformers' networks only 'vit' can be used")
+        config: Any = ViTConfig.from_dict(raw)
+    except (OSError, TypeError) as error:
+        raise UserError(f"{folder / _CONFIG} cannot be read: {error}") from error
+    for key in ("image_size", "patch_size"):
+        if not isinstance(getattr(config, key), int):
+            raise UserError(f"{folder / _CONFIG} has {key} {getattr(config, key)}; only squares, given as one number, can be used")
+    if config.num_channels != 3:
+        raise UserError(f"{folder / _CONFIG} has num_channels {config.num_channels}; images here have 3")
+    classes = tuple(config.id2label[i] for i in range(config.num_labels)) or None
+    half, size = (0.5, 0.5, 0.5), config.image_size
+    card = WeightsMetadata("vit", _plain(config), half, half, size, size, "bilinear", classes)
+    if (folder / _PROCESSOR).exists():
+        return _with_processor(card, folder), ()
+    return card, (f"it has no {_PROCESSOR}: mean and std are 0.5, the size is the configuration's, {size}",)
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a save_pretrained folder in its dtype, under the net's own names; the head only where it has one. Raises UserError."""
+    return _convert(str(folder), pretrained_model_name_or_path=folder, local_files_only=True)
+
+
+def convert(state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
+    """As `read_state`, from tensors under any names that transformers knows: old or new, with or without `vit.`."""
+    config = ViTConfig.from_dict(card.config)
+    head = state.get(f"{_HEAD}weight")
+    if head is not None:
+        config.num_labels = len(head)
+    return _convert(origin, pretrained_model_name_or_path=None, config=config, state_dict=state)
+
+
+def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
+    unset_hf_deepspeed_config()  # under ZeRO-3 Accelerate asks transformers for shards; ours are made of whole weights, stage by stage
+    try:
+        with quiet():
+            # mismatches are named below, all at once
+            arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            loaded: Any = ViTForImageClassification.from_pretrained(**arguments)
+            net, info = loaded
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"weights {origin} cannot be loaded: {error}") from error
+    mismatched = {name: f"{name} is {tuple(was)}, not {tuple(want)}" for name, was, want in info["mismatched_keys"]}
+    wrong = [
+        listed("missing", (n for n in info["missing_keys"] if not n.startswith(_MAY_DIFFER))),
+        listed("unexpected", (n for n in info["unexpected_keys"] if not n.startswith(_MAY_DIFFER))),
+        listed("of another shape", (line for n, line in mismatched.items() if not n.startswith(_MAY_DIFFER))),
+    ]
+    if any(wrong):
+        raise UserError(f"weights {origin} do not fit the network that their configuration describes: {'; '.join(filter(None, wrong))}")
+    whole = not any(name.startswith(_HEAD) for name in (*info["missing_keys"], *mismatched))
+    state = net.state_dict()
+    return {name: t for name, t in state.items() if whole or not name.startswith(_HEAD)}
+
+
+def _plain(config: ViTConfig) -> dict[str, Any]:
+    """A configuration as JSON values, without what changes from one writer to the next."""
+    values = json.loads(json.dumps(config.to_dict()))
+    return {**{k: v for k, v in values.items() if k not in _VOLATILE}, "architectures": ["ViTForImageClassification"]}
+
+
+def _with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
+    try:
+        processor: Any = ViTImageProcessor.from_pretrained(folder)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / _PROCESSOR} cannot be read: {error}") from error
+    resize = processor.size.shortest_edge or _side(processor.size)
+    size = _side(processor.crop_size) if processor.do_center_crop and processor.crop_size else _side(processor.size)
+    interpolations: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+    if resize is None or size is None or size > resize or processor.resample not in interpolations:
+        raise UserError(
+            f"{folder / _PROCESSOR} asks for size {processor.size}, crop {processor.crop_size}, resample {processor.resample}; "
+            "only a square, or a shorter side and a square crop, with resample 2 (bilinear) or 3 (bicubic), can be used"
+        )
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    interpolation = interpolations[int(processor.resample)]
+    return replace(card, mean=tuple(mean), std=tuple(std), size=size, resize=resize, interpolation=interpolation)
+
+
+def _side(size: Any) -> int | None:
+    """The side of a processor's size, None where it is no square."""
+    return size.height if size.height == size.width else None
+
+
+def _is_usable(folder: Path, *, weights: bool) -> bool:
+    return (folder / _CONFIG).exists() and (not weights or any(folder.glob("*.safetensors")))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bar and its table of keys: what differs is checked and said here."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

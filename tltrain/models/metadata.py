@@ -1,0 +1,96 @@
+"""What a weights file says of itself, kept as JSON in the header of our safetensors files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tltrain.core import files
+from tltrain.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class WeightsMetadata:
+    """A network and the images it was trained on."""
+
+    name: str
+    """resnet50, vit-b16, ... (`backbones.names()`)."""
+    config: dict[str, Any]
+    """ViT: the values of its ViTConfig; ResNet: empty, the name says all."""
+    mean: tuple[float, ...]
+    """Per channel, of images in [0, 1]."""
+    std: tuple[float, ...]
+    size: int
+    """Side of the square crop the network sees, pixels."""
+    resize: int
+    """Shorter side before the crop, pixels."""
+    interpolation: Literal["bilinear", "bicubic"]
+    classes: tuple[str, ...] | None
+    """The names of the head's classes, in order; None where the weights do not say."""
+    temperature: float = 1.0
+    """What the logits are divided by before the softmax, so that its probabilities hold; 1 where nothing was fitted."""
+
+
+def write_weights(path: str | Path, state: Mapping[str, Tensor], card: WeightsMetadata) -> None:
+    """Write a net's state dict, under the net's own names, with its card.
+
+    The file appears whole or not at all, and is on the disk when this returns.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with files.replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "tltrain": json.dumps(asdict(card))})
+        files.follow_umask(temporary)
+        _order_header(temporary)
+
+
+def read_card(path: str | Path) -> WeightsMetadata | None:
+    """The card of a safetensors file, or None where another program wrote the file. Raises UserError."""
+    try:
+        with open(path, "rb"):  # safetensors says of a file that may not be read that it does not exist
+            pass
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get("tltrain")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights {path} cannot be read as safetensors: {_reason(error)}") from error
+    if text is None:
+        return None
+    raw = json.loads(text)
+    known = {field.name for field in fields(WeightsMetadata)}
+    needed = {field.name for field in fields(WeightsMetadata) if field.default is MISSING}
+    if not needed <= set(raw) <= known:
+        differ = ", ".join(sorted((needed - set(raw)) | (set(raw) - known)))
+        raise UserError(f"the card in {path} was written by another version of tltrain (it differs in {differ}); use that version")
+    lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if raw[key] is not None}
+    return WeightsMetadata(**{**raw, **lists})
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the CPU. Raises UserError."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights {path} cannot be read as safetensors: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _order_header(path: Path) -> None:
+    """Put the header's metadata in order: safetensors writes it in a random one, and equal weights must be equal files."""
+    with path.open("r+b") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(num_bytes)
+        assert len(ordered) == num_bytes, "the same JSON, in another order"
+        file.seek(8)
+        file.write(ordered)

@@ -1,0 +1,32 @@
+"""Whether a state dict fits a net: names and shapes, compared before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from tltrain.core.errors import UserError
+
+_SHOWN = 6
+
+
+def listed(what: str, names: Iterable[str]) -> str:
+    """`missing (2): a, b`, shortened after a few; empty for no names."""
+    names = sorted(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{what} ({len(names)}): {', '.join(names[:_SHOWN])}{more}" if names else ""
+
+
+def check_fit(net: nn.Module, state: Mapping[str, Tensor], origin: str, name: str, *, without: str | None) -> None:
+    """Every tensor of the net, no other, in its shape; `without` is the prefix of a head that the state does without. Raises UserError."""
+    want = {n: tuple(t.shape) for n, t in net.state_dict().items() if without is None or not n.startswith(without)}
+    have = {n: tuple(t.shape) for n, t in state.items()}
+    shapes = [f"{n} is {have[n]}, not {want[n]}" for n in want.keys() & have.keys() if have[n] != want[n]]
+    wrong = [
+        listed("missing", want.keys() - have.keys()),
+        listed("unexpected", have.keys() - want.keys()),
+        listed("of another shape", shapes),
+    ]
+    if any(wrong):
+        raise UserError(f"weights {origin} do not fit {name}: {'; '.join(filter(None, wrong))}")

@@ -1,0 +1,212 @@
+"""Where a run stands: progress, save, verify, restore.
+
+A checkpoint is a folder that appears whole under its name. Its manifest holds each file's checksum: torch.load and
+safetensors load flipped bits without a word. Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tltrain.core import files
+from tltrain.core.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best weights so far, over the whole run."""
+
+    value: float
+    stage: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A position in a run. Order, views, mixing and dropout follow from it: there is no random state to save."""
+
+    stage: int = 0
+    step: int = 0
+    evaluated: bool = False
+    """Whether val was evaluated at this step."""
+    best: Best | None = None
+    stale: int = 0
+    """Evaluations of this stage since the last better one."""
+    losses: tuple[float, ...] = ()
+    """Global loss of each step since the last training row."""
+    seconds: float = 0.0
+    """Time spent so far, over all starts."""
+
+    def next_stage(self) -> Progress:
+        return replace(self, stage=self.stage + 1, step=0, evaluated=False, stale=0, losses=())
+
+    @property
+    def order(self) -> tuple[int, int, bool]:
+        return (self.stage, self.step, self.evaluated)
+
+
+@dataclass
+class State:
+    """All that a run needs to go on."""
+
+    progress: Progress
+    weights: dict[str, Tensor]
+    """The net's own state dict, in host memory."""
+    best: dict[str, Tensor] | None = None
+    """The best weights so far; None where nothing was evaluated yet, or there is no val split."""
+    optimizer: dict[str, Any] | None = None
+    """The optimizer's state dict; None at the start of a stage."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The loss scale of fp16 and the like."""
+
+
+def save(folder: Path, state: State, generation: int, keep: int) -> Path:
+    """Commit a checkpoint under `folder`, then delete older ones beyond the newest `keep`. Raises UserError when the disk refuses it."""
+    p = state.progress
+    name = f"{generation:06d}-{p.stage:02d}-{p.step:08d}-{int(p.evaluated)}"
+    final, temporary = folder / name, folder / f".{name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(temporary, state)
+        if final.exists():
+            files.remove_folder(final)
+        files.commit_folder(temporary, final)
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is none of Python's own errors to safetensors and torch
+        shutil.rmtree(temporary, ignore_errors=True)
+        untouched = "older checkpoints are untouched. Make room, and start again"
+        raise UserError(f"checkpoint {name} could not be written to {folder}: {_behind(error)}; {untouched}") from error
+    for old in standing(folder)[keep:]:
+        files.remove_folder(old)
+    for left in folder.glob(".[0-9]*"):  # what earlier starts were killed at while they wrote or deleted it
+        if int(left.name[1:7]) < generation:
+            shutil.rmtree(left, ignore_errors=True)
+    return final
+
+
+def _behind(error: BaseException) -> BaseException:
+    """The disk's own error: where one meets torch while it writes, it ends its file, fails again, and says only that."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+class Saver:
+    """Writes checkpoints in the background, one at a time, so that the loop waits only for the copy to host memory."""
+
+    def __init__(self, folder: Path, generation: int, keep: int, may_write: Callable[[], bool]) -> None:
+        """may_write: asked before each checkpoint; False once a newer start owns the run."""
+        self.folder, self.generation, self.keep, self.may_write = folder, generation, keep, may_write
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tltrain-save")
+        self.pending: Future[None] | None = None
+
+    def submit(self, state: State) -> None:
+        """Write a state whose tensors nobody changes any more, once the one before is written. Raises what that one met."""
+        self.wait()
+        self.pending = self.pool.submit(self._write, state)
+
+    def failed(self) -> bool:
+        """Whether the checkpoint under way has met an error; `wait` raises it."""
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until everything is on disk. Raises UserError when it could not be written."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, state: State) -> None:
+        if self.may_write():
+            save(self.folder, state, self.generation, self.keep)
+
+
+def standing(folder: Path) -> list[Path]:
+    """Committed checkpoints, the newest position first; of equal positions the later generation first."""
+    found = [path for path in folder.glob("[0-9]*-*-*-*") if path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (path.name.split("-")[1:], path.name), reverse=True)
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest valid checkpoint. A damaged one is named, set aside and stepped over."""
+    for path in standing(folder):
+        problem = verify(path)
+        if problem is None:
+            return path
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        say(f"checkpoint {path.name} is damaged ({problem}); it is set aside as {aside.name}, and an older one is taken")
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file's checksum is compared with the manifest, and the manifest with its own."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        body = json.dumps(manifest["files"], sort_keys=True)
+        if manifest["sha256"] != _digest(body):
+            return f"{MANIFEST} does not match its own checksum"
+        present = {p.name for p in path.iterdir()} - {MANIFEST}
+        if present != set(manifest["files"]):
+            return f"files {sorted(present ^ set(manifest['files']))} are missing or too many"
+        for name, checksum in manifest["files"].items():
+            if files.sha256(path / name) != checksum:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"
+    return None
+
+
+def load(path: Path) -> State:
+    """Read a verified checkpoint."""
+    raw = json.loads((path / "progress.json").read_text())
+    best = Best(**raw["best"]) if raw["best"] else None
+    progress = Progress(**{**raw, "best": best, "losses": tuple(raw["losses"])})
+    best_file, optimizer_file = path / "best.safetensors", path / "optimizer.pt"
+    saved = torch.load(optimizer_file, map_location="cpu", weights_only=True) if optimizer_file.exists() else {}
+    return State(
+        progress=progress,
+        weights=load_file(path / "weights.safetensors"),
+        best=load_file(best_file) if best_file.exists() else None,
+        optimizer=saved.get("optimizer"),
+        extra=saved.get("extra", {}),
+    )
+
+
+def _write(folder: Path, state: State) -> None:
+    _write_tensors(folder / "weights.safetensors", state.weights)
+    if state.best is not None:
+        _write_tensors(folder / "best.safetensors", state.best)
+    if state.optimizer is not None:
+        with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch says of a full disk only that a position is unexpected
+            torch.save({"optimizer": state.optimizer, "extra": state.extra}, file)
+    (folder / "progress.json").write_text(json.dumps(asdict(state.progress)))
+    checksums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
+    manifest = {"files": checksums, "sha256": _digest(json.dumps(checksums, sort_keys=True))}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    files.follow_umask(file)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""metrics-*.jsonl: the rows of a run, the truth about it.
+
+They are flushed one by one, and readable after any crash. Trackers (`tltrain.runs.trackers`) show them elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tltrain.core.errors import UserError
+
+KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "stage_end": 2, "test": 3}
+"""Kinds of rows, in the order in which they are written at one step."""
+
+
+class MetricsLog:
+    """Writes the rows of one start of a run."""
+
+    def __init__(self, run: Path, generation: int, start: dict[str, Any]) -> None:
+        """start: {"from": [stage, step, evaluated] or None} and whatever else describes this start."""
+        self.file = (run / f"metrics-{generation:06d}.jsonl").open("a", encoding="utf-8")
+        self.log({"kind": "start", "generation": generation, **start})
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps({**row, "time": time.time()}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Force the rows to the disk. Raises UserError where the disk refuses; where another error is under way, that one is what a person
+        must see, and this one is only printed beside it."""
+        under_way = sys.exc_info()[1]
+        try:
+            with self.file:
+                os.fsync(self.file.fileno())
+        except OSError as error:
+            text = f"the last rows of {self.file.name} may not be on the disk: {error}"
+            if under_way is None:
+                raise UserError(f"{text}. Make room; everything else of the run stands") from error
+            sys.stderr.write(f"tltrain: {text}\n")
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run over all its starts, each position once.
+
+    A start that went on from a checkpoint repeats what an earlier one did after that checkpoint; those rows of the earlier one
+    are left out. A last line cut short by a crash is left out too.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in sorted(run.glob("metrics-*.jsonl")):
+        new = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line)) is not None]
+        origin = next((row.get("from") for row in new if row["kind"] == "start"), None)
+        begin = tuple(origin) if origin else (-1, 0, 0)
+        rows = [row for row in rows if row["kind"] == "start" or _position(row) <= begin] + new
+    return [row for row in rows if row["kind"] != "start"]
+
+
+def _position(row: dict[str, Any]) -> tuple[int, int, int]:
+    if row["kind"] == "teacher":
+        return (0, 0, -1)
+    if row["kind"] == "test":  # it comes after the checkpoint at the end of the last stage
+        return (row["stage_index"] + 1, 0, KIND_ORDER["test"])
+    return (row["stage_index"], row["step"], KIND_ORDER[row["kind"]])
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "kind" in row else None

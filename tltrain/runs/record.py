@@ -1,0 +1,142 @@
+"""A run folder, read for a page. Whatever a run that ended early did not write is None or empty."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape
+from tltrain.core.recipe import Recipe, parse
+from tltrain.runs.metrics_log import read_rows
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a page needs of one run folder."""
+
+    path: Path
+    recipe: Recipe
+    rows: Sequence[Row]
+    test: Mapping[str, Any] | None
+    mistakes: Sequence[Mapping[str, str | float]]
+    outcome: Mapping[str, Any] | None
+    env: Mapping[str, Any]
+    plan: str
+    preview: bytes | None = None
+    """A PNG of what the network sees."""
+
+    def of_kind(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    @property
+    def best(self) -> Row | None:
+        """The val row of the best weights: each better one is marked as it comes, so the last mark counts."""
+        return next((row for row in reversed(self.of_kind("val")) if row.get("best")), None)
+
+    @cached_property
+    def stage_steps(self) -> list[int]:
+        """Optimizer steps taken in each stage; a stage that ended early took fewer than planned."""
+        steps = [0] * len(self.recipe.stages)
+        for row in self.rows:
+            if row["kind"] in ("train", "val", "stage_end"):
+                steps[row["stage_index"]] = max(steps[row["stage_index"]], row["step"])
+        return steps
+
+    def at(self, row: Row) -> int:
+        """The optimizer steps taken until a row, over all stages."""
+        return sum(self.stage_steps[: row["stage_index"]]) + int(row["step"])
+
+    @property
+    def num_steps(self) -> int:
+        return sum(self.stage_steps)
+
+    @property
+    def num_images(self) -> int:
+        """Training images seen, repeats counted."""
+        return self.num_steps * self.recipe.batch
+
+    @property
+    def seconds(self) -> float:
+        """Seconds the run took over all its starts, up to the last that is known; NaN when none is."""
+        for said in (self.test, self.outcome):
+            if said is not None and math.isfinite(number(said, "seconds")):
+                return number(said, "seconds")
+        return max((number(row, "seconds") for row in self.of_kind("stage_end")), default=math.nan)
+
+
+def read_run(path: Path) -> Run:
+    """Raises UserError when `path` is no run folder or one of its files is not what it should be."""
+    recipe = path / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError(f"{path} has no recipe.yaml; give the folder of a run, as `tltrain train` makes it")
+    return Run(
+        path=path,
+        recipe=parse(recipe.read_text(encoding="utf-8"), str(recipe), kept=True),
+        rows=read_rows(path),
+        test=_json(path / "test_metrics.json"),
+        mistakes=_json(path / "mistakes.json") or [],
+        outcome=_json(path / "outcome.json"),
+        env=_json(path / "env.json") or {},
+        plan=_text(path / "plan.txt"),
+        preview=(path / "preview.png").read_bytes() if (path / "preview.png").is_file() else None,
+    )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A run's test predictions, in order of the samples' ids."""
+
+    samples: tuple[tuple[str, str], ...]
+    """(id, true class) of each; runs with the same ones were tested on the same images."""
+    label: np.ndarray
+    """(N,) int64, counted through the class names that occur, sorted."""
+    predicted: np.ndarray
+    """(N,) int64."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.label == self.predicted
+
+
+def read_predictions(run: Path) -> Predicted | None:
+    """None where the run has no test predictions."""
+    path = run / "test_predictions.csv"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        cells = ({key: escape.from_csv(row[key]) for key in ("id", "label", "predicted")} for row in csv.DictReader(file))
+        rows = sorted(cells, key=lambda row: row["id"])
+    names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
+    label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
+    return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted)
+
+
+def number(row: Mapping[str, Any], key: str) -> float:
+    """A value as a float; NaN where the row has none."""
+    value = row.get(key)
+    return math.nan if value is None else float(value)
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); delete it to make the report without it") from error
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

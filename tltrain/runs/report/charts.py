@@ -1,0 +1,192 @@
+"""Charts as inline SVG that stretches, with text laid over it as HTML: at every width the type keeps its size.
+
+Lines do not scale with the drawing (`vector-effect`), and a dot is a line of no length with round ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tltrain.runs.report.formatting import compact
+from tltrain.runs.report.html import Html, el, join
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve. A point whose y is not finite leaves a gap."""
+
+    label: str
+    """What the legend calls it; empty: it has no entry of its own."""
+    points: Sequence[Point]
+    style: str
+    """Its colour's class: s0 to s7."""
+    dots: bool = False
+    """Whether each point is marked: for few, measured values."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the x axis with a name over it: a stage."""
+
+    label: str
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to 0 ... 1000 of the drawing."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            low, high, value = math.log(self.low), math.log(self.high), math.log(value)
+        else:
+            low, high = self.low, self.high
+        return round(1000 * (value - low) / (high - low), 1)
+
+
+def axis(low: float, high: float, about: int = 5, step_least: float = 0.0) -> Axis:
+    """An axis over [low, high] with round ticks, about so many, no closer than step_least; its ends are ticks."""
+    if high - low <= max(1e-12, 1e-6 * max(abs(low), abs(high))):  # as good as one value: nothing to tell apart
+        high = low + (abs(low) if abs(low) > 1e-12 else 1)
+    rough = max((high - low) / about, step_least)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Axis(first * step, last * step, [i * step for i in range(first, last + 1)])
+
+
+def log_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis over whole powers of ten that hold [low, high]."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    return Axis(10.0**first, 10.0**last, [10.0**i for i in range(first, last + 1)], log=True)
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    y: Axis,
+    y_text: Callable[[float], str],
+    *,
+    x_label: str,
+    x_top: float,
+    spans: Sequence[Span] = (),
+    best: tuple[Point, str] | None = None,
+) -> Html:
+    """Curves over an x axis from 0 to x_top, with a legend. `best`: a point to ring, and what the legend says of it."""
+    top = max(x_top, 1)
+    x = Axis(0, top, [t for t in axis(0, top, about=4, step_least=1).ticks if t <= top])
+    drawn = [*_grid(x, y), *_edges(spans, x)]
+    keys = [_key(line.style, line.label) for line in lines if line.label and (len(lines) > 1 or best)]
+    if best:
+        (bx, by), words = best
+        drawn += [_stroke(f"M{x(bx)} {1000 - y(by):.1f}h0", style) for style in ("ring", "hole")]
+        keys.append(el("span", el("i", class_="ring"), words))
+    drawn += [_curve(line, x, y) for line in lines]
+    legend = el("span", *keys, class_="legend") if keys else None
+    texts = [*_tick_texts(x, y, compact, y_text), *_names(spans, x)]
+    plot = el("div", _svg(title, drawn), *texts, class_="plot named" if spans else "plot")
+    return el("figure", el("figcaption", el("b", title), legend), plot, el("p", x_label, class_="axis"), class_="chart")
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """Means over equal stretches, so that at most so many points remain. What is not finite is kept as a gap."""
+    size = math.ceil(len(points) / most)
+    if size <= 1:
+        return list(points)
+    parts = (points[i : i + size] for i in range(0, len(points), size))
+    return [(sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part)) for part in parts]
+
+
+def reliability_chart(bins: Sequence[tuple[float, float, float, float, float]], which: str = "") -> Html:
+    """Accuracy over confidence; `which` is added to the title.
+
+    bins: (confidence, accuracy, lowest and highest accuracy of the 95 % interval, share of the images) of each bin that holds any.
+    """
+    unit = Axis(0, 1, [0, 0.25, 0.5, 0.75, 1])
+    drawn = [*_grid(unit, unit), _stroke("M0 1000L1000 0", "ideal")]
+    for confidence, accuracy, low, high, share in bins:
+        at = unit(confidence)
+        dot = _stroke(f"M{at} {1000 - unit(accuracy)}h0", "s0 dot", width=4 + 9 * math.sqrt(share))
+        drawn += [_stroke(f"M{at} {1000 - unit(low)}V{1000 - unit(high)}", "s0 whisker"), dot]
+    texts = _tick_texts(unit, unit, _whole_percent, _whole_percent)
+    plot = el("div", _svg("Accuracy over confidence", drawn), *texts, class_="plot square")
+    keys = el("span", el("span", el("i", class_="key ideal"), "claimed is what comes true"), class_="legend")
+    head = el("figcaption", el("b", f"Accuracy over confidence{which}, %"), keys)
+    return el("figure", head, plot, el("p", "confidence, %", class_="axis"), class_="chart narrow")
+
+
+def _whole_percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def heat_map(matrix: Sequence[Sequence[int]], label: str) -> Html:
+    """A confusion matrix of many classes: each cell by its share of the row, right and wrong in two colours, in eight shades."""
+    shades: dict[str, list[str]] = {}
+    for t, row in enumerate(matrix):
+        for p, n in enumerate(row):
+            if n:
+                shade = math.ceil(8 * math.sqrt(n / sum(row)))
+                shades.setdefault(f"{'right' if t == p else 'wrong'} shade{shade}", []).append(f"M{p} {t}h1v1h-1z")
+    paths = [el("path", d="".join(cells), class_=name) for name, cells in sorted(shades.items())]
+    size = len(matrix)
+    return el("svg", *paths, viewBox=f"0 0 {size} {size}", class_="heat", role="img", aria_label=label)
+
+
+def _svg(label: str, drawn: Sequence[Html]) -> Html:
+    return el("svg", *drawn, viewBox="0 0 1000 1000", preserveAspectRatio="none", role="img", aria_label=label)
+
+
+def _stroke(d: str, style: str, width: float | None = None) -> Html:
+    return el("path", d=d, class_=style, style=None if width is None else f"stroke-width:{width:.1f}px")
+
+
+def _grid(x: Axis, y: Axis) -> list[Html]:
+    lines = "".join(f"M0 {1000 - y(t)}H1000" for t in y.ticks)
+    marks = "".join(f"M{x(t)} 1000v12" for t in x.ticks)
+    return [_stroke(lines, "grid"), _stroke(marks, "grid")]
+
+
+def _edges(spans: Sequence[Span], x: Axis) -> list[Html]:
+    return [_stroke(f"M{x(s.start)} 0V1000", "edge") for s in spans[1:]]
+
+
+def _names(spans: Sequence[Span], x: Axis) -> list[Html]:
+    return [
+        el("span", s.label, class_="name", title=s.label, style=f"left:{x(s.start) / 10:.2f}%;width:{(x(s.stop) - x(s.start)) / 10:.2f}%")
+        for s in spans
+    ]
+
+
+def _tick_texts(x: Axis, y: Axis, x_text: Callable[[float], str], y_text: Callable[[float], str]) -> list[Html]:
+    xs = [el("span", x_text(t), class_="xt", style=f"left:{x(t) / 10:.2f}%") for t in x.ticks]
+    return [*xs, *(el("span", y_text(t), class_="yt", style=f"bottom:{y(t) / 10:.2f}%") for t in y.ticks)]
+
+
+def _curve(line: Line, x: Axis, y: Axis) -> Html:
+    path, pen = [], "M"
+    dots = []
+    for px, py in line.points:
+        if not math.isfinite(py):
+            pen = "M"
+            continue
+        at = f"{x(px)} {1000 - y(py):.1f}"
+        path.append(f"{pen}{at}h0")  # h0: a point between two gaps is still seen
+        dots.append(f"M{at}h0")
+        pen = "L"
+    drawn = _stroke("".join(path), f"{line.style} line")
+    return join(drawn, _stroke("".join(dots), f"{line.style} dot")) if line.dots else drawn
+
+
+def _key(style: str, label: str) -> Html:
+    return el("span", el("i", class_=f"key {style}"), label)

@@ -1,0 +1,254 @@
+"""One page that compares runs: the same test images, the cost of each, their curves over one another."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tltrain.core.output import escape
+from tltrain.runs.record import Run, number
+from tltrain.runs.report import tables
+from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, thinned
+from tltrain.runs.report.comparison import Entry, Group, Interval, Paired, differing, grouped, paired, welch
+from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
+from tltrain.runs.report.html import Html, el, join, page
+from tltrain.runs.report.stats import RESAMPLES
+
+_MOST_VALUES = 15  # that differ between recipes, shown at once
+_MOST_POINTS = 50  # of one curve: single steps are noise, and several curves lie over one another
+
+
+def comparison(entries: Sequence[Entry], out: Path, title: str, lead: str) -> str:
+    """The whole page; links to the runs' own reports are relative to `out`."""
+    groups = grouped(entries)
+    said, why = verdict(entries)
+    return page(
+        title,
+        el(
+            "header",
+            el("h1", title),
+            el("div", lead, class_="soft") if lead else None,
+            el("p", said, class_="verdict"),
+            el("p", why) if why else None,
+        ),
+        _seeds(groups),
+        _table(entries, groups, out),
+        _note(entries),
+        _pairs(entries),
+        _recipes(groups),
+        _curves(groups),
+    )
+
+
+def verdict(entries: Sequence[Entry]) -> tuple[str, str]:
+    """(which run or recipe gets the most test images right, whether chance could have made the difference to the next and how that
+    was judged)."""
+    groups = grouped(entries)
+    if any(len(group.accuracies) > 1 for group in groups):
+        return _verdict_over_seeds(groups)
+    ranked = ranking(entries)
+    if not ranked:
+        return "No run has come to its test yet.", ""
+    first, *others = ranked
+    assert first.accuracy is not None
+    n, share = num_tested(first.run), first.accuracy.value
+    if not others:
+        return f"{first.name}: {percent(share)} of {plural(n, 'test image')} are right (95\u202f% interval {between(first.accuracy)}).", ""
+    second = others[0]
+    assert second.accuracy is not None
+    if second.accuracy.value == share:
+        return f"{first.name} and {second.name} get the same share of test images right, {percent(share)} of {count(n)}.", ""
+    luck, why = _chance(first, second)
+    said = f"{first.name} gets the most test images right: {percent(share)} of {count(n)}"
+    return f"{said}, against {percent(second.accuracy.value)} for {second.name}; {_judged(luck)}.", why
+
+
+def _judged(luck: bool) -> str:
+    return "the difference may be luck" if luck else "more than luck explains"
+
+
+def ranking(entries: Sequence[Entry]) -> list[Entry]:
+    """The runs that were tested, the best first."""
+    return sorted((e for e in entries if e.accuracy is not None), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
+
+
+def num_tested(run: Run) -> int:
+    return int((run.test or {})["n"])
+
+
+def between(figure: Interval) -> str:
+    return f"{100 * figure.low:.1f}\u00a0to\u00a0{100 * figure.high:.1f}\u202f%"
+
+
+def _verdict_over_seeds(groups: Sequence[Group]) -> tuple[str, str]:
+    ranked = sorted((g for g in groups if len(g.accuracies)), key=lambda g: -g.mean)
+    first, *others = ranked
+    said = f"{first.name} gets {percent(first.mean)} of test images right, the mean of {plural(len(first.accuracies), 'seed')}"
+    if not others:
+        return f"{said} (standard deviation {points(first.spread)}).", ""
+    second = others[0]
+    said += f", against {percent(second.mean)} for {second.name}"
+    tested = welch(first, second)
+    if tested is None:
+        return f"{said}.", "With fewer than two seeds each, nothing says how much of the difference is luck of the seed."
+    difference, p = tested
+    why = (
+        f"The difference is {points(difference.value)} (95\u202f% interval {points(difference.low)} to {points(difference.high)}; "
+        f"Welch's t over seeds, {p_value(p)})."
+    )
+    return f"{said}; {_judged(p >= 0.05)}.", why
+
+
+def _chance(first: Entry, second: Entry) -> tuple[bool, str]:
+    """Whether the choice of test images may explain the difference of two runs, and how that was judged."""
+    pair = paired(first, second)
+    if pair is not None:
+        return pair.p >= 0.05, (
+            f"On the same images, {first.name} alone is right on {count(pair.only_first)}, {second.name} alone on "
+            f"{count(pair.only_second)} (exact McNemar test, {p_value(pair.p)}). That counts the luck of the test images, not of the seed."
+        )
+    assert first.accuracy is not None
+    assert second.accuracy is not None
+    apart = first.accuracy.low > second.accuracy.high
+    return not apart, f"Their 95\u202f% intervals {'do not overlap' if apart else 'overlap'}."
+
+
+def p_value(p: float) -> str:
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _seeds(groups: Sequence[Group]) -> Html | None:
+    """Mean and spread of each group; None where every run stands alone."""
+    if all(len(group.entries) == 1 for group in groups):
+        return None
+    rows: list[list[str]] = []
+    for i, group in enumerate(groups):
+        each = group.accuracies
+        low, high = (percent(float(f(each))) if len(each) else DASH for f in (min, max))
+        seconds = [e.run.seconds for e in group.entries if math.isfinite(e.run.seconds)]
+        mean_s = sum(seconds) / len(seconds) if seconds else math.nan
+        name = join(el("i", class_=f"key {_style(i)}"), group.name)
+        rows.append([name, count(len(each)), percent(group.mean), points(group.spread), low, high, duration(mean_s)])
+    head = ["Recipe", "Seeds", "Test accuracy, mean", "Standard deviation", "Lowest", "Highest", "Time, mean"]
+    return el("section", el("h2", "Over seeds"), tables.table(head, rows, class_="wide"), el("h2", "Each run"))
+
+
+def _table(entries: Sequence[Entry], groups: Sequence[Group], out: Path) -> Html:
+    ends = [e.accuracy for e in entries if e.accuracy is not None]
+    scale = axis(min((e.low for e in ends), default=0.0), max((e.high for e in ends), default=1.0))
+    low, high = max(0.0, scale.low), min(1.0, scale.high)
+    styles = {id(e): _style(i) for i, group in enumerate(groups) for e in group.entries}
+    rows = [_row(styles[id(e)], e, out, low, high) for e in entries]
+    marks = f"{100 * low:.0f} to {100 * high:.0f}\u202f%"
+    head = ["Run", "Test accuracy", marks, "F1, mean", "ECE", "Images trained on", "Time", "Device time", "Peak memory"]
+    return tables.table(head, rows, class_="wide")
+
+
+def _row(style: str, e: Entry, out: Path, low: float, high: float) -> list[str]:
+    run, report = e.run, e.run.path / "report.html"
+    where = os.path.relpath(report, out.parent) if report.is_file() else None
+    label = el("a", e.name, href=escape.url(Path(where).as_posix())) if where else Html(el("span", e.name))
+    first = join(el("i", class_=f"key {style}"), label)
+    cost = [count(run.num_images), duration(run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
+    if run.test is None or e.accuracy is None:
+        return [first, ended(run), "", DASH, DASH, *cost]
+    mark = tables.strip(*e.accuracy, low, high, style)
+    f1 = _figure(e.f1) if e.f1 is not None else percent(number(run.test, "f1_macro"))
+    return [first, _figure(e.accuracy), mark, f1, decimal(number(run.test, "ece")), *cost]
+
+
+def _figure(figure: Interval) -> Html:
+    """A figure with its interval under it."""
+    return join(percent(figure.value), el("small", between(figure), class_="below"))
+
+
+def _style(index: int) -> str:
+    return f"s{index % 8}"
+
+
+def _note(entries: Sequence[Entry]) -> Html:
+    said = [
+        f"95\u202f% intervals are bootstrap intervals: the test images drawn again {RESAMPLES:,} times. The calibration error (ECE) is the "
+        "network's own, before calibration. Device time is time by processes."
+    ]
+    if any(e.run.recipe.backbone.weights for e in entries):
+        said.append("The cost is each run's own: making the weights it starts from is not counted.")
+    if any(e.run.recipe.distill for e in entries):
+        said.append("Nor is making a teacher.")
+    said.append("Each row is one run; another seed gives other figures.")
+    return el("p", " ".join(said), class_="note under")
+
+
+def pairs_with_best(entries: Sequence[Entry]) -> list[Paired]:
+    """The best run with each other one that was tested on the same images, the nearest first."""
+    ranked = ranking(entries)
+    found = [paired(ranked[0], other) for other in ranked[1:]]
+    return [pair for pair in found if pair is not None]
+
+
+def _pairs(entries: Sequence[Entry]) -> Html | None:
+    found = pairs_with_best(entries)
+    if not found:
+        return None
+    best = found[0].first.name
+    rows = [
+        [pair.second.name, _points(pair.gain), count(pair.only_first), count(pair.only_second), p_value(pair.p)[2:].removeprefix("= ")]
+        for pair in found
+    ]
+    said = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% bootstrap "
+    said += "interval; p is McNemar's exact test. "
+    if len(found) > 1:
+        said += f"Of {len(found)} such tests about one in twenty comes below .05 by luck alone."
+    head = ["Against", "Difference", "Only the best right", "Only the other right", "p"]
+    note = el("p", said, class_="note")
+    return el("section", el("h2", "On the same images"), note, tables.table(head, rows, class_="wide"))
+
+
+def _points(figure: Interval) -> Html:
+    ends = f"{100 * figure.low:+.1f}\u00a0to\u00a0{100 * figure.high:+.1f}"
+    return join(f"{100 * figure.value:+.1f}", el("small", ends, class_="below"))
+
+
+def _recipes(groups: Sequence[Group]) -> Html | None:
+    """What the recipes do not share, a row for each value."""
+    rows = [[el("code", path), *(value_text(v) for v in values)] for path, values in differing(groups)]
+    if len(groups) < 2 or not rows:
+        return None
+    note = el("p", "All other values of the recipes are the same.", class_="note under")
+    table = tables.table(["Value", *(group.name for group in groups)], rows, texts=1 + len(groups), class_="wide recipes")
+    if len(rows) > _MOST_VALUES:
+        table = el("details", el("summary", f"{len(rows)} values"), table)
+    return el("section", el("h2", "Where the recipes differ"), table, note)
+
+
+def value_text(value: Any) -> str:
+    """As YAML has it; a dash where the recipe has no such value."""
+    return DASH if value is ... else value if isinstance(value, str) else json.dumps(value)
+
+
+def _curves(groups: Sequence[Group]) -> Html | None:
+    """Accuracy and loss of every run; runs of one recipe share a colour and an entry of the legend."""
+    runs = [(i, group.name if k == 0 else "", e.run) for i, group in enumerate(groups) for k, e in enumerate(group.entries)]
+    accuracy = [Line(name, _curve(run, "val", "top1"), _style(i), dots=True) for i, name, run in runs]
+    loss = [Line(name, _curve(run, "train", "loss"), _style(i)) for i, name, run in runs]
+    top = max(run.num_images for _, _, run in runs)
+    charts = []
+    if values := _values(accuracy):
+        y = axis(min(values), max(values))
+        y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
+        charts.append(line_chart("Val accuracy, %", accuracy, y, lambda v: f"{100 * v:.4g}", x_label="images trained on", x_top=top))
+    if values := _values(loss):
+        charts.append(line_chart("Train loss", loss, axis(0, max(values)), lambda v: f"{v:.4g}", x_label="images trained on", x_top=top))
+    return el("section", el("h2", "Learning"), el("div", *charts, class_="pair")) if charts else None
+
+
+def _curve(run: Run, kind: str, key: str) -> list[Point]:
+    return thinned([(float(run.at(row) * run.recipe.batch), number(row, key)) for row in run.of_kind(kind)], _MOST_POINTS)
+
+
+def _values(lines: Sequence[Line]) -> list[float]:
+    return [y for line in lines for _, y in line.points if math.isfinite(y)]

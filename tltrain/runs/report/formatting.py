@@ -1,0 +1,139 @@
+"""Numbers and sentences as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tltrain.evaluation.metrics import metric
+from tltrain.runs.record import Run, number
+from tltrain.runs.report.stats import wilson
+
+DASH = "\u2013"
+_SPACE = "\u202f"  # narrow, and does not break
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """.9123 as 91.2 %, and never 100 % for what is a little less."""
+    if not math.isfinite(share):
+        return DASH
+    shown = min(100 * share, 100 - 10.0**-digits) if share < 1 else 100 * share
+    return f"{shown:.{digits}f}{_SPACE}%"
+
+
+def tenths(share: float) -> str:
+    """As `percent`, where a heading names the unit."""
+    return percent(share).removesuffix(f"{_SPACE}%")
+
+
+def interval(share: float, n: int) -> str:
+    """The 95 % interval as 87.8 to 93.7 %."""
+    low, high = wilson(share, n)
+    return f"{100 * low:.1f}\u00a0to\u00a0{100 * high:.1f}{_SPACE}%"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else DASH
+
+
+def points(difference: float) -> str:
+    """A difference of two shares, .011 as 1.1 points."""
+    return f"{100 * difference:.1f}\u00a0points" if math.isfinite(difference) else DASH
+
+
+def memory(num_bytes: float) -> str:
+    """1.5 GB."""
+    if not math.isfinite(num_bytes):
+        return DASH
+    return f"{num_bytes / 1e9:.3g}{_SPACE}GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g}{_SPACE}MB"
+
+
+def count(n: int) -> str:
+    return f"{n:,}"
+
+
+def plural(n: int, word: str) -> str:
+    return f"{count(n)} {word}" if n == 1 else f"{count(n)} {word}s"
+
+
+def compact(value: float) -> str:
+    """1500 as 1.5k, for ticks."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """48 s, 3 min 20 s, 1 h 05 min."""
+    if not math.isfinite(seconds):
+        return DASH
+    if seconds < 10:
+        return f"{seconds:.1f}{_SPACE}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{_SPACE}s"
+    if whole < 3600:
+        return f"{whole // 60}{_SPACE}min {whole % 60:02d}{_SPACE}s"
+    return f"{whole // 3600}{_SPACE}h {whole % 3600 // 60:02d}{_SPACE}min"
+
+
+def metric_name(name: str) -> str:
+    """A metric's key in words."""
+    return metric(name).title or name
+
+
+def metric_value(name: str, value: float) -> str:
+    return percent(value) if metric(name).is_share else decimal(value)
+
+
+def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """(times, true, predicted) of every kind of mistake, the most frequent first."""
+    cells = [(n, t, p) for t, row in enumerate(matrix) for p, n in enumerate(row) if n and t != p]
+    return sorted(cells, key=lambda c: (-c[0], c[1], c[2]))
+
+
+def verdict(run: Run) -> str:
+    """What came out, in one sentence, with how sure one may be of it."""
+    if run.test is not None:
+        return _test_verdict(run)
+    best = run.best
+    if best is None:
+        return f"{_ending(run)}; nothing has been evaluated yet."
+    share, n = number(best, "top1"), int(best["n"])
+    seen = f"{percent(share)} of {plural(n, 'val image')} are right (95{_SPACE}% interval {interval(share, n)})"
+    if ended(run) == "finished":
+        return f"{seen}. There is no test split, and the weights were chosen on these images: expect a little less."
+    return f"{_ending(run)}. With the best weights so far {seen}."
+
+
+def ended(run: Run) -> str:
+    """The outcome in one word; a run that wrote none goes on, or was killed."""
+    return "unfinished" if run.outcome is None else str(run.outcome["outcome"])
+
+
+def _ending(run: Run) -> str:
+    words = {"finished": "The run finished", "failed": "The run failed", "unfinished": "The run has not finished"}
+    how = words.get(ended(run), f"The run was {ended(run)}")
+    row = next((row for row in reversed(run.rows) if row["kind"] != "teacher"), None)
+    if row is None:
+        return how
+    where = f"step {row['step']} of stage {row['stage']}"
+    return f"The run has come to {where}" if ended(run) == "unfinished" else f"{how} after {where}"
+
+
+def _test_verdict(run: Run) -> str:
+    assert run.test is not None
+    share, n = number(run.test, "top1"), int(run.test["n"])
+    classes = run.test["classes"]
+    head = f"{percent(share)} of {plural(n, 'test image')} are right (95{_SPACE}% interval {interval(share, n)})"
+    wrong = confusions(run.test["confusion"])
+    if not wrong:
+        return f"All of {plural(n, 'test image')} are right (95{_SPACE}% interval {interval(share, n)})."
+    times, true, predicted = wrong[0]
+    total = sum(cell[0] for cell in wrong)
+    if times * 2 > total:
+        return f"{head}; most mistakes take {classes[true]} for {classes[predicted]} ({times}\u00a0of\u00a0{total})."
+    if times > 1 and (len(wrong) == 1 or wrong[1][0] < times):
+        return f"{head}; the most frequent mistake takes {classes[true]} for {classes[predicted]} ({times}\u00a0of\u00a0{total})."
+    return f"{head}; no mistake stands out."

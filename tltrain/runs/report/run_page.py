@@ -1,0 +1,267 @@
+"""The report of one run: what came out, how it got there, where it errs, how sure it is, what was run."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import accumulate
+from typing import Any
+
+from tltrain.core import registry
+from tltrain.evaluation.metrics import metric
+from tltrain.runs.record import Run, number
+from tltrain.runs.report import tables as parts
+from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
+from tltrain.runs.report.formatting import (
+    DASH,
+    count,
+    decimal,
+    duration,
+    ended,
+    interval,
+    metric_name,
+    metric_value,
+    percent,
+    plural,
+    tenths,
+    verdict,
+)
+from tltrain.runs.report.html import Html, el, join, page
+from tltrain.runs.report.stats import wilson
+
+_X_LABEL = "optimizer steps"
+_MOST_POINTS = 120  # of one curve in one stage: single steps are noise
+
+
+def report(run: Run) -> str:
+    """The whole page."""
+    return page(
+        f"{run.recipe.name} {DASH} tltrain",
+        _header(run),
+        parts.figures(_figures(run)),
+        _learning(run),
+        _errors(run),
+        _mistakes(run),
+        _calibration(run),
+        _seen(run),
+        _background(run),
+    )
+
+
+def _header(run: Run) -> Html:
+    how = ended(run)
+    badge = None if how == "finished" else el("span", how, class_="badge")
+    recipe = run.recipe
+    backbone = recipe.backbone.name or recipe.backbone.weights
+    about = f"{backbone} on {recipe.data.source}, seed {recipe.seed}"
+    if run.rows:
+        about += f", {datetime.fromtimestamp(run.rows[-1]['time'], UTC):%d %B %Y %H:%M} UTC"
+    error = (run.outcome or {}).get("error")
+    return el(
+        "header",
+        el("h1", recipe.name, badge),
+        el("div", recipe.purpose, class_="soft") if recipe.purpose else None,
+        el("div", about, class_="soft"),
+        el("p", verdict(run), class_="verdict"),
+        el("pre", str(error), class_="error") if error else None,
+    )
+
+
+def _figures(run: Run) -> list[tuple[str, str, str]]:
+    items = []
+    if (test := run.test) is not None:
+        n = int(test["n"])
+        largest = max(test["per_class"], key=lambda r: r["support"])
+        items.append(("Test accuracy", percent(number(test, "top1")), f"{interval(number(test, 'top1'), n)}; {test['weights']} weights"))
+        chance = f"always saying {largest['name']}"
+        items.append(("Baseline", percent(largest["support"] / n), chance))
+        if math.isfinite(number(test, "top5")) and len(test["classes"]) > 5:
+            items.append(("Test top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
+        items.append(("Test F1", percent(number(test, "f1_macro")), "mean over classes"))
+        items.append(("Test loss", decimal(number(test, "loss")), "cross entropy"))
+        others = [name for name in registry.names("metrics") if name not in registry.KINDS["metrics"]]
+        items += [(f"Test {metric_name(name)}", metric_value(name, number(test, name)), "") for name in others if name in test]
+    if (best := run.best) is not None:
+        select = run.recipe.select
+        where = f"stage {best['stage']}, step {count(best['step'])}"
+        items.append((f"Best val {metric_name(select)}", metric_value(select, number(best, select)), where))
+    for row in run.of_kind("teacher")[-1:]:
+        items.append(("Teacher's accuracy", percent(number(row, "top1")), f"on {plural(int(row['n']), 'val image')}"))
+    if run.num_steps:
+        steps = f"{plural(run.num_steps, 'step')} of {run.recipe.batch}, repeats counted"
+        items.append(("Images trained on", count(run.num_images), steps))
+    if math.isfinite(run.seconds):
+        items.append(("Time", duration(run.seconds), "" if ended(run) == "finished" or run.test else "of the stages that ended"))
+    return items
+
+
+def _learning(run: Run) -> Html | None:
+    train, val = run.of_kind("train"), run.of_kind("val")
+    if not train and not val:
+        return None
+    spans = _spans(run)
+    charts = [chart for chart in (_loss_chart(run, spans), _select_chart(run, spans), _lr_chart(run, spans)) if chart is not None]
+    stages = el("div", el("h3", "Stages"), _stage_table(run))
+    return el("section", el("h2", "Learning"), el("div", *charts, stages, class_="pair"))
+
+
+def _spans(run: Run) -> list[Span]:
+    """The stages that were begun, in optimizer steps over the whole run."""
+    ends = list(accumulate(run.stage_steps))
+    spans = [Span(s.name, end - n, end) for s, end, n in zip(run.recipe.stages, ends, run.stage_steps, strict=True)]
+    return [span for span in spans if span.stop > span.start]
+
+
+def _curve(run: Run, kind: str, key: str) -> list[Point]:
+    """The points of one key, stage by stage with a gap between: a stage may go on from other weights than the last one's."""
+    points: list[Point] = []
+    for i in range(len(run.recipe.stages)):
+        stage = [(float(run.at(row)), number(row, key)) for row in run.of_kind(kind) if row["stage_index"] == i]
+        if points and stage:
+            points.append((stage[0][0], math.nan))
+        points += thinned(stage, _MOST_POINTS)
+    return points
+
+
+def _finite(points: list[Point]) -> list[float]:
+    return [y for _, y in points if math.isfinite(y)]
+
+
+def _loss_chart(run: Run, spans: list[Span]) -> Html | None:
+    lines = [Line("train", _curve(run, "train", "loss"), "s0"), Line("val", _curve(run, "val", "loss"), "s1", dots=True)]
+    lines = [line for line in lines if _finite(list(line.points))]
+    if not lines:
+        return None
+    top = max(y for line in lines for y in _finite(list(line.points)))
+    broken = [row for row in run.of_kind("train") if not math.isfinite(number(row, "loss"))]
+    title = "Loss" if not broken else f"Loss (not finite at step {run.at(broken[0])})"
+    y = axis(0, top)
+    return line_chart(title, lines, y, lambda v: f"{v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
+
+
+def _select_chart(run: Run, spans: list[Span]) -> Html | None:
+    select = "top1" if run.recipe.select == "loss" else run.recipe.select  # the loss has a chart of its own
+    line = Line("val", _curve(run, "val", select), "s1", dots=True)
+    values = _finite(list(line.points))
+    if not values:
+        return None
+    y, unit, scale = axis(min(values), max(values)), "", 1
+    if metric(select).is_share:
+        y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
+        unit, scale = ", %", 100
+    best = None
+    if (row := run.best) is not None and math.isfinite(number(row, select)):
+        best = ((float(run.at(row)), number(row, select)), f"best weights, {metric_value(select, number(row, select))}")
+    title = f"Val {metric_name(select)}{unit}"
+    return line_chart(title, [line], y, lambda v: f"{scale * v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans, best=best)
+
+
+def _lr_chart(run: Run, spans: list[Span]) -> Html | None:
+    points = _curve(run, "train", "lr")
+    values = [y for y in _finite(points) if y > 0]
+    if not values:
+        return None
+    peaks = [stage.lr for stage in run.recipe.stages[: len(spans)]]
+    log = max(peaks) >= 8 * min(peaks)
+    y = log_axis(min(peaks) / 30, max(*values, min(peaks))) if log else axis(0, max(values))
+    points = [(px, py if py >= y.low else math.nan) for px, py in points]  # a logarithm has no zero to fall to
+    title = "Learning rate of the head" + (", logarithmic" if log else "")
+    lines = [Line("lr", points, "s2")]
+    return line_chart(title, lines, y, lambda v: f"{v:.3g}".replace("e-0", "e-"), x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
+
+
+def _stage_table(run: Run) -> Html:
+    select = run.recipe.select
+    rows = []
+    before = 0.0
+    for i, stage in enumerate(run.recipe.stages):
+        mine = [row for row in run.rows if row["stage_index"] == i and row["kind"] != "teacher"]
+        end = next((row for row in mine if row["kind"] == "stage_end"), None)
+        values = [number(row, select) for row in mine if row["kind"] == "val" and math.isfinite(number(row, select))]
+        best = (max if metric(select).higher_is_better else min)(values, default=math.nan)
+        how = {"finished": "in full", "early": "early"}.get(end["reason"], end["reason"]) if end else "not ended" if mine else "not begun"
+        time = duration(number(end, "seconds") - before) if end else DASH  # a stage's end says the seconds of the whole run so far
+        before = number(end, "seconds") if end else math.nan
+        rows.append([stage.name, stage.unfreeze, f"{stage.lr:.3g}", count(run.stage_steps[i]), how, time, metric_value(select, best)])
+    return parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
+
+
+def _errors(run: Run) -> Html | None:
+    if run.test is None:
+        return None
+    matrix, classes = run.test["confusion"], [str(c) for c in run.test["classes"]]
+    frequent = parts.frequent_mistakes(matrix, classes) if len(classes) > 12 else None  # in a small matrix they are seen at once
+    left = el("div", el("h3", "Confusion"), parts.confusion(matrix, classes))
+    pairs = el("div", el("h3", "Most frequent mistakes"), frequent) if frequent else None
+    by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"]))
+    wide = 14 < len(classes) <= 30  # a table with names and counts that fills the page
+    if wide:
+        grid = join(left, el("div", pairs, by_class, class_="pair gap"))
+    else:
+        grid = el("div", el("div", left, pairs), by_class, class_="pair long")
+    return el("section", el("h2", "Where it errs"), grid)
+
+
+def _mistakes(run: Run) -> Html | None:
+    if not run.mistakes:
+        return None
+    note = el("p", "What the network saw, what it took it for with which confidence, and what it is.", class_="note")
+    return el("section", el("h2", "Its most confident mistakes"), note, parts.mistakes(run.mistakes))
+
+
+def _calibration(run: Run) -> Html | None:
+    bins = [b for b in run.test["reliability"] if b["n"]] if run.test else []
+    if run.test is None or not bins:
+        return None
+    said = el("p", parts.calibration(bins, number(run.test, "ece")))
+    head = el("h2", "How far to trust its confidence")
+    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
+    after = run.test.get("calibration") or {"temperature": 1.0}
+    if after["temperature"] == 1:
+        return el("section", head, said, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
+    how = (
+        f"Divided by {after['temperature']:.2f}, which was fitted on val, its logits give the probabilities of tltrain predict and of "
+        f"exports: with them the ECE is {decimal(after['ece'])}."
+    )
+    calibrated = [b for b in after["reliability"] if b["n"]]
+    charts = el("div", _reliability(bins, ", as trained"), _reliability(calibrated, ", calibrated"), class_="pair")
+    tables = el("div", _bin_table(bins), _bin_table(calibrated), class_="pair gap")
+    return el("section", head, said, el("p", how), charts, el("div", note, class_="under"), tables)
+
+
+def _reliability(bins: Sequence[Mapping[str, Any]], which: str = "") -> Html:
+    total = sum(b["n"] for b in bins)
+    return reliability_chart([(b["confidence"], b["accuracy"], *wilson(b["accuracy"], b["n"]), b["n"] / total) for b in bins], which)
+
+
+def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:
+    rows = [
+        [f"{100 * b['low']:.0f} to {100 * b['high']:.0f}", count(b["n"]), tenths(b["confidence"]), tenths(b["accuracy"])]
+        for b in reversed(bins)
+    ]
+    return parts.table(["Confidence, %", "Images", "Mean, %", "Accuracy, %"], rows)
+
+
+def _seen(run: Run) -> Html | None:
+    if run.preview is None:
+        return None
+    note = "Some training images, first as val and test show them, then in the first views of each stage, before normalisation."
+    source = f"data:image/png;base64,{b64encode(run.preview).decode()}"
+    width = int.from_bytes(run.preview[16:20], "big")  # the IHDR chunk of a PNG begins there
+    image = el("img", src=source, alt="Training images as the network sees them", width=width)
+    return el("section", el("h2", "What it sees"), el("p", note, class_="note"), el("div", image, class_="scroll seen"))
+
+
+def _background(run: Run) -> Html:
+    plan = join(el("h2", "The plan"), el("pre", run.plan)) if run.plan else None
+    rest = {k: v for k, v in (run.outcome or {}).items() if k != "error"}
+    facts = [("Environment", run.env), ("Outcome", rest)]
+    return el(
+        "section",
+        plan or el("h2", "What was run"),
+        el("p"),
+        *(el("details", el("summary", name), parts.facts(value)) for name, value in facts if value),
+        el("details", el("summary", "Recipe"), el("pre", run.recipe.to_yaml())),
+    )

@@ -1,0 +1,137 @@
+"""The parts of a report that are not charts: tables, the confusion matrix, the mistakes."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tltrain.runs.report.charts import axis, heat_map
+from tltrain.runs.report.formatting import DASH, confusions, count, decimal, percent, tenths
+from tltrain.runs.report.html import Html, el, join
+from tltrain.runs.report.stats import wilson
+
+_MOST_CELLS = 30  # classes up to which the confusion matrix is a table with names and counts
+_IN_CLASS_ORDER = 12  # classes up to which the per-class table keeps the class list's order
+
+
+def figures(items: Sequence[tuple[str, str, str]]) -> Html:
+    """Key figures: (name, value, what to know about it)."""
+    cells = (el("div", el("dt", name), el("dd", value), el("dd", note, class_="note") if note else None) for name, value, note in items)
+    return el("dl", *cells, class_="figures")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str | None]], texts: int = 1, class_: str = "") -> Html:
+    """A table; the first `texts` columns are text, the others numbers."""
+    kinds = ["t" if i < texts else "n" for i in range(len(head))]
+    top = el("tr", *(el("th", h, scope="col", class_=k) for h, k in zip(head, kinds, strict=True)))
+    body = (el("tr", *(el("td", c, class_=k) for c, k in zip(row, kinds, strict=True))) for row in rows)
+    return el("div", el("table", el("thead", top), el("tbody", *body)), class_=f"scroll {class_}".rstrip())
+
+
+def strip(share: float, low: float, high: float, start: float, stop: float = 1.0, style: str = "s0") -> Html:
+    """A share and its interval as a mark on a small scale from start to stop."""
+
+    def at(value: float) -> float:
+        return 100 * min(1.0, max(0.0, (value - start) / (stop - start)))
+
+    band = el("i", style=f"left:{at(low):.1f}%;width:{at(high) - at(low):.1f}%")
+    return el("span", band, el("b", style=f"left:{at(share):.1f}%"), class_=f"strip {style}")
+
+
+def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Precision, recall and F1 of each class; of many classes the worst first."""
+    many = len(rows) > _IN_CLASS_ORDER
+    shown = sorted(rows, key=lambda r: r["f1"]) if many else rows
+    low = max(0.0, axis(min((wilson(r["recall"], int(r["support"]))[0] for r in rows if r["support"]), default=0.0), 1).low)
+    cells = []
+    for r in shown:
+        n = int(r["support"])
+        mark = strip(r["recall"], *wilson(r["recall"], n), low) if n else ""
+        cells.append([str(r["name"]), count(n), tenths(r["recall"]) if n else DASH, mark, tenths(r["precision"]), tenths(r["f1"])])
+    note = el("p", f"{'Worst first. ' if many else ''}In\u202f%. The strip shows recall with its 95\u202f% interval.", class_="note")
+    head = ["Class", "Images", "Recall", f"{100 * low:.0f} to 100\u202f%", "Precision", "F1"]
+    return join(note, table(head, cells, class_="tall"))
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
+    """The confusion matrix as a table with counts, or for many classes as a picture; and the most frequent mistakes in words."""
+    note = el(
+        "p",
+        "Rows are the true class, columns the predicted one. The deeper the colour, the larger the share of the row: ",
+        el("span", "right", class_="right word"),
+        " or ",
+        el("span", "wrong", class_="wrong word"),
+        ".",
+        class_="note",
+    )
+    if len(classes) > _MOST_CELLS:
+        where = "Both run through the class list in its order, from the top left."
+        return join(note, el("figure", heat_map(matrix, "Confusion matrix"), el("figcaption", where, class_="note")))
+    narrow = max(map(len, classes)) <= 3 or (len(classes) <= 3 and max(map(len, classes)) <= 10)
+    cell_px = max(26, min(56, 400 // len(classes)))
+    names = (el("th", el("span", name), scope="col", title=name) for name in classes)
+    head = el("tr", el("td"), *names)
+    body = (el("tr", el("th", classes[t], scope="row", title=classes[t]), *_cells(row, t, classes)) for t, row in enumerate(matrix))
+    kind = f"confusion {'flat' if narrow else 'steep'}"
+    grid = el("table", el("thead", head), el("tbody", *body), class_=kind, style=f"--cell:{cell_px}px")
+    return join(note, el("div", grid, class_="scroll"))
+
+
+def _cells(row: Sequence[int], true: int, classes: Sequence[str]) -> list[Html]:
+    total = sum(row)
+    cells = []
+    for p, n in enumerate(row):
+        if n == 0:
+            cells.append(el("td"))
+            continue
+        depth = math.sqrt(n / total)  # so that a few mistakes are seen
+        kind = ("right" if p == true else "wrong") + (" deep" if depth > 0.7 else "")
+        said = f"{classes[true]} taken for {classes[p]}: {n} of {total}"
+        cells.append(el("td", str(n), class_=kind, style=f"--share:{100 * depth:.0f}%", title=said))
+    return cells
+
+
+def frequent_mistakes(matrix: Sequence[Sequence[int]], classes: Sequence[str], most: int = 10) -> Html | None:
+    """The kinds of mistakes made most often; None where there is none."""
+    rows = [[classes[t], classes[p], count(n), percent(n / sum(matrix[t]), 0)] for n, t, p in confusions(matrix)[:most]]
+    return table(["True", "Taken for", "Times", "of class"], rows, texts=2) if rows else None
+
+
+def mistakes(items: Sequence[Mapping[str, Any]]) -> Html:
+    """The most confident mistakes as pictures."""
+    return el("div", *(_mistake(m) for m in items), class_="mistakes")
+
+
+def _mistake(item: Mapping[str, Any]) -> Html:
+    label, predicted, png = str(item["label"]), str(item["predicted"]), str(item["png"])
+    width = int.from_bytes(b64decode(png)[16:20], "big")  # the IHDR chunk of a PNG begins there
+    image = el("img", src=f"data:image/png;base64,{png}", alt=f"{label} taken for {predicted}", class_="coarse" if width <= 96 else None)
+    words = el("figcaption", el("b", predicted), el("small", "is ", label), el("small", percent(float(item["confidence"])), " sure"))
+    return el("figure", image, words, title=f"{item['id']}: {label} taken for {predicted}")
+
+
+def facts(value: Mapping[str, Any]) -> Html:
+    """Nested plain values as a list of name and value."""
+    return el("dl", *(join(el("dt", k), el("dd", v)) for k, v in _flat(value, "")), class_="facts")
+
+
+def _flat(value: Any, name: str) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [pair for k, v in value.items() for pair in _flat(v, f"{name} {k}".strip())]
+    if isinstance(value, list):
+        return [(name, " ".join(map(str, value)))]
+    return [(name, DASH if value is None else str(value))]
+
+
+def calibration(rows: Sequence[Mapping[str, Any]], ece: float) -> str:
+    """The reliability table in one sentence."""
+    n = sum(int(r["n"]) for r in rows)
+    said = sum(r["n"] * r["confidence"] for r in rows if r["n"]) / n
+    came = sum(r["n"] * r["accuracy"] for r in rows if r["n"]) / n
+    way = "too sure of itself" if said > came else "not sure enough of itself"
+    if abs(said - came) < 0.01:
+        way = "about as sure as it is right"
+    means = f"Its confidence is {percent(said)} on average and its accuracy {percent(came)}"
+    return f"{means}: it is {way}. The expected calibration error (ECE) is {decimal(ece)}."

@@ -1,0 +1,168 @@
+"""Weights & Biases: the rows, plan, pictures and weights of a run, as its client draws them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib
+import io
+import netrc
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from PIL import Image
+
+from tltrain.core import files
+from tltrain.runs.metrics_log import KIND_ORDER
+from tltrain.runs.trackers.base import RunTracker, TrackedRun
+
+
+class WandbTracker(RunTracker):
+    """A Weights & Biases run.
+
+    All that its client writes stands in the run folder, so that a run that is killed leaves nothing elsewhere; the client is only
+    imported where it is asked for, since the import alone makes temporary folders.
+    """
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.client: Any = None
+        self.online = False
+        self.uploads_weights = False
+        self.stage_steps: Sequence[int] = ()
+        self.folder = Path()
+        self.variables: dict[str, str] = {}
+        """What this tracker has set in the environment."""
+
+    def open(self, run: TrackedRun) -> None:
+        """Begin, or go on with, the W&B run whose id stands in the run folder. Online without a key becomes offline, and says so."""
+        flags = run.flags
+        mode = "online" if flags.wandb == "disabled" else flags.wandb  # disabled, and yet here: `--trackers wandb`
+        if mode == "online" and not has_key():
+            run.say("W&B: no key found (WANDB_API_KEY or `wandb login`), so this run is kept offline; `wandb sync` uploads it later")
+            mode = "offline"
+        self.online, self.uploads_weights, self.stage_steps = mode == "online", flags.wandb_weights, run.stage_steps
+        self.folder = run.path.resolve() / "wandb"
+        id_file = run.path / "wandb_id"
+        if not id_file.exists():
+            files.write_atomic(id_file, uuid.uuid4().hex[:10])
+        places = {"WANDB_DATA_DIR": self.folder / "data", "WANDB_CACHE_DIR": self.folder / "cache"}  # else in the home folder
+        self.variables = {name: str(path) for name, path in places.items() if name not in os.environ}
+        self.folder.mkdir(exist_ok=True)
+        os.environ.update(self.variables)
+        with self._temporary():
+            self.client = importlib.import_module("wandb")
+        settings = self.client.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
+        self.run = self.client.init(
+            settings=settings, dir=str(run.path), project=flags.wandb_project, group=flags.wandb_group or run.recipe["name"],
+            name=run.name, id=id_file.read_text(), resume="allow", mode=mode, config=dict(run.recipe),
+        )  # fmt: skip
+        self.run.define_metric("stages")
+        for kind in KIND_ORDER:
+            self.run.define_metric(f"{kind}/*", step_metric="stages")
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[None]:
+        """What is temporary inside the block is made in the run folder."""
+        before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+    def log(self, row: dict[str, Any]) -> None:
+        """A row under its kind: train/loss, val/top1. Rows carry run_step, which W&B counts by. The best val row goes to the summary."""
+        if "run_step" in row:
+            own = {"kind", "run_step", "stage"}
+            numbers = {k: v for k, v in row.items() if k not in own and isinstance(v, int | float)}
+            values: dict[str, Any] = {f"{row['kind']}/{k}": v for k, v in numbers.items()}
+            values |= {"stage": row.get("stage_index"), "epoch": row.get("epoch"), "stages": self._stages(row)}
+            self.run.log(values, step=row["run_step"])
+            if row.get("best"):
+                self.summary({f"best/{k}": v for k, v in numbers.items() if k != "best"})
+
+    def _stages(self, row: dict[str, Any]) -> float:
+        """A place on the axis `stages`, on which each stage is one unit long: 1.5 is half-way through the second."""
+        index, step = int(row.get("stage_index", 0)), int(row.get("step", 0))
+        return index + (step / self.stage_steps[index] if index < len(self.stage_steps) else 0.0)
+
+    def plan(self, text: str) -> None:
+        """It goes out with the first row."""
+        with self._temporary():
+            self.run.log({"plan": self.client.Html(f"<pre>{escape(text)}</pre>", inject=False)}, commit=False)
+
+    def preview(self, path: Path) -> None:
+        """It goes out with the first row."""
+        with self._temporary():
+            self.run.log({"preview": self.client.Image(str(path))}, commit=False)
+
+    def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
+        """The matrix, as W&B draws one."""
+        cells = [[t, p, n] for t, line in zip(classes, matrix, strict=True) for p, n in zip(classes, line, strict=True)]
+        columns = ["Actual", "Predicted", "nPredictions"]
+        with self._temporary():
+            table = self.client.Table(columns=columns, data=cells)
+            fields, texts = {name: name for name in columns}, {"title": "Test confusion"}
+            self.run.log({"test/confusion": self.client.plot_table("wandb/confusion_matrix/v1", table, fields, texts)})
+
+    def mistakes(self, items: Sequence[Mapping[str, Any]]) -> None:
+        """A table with thumbnails of what the network saw."""
+        with self._temporary():
+            rows = [[m["id"], self._image(m["png"]), m["label"], m["predicted"], m["confidence"]] for m in items]
+            table = self.client.Table(columns=["id", "seen", "label", "predicted", "confidence"], data=rows)
+            self.run.log({"test/mistakes": table})
+
+    def summary(self, values: dict[str, Any]) -> None:
+        with self._temporary():
+            self.run.summary.update(values)
+
+    def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
+        """A run's weights as an artifact of this run, after its teacher's as an input, if it has one; only with --wandb-weights.
+
+        An artifact is called by its name and the hash of its file: the teacher's own run, or another student's, made the same one,
+        and W&B draws them together. Offline, where nothing can be an input, the student's artifact says the teacher's name.
+        """
+        if not self.uploads_weights:
+            return
+        metadata = {} if teacher is None else {"teacher": _artifact_name(*teacher)}
+        if teacher is not None and self.online:
+            self.run.use_artifact(self._artifact(*teacher, {}))
+        with self._temporary():
+            self.run.log_artifact(self._artifact(weights, name, metadata), aliases=["best"])
+
+    def close(self) -> None:
+        for name in self.variables:  # first, since finish() may wait for ever
+            os.environ.pop(name, None)
+        if self.run is not None:
+            self.run.finish()
+
+    def _artifact(self, weights: Path, name: str, metadata: dict[str, Any]) -> Any:
+        artifact = self.client.Artifact(_artifact_name(weights, name), type="model", metadata=metadata)
+        # as it stands, without copies; `wandb sync` may look for it from elsewhere
+        artifact.add_file(str(weights.resolve()), name="weights.safetensors", skip_cache=True, policy="immutable")
+        return artifact
+
+    def _image(self, png: str) -> Any:
+        """A thumbnail from base64."""
+        return self.client.Image(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def _artifact_name(weights: Path, name: str) -> str:
+    return f"{name}-{files.sha256(weights)[:12]}"
+
+
+def has_key() -> bool:
+    """Whether W&B could log in: a key in the environment or in the netrc file. The key itself is not read into anything we write."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,1 @@
+"""Running a recipe: set-up, the stages in order, the loop of a stage."""

@@ -1,0 +1,298 @@
+"""The loop of one stage, and evaluation. What is due stands as lines in it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tltrain.core.errors import UserError
+from tltrain.core.output.console import Console, clock
+from tltrain.core.recipe import Recipe
+from tltrain.core.stage_plan import StagePlan, set_lr
+from tltrain.data.sampler import key
+from tltrain.distributed.runtime import FlagAllReduce, Runtime, StopSignal
+from tltrain.distributed.strategies import Strategy
+from tltrain.distributed.strategies.consistency import Guard
+from tltrain.distributed.watchdog import Watch
+from tltrain.evaluation import metrics
+from tltrain.evaluation.evaluator import TEACHER, Batch, FrozenModel, InputAdapter, Interrupted, apply_mixup, on_device, predict
+from tltrain.evaluation.metrics import Predictions
+from tltrain.runs.checkpoint import Best, Progress, State
+from tltrain.training.losses.objective import DistillLoss, LabelLoss
+
+
+class NotFinite(RuntimeError):
+    """A loss is infinite or not a number; the same error on every process."""
+
+    def __init__(self, whose: str, loss: float, stage: StagePlan, step: int, rank: int = 0) -> None:
+        """step: the optimizer step whose loss it is, or after which it was evaluated."""
+        lr = stage.spec.lr * stage.lr_factor(min(step, stage.num_steps - 1))
+        super().__init__(f"the {whose} became {loss} in stage {stage.spec.name}, step {step}, at learning rate {lr:.3g}")
+        self.rank, self.step = rank, step
+
+
+def check_finite(predictions: Predictions, split: str, stage: StagePlan, step: int) -> None:
+    """Raise NotFinite where the weights after `step` steps say nothing of a split: the loss of that step was the one before them."""
+    loss = float(predictions.loss.mean())
+    if not math.isfinite(loss):
+        raise NotFinite(f"{split} loss", loss, stage, step)
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint under way could not be written; the process that wrote it knows why."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a student learns from a teacher, beside the labels."""
+
+    teacher: FrozenModel
+    loss: DistillLoss
+    temperature: float
+    weight: float
+    """Share of this term; the labels' has the rest."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of each sample under one stage."""
+
+    label_loss: LabelLoss
+    smoothing: float
+    class_weights_K: Tensor | None = None
+    distillation: Distillation | None = None
+
+    def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
+        """Loss (B,) of logits for a batch of (possibly mixed) images; what the teacher says of them is asked where the batch lacks it."""
+        loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
+        if "partner_label" in batch:
+            other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
+            loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
+        if (taught := self.distillation) is not None:
+            teacher_BK = batch[TEACHER] if TEACHER in batch else taught.teacher(batch["image"])
+            distill_B = taught.loss(logits_BK, teacher_BK, taught.temperature)
+            loss_B = (1 - taught.weight) * loss_B + taught.weight * distill_B
+        return loss_B
+
+
+@dataclass
+class Job:
+    """One stage, prepared: everything the loop needs."""
+
+    recipe: Recipe
+    stage: StagePlan
+    runtime: Runtime
+    spread: Strategy
+    objective: Objective
+    entry: InputAdapter
+    batches: Callable[[int], Iterable[Batch]]
+    """From a step on: num_micro micro-batches of this rank for each step."""
+    num_micro: int
+    val: Iterable[Batch] | None
+    val_entry: InputAdapter
+    num_classes: int
+    stop: StopSignal
+    log: Callable[[dict[str, Any]], None]
+    save: Callable[[State], None]
+    save_failed: Callable[[], bool]
+    """Whether a save under way has met an error."""
+    watch: Watch
+    check_steps: int
+    console: Console
+    save_seconds: float
+    save_steps: int | None
+
+
+@dataclass
+class StageResult:
+    """How a stage ended."""
+
+    progress: Progress
+    best: dict[str, Tensor] | None
+    reason: str
+    """finished, early (no better weights for `patience` evaluations), or the name of the signal that stopped it."""
+
+
+STOP, SAVE, BAD, ERROR = range(4)  # the facts that ranks agree on
+
+
+def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
+    """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
+    stage, agreement, loop, guard = job.stage, FlagAllReduce(job.runtime, 4), _TrainLoop(job, progress), Guard(job.runtime, job.spread)
+    batches: Iterator[Batch] | None = None
+    first = progress.step
+    began, seconds_before, last_save = clock(), progress.seconds, clock()
+    job.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
+    try:
+        while True:
+            # what is due first, then the step
+            step = progress.step
+            evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
+            saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
+            job.watch.at(stage.spec.name, step, "agree")
+            facts = [job.stop.asked, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
+            sums = agreement.now(facts) if evaluates or saves or step == stage.num_steps else agreement.swap(facts)
+            if sums[BAD]:
+                raise loop.not_finite()
+            if sums[ERROR]:
+                raise SaveFailed("a checkpoint could not be written")
+            if evaluates and not sums[STOP]:
+                try:
+                    progress, best = loop.evaluate(progress, best, lambda: agreement.swap([job.stop.asked, 0, 0, 0])[STOP] > 0)
+                except Interrupted:
+                    sums[STOP] = 1
+            progress = replace(progress, seconds=seconds_before + clock() - began)
+            over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
+            if sums[STOP] or ((saves or sums[SAVE]) and not over):
+                if agreement.now([0, 0, loop.settle(), 0])[BAD]:
+                    raise loop.not_finite()
+                progress = loop.save(progress, best)
+                last_save = clock()
+            if sums[STOP]:
+                return StageResult(progress, best, job.stop.signal or "a signal to another process")
+            if over:
+                guard.replicas(step)
+                guard.finish(job.spread.weights(), stage, range(first, step))
+                return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
+            batches = batches or on_device(job.batches(step), job.runtime.device)
+            job.watch.at(stage.spec.name, step, "train")
+            progress = loop.train(progress, batches)
+            if step <= first + 1 or progress.step % job.check_steps == 0:  # a new head is zero: the first step has no gradient below it
+                guard.replicas(progress.step)
+    finally:
+        job.console.close_stage()
+
+
+class _TrainLoop:
+    """The moving parts of `fit`: one optimizer step, one evaluation, one save."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self.job = job
+        self.shares: list[Tensor] = []  # this rank's share of each step's loss since the last row, on the device
+        self.watched: deque[tuple[int, Tensor, Any]] = deque()  # losses on their way to the host
+        self.bad, self.bad_at = 0, (progress.step, float("nan"))
+        self.clock, self.num_images = clock(), 0  # since the last training row or evaluation
+
+    def train(self, progress: Progress, batches: Iterator[Batch]) -> Progress:
+        """One optimizer step on the global batch of `progress.step`."""
+        job, stage, runtime, step = self.job, self.job.stage, self.job.runtime, progress.step
+        set_lr(job.spread.optimizer, stage.lr_factor(step))
+        shares = []
+        for micro in range(job.num_micro):
+            batch = apply_mixup(next(batches))
+            runtime.seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
+            last = micro == job.num_micro - 1
+            with job.spread.accumulating(last):
+                loss_B = job.objective(job.spread.model(*job.entry(batch)), batch)
+                loss = (loss_B * batch["weight"]).sum() / stage.batch
+                whole = loss * runtime.world if runtime.world > 1 else loss  # gradients are averaged over processes
+                job.spread.backward(whole, last)
+            shares.append(loss.detach())
+        norm = job.spread.step()
+        self._watch(step, sum(shares[1:], shares[0]))
+        job.console.step()
+        progress = replace(progress, step=step + 1, evaluated=False)
+        return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
+
+    def evaluate(
+        self, progress: Progress, best: dict[str, Tensor] | None, asked: Callable[[], bool]
+    ) -> tuple[Progress, dict[str, Tensor] | None]:
+        """Val at this position: its row, and the best weights so far. Raises Interrupted where `asked` says so, with nothing changed."""
+        job, select = self.job, self.job.recipe.select
+        assert job.val is not None
+        step = progress.step
+
+        def alive() -> bool:
+            job.watch.at(job.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
+            return asked()
+
+        predictions = predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=alive)
+        check_finite(predictions, "val", job.stage, step)
+        figures = metrics.summary(predictions, job.num_classes)
+        if figures[select] is None:
+            raise UserError(f"select is {select}, which has no value for these {len(predictions.label)} predictions; choose another metric")
+        better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
+        if better:
+            best = job.spread.weights()
+            progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
+        row = {**self._where(progress, "val"), **figures, "best": better}
+        job.log(row)
+        job.console.evaluation(row, job.stage.epoch(job.stage.num_steps))
+        self.clock, self.num_images = clock(), 0
+        return replace(progress, evaluated=True, stale=0 if better or progress.step == 0 else progress.stale + 1), best
+
+    def save(self, progress: Progress, best: dict[str, Tensor] | None) -> Progress:
+        """Hand everything that a checkpoint holds to `job.save`."""
+        self.job.watch.at(self.job.stage.spec.name, progress.step, "save")
+        progress = self._collect(progress)
+        self.job.save(State(progress, self.job.spread.weights(), best, self.job.spread.optimizer_state(), self.job.spread.extra()))
+        return progress
+
+    def settle(self) -> int:
+        """Wait for every loss under way to the host; 1 if one was not finite."""
+        self._look(wait=True)
+        return self.bad
+
+    def not_finite(self) -> NotFinite:
+        """The error of the first process whose loss was not finite. Collective."""
+        mine = torch.tensor([[self.bad, *self.bad_at]], dtype=torch.float64, device=self.job.runtime.device)
+        rows_R3 = self.job.runtime.gather(mine).tolist()
+        rank = next(r for r, row in enumerate(rows_R3) if row[0])
+        step, loss = int(rows_R3[rank][1]), rows_R3[rank][2]
+        whose = f"loss of rank {rank}" if self.job.runtime.world > 1 else "loss"
+        return NotFinite(whose, loss, self.job.stage, step, rank)
+
+    def _where(self, progress: Progress, kind: str) -> dict[str, Any]:
+        stage = self.job.stage
+        where = {"kind": kind, "stage": stage.spec.name, "stage_index": stage.index, "step": progress.step}
+        return {**where, "run_step": stage.first_step + progress.step, "epoch": stage.epoch(progress.step)}
+
+    def _log_row(self, progress: Progress, norm: Any) -> Progress:
+        """The mean loss of the steps since the last row: the one place in the loop where the host waits for the device."""
+        progress = self._collect(progress)
+        loss = sum(progress.losses) / len(progress.losses)
+        images_per_s = self.num_images / max(clock() - self.clock, 1e-9)
+        lr = self.job.stage.spec.lr * self.job.stage.lr_factor(progress.step - 1)
+        row = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "images_per_s": images_per_s}
+        self.job.log({**self._where(progress, "train"), **row})
+        self.job.console.figures(loss, images_per_s)
+        self.clock, self.num_images = clock(), 0
+        return replace(progress, losses=())
+
+    def _collect(self, progress: Progress) -> Progress:
+        """Append the global loss of each step since the last row; each on its own, so that a save in between changes no digit."""
+        if not self.shares:
+            return progress
+        shares_1S = torch.stack(self.shares).double().unsqueeze(0)
+        self.shares = []
+        return replace(progress, losses=(*progress.losses, *self.job.runtime.gather(shares_1S).sum(0).tolist()))
+
+    def _watch(self, step: int, share: Tensor) -> None:
+        """Let a step's loss travel to the host without waiting for it."""
+        self.shares.append(share)
+        self.num_images += self.job.stage.batch
+        on_host, event = share, None
+        if share.device.type == "cuda":
+            on_host = torch.empty_like(share, device="cpu", pin_memory=True)
+            on_host.copy_(share, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.watched.append((step, on_host, event))
+        self._look(wait=False)
+
+    def _look(self, wait: bool) -> None:
+        while self.watched:
+            step, share, event = self.watched[0]
+            if event is not None and not event.query():
+                if not wait:
+                    return
+                event.synchronize()
+            self.watched.popleft()
+            if not self.bad and not torch.isfinite(share):
+                self.bad, self.bad_at = 1, (step, float(share))

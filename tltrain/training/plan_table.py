@@ -1,0 +1,84 @@
+"""The plan of a run as a person reads it: block by stage, and the arithmetic of the global batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tltrain.core import stage_plan
+from tltrain.core.output import escape
+from tltrain.core.output.console import Terminal, size
+from tltrain.core.recipe import DISTILL_LOSS, LOSS, Recipe
+from tltrain.core.stage_plan import StagePlan
+from tltrain.models.chain import Chain
+
+
+def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
+    """The table that `tltrain plan` prints and plan.txt keeps. data: lines about the images. stored: a line for each thing that is, or is
+    not, computed once."""
+    title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("block")
+    table.add_column("parameters", justify="right")
+    for stage in plan:
+        table.add_column(f"{stage.index} {stage.spec.name}", justify="right")
+    for i, block in enumerate(chain.blocks):
+        count = sum(p.numel() for _, p in chain.parameters_of(i))
+        table.add_row(Text(block.name), f"{count:,}", *(_lr(stage, i) for stage in plan))
+    table.add_section()
+    total = sum(p.numel() for p in chain.parameters())
+    table.add_row("trains", f"{total:,}", *(f"{stage_plan.trainable(chain, s):,}" for s in plan), style="bold")
+    table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
+    table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
+    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(stage_plan.state_bytes(chain, s))}" for s in plan))
+    if any(s.spec.loss != LOSS for s in plan):
+        table.add_row("loss", "", *(s.spec.loss for s in plan))
+    table.add_row("schedule", "", *(_schedule(s) for s in plan))
+    table.add_row("views", "", *(_views(s) for s in plan))
+    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *(f"store   {line}" for line in stored)]
+    return Group(table, Text("\n".join(["", *lines])))
+
+
+def text(renderable: Group) -> str:
+    """The same as plain text, for plan.txt."""
+    console = Terminal(file=StringIO(), width=40 + 24 * 8, color_system=None)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def _lr(stage: StagePlan, block: int) -> str:
+    scale = stage.scales[block]
+    return f"{stage.spec.lr * scale:.3g}" if scale else "frozen"
+
+
+def _schedule(stage: StagePlan) -> str:
+    warmup = f"{stage.spec.warmup:.0%} warm-up, " if stage.spec.warmup else ""
+    return warmup + stage.spec.schedule
+
+
+def _views(stage: StagePlan) -> str:
+    count = "fresh" if stage.spec.views is None else str(stage.spec.views)
+    return f"{count}, {stage.spec.augment}"
+
+
+def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int) -> list[str]:
+    largest = math.ceil(math.ceil(recipe.batch / world) / num_micro)
+    exact = recipe.batch == world * num_micro * largest
+    processes = f"{world} process{'es' if world > 1 else ''}"
+    micro = f"{num_micro} micro-batch{'es' if num_micro > 1 else ''}"
+    lines = [f"batch   {recipe.batch} = {processes} x {micro} x {'' if exact else 'at most '}{largest} images"]
+    if stage_plan.trains_norm_stats(chain, plan):
+        shared = f"{largest} images share a forward pass"
+        lines.append(f"note    norm_stats: train: {shared}, so the result depends on processes and micro-batches")
+    if recipe.backbone.dropout:
+        lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
+    if (distill := recipe.distill) is not None:
+        term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
+        rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
+        lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
+    return lines

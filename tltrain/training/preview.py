@@ -1,0 +1,185 @@
+"""One picture of what a network will see: rows of samples, columns of views of each stage."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tltrain.core import files, stage_plan
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape
+from tltrain.core.recipe import Augment, Recipe
+from tltrain.core.stage_plan import StagePlan
+from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.sampler import SampleRef, SampleStream
+from tltrain.data.views import Preprocess, Views
+from tltrain.evaluation.evaluator import apply_mixup
+from tltrain.models import factory
+
+ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16
+_TILE_IN, _GAP, _DPI = 0.9, 0.06, 110
+_WORD = 22  # characters of a class name in a row's label
+
+
+@dataclass(frozen=True)
+class Column:
+    """One view of every sample, as one stage sees it."""
+
+    stage: str
+    title: str
+    images: np.ndarray
+    """(rows, size, size, 3), uint8."""
+    notes: tuple[str, ...]
+    """Under each image: what it is mixed with; empty where it is not."""
+
+
+def preview(recipe: Recipe, out: Path, rows: int = ROWS) -> Path:
+    """Write the picture of a recipe's data; reads no weights. Raises UserError."""
+    if rows < 1:
+        raise UserError(f"--rows is {rows}; it must be at least 1")
+    images = open_images(recipe.data)
+    loaded = factory.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
+    planned = stage_plan.plan(recipe, loaded.chain, len(images.train), images.val is not None)
+    drawn = picture(recipe, images, loaded.preprocess, planned, rows)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(out, drawn)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; give another place with --out") from error
+    return out
+
+
+def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned: Sequence[StagePlan], rows: int = ROWS) -> bytes:
+    """The picture as a PNG: some training images, each in the evaluation view and in the first views that each stage trains on.
+
+    Pixels are those that the network is given, before its mean and standard deviation. Mixing is shown among the images of the picture.
+    """
+    chosen = choose(images.train, rows)
+    labels = [images.classes[images.train.labels[i]] for i in chosen]
+    evaluated = _batch(_views(recipe, images.train, preprocess, "none"), [SampleRef(i, 0) for i in chosen])
+    all_columns = [Column("val, test", "evaluation view", evaluated, ("",) * len(chosen))]
+    most = max(1, min(VIEWS, MOST_COLUMNS // len(planned)))
+    for stage in planned:
+        all_columns += columns(recipe, images.train, preprocess, stage, chosen, most)
+    return _draw(all_columns, [f"{_short(label)}\n{_short(images.train.ids[i])}" for label, i in zip(labels, chosen, strict=True)])
+
+
+def choose(split: Split, rows: int) -> list[int]:
+    """Positions of at most so many samples, spread over the classes and, within a class, over the split."""
+    by_class = [np.flatnonzero(split.labels == k) for k in np.unique(split.labels)]
+    classes = np.unique(np.linspace(0, len(by_class) - 1, min(rows, len(by_class))).round().astype(int))
+    each = -(-rows // len(classes))
+    picked = [np.unique(np.linspace(0, len(by_class[k]) - 1, min(each, len(by_class[k]))).round().astype(int)) for k in classes]
+    return [int(by_class[k][i]) for k, places in zip(classes, picked, strict=True) for i in places][:rows]
+
+
+def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePlan, chosen: Sequence[int], most: int) -> list[Column]:
+    """The views of one stage. They come from the stage's own stream, over the chosen samples alone: an epoch is one step of it."""
+    spec = stage.spec
+    stream = SampleStream(
+        seed=recipe.seed, stage=stage.index, num_samples=len(chosen), batch=len(chosen), views=spec.views, first_epoch=stage.first_epoch,
+        mixup=spec.mixup, cutmix=spec.cutmix, size=preprocess.size,
+    )  # fmt: skip
+    mixes = spec.mixup > 0 or spec.cutmix > 0
+    num = 1 if spec.augment == "none" and not mixes else min(most, math.ceil(stage.epoch(stage.num_steps)))
+    if not mixes:
+        num = min(num, spec.views or num)
+    views = _views(recipe, split, preprocess, spec.augment)
+    found = []
+    for epoch in range(num):
+        items = sorted(stream.step(epoch), key=lambda item: item.index)
+        title = "evaluation view" if items[0].view == 0 or spec.augment == "none" else f"view {items[0].view}"
+        notes = tuple(_mixture(item, split, chosen) if mixes else "" for item in items)
+        placed = [_placed(item, chosen) for item in items]
+        found.append(Column(spec.name, title, _batch(views, placed), notes))
+    return found
+
+
+def _placed(item: SampleRef, chosen: Sequence[int]) -> SampleRef:
+    """An item of the small stream with positions in the split."""
+    return item._replace(index=chosen[item.index], partner=chosen[item.partner] if item.partner >= 0 else -1)
+
+
+def _mixture(item: SampleRef, split: Split, chosen: Sequence[int]) -> str:
+    return f"{100 * (1 - item.lam):.0f} % of row {item.partner + 1}"
+
+
+def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augment) -> Views:
+    return Views(split, preprocess, augment, recipe.data.flip, recipe.data.seed)
+
+
+def _batch(views: Views, items: Sequence[SampleRef]) -> np.ndarray:
+    """(B, size, size, 3) uint8, mixed where items say so, by the code that mixes in training."""
+    x_BCHW = apply_mixup(views.batch(items))["image"]
+    if x_BCHW.is_floating_point():
+        x_BCHW = (255 * x_BCHW).round().byte()
+    return x_BCHW.permute(0, 2, 3, 1).numpy()
+
+
+def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
+    """PNG of the columns; one unit of the drawing is one image's side."""
+    noted = 0.24 if any(any(c.notes) for c in shown) else _GAP
+    step_x, step_y, left, top = 1 + _GAP, 1 + noted, 1.9, 0.62
+    lefts = _lefts(shown, left, step_x)
+    width, height = lefts[-1] + 1.06, top + len(labels) * step_y
+    figure = Figure(figsize=(width * _TILE_IN, height * _TILE_IN), dpi=_DPI, facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    for x, column in zip(lefts, shown, strict=True):
+        for row, (pixels, note) in enumerate(zip(column.images, column.notes, strict=True)):
+            y = top + row * step_y
+            how = "nearest" if len(pixels) <= 96 else "antialiased"
+            axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation=how)
+            _write(axes, x + 0.5, y + 1.14, note, size=5.5, ha="center")
+        _write(axes, x + 0.5, 0.48, column.title, size=6.5, ha="center")
+    for first, last, stage in _groups(lefts, shown):
+        axes.plot([first, last + 1], [0.33, 0.33], color="#999", linewidth=0.8)
+        _write(axes, first, 0.18, stage, size=8.5, weight="bold")
+    for row, label in enumerate(labels):
+        name, _, sample = label.partition("\n")
+        _write(axes, 0.06, top + row * step_y + 0.42, name, size=8.5, weight="bold")
+        _write(axes, 0.06, top + row * step_y + 0.64, sample, size=6, color="#666")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_aspect("auto")
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class in a script that matplotlib's font lacks shows as boxes
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _lefts(shown: Sequence[Column], left: float, step: float) -> list[float]:
+    """Where each column begins; a stage stands a little apart from the one before."""
+    lefts = [left]
+    for before, column in pairwise(shown):
+        lefts.append(lefts[-1] + step + (0.22 if column.stage != before.stage else 0))
+    return lefts
+
+
+def _groups(lefts: Sequence[float], shown: Sequence[Column]) -> list[tuple[float, float, str]]:
+    """(left of its first column, left of its last, name) of each stage."""
+    groups: dict[str, tuple[float, float]] = {}
+    for x, column in zip(lefts, shown, strict=True):
+        groups[column.stage] = (groups.get(column.stage, (x, x))[0], x)
+    return [(first, last, name) for name, (first, last) in groups.items()]
+
+
+def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Text as it is: no formulas, and nothing that no font has a glyph for because it is no character."""
+    axes.text(x, y, escape.line(text), va="center", parse_math=False, **style)
+
+
+def _short(text: str) -> str:
+    text = escape.line(text)
+    return text if len(text) <= _WORD else "…" + text[1 - _WORD :]

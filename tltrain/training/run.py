@@ -1,0 +1,299 @@
+"""A run: fold the stages over the weights. First stage, next stage and resume are one code path."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tltrain.core import files
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.output.console import Console, clock, duration
+from tltrain.core.output.streams import lasting_output
+from tltrain.core.recipe import Recipe
+from tltrain.data.sampler import num_micro
+from tltrain.distributed.out_of_memory import is_out_of_memory, release
+from tltrain.distributed.runtime import Runtime, StopSignal, torch_settings_kept
+from tltrain.distributed.strategies.consistency import ConsistencyError
+from tltrain.evaluation import metrics, results
+from tltrain.evaluation.calibration import fit_temperature
+from tltrain.evaluation.evaluator import logits, predict
+from tltrain.evaluation.trained import read_recipe
+from tltrain.models.chain import Chain
+from tltrain.models.metadata import write_weights
+from tltrain.runs import checkpoint, run_dir
+from tltrain.runs.checkpoint import Progress, State
+from tltrain.runs.metrics_log import MetricsLog
+from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
+from tltrain.training import plan_table, preview
+from tltrain.training.loop import NotFinite, SaveFailed, StageResult, check_finite
+from tltrain.training.setup import TAKEN_OVER, Run, describe_data, describe_device, open_run
+from tltrain.training.smaller_batch import leave, left, smaller, too_large
+from tltrain.training.stage import on_device, run_stage, save_stage_weights
+from tltrain.training.stage_cache import base_images
+
+
+@lasting_output()
+@torch_settings_kept()
+def train(recipe: Recipe, start: RunFlags) -> dict[str, Any]:
+    """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
+    path = run_path(recipe, start)
+    run_dir.check_recipe(path, recipe)
+    runtime = Runtime(recipe.deterministic, 60 * start.timeout_minutes)
+    console = Console(runtime.is_main)
+    finished = run_dir.outcome(path)
+    if finished.get("outcome") == "finished":
+        if runtime.is_main and not (path / "report.html").exists():  # it was killed in its last moment
+            results.report(path, console.say)
+        console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
+        return finished
+    with StopSignal().listening() as stop:
+        try:
+            while (ended := _one_start(path, recipe, start, runtime, console, stop)) is None:
+                release()  # here, where no frame of the start that had no room holds a tensor
+            return ended
+        finally:
+            runtime.close()
+
+
+def _one_start(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> dict[str, Any] | None:
+    """From the newest checkpoint to the outcome; None where the next start, which asks for less at a time, can follow in this process."""
+    run = open_run(path, recipe, start, runtime, console, stop)
+    try:
+        return _run_stages(run, stop)
+    except NotFinite as error:
+        text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
+        return _failed(run, {**_failure_location(run), "error": text, "rank": error.rank, "step": error.step})
+    except Exception as error:
+        if (less := smaller(run, error)) is not None and (ended := leave(run, less, error))["outcome"] == "stopped":
+            return ended if runtime.world > 1 else None  # of several, others may wait in a call that this process never makes
+        if (ended := run_dir.failure(path, run.generation)).get("outcome") == "stopped":
+            return left(run, ended)  # another process has no room, and this one lost it
+        cause = _root_cause(run, error)
+        _failed(run, _explain(run, cause))
+        raise cause from (None if cause is error else error)
+    finally:
+        run.watch.close()
+        run.close_log()
+
+
+def _root_cause(run: Run, error: Exception) -> Exception:
+    """What stands behind an error: what the background writer met, a disk that takes nothing more, or a device without room."""
+    if is_out_of_memory(error):
+        return too_large(run, error)
+    if isinstance(error, SaveFailed) and run.saver is not None:
+        try:
+            run.saver.wait()
+        except UserError as cause:
+            return cause
+    full = isinstance(error, SafetensorError) and "os error" in str(error)
+    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
+        return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. Make room, and start again")
+    return error
+
+
+def _explain(run: Run, error: Exception) -> dict[str, Any]:
+    """The details of a failure: the error, with the process and the place that it came from."""
+    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, ConsistencyError)  # the guard names the cause itself
+    gone = run.watch.missing() if may_be_gone and run.runtime.world > 1 else None
+    if gone is not None:
+        return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
+    here = _failure_location(run)
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return {**here, "error": f"{text} (rank {here['rank']}, stage {here['stage']}, step {here['step']}, {here['call']})"}
+
+
+def _failure_location(run: Run) -> dict[str, Any]:
+    stage, step, call = run.watch.place
+    return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
+
+
+def _alive(run: Run, call: str) -> Callable[[], bool]:
+    """What an evaluation outside the stages asks at each batch: it says where this process is, and interrupts nothing."""
+    stage, step, _ = run.watch.place
+
+    def asked() -> bool:
+        run.watch.at(stage, step, call)
+        return False
+
+    return asked
+
+
+def _run_stages(run: Run, stop: StopSignal) -> dict[str, Any]:
+    """Stages over weights, from where the newest checkpoint stands."""
+    runtime, checkpoints = run.runtime, run.path / "checkpoints"
+    found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
+    restored = None if found is None else checkpoint.load(found)
+    state = restored or State(Progress(), {name: t.clone() for name, t in run.student.chain.net.state_dict().items()})
+    _announce(run, restored)
+
+    def asked(where: str) -> bool:
+        run.watch.at("", 0, f"fill {where} of base images")
+        return stop.signal is not None
+
+    with base_images(run, asked):
+        return _stages(run, state, restored, stop)
+
+
+def _stages(run: Run, state: State, restored: State | None, stop: StopSignal) -> dict[str, Any]:
+    runtime, progress, weights, best = run.runtime, state.progress, state.weights, state.best
+    teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
+    if teacher is not None and restored is None:
+        _evaluate_teacher(run, teacher)
+    for stage in run.plan[progress.stage :]:
+        fit, last = run_stage(run, stage, progress, weights, best, restored, teacher, stop)
+        progress, best = fit.progress, fit.best
+        if fit.reason not in ("finished", "early"):
+            return _stopped(run, fit, best)
+        weights = save_stage_weights(run, stage, fit, last)
+        progress, restored = progress.next_stage(), None
+        run.save(State(progress, weights, best))
+    if run.saver is not None:
+        run.saver.wait()
+    chain = run.student.chain
+    chain.net.load_state_dict(weights)
+    return _finish(run, on_device(chain, runtime.device), weights, progress)
+
+
+def _announce(run: Run, restored: State | None) -> None:
+    """Say and write down where this start begins."""
+    runtime, plan_ = run.runtime, run.plan
+    micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
+    about = describe_data(run.images, run.student, run.strong_views)
+    if runtime.device.type == "cuda":
+        about += "\n" + describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
+    about += f"\n{run.compiling}" if run.compiling else ""
+    table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, micro, about, run.choices.lines())
+    if not runtime.is_main:
+        return
+    origin = list(restored.progress.order) if restored else None
+    run.metrics_log = MetricsLog(run.path, run.generation, {"from": origin, "world": runtime.world})
+    run.trackers = _open_trackers(run)
+    files.write_atomic(run.path / "plan.txt", plan_table.text(table))
+    run.trackers.plan(plan_table.text(table))
+    if (seen := _preview(run)) is not None:
+        run.trackers.preview(seen)
+    run.console.show(table)
+    if restored is not None:
+        at = restored.progress
+        where = plan_[at.stage].spec.name if at.stage < len(plan_) else "the end"
+        run.console.say(f"resume  from stage {where}, step {at.step}", style="bold")
+
+
+def _open_trackers(run: Run) -> Trackers:
+    """The trackers of this start. The other processes wait meanwhile: none may be waited for until they give this one up."""
+    opened = Trackers(chosen(run.start), run.console.say, min(ANSWER_S, 30 * run.start.timeout_minutes))
+    steps = [stage.num_steps for stage in run.plan]
+    opened.open(TrackedRun(run.path, run.path.name, run.recipe.model_dump(mode="json"), steps, run.start, run.console.say))
+    return opened
+
+
+def _preview(run: Run) -> Path | None:
+    """preview.png of the run folder, once. A picture that cannot be drawn is said, and spoils nothing."""
+    out = run.path / "preview.png"
+    try:
+        if not out.exists():
+            files.write_atomic(out, preview.picture(run.recipe, run.images, run.student.preprocess, run.plan))
+        return out
+    except Exception as error:  # whatever a font or an image makes matplotlib raise; training meets a bad image by itself
+        run.console.say(f"preview could not be drawn: {type(error).__name__}: {error}", style="yellow")
+        return None
+
+
+def _evaluate_teacher(run: Run, teacher: Chain) -> None:
+    """The teacher's own figures, first of all: a student of a bad teacher is not worth its time."""
+    split = run.images.val or run.images.train
+    predictions = predict(run.runtime, teacher, run.eval_batches(split), asked=_alive(run, "teacher"))
+    figures = metrics.summary(predictions, len(run.images.classes))
+    where = {"stage": "teacher", "stage_index": 0, "step": 0, "run_step": 0, "epoch": 0.0}
+    run.log({"kind": "teacher", **where, "split": split.name, **figures})
+    run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
+
+
+def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict[str, Any]:
+    stage = run.plan[fit.progress.stage].spec.name
+    details: dict[str, Any] = {"outcome": "stopped", "signal": fit.reason, "stage": stage, "step": fit.progress.step}
+    if fit.reason == TAKEN_OVER or run.saver is None:
+        return details
+    run.saver.wait()
+    if best is not None:
+        write_weights(run.path / "weights.safetensors", best, run.student.card)
+    run_dir.write_outcome(run.path, run.generation, details)
+    results.report(run.path, run.console.say)
+    run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")
+    run.console.say("the same command goes on from there")
+    return details
+
+
+def _failed(run: Run, details: dict[str, Any]) -> dict[str, Any]:
+    """Write down how it failed, unless another process has done so: its word counts."""
+    try:
+        details = run_dir.write_failure(run.path, run.generation, details)
+    except OSError as error:  # the disk may be what failed
+        run.console.say(f"outcome.json could not be written: {error}", style="bold red")
+    if run.runtime.is_main:
+        results.report(run.path, run.console.say)
+        run.console.say(f"failed: {details['error']}", style="bold red")
+    return details
+
+
+def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
+    """Test, once, with the weights that the last stage handed on; then everything a person takes away."""
+    began, last = clock(), run.plan[-1]
+    temperature = _temperature(run, chain.eval())
+    test = run.images.test
+    if test is not None:
+        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, asked=_alive(run, "test"))
+        check_finite(predictions, "test", last, last.num_steps)
+    if run.runtime.is_main:
+        write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
+    if test is not None:
+        figures = metrics.summary(predictions, len(run.images.classes))
+        run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
+        where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
+        run.log({"kind": "test", **where, **figures})
+        if run.runtime.is_main:
+            seconds = progress.seconds + clock() - began
+            details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
+            results.write_test(run.path, {"split": "test", **figures, **details}, predictions, test, run.views(test), run.images.classes)
+            run.trackers.confusion(details["confusion"], list(run.images.classes))
+            run.trackers.mistakes(json.loads((run.path / "mistakes.json").read_text(encoding="utf-8")))
+            run.trackers.summary({f"test/{k}": v for k, v in figures.items()})
+            run.console.say(_verdict(figures, seconds), style="bold")
+    details = {"outcome": "finished", "seconds": progress.seconds + clock() - began, "peak_bytes": run.runtime.peak_bytes()}
+    if run.runtime.is_main:
+        run_dir.write_outcome(run.path, run.generation, details)
+        page = results.report(run.path, run.console.say)
+        run.console.say(f"report  {page}")
+        if len(run.trackers) > 0:
+            run.trackers.weights(run.path / "weights.safetensors", run.recipe.name, _teacher(run.recipe))
+    return details
+
+
+def _temperature(run: Run, chain: Chain) -> float:
+    """Fitted on val, by every process alike; 1 where there is no val."""
+    if run.images.val is None:
+        return 1.0
+    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val), asked=_alive(run, "calibrate")))
+
+
+def _teacher(recipe: Recipe) -> tuple[Path, str] | None:
+    """(weights, name) of a teacher that is a run of ours: its own run gives its artifact the same name."""
+    folder_ = Path((recipe.distill.teacher.weights if recipe.distill else None) or "")
+    weights = folder_ / "weights.safetensors"
+    return (weights, read_recipe(folder_).name) if weights.is_file() and (folder_ / "recipe.yaml").is_file() else None
+
+
+def _verdict(figures: dict[str, Any], seconds: float) -> str:
+    return (
+        f"test    top-1 {100 * figures['top1']:.2f} % of {figures['n']:,} images, F1 {100 * figures['f1_macro']:.2f} % (macro), "
+        f"calibration error {100 * figures['ece']:.1f} %, {duration(seconds)}"
+    )

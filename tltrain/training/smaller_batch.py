@@ -1,0 +1,79 @@
+"""After an error of memory: what the next start of a run asks less of, written down so that every process and every resume finds it.
+
+The next start is one like any other: it goes on from the newest checkpoint, as a run that had the smaller number from there on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tltrain.core.errors import UserError
+from tltrain.data.sampler import num_micro
+from tltrain.distributed.out_of_memory import ChunkTooLarge, first_line, is_out_of_memory
+from tltrain.runs import run_dir
+from tltrain.runs.run_dir import OUT_OF_MEMORY
+from tltrain.training.setup import Run
+
+TRAINING = ("train", "agree", "save", "hand on")
+EVALUATION = ("evaluate", "teacher", "test", "calibrate")
+"""The places of a run (`Watch.at`) where the number of images at a time decides what fits."""
+
+
+def smaller(run: Run, error: BaseException) -> dict[str, int] | None:
+    """What a run is to keep after an error of memory so that it asks for less; None after another error, and where nothing can be less."""
+    if not is_out_of_memory(error) or run.watch.taken_over:
+        return None
+    if isinstance(error, ChunkTooLarge):
+        return {"chunk": error.chunk // 2} if error.chunk > 1 else None
+    images = _at_a_time(run)
+    if images < 2:
+        return None
+    asked = run.start.max_device_batch or run_dir.kept(run.path).get("too_large")
+    return {"max_device_batch": images // 2} | ({} if asked is None else {"too_large": asked})
+
+
+def _at_a_time(run: Run) -> int:
+    """Images that this process has on its device at a time where it stands; 0 where that is not what takes the room."""
+    call, world, batch = run.watch.place[2], run.runtime.world, run.recipe.batch
+    if call in TRAINING:
+        return math.ceil(math.ceil(batch / world) / num_micro(batch, world, run.device_batch))
+    if call not in EVALUATION:
+        return 0
+    splits = [split for split in (run.images.val, run.images.test) if split is not None] or [run.images.train]
+    most = max(min(len(split), run.recipe.data.eval_limit or len(split)) for split in splits)
+    return min(run.device_batch, math.ceil(most / world))
+
+
+def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any]:
+    """Write down what becomes smaller, and that this start ends for it. Returns how it ended: the word of the first to end it counts."""
+    run_dir.keep(run.path, less)
+    stage, step, call = run.watch.place
+    new = less.get("max_device_batch")
+    what = f"micro-batches of at most {new} images" if new else f"chunks of {less['chunk']} images in what is frozen"
+    where = f"rank {run.runtime.rank}, " if run.runtime.world > 1 else ""
+    said = f"out of memory ({where}stage {stage}, step {step}, {call}: {first_line(error)}); from here on {what}"
+    details = {"outcome": "stopped", "signal": OUT_OF_MEMORY, "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
+    return left(run, run_dir.write_failure(run.path, run.generation, {**details, "error": said}))
+
+
+def left(run: Run, details: dict[str, Any]) -> dict[str, Any]:
+    """The end of a start that some process has no room for: what is saved is whole before the next one looks for it."""
+    if details["outcome"] == "stopped":
+        run.console.say(f"memory  {details['error']}", style="bold yellow")
+        if run.runtime.world > 1:
+            run.console.say("the same command goes on from the newest checkpoint")
+    if run.saver is not None:
+        run.saver.wait()
+    return details
+
+
+def too_large(run: Run, error: BaseException) -> UserError:
+    """What a person can do where nothing can become smaller by itself."""
+    stage, step, call = run.watch.place
+    what = "one image at a time" if _at_a_time(run) or isinstance(error, ChunkTooLarge) else "the network"
+    return UserError(
+        f"the device has no room for {what} (stage {stage or '-'}, step {step}, {call}): {first_line(error)}; use --recompute, a smaller "
+        "data.size or backbone, unfreeze fewer blocks, keep stores off the device (--store-device-gb 0), or spread the network by "
+        "fsdp2 or zero3"
+    )

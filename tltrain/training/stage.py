@@ -1,0 +1,239 @@
+"""One stage of a run: built from plain weights, trained, and taken apart into plain weights again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tltrain.cache.cost_model import why_not_cacheable
+from tltrain.cache.planner import prefix_of, teacher_of
+from tltrain.core import stage_plan
+from tltrain.core.output.console import clock
+from tltrain.core.stage_plan import StagePlan
+from tltrain.data import class_weights
+from tltrain.data.loader import eval_positions, train_loader, train_positions
+from tltrain.data.sampler import SampleStream, num_micro
+from tltrain.distributed.out_of_memory import is_out_of_memory
+from tltrain.distributed.runtime import StopSignal
+from tltrain.distributed.strategies import Strategy, is_sharded, spread
+from tltrain.distributed.sync_batchnorm import share_statistics
+from tltrain.evaluation.evaluator import FEATURES, TEACHER, Batch, FrozenModel, InputAdapter
+from tltrain.models.chain import Chain, is_batch_norm
+from tltrain.models.metadata import write_weights
+from tltrain.runs.checkpoint import Progress, State
+from tltrain.training import loop
+from tltrain.training.loop import Distillation, Job, Objective, StageResult
+from tltrain.training.losses import objective
+from tltrain.training.setup import Run
+from tltrain.training.stage_cache import Attached, StageStores, open_stores
+
+
+def run_stage(
+    run: Run,
+    stage: StagePlan,
+    progress: Progress,
+    weights: dict[str, Tensor],
+    best: dict[str, Tensor] | None,
+    restored: State | None,
+    teacher: Chain | None,
+    stop: StopSignal,
+) -> tuple[StageResult, dict[str, Tensor]]:
+    """Build a stage from plain weights, train it, and leave nothing of it behind. Returns how it ended and its last weights."""
+    began = clock()
+
+    def asked(where: str) -> bool:
+        run.watch.at(stage.spec.name, progress.step, f"fill {where}")
+        return stop.signal is not None
+
+    run.watch.at(stage.spec.name, progress.step, "build")
+    chain = _chain(run, stage, weights)
+    frozen = _frozen(run, stage, chain, teacher)
+    stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, asked)
+    with contextlib.closing(stores):
+        run.watch.at(stage.spec.name, progress.step, "build")
+        spreaded = _spread(run, stage, chain, restored)
+        job = _job(run, stage, spreaded, frozen, stores, stop)
+        del frozen  # a prefix that is stored need not stay in memory
+        if stores.train is not None and (stores.val is not None or run.images.val is None):
+            spreaded.forget(stage.first)
+        with _nothing_left(run, spreaded):
+            fit = loop.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
+            run.watch.at(stage.spec.name, fit.progress.step, "hand on")
+            last = spreaded.weights()
+        del chain, job  # else the device's memory is given back after the next stage was built
+        spreaded.close()
+        return fit, last
+
+
+@contextlib.contextmanager
+def _nothing_left(run: Run, spreaded: Strategy) -> Iterator[None]:
+    """Take a stage apart that has no room, since this process begins it anew. Of several none does: taking apart may need them all."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) and run.runtime.world == 1:
+            spreaded.close()
+        raise
+
+
+def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
+    """A fresh chain with these weights, frozen as the stage wants it."""
+    runtime = run.runtime
+    chain = copy.deepcopy(run.student.chain)
+    chain.net.load_state_dict(weights)
+    stage_plan.freeze(on_device(chain, runtime.device), stage)
+    chain.recompute = run.start.recompute
+    if runtime.world > 1:
+        names = [n for i in range(stage.first, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
+        if stage.spec.norm_stats == "train":
+            share_statistics(chain.net, names, runtime.device)
+    return chain.train()
+
+
+def on_device(chain: Chain, device: torch.device) -> Chain:
+    """The chain there, its weights laid out as they run fastest."""
+    chain.to(device)
+    return chain.to(memory_format=torch.channels_last) if chain.channels_last else chain
+
+
+@dataclass(frozen=True)
+class _FrozenParts:
+    """What a stage does not train, and asks for answers. finite: it asks for the same answers again."""
+
+    prefix: FrozenModel | None
+    teacher: FrozenModel | None
+    finite: bool
+
+
+def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> _FrozenParts:
+    """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
+    autocast, finite, prefix = run.runtime.accelerator.autocast, why_not_cacheable(stage) is None, None
+    if stage.first > 0 and not chain.runs_whole:
+        own = _without_suffix(chain, stage.first) if is_sharded(run.runtime) else chain
+        prefix = prefix_of(own, stage.first, run.runtime.precision, True, autocast, run.chunk)
+    return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast, run.chunk), finite)
+
+
+def _without_suffix(chain: Chain, cut: int) -> Chain:
+    """A copy that holds the blocks before `cut` alone; the others have shapes and take no memory."""
+    memo: dict[int, Any] = {}  # what deepcopy takes for copied already
+    for i in range(cut, len(chain.blocks)):
+        for _, parameter in chain.parameters_of(i):
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for _, module in chain.modules_of(i):
+            memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers(recurse=False)}
+    return copy.deepcopy(chain, memo).eval()
+
+
+def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) -> Strategy:
+    made = stage_plan.make_optimizer(stage_plan.parameter_groups(chain, stage), stage.spec)
+    spreaded = spread(run.runtime, chain, made, stage.spec.clip, run.start.compile)
+    if restored is not None and restored.optimizer is not None:
+        spreaded.load_optimizer_state(restored.optimizer)
+        spreaded.load_extra(restored.extra)
+    spreaded.warm_up(run.student.preprocess.size)
+    return spreaded
+
+
+def _job(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> Job:
+    runtime, recipe, start = run.runtime, run.recipe, run.start
+    # Images that nobody could store go through the whole chain; val has one view of each, which the prefix says once.
+    entry = InputAdapter(None if stores.train else frozen.prefix, stage.first) if frozen.finite else InputAdapter()
+    return Job(
+        recipe=recipe,
+        stage=stage,
+        runtime=runtime,
+        spread=spreaded,
+        objective=_objective(run, stage, frozen.teacher),
+        entry=entry,
+        batches=_train_batches(run, stage, frozen, stores),
+        num_micro=num_micro(recipe.batch, runtime.world, run.device_batch),
+        val=_val_batches(run, stores) if run.images.val is not None else None,
+        val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first),
+        num_classes=len(run.images.classes),
+        stop=stop,
+        log=run.log,
+        save=run.save,
+        save_failed=run.save_failed,
+        watch=run.watch,
+        check_steps=start.check_steps,
+        console=run.console,
+        save_seconds=60 * start.save_minutes,
+        save_steps=start.save_steps,
+    )
+
+
+def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective:
+    """What the recipe names, with the functions that it names."""
+    recipe, num_classes, weights_K, taught = run.recipe, len(run.images.classes), None, None
+    if recipe.data.balance == "weights":
+        weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(run.runtime.device)
+    if teacher is not None and (spec := recipe.distill) is not None:
+        taught = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight)
+    return Objective(objective.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, taught)
+
+
+def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
+    """From a step on: batches of images, or of positions alone where everything asked of the images is stored."""
+    runtime, stream, views = run.runtime, _stream(run, stage), run.views(run.images.train, stage.spec.augment)
+    micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
+    rows = {name: found for name, found in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if found is not None}
+    without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
+
+    def batches(step: int) -> Iterable[Batch]:
+        where = (stream, step, stage.num_steps, runtime.rank, runtime.world, micro)
+        if without_images:
+            return Attached(train_positions(views.split.labels, *where), rows)
+        return Attached(train_loader(views, *where, run.workers, run.pins), rows)
+
+    return batches
+
+
+def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
+    val = run.images.val
+    assert val is not None
+    if stores.val is None:
+        return run.eval_batches(val)
+    positions = eval_positions(val.labels, run.runtime.rank, run.runtime.world, run.device_batch, run.recipe.data.eval_limit)
+    return Attached(positions, {FEATURES: stores.val})
+
+
+def _stream(run: Run, stage: StagePlan) -> SampleStream:
+    recipe, labels = run.recipe, run.images.train.labels
+    draw = None
+    if recipe.data.balance == "sampler":
+        draw = tuple(class_weights(labels, len(run.images.classes))[labels].tolist())
+    return SampleStream(
+        seed=recipe.seed,
+        stage=stage.index,
+        num_samples=len(labels),
+        batch=recipe.batch,
+        views=stage.spec.views,
+        first_epoch=stage.first_epoch,
+        draw_weights=draw,
+        mixup=stage.spec.mixup,
+        cutmix=stage.spec.cutmix,
+        size=run.student.preprocess.size,
+    )
+
+
+def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a stage that is over, as a file that any tool can load; every process goes on from that file."""
+    file = run.path / "stages" / stage.name / "weights.safetensors"
+    if run.runtime.is_main:
+        file.parent.mkdir(exist_ok=True)
+        write_weights(file, fit.best if stage.spec.carry == "best" and fit.best is not None else last, run.student.card)
+    where = {"stage": stage.spec.name, "stage_index": stage.index, "step": fit.progress.step}
+    where |= {"run_step": stage.first_step + fit.progress.step, "epoch": stage.epoch(fit.progress.step)}
+    run.log({"kind": "stage_end", **where, "reason": fit.reason, "seconds": fit.progress.seconds})
+    if fit.reason == "early":
+        run.console.say(f"{stage.spec.name:>8}  ends early: {stage.spec.patience} evaluations without a better {run.recipe.select}")
+    run.runtime.barrier()
+    return load_file(file)
