@@ -14,8 +14,7 @@ from torchvision.models import get_model_weights
 from benchmarks.demo_gain import cpu_name
 from tltrain.core.recipe import Backbone
 from tltrain.models import factory
-from tltrain.models.chain import Chain
-from tltrain.training.stage import on_device
+from tltrain.models.chain import Chain, on_device
 
 NETS = {"resnet18": "IMAGENET1K_V1", "resnet50": "IMAGENET1K_V2", "vit-b16": "google/vit-base-patch16-224-in21k"}
 """Name to the weights that a recipe would take; their tensors are not needed to time it."""

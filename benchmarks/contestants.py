@@ -29,7 +29,7 @@ from tltrain.data.views import Views
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.runs.metrics_log import read_rows
-from tltrain.training import run
+from tltrain.training import optim, run
 from tltrain.training import stage as staging
 
 Use = Literal["auto", "always", "never"]
@@ -154,14 +154,14 @@ def bare_loop(of: Setting, forward: Callable[[Chain, Tensor], Tensor]) -> Loop:
     # Accelerate's run before this one may have asked for slower kernels; nobody asks for them here.
     torch.use_deterministic_algorithms(False)
     chain, stage = copy.deepcopy(of.chain).to(memory_format=of.chain.layout), of.stage
-    stage_plan.freeze(chain, stage)
+    optim.freeze(chain, stage)
     chain.train()
     first, last = measured(stage)
     marks, losses = {}, []
     began = time.perf_counter()
-    optimizer = torch.optim.AdamW(stage_plan.parameter_groups(chain, stage), lr=stage.spec.lr, fused=True)
+    optimizer = torch.optim.AdamW(optim.parameter_groups(chain, stage), lr=stage.spec.lr, fused=True)
     for step, index_B in enumerate(of.order_SB):
-        stage_plan.set_lr(optimizer, stage.lr_factor(step))
+        optim.set_lr(optimizer, stage.lr_factor(step))
         loss = F.cross_entropy(forward(chain, index_B), of.labels_N[index_B])
         loss.backward()
         optimizer.step()
@@ -201,7 +201,7 @@ def features(of: Setting, chunk: int = 32) -> Tensor:
 def flops(of: Setting) -> tuple[int, int]:
     """Floating point operations an image: (the frozen blocks forward, the training blocks forward and backward)."""
     chain = copy.deepcopy(of.chain)
-    stage_plan.freeze(chain, of.stage)
+    optim.freeze(chain, of.stage)
     chain.train()
     with FlopCounterMode(display=False) as frozen, torch.no_grad():
         x = chain(of.images_NCHW[:1], stop=of.stage.first)

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import timing
 from benchmarks.contestants import ours, setting
 from benchmarks.timing import Case, Contestant, Lap, Result
-from tltrain.core import stage_plan
 from tltrain.core.recipe import Recipe, validate
+from tltrain.training import optim
 
 NETS = ("resnet18", "vit-s16")
 
@@ -91,9 +91,9 @@ def _weights(made: Recipe, device: torch.device, num_steps: int = 5) -> torch.Te
     """All weights in a row after some steps on the first batch."""
     of = setting(made)
     chain = of.chain.to(device)
-    stage_plan.freeze(chain, of.stage)
+    optim.freeze(chain, of.stage)
     chain.train()
-    optimizer = stage_plan.make_optimizer(stage_plan.parameter_groups(chain, of.stage), of.stage.spec)
+    optimizer = optim.make_optimizer(optim.parameter_groups(chain, of.stage), of.stage.spec)
     images, labels = (tensor[of.order_SB[0]].to(device) for tensor in (of.images_NCHW, of.labels_N))
     for _ in range(num_steps):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

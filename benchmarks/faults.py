@@ -126,7 +126,7 @@ def say_who_asks(fault: str, *arguments: Any) -> None:
 
 def nan_on(num_steps: int, rank: int) -> None:
     """The loss of one rank becomes NaN in its step number `num_steps` (one micro-batch a step)."""
-    from tltrain.training import loop
+    from tltrain.training.losses import objective
 
     calls = iter(range(1, 10**9))
 
@@ -135,7 +135,7 @@ def nan_on(num_steps: int, rank: int) -> None:
         return loss_B * float("nan") if next(calls) == num_steps else loss_B
 
     if own_rank() == rank:
-        wrap(loop.Objective, "__call__", around)
+        wrap(objective.Objective, "__call__", around)
 
 
 def cramped(forward: Any, what: str, num_images: int) -> Any:
@@ -271,8 +271,7 @@ def move_frozen(num_steps: int, block: str) -> None:
     def move(spreaded: Any) -> None:
         from tltrain.distributed.strategies.consistency import _local
 
-        chain = spreaded.chain
-        _, parameter = next(chain.parameters_of(chain.index(block)))
+        _, parameter = next(spreaded.chain.parameters_of(spreaded.chain.index(block)))
         _local(parameter).add_(1e-3)
 
     after_train(num_steps, move)
@@ -292,9 +291,9 @@ def hold_block(block: str) -> None:
 
 def forget_block(block: str) -> None:
     """The optimizer does not know a block that trains."""
-    from tltrain.core import stage_plan
+    from tltrain.training import optim
 
     def around(original: Any, groups: Any, spec: Any) -> Any:
         return original([g for g in groups if g["name"].split("/")[0] != block], spec)
 
-    wrap(stage_plan, "make_optimizer", around)
+    wrap(optim, "make_optimizer", around)

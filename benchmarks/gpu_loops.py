@@ -22,14 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.gpu_turns import HERE, Feed, Pair
 from benchmarks.peers import Normalised
-from tltrain.core import stage_plan
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
-from tltrain.distributed.runtime import StopSignal
+from tltrain.distributed.signals import StopSignal
 from tltrain.models.chain import Chain
 from tltrain.training import loop as engine
-from tltrain.training import run, stage
+from tltrain.training import optim, run, stage
 
 LR = 1e-4
 LOG_STEPS = 50
@@ -106,12 +105,12 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
 
 
 def _optimizer() -> Any:
-    own = stage_plan.make_optimizer
+    own = optim.make_optimizer
 
     def made(groups: Any, spec: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=spec.lr, foreach=True) if HERE.change == "foreach" else own(groups, spec)
 
-    return mock.patch.object(stage_plan, "make_optimizer", made)
+    return mock.patch.object(optim, "make_optimizer", made)
 
 
 def _layout() -> Any:

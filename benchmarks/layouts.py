@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from benchmarks import timing
 from benchmarks.plants import signal_after
 from benchmarks.timing import Case, Contestant, Lap, Result
-from tltrain.core import stage_plan
 from tltrain.core.recipe import Backbone, Stage
 from tltrain.models import factory
 from tltrain.models.chain import Chain
+from tltrain.training import optim
 
 NETS = {"resnet-tiny": 32, "resnet18": 64, "resnet50": 64, "vit-s16": 64}
 """Backbone to pixels on a CPU; a GPU takes 224."""
@@ -74,7 +74,7 @@ def _lap(name: str, images: Tensor, labels: Tensor, num_steps: int, last: bool) 
         with mock.patch.object(Chain, "channels_last", last):
             chain.to(memory_format=torch.channels_last if last else torch.contiguous_format)
             chain.net.load_state_dict(start)
-            optimizer = stage_plan.make_optimizer([{"params": list(chain.parameters())}], spec)
+            optimizer = optim.make_optimizer([{"params": list(chain.parameters())}], spec)
             step(optimizer)
             began = _now(images.device)
             losses = [step(optimizer) for _ in range(num_steps)]

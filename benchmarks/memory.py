@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import about
-from tltrain.core import stage_plan
 from tltrain.core.recipe import Backbone, Stage
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
+from tltrain.training import optim
 
 CLASSES = tuple(str(i) for i in range(10))
 
@@ -111,7 +111,7 @@ def _peak(loaded: Loaded, images: Tensor, cut: str, recompute: bool) -> int:
     chain.to(memory_format=torch.channels_last if chain.channels_last else torch.contiguous_format)
     chain.recompute = recompute
     trained: list[Any] = [p for p in chain.parameters() if p.requires_grad]
-    optimizer = stage_plan.make_optimizer([{"params": trained}], Stage(name="all", unfreeze="all", steps=1, lr=1e-4))
+    optimizer = optim.make_optimizer([{"params": trained}], Stage(name="all", unfreeze="all", steps=1, lr=1e-4))
     batch, labels = images.to(device), torch.arange(len(images), device=device) % len(CLASSES)
     for _ in range(3):
         torch.cuda.reset_peak_memory_stats()

@@ -63,7 +63,7 @@ def prepare(cache: str, fault: str = "", *arguments: Any) -> None:
     """Stores in `cache`, in small shards; what is written, and how often frozen networks are asked, is kept beside them."""
     from tltrain.cache import feature_table
     from tltrain.cache.disk_store import Store
-    from tltrain.evaluation.evaluator import FrozenModel
+    from tltrain.cache.frozen import FrozenModel
 
     os.environ["TLTRAIN_CACHE"] = cache
     os.makedirs(cache, exist_ok=True)

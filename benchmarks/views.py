@@ -17,11 +17,10 @@ from PIL import Image
 
 from benchmarks.timing import about
 from tltrain.data import Split
-from tltrain.data.loader import train_loader
+from tltrain.data.loader import on_device, train_loader
 from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Batch, Preprocess, Views
-from tltrain.evaluation.evaluator import on_device
 
 NUM_IMAGES = 128
 """So few that each worker keeps them all in memory, as it finds them in a store of base images."""

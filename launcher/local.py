@@ -21,8 +21,7 @@ from launcher.slurm.batch import outcome_since
 from launcher.supervise import supervise
 from launcher.target import Target
 from tltrain.core.errors import UserError
-from tltrain.distributed import watchdog
-from tltrain.runs import run_dir
+from tltrain.runs import heartbeat, run_dir
 
 BF16_FROM = 8.0  # compute capability
 SAID = {"no": "fp32"}  # what accelerate calls otherwise
@@ -59,7 +58,7 @@ def main(words: Sequence[str]) -> int:
     notes.mkdir(parents=True, exist_ok=True)
     print(said, flush=True)
     while True:
-        before = watchdog.newest_generation(training.run / "generations")
+        before = heartbeat.newest_generation(training.run / "generations")
         for note in notes.glob("*.failed.json"):
             note.unlink()
         end = supervise(command, environment)

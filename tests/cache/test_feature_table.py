@@ -25,10 +25,10 @@ from benchmarks.world import Trial
 from tltrain.cache import cost_model, disk_store, feature_table, planner
 from tltrain.cache.disk_store import Store
 from tltrain.cache.feature_table import Layout
+from tltrain.cache.frozen import FrozenModel
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Backbone, validate
-from tltrain.evaluation.evaluator import FrozenModel
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.training import stage
@@ -483,7 +483,10 @@ def test_bf16_features_are_stored_as_they_are_rounded_online(backbone: str, tmp_
     assert len(files) == 20
     assert {rows.dtype for rows in files} == {torch.bfloat16}
     assert not same.shards_in(tmp_path / "none")
-    code = f"from tltrain.cli.main import main as cli; from tltrain.cache import feature_table as store; store.SHARD_ROWS = {same.SHARD_ROWS}; print(cli.main(['store', 'verify']))"
+    code = (
+        f"from tltrain.cache import feature_table; from tltrain.cli import main; feature_table.SHARD_ROWS = {same.SHARD_ROWS}; "
+        "print(main.main(['store', 'verify']))"
+    )
     said = []
     for precision in ("bf16", "no"):
         env = os.environ | {"TLTRAIN_CACHE": str(tmp_path / "cache"), "ACCELERATE_MIXED_PRECISION": precision, "OMP_NUM_THREADS": "1"}

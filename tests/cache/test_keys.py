@@ -20,10 +20,10 @@ from PIL import features
 from torch import Tensor, nn
 
 from tltrain.cache import disk_store, image_cache
+from tltrain.cache.frozen import FrozenModel
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.data import DataSplits, Split, decode, open_images
 from tltrain.data.views import Preprocess
-from tltrain.evaluation.evaluator import FrozenModel
 from tltrain.models import factory
 from tltrain.models.chain import Block, Chain
 from tltrain.models.factory import Loaded

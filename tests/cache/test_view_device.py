@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 
 from tltrain.cache import view_device
 from tltrain.cache.cost_model import Budget
-from tltrain.cache.planner import Choices, Machine, store_root
+from tltrain.cache.measure import Machine
+from tltrain.cache.planner import Choices, store_root
 from tltrain.cache.view_device import Rates, ViewDevice
 from tltrain.core import stage_plan
 from tltrain.core.errors import UserError

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from cli_words import mistake
 from digit_files import digit_folder
-from test_cli import mistake
 
 from benchmarks import same, trials
 from benchmarks.trials import HEAD, LAST

@@ -8,22 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_words import mistake
 from PIL import Image
 
 from tltrain.cli.main import VERBS, main
 from tltrain.core.recipe import Recipe, load, shipped
-
-
-def mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one message of a command that must end with exit code 2."""
-    try:
-        code = main(words)
-    except SystemExit as end:  # argparse and tyro leave this way
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    assert code == 2, captured
-    assert "Traceback" not in captured.err + captured.out
-    return captured.err + captured.out
 
 
 def photos(folder: Path, classes: tuple[str, ...] = ("ant", "bee"), num: int = 6) -> Path:

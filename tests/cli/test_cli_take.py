@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import pytest
+from cli_words import mistake
 from digit_files import digit_folder
-from test_cli import mistake
 
 from tltrain.cli.main import main
 

@@ -11,10 +11,10 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 from fake_run import fake_run
+from page_reader import Page, assert_self_contained
 from rich.console import Console
 from scipy.stats import t as student_t
 from sklearn.metrics import f1_score
-from test_report import Page, assert_self_contained
 
 from tltrain.cli.compare import compare, names, rendered
 from tltrain.core.errors import UserError

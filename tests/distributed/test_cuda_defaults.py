@@ -14,7 +14,7 @@ from gpu_device import DEVICES, running_on
 
 from tltrain.cache import compiling
 from tltrain.cache.compiling import COMPILE_S, GAIN, Estimate, estimates, line
-from tltrain.cache.planner import Machine
+from tltrain.cache.measure import Machine
 from tltrain.core import stage_plan
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe

@@ -7,33 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ALL, HEAD, made_recipe, slow
+from conftest import ALL, HEAD, slow
 from safetensors.torch import load_file
+from world_recipe import FIXED, losses, recipe, stages
 
-from benchmarks import trials, world
+from benchmarks import world
 from benchmarks.trials import distance
 from benchmarks.world import Trial
 from tltrain.runs.metrics_log import read_rows
 
-MIDDLE = {"resnet-tiny": "layer3", "vit-tiny": "block.2"}
 FIGURES = ("n", "loss", "top1", "top5", "f1_macro", "precision_weighted", "ece")
-FIXED = {"carry": "last", "eval_epochs": 10}  # evaluate at the ends only: a tie in top-1 must not choose other weights
-
-
-def stages(backbone: str, **changes: Any) -> list[dict[str, Any]]:
-    middle = ALL | {"name": "mid", "unfreeze": MIDDLE[backbone], "steps": 3, "clip": 0.5, "weight_decay": 0.01}
-    return [stage | FIXED | changes for stage in (HEAD | {"steps": 3}, middle, ALL | {"steps": 3, "optimizer": "sgd", "lr": 0.05})]
-
-
-def recipe(backbone: str, teacher: Path | None = None, batch: int = 13, **changes: Any) -> dict[str, Any]:
-    raw: dict[str, Any] = {"backbone": trials.NETS[backbone], "batch": batch, "stages": stages(backbone), "data": {"eval_limit": 19}}
-    if teacher is not None:
-        raw["distill"] = {"teacher": {"weights": str(teacher)}, "temperature": 2.0, "weight": 0.7}
-    return made_recipe(**(raw | changes)).model_dump(mode="json")
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read_rows(run) if row["kind"] == "train"]
 
 
 def figures(run: Path) -> list[list[float]]:

@@ -16,6 +16,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
+from tltrain.core import metric
 from tltrain.evaluation import metrics
 from tltrain.evaluation.metrics import Predictions
 
@@ -96,7 +97,7 @@ def test_full_confidence_lies_in_the_last_bin() -> None:
 
 
 def test_only_strictly_better_counts() -> None:
-    assert metrics.is_better(0.5, None, "top1")
-    assert not metrics.is_better(0.5, 0.5, "top1")
-    assert metrics.is_better(0.4, 0.5, "loss")
-    assert not metrics.is_better(float("nan"), 0.5, "top1")
+    assert metric.is_better(0.5, None, "top1")
+    assert not metric.is_better(0.5, 0.5, "top1")
+    assert metric.is_better(0.4, 0.5, "loss")
+    assert not metric.is_better(float("nan"), 0.5, "top1")

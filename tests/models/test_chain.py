@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tltrain.core.errors import UserError
 from tltrain.models.chain import Block, Chain, unit_classes
-from tltrain.models.families.common import drop_before, head_block
+from tltrain.models.factory import drop_before
+from tltrain.models.families.common import head_block
 
 
 def _run(path: str, net: nn.Module, x: Tensor) -> Tensor:

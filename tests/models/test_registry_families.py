@@ -18,7 +18,7 @@ import torch
 from digit_files import digit_image
 from foreign_package import install
 from safetensors.torch import load_file
-from test_resume import stop_and_go_on
+from world_trials import stop_and_go_on
 
 from benchmarks import trials, world
 from benchmarks.trials import distance

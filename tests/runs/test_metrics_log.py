@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import wandb
 from safetensors.torch import save_file
-from wandb.proto import wandb_internal_pb2 as _pb
+from wandb_files import history, mirrored, offline_records, row
 
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.runs.metrics_log import MetricsLog, read_rows
-from tltrain.runs.trackers import TrackedRun, Trackers
-from tltrain.runs.trackers.wandb import WandbTracker, has_key
+from tltrain.runs.trackers.wandb import has_key
 from tltrain.training.run import train
 
-wandb_internal_pb2: Any = _pb  # generated code without types
 CANARY = "0123456789abcdef0123456789abcdef01234567"
-
-
-def row(kind: str, stage_index: int, step: int, **more: object) -> dict[str, object]:
-    return {"kind": kind, "stage": f"s{stage_index}", "stage_index": stage_index, "step": step, "run_step": step, "epoch": 0.0, **more}
-
-
-def mirrored(run: Path, said: list[str], **flags: Any) -> tuple[Trackers, WandbTracker]:
-    """W&B as a run tells it, and the tracker itself."""
-    wandb_ = WandbTracker()
-    trackers = Trackers({"wandb": lambda: wandb_}, said.append)
-    start = RunFlags(**{"wandb": "offline", "wandb_project": "p", "wandb_weights": True, **flags})
-    trackers.open(TrackedRun(run, "n", {"name": "digits", "seed": 3}, (10, 20), start, said.append))
-    return trackers, wandb_
 
 
 def test_rows_after_the_checkpoint_that_the_next_start_took_are_left_out(tmp_path: Path) -> None:
@@ -130,34 +111,6 @@ def test_a_run_that_is_killed_leaves_nothing_of_wandb_outside_its_folder(tmp_pat
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, ""), done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert [*(tmp_path / "home").rglob("*"), *(tmp_path / "tmp").rglob("*")] == []
-
-
-def offline_records(run: Path) -> Iterator[Any]:
-    """The records of W&B's offline files: a 7-byte header, then LevelDB log blocks of 32 KiB."""
-    wandb.teardown()  # its service writes a little after finish() returns; a process that ends waits for it
-    for path in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
-        data, offset, parts = path.read_bytes(), 7, b""
-        while offset + 7 <= len(data):
-            left = 32768 - offset % 32768
-            if left < 7:
-                offset += left
-                continue
-            _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
-            parts += data[offset + 7 : offset + 7 + length]
-            offset += 7 + length
-            if kind in (1, 4):  # a full record, or the last part of one
-                record = wandb_internal_pb2.Record()
-                record.ParseFromString(parts)
-                parts = b""
-                yield record
-
-
-def history(run: Path) -> list[dict[str, object]]:
-    return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in offline_records(run)
-        if record.HasField("history")
-    ]
 
 
 def test_wandb_offline_mirrors_the_rows_and_no_key_is_written(

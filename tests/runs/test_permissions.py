@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_words import mistake
 from fake_run import fake_run
 from other_user import another_user, readable_folder
-from test_cli import mistake
 
 from launcher.slurm import site
 from tltrain.cli.main import main

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_metrics_log import history, mirrored, offline_records, row
+from wandb_files import history, mirrored, offline_records, row
 
 from tltrain.core import files
 from tltrain.runs import trackers

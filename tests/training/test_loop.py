@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from benchmarks import world
 from benchmarks.world import Trial
-from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Backbone, Stage
@@ -28,6 +27,7 @@ from tltrain.distributed.strategies import Strategy
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.runs.metrics_log import read_rows
+from tltrain.training import optim
 from tltrain.training.run import train
 
 NETS = [("resnet-micro", 0.0), ("resnet-micro", 0.4), ("vit-tiny", 0.0), ("vit-tiny", 0.4)]
@@ -171,7 +171,7 @@ def test_optimizers_are_fused(optimizer: str, dtype: torch.dtype) -> None:
     other = copy.deepcopy(chain)
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     plain = {"lr": 0.01, "fused": False} | ({} if optimizer == "adamw" else {"momentum": spec.momentum})
-    ours = stage_plan.make_optimizer([{"params": list(chain.parameters()), "weight_decay": 0.1}], spec)
+    ours = optim.make_optimizer([{"params": list(chain.parameters()), "weight_decay": 0.1}], spec)
     theirs = kinds[optimizer]([{"params": list(other.parameters()), "weight_decay": 0.1}], **plain)
     assert {group["fused"] for group in ours.param_groups} == {True}
     for net, made in ((chain, ours), (other, theirs)):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tltrain.training.losses.objective import cross_entropy, distillation
+from tltrain.training.losses.cross_entropy import cross_entropy
+from tltrain.training.losses.distillation import distillation
 
 
 def test_distillation_equals_a_hand_computed_value() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import slow
-from test_worlds import losses, recipe
+from world_recipe import losses, recipe
+from world_trials import stop_and_go_on
 
 from benchmarks import trials, world
 from benchmarks.resume import three_stages
@@ -31,14 +32,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) ->
         return made[num]
 
     return get
-
-
-def stop_and_go_on(trial: Trial, num_steps: int, rank: int = 0) -> Path:
-    """Stop a trial after a number of steps, then start it again until it ends."""
-    stopped = Trial(**{**trial.__dict__, "before": "signal_after", "arguments": (num_steps, rank)})
-    codes = world.run(stopped)
-    assert set(codes) <= {75, 0}, f"{codes}\n{world.log(stopped)}"
-    return world.finish(trial)
 
 
 @pytest.mark.parametrize("num_steps", [n if n in (2, 5) else slow(n) for n in range(1, NUM_STEPS)])  # 2: the end of a stage

@@ -18,7 +18,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
-from tltrain.distributed.runtime import Runtime, StopSignal
+from tltrain.distributed.runtime import Runtime
+from tltrain.distributed.signals import StopSignal
 from tltrain.models.chain import Chain
 from tltrain.training.run import train
 from tltrain.training.setup import DEVICE_BATCH, Run, open_run

@@ -14,6 +14,7 @@ from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage, validate
 from tltrain.models.chain import Block, Chain
+from tltrain.training import optim
 
 
 def chain() -> Chain:
@@ -55,8 +56,8 @@ def test_steps_are_full_batches_over_complete_epochs() -> None:
 
 def test_groups_cover_exactly_what_trains_and_spare_norms_and_biases() -> None:
     net, (stage,) = chain(), planned({"unfreeze": "all", "epochs": 1, "layer_decay": 0.5, "weight_decay": 0.3})
-    stage_plan.freeze(net, stage)
-    groups = stage_plan.parameter_groups(net, stage)
+    optim.freeze(net, stage)
+    groups = optim.parameter_groups(net, stage)
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in net.parameters()}
     assert {g["name"]: (g["peak_lr"], g["weight_decay"]) for g in groups} == {
         "stem/decay": (0.025, 0.3), "stem/spared": (0.025, 0.0), "layer1.0/decay": (0.05, 0.3), "layer1.0/spared": (0.05, 0.0),
@@ -69,7 +70,7 @@ def test_groups_cover_exactly_what_trains_and_spare_norms_and_biases() -> None:
 
 def test_weight_decay_on_all_spares_nothing() -> None:
     (stage,) = planned({"unfreeze": "all", "epochs": 1, "weight_decay": 0.3, "weight_decay_on": "all"})
-    assert all(g["weight_decay"] == 0.3 for g in stage_plan.parameter_groups(chain(), stage))
+    assert all(g["weight_decay"] == 0.3 for g in optim.parameter_groups(chain(), stage))
 
 
 def test_schedules() -> None:
@@ -118,13 +119,13 @@ def test_an_unknown_block_is_refused_with_the_names() -> None:
 def test_optimizers_follow_the_recipe() -> None:
     net, specs = chain(), {"unfreeze": "all", "steps": 1}
     (stage,) = planned({**specs, "optimizer": "sgd", "momentum": 0.7})
-    optimizer = stage_plan.make_optimizer(stage_plan.parameter_groups(net, stage), stage.spec)
+    optimizer = optim.make_optimizer(optim.parameter_groups(net, stage), stage.spec)
     assert isinstance(optimizer, torch.optim.SGD)
     assert {g["momentum"] for g in optimizer.param_groups} == {0.7}
-    assert stage_plan.state_bytes(net, stage) == 4 * sum(p.numel() for p in net.parameters())
+    assert optim.state_bytes(net, stage) == 4 * sum(p.numel() for p in net.parameters())
     assert isinstance(
-        stage_plan.make_optimizer(stage_plan.parameter_groups(net, stage), Stage(name="a", unfreeze="all", steps=1, lr=1)),
+        optim.make_optimizer(optim.parameter_groups(net, stage), Stage(name="a", unfreeze="all", steps=1, lr=1)),
         torch.optim.AdamW,
     )
-    stage_plan.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, 0.5)
     assert {g["lr"] for g in optimizer.param_groups} == {0.05}

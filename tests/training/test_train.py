@@ -22,8 +22,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe, load
+from tltrain.data.mixing import apply_mixup
 from tltrain.evaluation.evaluate import evaluate
-from tltrain.evaluation.evaluator import apply_mixup
 from tltrain.runs.metrics_log import read_rows
 from tltrain.training.run import train
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tltrain.cache.cost_model import why_not_cacheable
-from tltrain.cache.planner import CHUNK, Machine, time_frozen, timed
+from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.measure import Machine, time_frozen, timed
+from tltrain.cache.planner import CHUNK
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import duration
 from tltrain.core.stage_plan import StagePlan
-from tltrain.evaluation.evaluator import FrozenModel
 from tltrain.models.factory import Loaded
 
 GAIN = {"no": 1.21, "bf16": 1.51, "fp16": 1.51}

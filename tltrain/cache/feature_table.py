@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tltrain.cache import disk_store
 from tltrain.cache.disk_store import Store
-from tltrain.distributed.runtime import FlagAllReduce, Runtime
+from tltrain.distributed.consensus import FlagAllReduce
+from tltrain.distributed.runtime import Runtime
 
 Place = Literal["device", "memory", "disk"]
 SHARD_BYTES, SHARD_ROWS = 16 * 2**20, 512

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from tltrain.cache import cost_model, disk_store, image_cache
+from tltrain.cache import cost_model, disk_store
 from tltrain.cache.cost_model import Budget, Choice, Speed
-from tltrain.core.errors import UserError
+from tltrain.cache.frozen import Autocast, FrozenModel
+from tltrain.cache.measure import Machine, _Meter, timed
 from tltrain.core.flags import RunFlags
 from tltrain.core.paths import cache_root
-from tltrain.core.recipe import Augment, Recipe
+from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
-from tltrain.data import DataSplits, Split
-from tltrain.data.views import KEPT_BYTES, Views
-from tltrain.evaluation.evaluator import FrozenModel
+from tltrain.data import DataSplits
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
-Autocast = Callable[[], AbstractContextManager[None]]
 CHUNK = {"cpu": 32, "cuda": 64}
 """Images that a frozen network sees at a time; part of every store's key."""
 ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,17 +70,6 @@ def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, c
 
 def _usual_chunk(chain: Chain) -> int:
     return CHUNK.get(next(chain.parameters()).device.type, 64)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run goes on, as far as its stores are concerned."""
-
-    device: torch.device
-    precision: str
-    autocast: Autocast
-    workers: int
-    local_world: int
 
 
 def survey(
@@ -181,102 +163,6 @@ def _free_memory() -> int:
         return min(free, *(_limits() or [free]))
     except (OSError, StopIteration):
         return 2 * 2**30  # a system that does not say
-
-
-def timed(chain: Chain, device: torch.device) -> Chain:
-    """The network as it can be timed: on the device, with weights or with numbers in their place. The original stays as it is."""
-    if next(chain.parameters()).device.type == device.type:
-        return chain
-    chain = copy.deepcopy(chain)
-    if not next(chain.parameters()).is_meta:
-        return chain.to(device)
-    chain.to_empty(device=device)
-    for tensor in (*chain.parameters(), *chain.buffers()):
-        if tensor.is_floating_point():
-            torch.nn.init.uniform_(tensor.data, 0.01, 0.02)
-        else:
-            tensor.data.zero_()
-    return chain
-
-
-class _Meter:
-    """Times of this machine, each taken once."""
-
-    def __init__(self, images: DataSplits, student: Loaded, recipe: Recipe, device: torch.device, workers: int) -> None:
-        self.split, self.student, self.recipe, self.device, self.workers = images.train, student, recipe, device, workers
-        self.known: dict[Any, Any] = {}
-        self.base_s, self.base_bytes = self._base()
-
-    @property
-    def kept(self) -> bool:
-        """Whether a process keeps all base images in memory anyway."""
-        return self.workers == 0 and self.base_bytes * len(self.split) <= KEPT_BYTES
-
-    def speed(self, frozen: FrozenModel, augment: Augment, with_image: bool = True) -> Speed:
-        key = (id(frozen.chain), frozen.stop)
-        if key not in self.known:
-            self.known[key] = time_frozen(frozen, self.student.preprocess.size, self.device)
-        frozen_s, row_bytes = self.known[key]
-        return Speed(self._image_s(augment) if with_image else 0.0, frozen_s, row_bytes, self.device.type == "cuda")
-
-    def _image_s(self, augment: Augment) -> float:
-        if ("view", augment) not in self.known:
-            views = _views(self.split, self.student, self.recipe, augment)
-            self.known["view", augment] = (
-                _seconds(lambda: [views.view(i, 1) for i in self._sample()]) / len(self._sample()) if self.readable else 0
-            )
-        return (self.known["view", augment] + (0 if self.kept else self.base_s)) / max(1, self.workers)
-
-    def _sample(self) -> list[int]:
-        return [i * len(self.split) // 4 for i in range(4)]
-
-    def _base(self) -> tuple[float, float]:
-        """Seconds and bytes of one base image, on average."""
-        num = len(self.split)
-        try:
-            found = image_cache.estimate(self.split, self.student.preprocess)
-        except (UserError, IndexError):  # an outline of a data set that is not there yet
-            self.readable = False
-            return 0.0, 3.0 * self.student.preprocess.resize**2
-        self.readable = True
-        return found.seconds / num, found.bytes / num
-
-
-def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> Views:
-    return Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
-
-
-def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[float, int]:
-    """(seconds an image, bytes of its row): of one image first, and of several where that is quick."""
-
-    def once(num: int) -> tuple[float, Tensor]:
-        images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, device=device)
-        began = time.perf_counter()
-        with torch.no_grad(), frozen.autocast():
-            out = frozen.chain(images, stop=frozen.stop)
-            out = out if frozen.dtype is None else out.to(frozen.dtype)
-            float(out.flatten()[0])  # waits for the device
-        return time.perf_counter() - began, out
-
-    tries = [once(1) for _ in range(2)]
-    spent, out = tries[-1]
-    row_bytes = out.numel() * out.element_size()
-    if spent < 1.0:  # the least of some: what else this machine does must not look like the network's cost
-        spent = min(once(1)[0] for _ in range(3))
-    if spent < 0.1:
-        num = frozen.chunk or 8 if device.type == "cuda" else 8
-        with contextlib.suppress(torch.OutOfMemoryError):  # then what one image takes must do
-            spent = min(once(num)[0] for _ in range(3)) / num
-    return spent, row_bytes
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    spent = []
-    for _ in range(3):
-        began = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - began)
-    return min(spent)
 
 
 def _choose_images(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from tltrain.cache import image_cache
-from tltrain.cache.planner import CHUNK, Choices, Machine, time_frozen, timed
+from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.measure import Machine, time_frozen, timed
+from tltrain.cache.planner import CHUNK, Choices
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
@@ -21,7 +23,6 @@ from tltrain.data import Split
 from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef
 from tltrain.data.views import Views
-from tltrain.evaluation.evaluator import FrozenModel
 from tltrain.models.factory import Loaded
 
 COMPARED, TIMED = 16, 64

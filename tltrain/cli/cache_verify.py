@@ -14,6 +14,7 @@ from torch import Tensor
 from tltrain.cache import cost_model, disk_store, image_cache
 from tltrain.cache.disk_store import Standing
 from tltrain.cache.feature_table import Layout
+from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.planner import prefix_of, teacher_of
 from tltrain.core import stage_plan
 from tltrain.core.recipe import Augment, Data, Recipe, validate
@@ -21,7 +22,6 @@ from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
-from tltrain.evaluation.evaluator import FrozenModel
 from tltrain.evaluation.trained import read_recipe
 from tltrain.models.factory import Loaded
 from tltrain.training.setup import Run, open_nets

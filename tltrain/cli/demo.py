@@ -23,6 +23,7 @@ from tltrain.data import open_images
 from tltrain.models import factory
 from tltrain.runs.report.stats import wilson
 from tltrain.runs.report.write import write_comparison
+from tltrain.training import optim
 from tltrain.training.run import train
 
 PER_CLASS, NUM_CLASSES = 5, 10
@@ -121,7 +122,7 @@ def read_figures(path: Path) -> dict[str, float]:
 def num_trained(recipe: Recipe) -> int:
     """Parameters that train in the stage that trains most."""
     chain = factory.skeleton(recipe.backbone, NUM_CLASSES, None, None).chain
-    return max(stage_plan.trainable(chain, stage) for stage in stage_plan.plan(recipe, chain, NUM_LABELS, has_val=False))
+    return max(optim.trainable(chain, stage) for stage in stage_plan.plan(recipe, chain, NUM_LABELS, has_val=False))
 
 
 def results(planned: Sequence[Arm], out: Path) -> Table:

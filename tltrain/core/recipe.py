@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tltrain.core.errors import UserError
-from tltrain.core.named import named
+from tltrain.core.registry import named
 
 VERSION = 1
 LOSS, DISTILL_LOSS = "cross_entropy", "kd"

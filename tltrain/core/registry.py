@@ -15,6 +15,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from pydantic import AfterValidator, ValidationInfo, WithJsonSchema
+
+from tltrain.core import registry
 from tltrain.core.errors import UserError
 
 KINDS: dict[str, dict[str, str]] = {
@@ -27,8 +30,8 @@ KINDS: dict[str, dict[str, str]] = {
         "folder": "tltrain.data.sources.folder:FOLDER",
         "csv": "tltrain.data.sources.csv_file:CSV",
     },
-    "losses": {"cross_entropy": "tltrain.training.losses.objective:cross_entropy"},
-    "distill_losses": {"kd": "tltrain.training.losses.objective:distillation"},
+    "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},
+    "distill_losses": {"kd": "tltrain.training.losses.distillation:distillation"},
     "metrics": {
         "loss": "tltrain.evaluation.metrics:LOSS",
         "top1": "tltrain.evaluation.metrics:TOP1",
@@ -92,3 +95,17 @@ def find(kind: str, name: str, what: str) -> Any:
 def _others(kind: str) -> dict[str, Any]:
     """Name to entry point of other packages. Read once: looking through all that is installed takes some 10 ms."""
     return {point.name: point for point in entry_points(group=f"tltrain.{kind}")}
+
+
+def named(kind: str) -> tuple[AfterValidator, WithJsonSchema]:
+    """Annotations of a string that must name something of a kind. The schema lists our names alone.
+
+    Where the validation's context says kept, the recipe is of a run that was begun, and any name is taken.
+    """
+
+    def known(name: str, info: ValidationInfo) -> str:
+        if not (info.context or {}).get("kept"):
+            registry.check(kind, name, f"{name!r} is unknown")
+        return name
+
+    return AfterValidator(known), WithJsonSchema({"enum": list(registry.KINDS[kind]), "type": "string"})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef, SampleStream, micro_batches, rank_slice
 from tltrain.data.views import Batch, Views, batches_as_they_are
 from tltrain.data.workers import Loader, worker_options
@@ -101,3 +102,25 @@ def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int
 
 def _loader(views: Views, batches: StepSampler | Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
     return Loader(views, batch_sampler=batches, collate_fn=batches_as_they_are, pin_memory=pin, **worker_options(workers))
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on the device; on a GPU the next one travels while this one is worked on."""
+    if device.type != "cuda":
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    source, side, here = iter(batches), torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def fetch() -> Batch | None:
+        with torch.cuda.stream(side):
+            batch = next(source, None)
+            return None if batch is None else to_device(batch, device)
+
+    coming = fetch()
+    while coming is not None:
+        here.wait_stream(side)
+        batch = coming
+        for tensor in batch.values():
+            tensor.record_stream(here)  # its memory is not given to the side stream again before it was read here
+        coming = fetch()
+        yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from tltrain.core.errors import UserError
 from tltrain.data.dataset import Split
 from tltrain.data.rendering import DRAWN, PIXELS, Drawn, packed, to_device
 from tltrain.data.sampler import SampleRef, key
-
-if TYPE_CHECKING:
-    from tltrain.cache.image_cache import ImageCache  # which makes what it holds with this module
 
 Augment = Literal["none", "light", "strong"]
 Batch = dict[str, Tensor]
@@ -48,6 +45,14 @@ class Preprocess:
             )
 
 
+class BaseImages(Protocol):
+    """Base images by position in the split, kept somewhere."""
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """uint8 (h, w, 3)."""
+        ...
+
+
 class Views(Dataset[Batch]):
     """The views of one split. view(i, v) is the same in every process and whatever was asked for before.
 
@@ -61,7 +66,7 @@ class Views(Dataset[Batch]):
         augment: Augment,
         flip: bool,
         seed: int,
-        bases: ImageCache | None = None,
+        bases: BaseImages | None = None,
         on_device: bool = False,
     ) -> None:
         """bases: the store of this split's base images at this size; without it they are made when they are asked for.

@@ -8,12 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
@@ -128,72 +125,3 @@ class Runtime:
 
     def close(self) -> None:
         self.accelerator.end_training()
-
-
-class FlagAllReduce:
-    """What one rank alone knows (a signal, a timer, a loss that is not finite), summed over all ranks, so that nobody acts alone.
-
-    It goes through a side group on the host: no device is waited for. Facts are small non-negative integers.
-    """
-
-    def __init__(self, runtime: Runtime, num_facts: int) -> None:
-        self.group = runtime.side
-        self.pending: tuple[Tensor | list[int], Any] = ([0] * num_facts, None)
-
-    def swap(self, facts: Sequence[int]) -> list[int]:
-        """Post this step's facts and return the sums of those posted a step ago."""
-        sums = self._wait()
-        self._post(facts)
-        return sums
-
-    def now(self, facts: Sequence[int]) -> list[int]:
-        """The sums of everybody's facts at this moment, with those still under way."""
-        before = self._wait()
-        self._post(facts)
-        return [a + b for a, b in zip(before, self._wait(), strict=True)]
-
-    def _post(self, facts: Sequence[int]) -> None:
-        if self.group is None:
-            self.pending = (list(facts), None)
-            return
-        tensor = torch.tensor(facts, dtype=torch.int64)
-        self.pending = (tensor, dist.all_reduce(tensor, group=self.group, async_op=True))
-
-    def _wait(self) -> list[int]:
-        facts, work = self.pending
-        if work is not None:
-            work.wait()
-        sums = facts if isinstance(facts, list) else [int(v) for v in facts]
-        self.pending = ([0] * len(sums), None)
-        return sums
-
-
-class StopSignal:
-    """Whether somebody asked this process to stop. The handler only sets a flag: saving or communicating in it could deadlock."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-        self.since = 0.0
-
-    @property
-    def asked(self) -> int:
-        """1 where somebody did, as a fact to agree on."""
-        return int(self.signal is not None)
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopSignal]:
-        """Handle the signals inside the block; a second Ctrl-C ends at once."""
-        previous = {number: signal.signal(number, self._set) for number in self.SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if number == signal.SIGINT and self.signal == name and time.monotonic() - self.since > 1.0:
-            raise KeyboardInterrupt  # within a second it is the same Ctrl-C: the terminal sends it, and a launcher forwards its own
-        self.signal, self.since = name, time.monotonic()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core import files
+from tltrain.runs.heartbeat import beat_file, failed_file, newest_generation, read_beat
 
 BEAT_S = 5.0  # at most this long between two signs of life
 
@@ -120,26 +121,5 @@ class Watch:
         return {"outcome": "failed", "error": "\n".join(lines), "rank": guilty, **mine}
 
 
-def beat_file(generations: Path, generation: int, rank: int) -> Path:
-    return generations / f"{generation:06d}.rank{rank:05d}"
-
-
-def failed_file(generations: Path, generation: int) -> Path:
-    """What the process said that failed first."""
-    return generations / f"{generation:06d}.failed"
-
-
-def read_beat(generations: Path, generation: int, rank: int) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(beat_file(generations, generation, rank).read_text()))
-    except (OSError, ValueError):
-        return None
-
-
 def _words(place: dict[str, Any]) -> str:
     return f"stage {place['stage']}, step {place['step']} ({place['call']})" if place["stage"] else str(place["call"])
-
-
-def newest_generation(generations: Path) -> int:
-    """The highest generation that was claimed; 0 for none."""
-    return max((int(path.name) for path in generations.iterdir() if path.name.isdigit()), default=0) if generations.is_dir() else 0

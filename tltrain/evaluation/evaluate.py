@@ -20,7 +20,7 @@ from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import predict
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models import factory
-from tltrain.training.stage import on_device
+from tltrain.models.chain import on_device
 
 
 @torch_settings_kept()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tltrain.core import registry
+from tltrain.core.metric import Metric, metric
 
 NUM_BINS = 15  # of the reliability diagram and the calibration error, as in Guo et al. 2017
 
@@ -54,24 +55,6 @@ class Predictions:
         return _scores(self, "weighted")
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One figure of an evaluation. It is registered by name (tltrain/registry.py, kind metrics)."""
-
-    value: Callable[[Predictions, int], float | None]
-    """(predictions, number of classes) -> the figure; None where it says nothing."""
-    higher_is_better: bool = True
-    title: str = ""
-    """What a page calls it; empty: its name."""
-    is_share: bool = False
-    """Whether it lies between 0 and 1, and is shown in per cent."""
-
-
-def metric(name: str) -> Metric:
-    """The metric with a name. Raises UserError."""
-    return cast(Metric, registry.find("metrics", name, f"the metric is {name!r}"))
-
-
 def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
     """The figures of one evaluation: n, and every metric there is. top5 is null for five classes or fewer."""
     out: dict[str, Any] = {"n": len(p.label)}
@@ -113,11 +96,6 @@ def reliability(p: Predictions) -> list[dict[str, float]]:
 def calibration_error(p: Predictions) -> float:
     """Expected calibration error: |confidence - accuracy| of each bin, weighted by its share of the samples."""
     return float(sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in reliability(p)) / len(p.label))
-
-
-def is_better(value: float, best: float | None, name: str) -> bool:
-    """Strictly better by the metric with this name: a tie keeps the earlier weights."""
-    return best is None or (value > best if metric(name).higher_is_better else value < best)
 
 
 def _scores(p: Predictions, average: str) -> Scores:

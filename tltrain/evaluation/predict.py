@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tltrain.core.errors import UserError
-from tltrain.core.regular import read_bytes
+from tltrain.core.files import read_bytes
 from tltrain.data import Split
 from tltrain.data.decode import as_seen, decode, describe
 from tltrain.data.sources.tree import all_above, identity_of, unreadable

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tltrain.core import recipe
 from tltrain.core.errors import UserError
 from tltrain.data.views import Preprocess
 from tltrain.models.chain import Chain
-from tltrain.models.families.common import drop_before
 from tltrain.models.family import Family, Source, names
 from tltrain.models.metadata import WeightsMetadata, read_card, write_weights
 from tltrain.models.state_dict import check_fit, listed
@@ -155,3 +156,12 @@ def _check_fit(source: Source, state: Mapping[str, Tensor]) -> None:
     with torch.device("meta"):
         net = source.family.build(card, 1 if weight is None else len(card.classes or weight))
     check_fit(net, state, source.origin, card.name, without=None if weight is not None else head)
+
+
+def drop_before(net: nn.Module, path: str, dropout: float) -> None:
+    """The same dropout in a net that runs whole, by a hook of its head."""
+    net.get_submodule(path).register_forward_pre_hook(partial(_dropout_input, dropout))
+
+
+def _dropout_input(dropout: float, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (F.dropout(args[0], dropout, head.training), *args[1:])

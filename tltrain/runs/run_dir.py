@@ -21,7 +21,7 @@ from tltrain import __version__
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, parse
-from tltrain.distributed import watchdog
+from tltrain.runs import heartbeat
 
 OUT_OF_MEMORY = "out of memory"
 """In place of a signal, where a start has stopped to go on with less at a time."""
@@ -60,8 +60,8 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
     seconds. The same Slurm job, requeued, takes over from its earlier self at once.
     """
     generations = run / "generations"
-    newest = watchdog.newest_generation(generations)
-    ended = newest == 0 or outcome(run).get("generation") == newest or watchdog.failed_file(generations, newest).exists()
+    newest = heartbeat.newest_generation(generations)
+    ended = newest == 0 or outcome(run).get("generation") == newest or heartbeat.failed_file(generations, newest).exists()
     if ended or take_over:
         return
     try:
@@ -73,7 +73,7 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
         return
     if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
         return
-    beat = watchdog.read_beat(generations, newest, 0)
+    beat = heartbeat.read_beat(generations, newest, 0)
     age_s = time.time() - (beat or owner)["time"]
     if age_s > stale_s:
         return
@@ -97,7 +97,7 @@ def _is_alive(pid: int) -> bool:
 def claim(run: Path) -> int:
     """The next generation, taken exclusively: of two starts at the same moment each gets its own number."""
     while True:
-        generation = 1 + watchdog.newest_generation(run / "generations")
+        generation = 1 + heartbeat.newest_generation(run / "generations")
         try:
             handle = os.open(run / "generations" / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
@@ -142,7 +142,7 @@ def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
 
     A start that was taken over keeps silent: the file is the newer one's.
     """
-    if watchdog.newest_generation(run / "generations") <= generation:
+    if heartbeat.newest_generation(run / "generations") <= generation:
         files.write_json(run / "outcome.json", {**details, "generation": generation})
 
 
@@ -151,7 +151,7 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 
     Returns the details of the first.
     """
-    if files.write_json_once(watchdog.failed_file(run / "generations", generation), details):
+    if files.write_json_once(heartbeat.failed_file(run / "generations", generation), details):
         write_outcome(run, generation, details)
         return details
     return failure(run, generation)
@@ -159,7 +159,7 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 
 def failure(run: Path, generation: int) -> dict[str, Any]:
     """What the process said that failed first in a start; empty where none has."""
-    path = watchdog.failed_file(run / "generations", generation)
+    path = heartbeat.failed_file(run / "generations", generation)
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 

@@ -11,20 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tltrain.cache.frozen import InputAdapter
+from tltrain.core import metric
 from tltrain.core.errors import UserError
 from tltrain.core.output.console import Console, clock
 from tltrain.core.recipe import Recipe
-from tltrain.core.stage_plan import StagePlan, set_lr
+from tltrain.core.stage_plan import StagePlan
+from tltrain.data.loader import on_device
+from tltrain.data.mixing import apply_mixup
 from tltrain.data.sampler import key
-from tltrain.distributed.runtime import FlagAllReduce, Runtime, StopSignal
+from tltrain.data.views import Batch
+from tltrain.distributed.consensus import FlagAllReduce
+from tltrain.distributed.runtime import Runtime
+from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import Strategy
 from tltrain.distributed.strategies.consistency import Guard
 from tltrain.distributed.watchdog import Watch
 from tltrain.evaluation import metrics
-from tltrain.evaluation.evaluator import TEACHER, Batch, FrozenModel, InputAdapter, Interrupted, apply_mixup, on_device, predict
+from tltrain.evaluation.evaluator import Interrupted, predict
 from tltrain.evaluation.metrics import Predictions
 from tltrain.runs.checkpoint import Best, Progress, State
-from tltrain.training.losses.objective import DistillLoss, LabelLoss
+from tltrain.training.losses.objective import Objective
+from tltrain.training.optim import set_lr
 
 
 class NotFinite(RuntimeError):
@@ -46,39 +54,6 @@ def check_finite(predictions: Predictions, split: str, stage: StagePlan, step: i
 
 class SaveFailed(RuntimeError):
     """A checkpoint under way could not be written; the process that wrote it knows why."""
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a student learns from a teacher, beside the labels."""
-
-    teacher: FrozenModel
-    loss: DistillLoss
-    temperature: float
-    weight: float
-    """Share of this term; the labels' has the rest."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The loss of each sample under one stage."""
-
-    label_loss: LabelLoss
-    smoothing: float
-    class_weights_K: Tensor | None = None
-    distillation: Distillation | None = None
-
-    def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
-        """Loss (B,) of logits for a batch of (possibly mixed) images; what the teacher says of them is asked where the batch lacks it."""
-        loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
-        if "partner_label" in batch:
-            other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
-            loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
-        if (taught := self.distillation) is not None:
-            teacher_BK = batch[TEACHER] if TEACHER in batch else taught.teacher(batch["image"])
-            distill_B = taught.loss(logits_BK, teacher_BK, taught.temperature)
-            loss_B = (1 - taught.weight) * loss_B + taught.weight * distill_B
-        return loss_B
 
 
 @dataclass
@@ -217,7 +192,7 @@ class _TrainLoop:
         figures = metrics.summary(predictions, job.num_classes)
         if figures[select] is None:
             raise UserError(f"select is {select}, which has no value for these {len(predictions.label)} predictions; choose another metric")
-        better = metrics.is_better(figures[select], progress.best.value if progress.best else None, select)
+        better = metric.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
             best = job.spread.weights()
             progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))

@@ -10,12 +10,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tltrain.core import stage_plan
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal, size
 from tltrain.core.recipe import DISTILL_LOSS, LOSS, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.models.chain import Chain
+from tltrain.training import optim
 
 
 def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
@@ -32,10 +32,10 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
         table.add_row(Text(block.name), f"{count:,}", *(_lr(stage, i) for stage in plan))
     table.add_section()
     total = sum(p.numel() for p in chain.parameters())
-    table.add_row("trains", f"{total:,}", *(f"{stage_plan.trainable(chain, s):,}" for s in plan), style="bold")
+    table.add_row("trains", f"{total:,}", *(f"{optim.trainable(chain, s):,}" for s in plan), style="bold")
     table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
     table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
-    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(stage_plan.state_bytes(chain, s))}" for s in plan))
+    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(optim.state_bytes(chain, s))}" for s in plan))
     if any(s.spec.loss != LOSS for s in plan):
         table.add_row("loss", "", *(s.spec.loss for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
@@ -72,7 +72,7 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     processes = f"{world} process{'es' if world > 1 else ''}"
     micro = f"{num_micro} micro-batch{'es' if num_micro > 1 else ''}"
     lines = [f"batch   {recipe.batch} = {processes} x {micro} x {'' if exact else 'at most '}{largest} images"]
-    if stage_plan.trains_norm_stats(chain, plan):
+    if optim.trains_norm_stats(chain, plan):
         shared = f"{largest} images share a forward pass"
         lines.append(f"note    norm_stats: train: {shared}, so the result depends on processes and micro-batches")
     if recipe.backbone.dropout:

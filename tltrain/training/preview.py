@@ -21,9 +21,9 @@ from tltrain.core.output import escape
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.mixing import apply_mixup
 from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
-from tltrain.evaluation.evaluator import apply_mixup
 from tltrain.models import factory
 
 ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16

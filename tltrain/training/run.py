@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,34 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tltrain.core import files
-from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
 from tltrain.data.sampler import num_micro
-from tltrain.distributed.out_of_memory import is_out_of_memory, release
-from tltrain.distributed.runtime import Runtime, StopSignal, torch_settings_kept
-from tltrain.distributed.strategies.consistency import ConsistencyError
+from tltrain.distributed.out_of_memory import release
+from tltrain.distributed.runtime import Runtime, torch_settings_kept
+from tltrain.distributed.signals import StopSignal
 from tltrain.evaluation import metrics, results
 from tltrain.evaluation.calibration import fit_temperature
 from tltrain.evaluation.evaluator import logits, predict
 from tltrain.evaluation.trained import read_recipe
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.runs import checkpoint, run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table, preview
-from tltrain.training.loop import NotFinite, SaveFailed, StageResult, check_finite
+from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
+from tltrain.training.loop import NotFinite, StageResult, check_finite
 from tltrain.training.setup import TAKEN_OVER, Run, describe_data, describe_device, open_run
-from tltrain.training.smaller_batch import leave, left, smaller, too_large
-from tltrain.training.stage import on_device, run_stage, save_stage_weights
+from tltrain.training.stage import run_stage, save_stage_weights
 from tltrain.training.stage_cache import base_images
 
 
@@ -71,49 +68,18 @@ def _one_start(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, co
         return _run_stages(run, stop)
     except NotFinite as error:
         text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
-        return _failed(run, {**_failure_location(run), "error": text, "rank": error.rank, "step": error.step})
+        return record_failure(run, {**failure_location(run), "error": text, "rank": error.rank, "step": error.step})
     except Exception as error:
         if (less := smaller(run, error)) is not None and (ended := leave(run, less, error))["outcome"] == "stopped":
             return ended if runtime.world > 1 else None  # of several, others may wait in a call that this process never makes
         if (ended := run_dir.failure(path, run.generation)).get("outcome") == "stopped":
             return left(run, ended)  # another process has no room, and this one lost it
-        cause = _root_cause(run, error)
-        _failed(run, _explain(run, cause))
+        cause = root_cause(run, error)
+        record_failure(run, explain(run, cause))
         raise cause from (None if cause is error else error)
     finally:
         run.watch.close()
         run.close_log()
-
-
-def _root_cause(run: Run, error: Exception) -> Exception:
-    """What stands behind an error: what the background writer met, a disk that takes nothing more, or a device without room."""
-    if is_out_of_memory(error):
-        return too_large(run, error)
-    if isinstance(error, SaveFailed) and run.saver is not None:
-        try:
-            run.saver.wait()
-        except UserError as cause:
-            return cause
-    full = isinstance(error, SafetensorError) and "os error" in str(error)
-    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
-        return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. Make room, and start again")
-    return error
-
-
-def _explain(run: Run, error: Exception) -> dict[str, Any]:
-    """The details of a failure: the error, with the process and the place that it came from."""
-    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, ConsistencyError)  # the guard names the cause itself
-    gone = run.watch.missing() if may_be_gone and run.runtime.world > 1 else None
-    if gone is not None:
-        return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
-    here = _failure_location(run)
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return {**here, "error": f"{text} (rank {here['rank']}, stage {here['stage']}, step {here['step']}, {here['call']})"}
-
-
-def _failure_location(run: Run) -> dict[str, Any]:
-    stage, step, call = run.watch.place
-    return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
 
 
 def _alive(run: Run, call: str) -> Callable[[], bool]:
@@ -230,18 +196,6 @@ def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict
     results.report(run.path, run.console.say)
     run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")
     run.console.say("the same command goes on from there")
-    return details
-
-
-def _failed(run: Run, details: dict[str, Any]) -> dict[str, Any]:
-    """Write down how it failed, unless another process has done so: its word counts."""
-    try:
-        details = run_dir.write_failure(run.path, run.generation, details)
-    except OSError as error:  # the disk may be what failed
-        run.console.say(f"outcome.json could not be written: {error}", style="bold red")
-    if run.runtime.is_main:
-        results.report(run.path, run.console.say)
-        run.console.say(f"failed: {details['error']}", style="bold red")
     return details
 
 

@@ -13,9 +13,10 @@ import torch
 
 from tltrain.cache import compiling, cost_model
 from tltrain.cache.image_cache import ImageCache
-from tltrain.cache.planner import Choices, Machine, survey
+from tltrain.cache.measure import Machine
+from tltrain.cache.planner import Choices, survey
 from tltrain.cache.view_device import ViewDevice, view_device
-from tltrain.core import registry, stage_plan
+from tltrain.core import metric, registry, stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.output.console import Console
@@ -27,17 +28,17 @@ from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.data.sources.names import count_classes
 from tltrain.data.views import Views
-from tltrain.distributed.runtime import Runtime, StopSignal
+from tltrain.distributed.runtime import Runtime
+from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
 from tltrain.distributed.watchdog import Watch
-from tltrain.evaluation import metrics
 from tltrain.models import factory
 from tltrain.models.factory import Loaded
 from tltrain.runs import run_dir
 from tltrain.runs.checkpoint import Saver, State
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
-from tltrain.training import plan_table
+from tltrain.training import optim, plan_table
 from tltrain.training.losses import objective
 
 T = TypeVar("T")
@@ -140,7 +141,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     if start.max_device_batch == kept.get("too_large"):  # the same command again: with what has been found to fit
         start = replace(start, max_device_batch=None)
     start = replace(start, compile=start.compile or kept.get("compile", False))
-    check(runtime, stage_plan.trains_norm_stats(student.chain, planned), start.compile)
+    check(runtime, optim.trains_norm_stats(student.chain, planned), start.compile)
     machine = Machine(
         runtime.device,
         runtime.precision,
@@ -178,7 +179,7 @@ def check_objective(recipe: Recipe, images: DataSplits) -> None:
     if recipe.select == "top5" and num_classes <= 5:
         raise UserError(f"select is top5, and there are only {num_classes} classes, so that it is always right; choose top1")
     for name in registry.names("metrics"):
-        metrics.metric(name)
+        metric.metric(name)
     for name in dict.fromkeys(stage.loss for stage in recipe.stages):
         objective.label_loss(name, num_classes)
     if recipe.distill is not None:

@@ -13,24 +13,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tltrain.cache.cost_model import why_not_cacheable
+from tltrain.cache.frozen import FEATURES, TEACHER, FrozenModel, InputAdapter
 from tltrain.cache.planner import prefix_of, teacher_of
-from tltrain.core import stage_plan
 from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import class_weights
 from tltrain.data.loader import eval_positions, train_loader, train_positions
 from tltrain.data.sampler import SampleStream, num_micro
+from tltrain.data.views import Batch
 from tltrain.distributed.out_of_memory import is_out_of_memory
-from tltrain.distributed.runtime import StopSignal
+from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import Strategy, is_sharded, spread
 from tltrain.distributed.sync_batchnorm import share_statistics
-from tltrain.evaluation.evaluator import FEATURES, TEACHER, Batch, FrozenModel, InputAdapter
-from tltrain.models.chain import Chain, is_batch_norm
+from tltrain.models.chain import Chain, is_batch_norm, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.runs.checkpoint import Progress, State
-from tltrain.training import loop
-from tltrain.training.loop import Distillation, Job, Objective, StageResult
+from tltrain.training import loop, optim
+from tltrain.training.loop import Job, StageResult
 from tltrain.training.losses import objective
+from tltrain.training.losses.objective import Distillation, Objective
 from tltrain.training.setup import Run
 from tltrain.training.stage_cache import Attached, StageStores, open_stores
 
@@ -88,19 +89,13 @@ def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
     chain.net.load_state_dict(weights)
-    stage_plan.freeze(on_device(chain, runtime.device), stage)
+    optim.freeze(on_device(chain, runtime.device), stage)
     chain.recompute = run.start.recompute
     if runtime.world > 1:
         names = [n for i in range(stage.first, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
         if stage.spec.norm_stats == "train":
             share_statistics(chain.net, names, runtime.device)
     return chain.train()
-
-
-def on_device(chain: Chain, device: torch.device) -> Chain:
-    """The chain there, its weights laid out as they run fastest."""
-    chain.to(device)
-    return chain.to(memory_format=torch.channels_last) if chain.channels_last else chain
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ def _without_suffix(chain: Chain, cut: int) -> Chain:
 
 
 def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) -> Strategy:
-    made = stage_plan.make_optimizer(stage_plan.parameter_groups(chain, stage), stage.spec)
+    made = optim.make_optimizer(optim.parameter_groups(chain, stage), stage.spec)
     spreaded = spread(run.runtime, chain, made, stage.spec.clip, run.start.compile)
     if restored is not None and restored.optimizer is not None:
         spreaded.load_optimizer_state(restored.optimizer)

@@ -15,6 +15,7 @@ from tltrain.cache import disk_store, feature_table, image_cache
 from tltrain.cache.cost_model import Choice
 from tltrain.cache.disk_store import Store
 from tltrain.cache.feature_table import Layout, Made, Rows
+from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.image_cache import ImageCache
 from tltrain.cache.planner import CHUNK, store_root
 from tltrain.core.errors import UserError
@@ -25,9 +26,8 @@ from tltrain.data import Split
 from tltrain.data.loader import item_loader
 from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef
-from tltrain.data.views import Views
-from tltrain.distributed.runtime import FlagAllReduce
-from tltrain.evaluation.evaluator import Batch, FrozenModel
+from tltrain.data.views import Batch, Views
+from tltrain.distributed.consensus import FlagAllReduce
 from tltrain.models.factory import Loaded
 from tltrain.training.setup import Run
 

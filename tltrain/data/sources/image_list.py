@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, some
 from tltrain.data.dataset import Source
 from tltrain.data.decode import read_image
 from tltrain.data.sources.names import doubtful
-from tltrain.data.sources.scan import check_readable, odd_ones, scan, some
+from tltrain.data.sources.scan import check_readable, odd_ones, scan
 
 
 class Listed(NamedTuple):

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, some
 from tltrain.data.sources.names import counted
-from tltrain.data.sources.scan import some
 from tltrain.data.sources.tree import Tree
 
 SPLITS = {

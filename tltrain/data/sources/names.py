@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tltrain.core.errors import UserError
-from tltrain.data.sources.scan import some
+from tltrain.core.errors import UserError, some
 
 MISSING = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
 """What tables write where they have no value."""

@@ -20,15 +20,12 @@ import PIL
 from filelock import FileLock
 from PIL import Image
 
-from tltrain.core.errors import UserError
-from tltrain.core.files import write_atomic
+from tltrain.core.errors import UserError, some
+from tltrain.core.files import read_bytes, write_atomic
 from tltrain.core.paths import cache_root
-from tltrain.core.regular import read_bytes
 from tltrain.data import decode as decoder
 from tltrain.data.decode import decode, describe
 
-LISTED = 20
-"""Files or classes that one note names; it counts the rest."""
 DECODED_BYTES = 2**30
 """Decoded images that are in memory at the same time, bytes: a dozen of 6000 x 6000 pixels in six threads took 4 GiB."""
 
@@ -90,12 +87,6 @@ def odd_ones(scanned: Sequence[Scanned], paths: Sequence[Path]) -> tuple[str, ..
         if found.note and not found.problem:
             files.setdefault(found.note, []).append(str(path))
     return tuple(f"{len(names)} image{'s' * (len(names) > 1)} {what}: {some(names)}" for what, names in files.items())
-
-
-def some(names: Sequence[str]) -> str:
-    """The names, cut after a while."""
-    rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + rest
 
 
 def _key(path: Path) -> str:

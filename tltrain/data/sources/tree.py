@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, some
 from tltrain.core.paths import cache_root
 from tltrain.data.decode import SUFFIXES
 from tltrain.data.sources.names import check_utf8, shown
-from tltrain.data.sources.scan import some
 
 SYSTEM = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
 """Folders that systems and network disks put beside the files, in lower case."""

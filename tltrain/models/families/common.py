@@ -23,15 +23,6 @@ def head_block(path: str, dropout: float) -> Block:
     return Block("head", (path,), step)
 
 
-def drop_before(net: nn.Module, path: str, dropout: float) -> None:
-    """The same dropout in a net that runs whole, by a hook of its head."""
-    net.get_submodule(path).register_forward_pre_hook(partial(_dropout_input, dropout))
-
-
-def _dropout_input(dropout: float, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (F.dropout(args[0], dropout, head.training), *args[1:])
-
-
 def _dropout_head(path: str, dropout: float, net: nn.Module, x_BD: Tensor) -> Tensor:
     head = net.get_submodule(path)
     return head(F.dropout(x_BD, dropout, head.training))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tltrain.evaluation.metrics import metric
+from tltrain.core.metric import metric
 from tltrain.runs.record import Run, number
 from tltrain.runs.report.stats import wilson
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from tltrain.core import registry
-from tltrain.evaluation.metrics import metric
+from tltrain.core.metric import metric
 from tltrain.runs.record import Run, number
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned

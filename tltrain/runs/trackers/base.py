@@ -31,8 +31,8 @@ class TrackedRun:
 class RunTracker:
     """A tracker overrides what it cares about; here nothing is done with anything.
 
-    `tltrain.runs.trackers.Trackers` makes one for each start of a run, on the main process, and calls all its methods on one thread. They may
-    raise whatever they like: it is said once, the tracker is then told nothing more but `close`, and the run goes on.
+    `tltrain.runs.trackers.Trackers` makes one for each start of a run, on the main process, and calls all its methods on one thread.
+    They may raise whatever they like: it is said once, the tracker is then told nothing more but `close`, and the run goes on.
     """
 
     def open(self, run: TrackedRun) -> None:

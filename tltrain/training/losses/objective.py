@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from tltrain.cache.frozen import TEACHER, FrozenModel
 from tltrain.core import registry
 from tltrain.core.errors import UserError
+from tltrain.data.views import Batch
 
 LabelLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 """(logits (B, K), labels (B,), label smoothing, class weights (K,) or None) -> (B,). A recipe names one in stages.N.loss."""
@@ -38,24 +40,34 @@ def _check_per_sample(name: str, loss: Tensor) -> None:
         raise UserError(f"the loss {name} gives shape {tuple(loss.shape)} for two samples; it must give one value a sample, unreduced")
 
 
-def cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float = 0.0, class_weights_K: Tensor | None = None) -> Tensor:
-    """Cross entropy of each sample (B,). Label smoothing spreads `smoothing` evenly over all classes (Szegedy et al. 2016);
-    class weights multiply a sample's whole term by its label's weight."""
-    loss_B = F.cross_entropy(full_precision(logits_BK), labels_B, reduction="none", label_smoothing=smoothing)
-    return loss_B if class_weights_K is None else loss_B * class_weights_K[labels_B]
+@dataclass(frozen=True)
+class Distillation:
+    """What a student learns from a teacher, beside the labels."""
+
+    teacher: FrozenModel
+    loss: DistillLoss
+    temperature: float
+    weight: float
+    """Share of this term; the labels' has the rest."""
 
 
-def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of each sample (B,), both softened by T (Hinton et al. 2015).
+@dataclass(frozen=True)
+class Objective:
+    """The loss of each sample under one stage."""
 
-    Summed over classes and not averaged over them: the mean over samples is `batchmean`. Dividing by the number of
-    elements would make the term K times too small.
-    """
-    log_p_BK = F.log_softmax(full_precision(student_BK) / temperature, dim=1)
-    log_q_BK = F.log_softmax(full_precision(teacher_BK) / temperature, dim=1)
-    return F.kl_div(log_p_BK, log_q_BK, reduction="none", log_target=True).sum(1) * temperature**2
+    label_loss: LabelLoss
+    smoothing: float
+    class_weights_K: Tensor | None = None
+    distillation: Distillation | None = None
 
-
-def full_precision(x: Tensor) -> Tensor:
-    """bf16 and fp16 in fp32: a softmax over half-precision logits loses the small probabilities that distillation is about."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
+        """Loss (B,) of logits for a batch of (possibly mixed) images; what the teacher says of them is asked where the batch lacks it."""
+        loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
+        if "partner_label" in batch:
+            other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
+            loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
+        if (taught := self.distillation) is not None:
+            teacher_BK = batch[TEACHER] if TEACHER in batch else taught.teacher(batch["image"])
+            distill_B = taught.loss(logits_BK, teacher_BK, taught.temperature)
+            loss_B = (1 - taught.weight) * loss_B + taught.weight * distill_B
+        return loss_B

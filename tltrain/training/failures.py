@@ -1,21 +1,26 @@
-"""After an error of memory: what the next start of a run asks less of, written down so that every process and every resume finds it.
-
-The next start is one like any other: it goes on from the newest checkpoint, as a run that had the smaller number from there on.
-"""
+"""How a run fails: what is written down, where it happened, and what the next start asks less of after an error of memory."""
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import Any
+
+from safetensors import SafetensorError
 
 from tltrain.core.errors import UserError
 from tltrain.data.sampler import num_micro
 from tltrain.distributed.out_of_memory import ChunkTooLarge, first_line, is_out_of_memory
+from tltrain.distributed.strategies.consistency import ConsistencyError
+from tltrain.evaluation import results
 from tltrain.runs import run_dir
 from tltrain.runs.run_dir import OUT_OF_MEMORY
+from tltrain.training.loop import SaveFailed
 from tltrain.training.setup import Run
 
 TRAINING = ("train", "agree", "save", "hand on")
+
+
 EVALUATION = ("evaluate", "teacher", "test", "calibrate")
 """The places of a run (`Watch.at`) where the number of images at a time decides what fits."""
 
@@ -77,3 +82,46 @@ def too_large(run: Run, error: BaseException) -> UserError:
         "data.size or backbone, unfreeze fewer blocks, keep stores off the device (--store-device-gb 0), or spread the network by "
         "fsdp2 or zero3"
     )
+
+
+def root_cause(run: Run, error: Exception) -> Exception:
+    """What stands behind an error: what the background writer met, a disk that takes nothing more, or a device without room."""
+    if is_out_of_memory(error):
+        return too_large(run, error)
+    if isinstance(error, SaveFailed) and run.saver is not None:
+        try:
+            run.saver.wait()
+        except UserError as cause:
+            return cause
+    full = isinstance(error, SafetensorError) and "os error" in str(error)
+    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
+        return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. Make room, and start again")
+    return error
+
+
+def explain(run: Run, error: Exception) -> dict[str, Any]:
+    """The details of a failure: the error, with the process and the place that it came from."""
+    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, ConsistencyError)  # the guard names the cause itself
+    gone = run.watch.missing() if may_be_gone and run.runtime.world > 1 else None
+    if gone is not None:
+        return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
+    here = failure_location(run)
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return {**here, "error": f"{text} (rank {here['rank']}, stage {here['stage']}, step {here['step']}, {here['call']})"}
+
+
+def failure_location(run: Run) -> dict[str, Any]:
+    stage, step, call = run.watch.place
+    return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
+
+
+def record_failure(run: Run, details: dict[str, Any]) -> dict[str, Any]:
+    """Write down how it failed, unless another process has done so: its word counts."""
+    try:
+        details = run_dir.write_failure(run.path, run.generation, details)
+    except OSError as error:  # the disk may be what failed
+        run.console.say(f"outcome.json could not be written: {error}", style="bold red")
+    if run.runtime.is_main:
+        results.report(run.path, run.console.say)
+        run.console.say(f"failed: {details['error']}", style="bold red")
+    return details

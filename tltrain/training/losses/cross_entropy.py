@@ -1,0 +1,15 @@
+"""Cross entropy with label smoothing and class weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from tltrain.models.precision import full_precision
+
+
+def cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float = 0.0, class_weights_K: Tensor | None = None) -> Tensor:
+    """Cross entropy of each sample (B,). Label smoothing spreads `smoothing` evenly over all classes (Szegedy et al. 2016);
+    class weights multiply a sample's whole term by its label's weight."""
+    loss_B = F.cross_entropy(full_precision(logits_BK), labels_B, reduction="none", label_smoothing=smoothing)
+    return loss_B if class_weights_K is None else loss_B * class_weights_K[labels_B]
