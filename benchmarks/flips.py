@@ -17,7 +17,7 @@ from tltrain.runs import checkpoint
 
 def two_checkpoints(run: Path, folder: Path) -> Path:
     """Copy two checkpoints from the middle of a run that kept all, those with every kind of file, to `folder`."""
-    full = [path for path in checkpoint.standing(run / "checkpoints") if len(list(path.iterdir())) == 5]
+    full = [path for path in checkpoint.committed(run / "checkpoints") if len(list(path.iterdir())) == 5]
     for path in full[:2]:
         shutil.copytree(path, folder / path.name)
     return folder
@@ -32,8 +32,8 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run = world.finish(Trial(trials.recipe(), f"{scratch}/run", start=trials.EVERY_STEP))
         folder = two_checkpoints(run, Path(scratch) / "two")
-        sizes = {path.name: path.stat().st_size for path in checkpoint.standing(folder)[0].iterdir()}
-        for damage in trials.damages(checkpoint.standing(folder)[0], arguments.trials, arguments.trials // 5, arguments.seed):
+        sizes = {path.name: path.stat().st_size for path in checkpoint.committed(folder)[0].iterdir()}
+        for damage in trials.damages(checkpoint.committed(folder)[0], arguments.trials, arguments.trials // 5, arguments.seed):
             damaged[damage.file] += 1
             missed += trials.overlooked(folder, damage)
     for name, size in sorted(sizes.items()):

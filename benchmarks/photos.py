@@ -94,7 +94,7 @@ def case(split: Split, folder: Path, what: str, augment: Augment, opened: ExitSt
         Contestant("filling the store", partial(fill, split, folder), "bases"),
     ]
     photo_kb, base_kb = (
-        sum(path.stat().st_size for path in f) / len(split) / 1e3 for f in (map(Path, split.ids), store.standing().values())
+        sum(path.stat().st_size for path in f) / len(split) / 1e3 for f in (map(Path, split.ids), store.list_shards().values())
     )
     return Case(
         title=f"{what}, augment {augment}",
@@ -128,7 +128,7 @@ def fill(split: Split, folder: Path) -> Lap:
     with Store(folder, "photos", {"filled": time.time_ns()}, {}) as store:
         _write(store, split)
     seconds = time.perf_counter() - began
-    mean = np.mean([float(disk_store.read(file)["pixels"].float().mean()) for file in store.standing().values()])
+    mean = np.mean([float(disk_store.read(file)["pixels"].float().mean()) for file in store.list_shards().values()])
     shutil.rmtree(store.path)
     return Lap(seconds, (float(mean) / 255,))
 

@@ -63,7 +63,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
         name = path.relative_to(undisturbed)
         if "checkpoints" not in path.parts and not _same(load_file(run / name), load_file(path)):
             found.append(str(name))
-    ours, theirs = (checkpoint.load(checkpoint.standing(folder / "checkpoints")[0]) for folder in (run, undisturbed))
+    ours, theirs = (checkpoint.load(checkpoint.committed(folder / "checkpoints")[0]) for folder in (run, undisturbed))
     if (ours.progress.order, ours.progress.best) != (theirs.progress.order, theirs.progress.best):
         found.append("the last checkpoint's progress")
     if not _same(ours.weights, theirs.weights) or not _same(ours.best or {}, theirs.best or {}):
@@ -89,7 +89,7 @@ def unreadable(run: Path) -> list[str]:
     """What in a run folder cannot be read, however the run ended; every committed checkpoint must be whole."""
     if not run.exists():
         return []
-    found = [f"{path.name}: {problem}" for path in checkpoint.standing(run / "checkpoints") if (problem := checkpoint.verify(path))]
+    found = [f"{path.name}: {problem}" for path in checkpoint.committed(run / "checkpoints") if (problem := checkpoint.verify(path))]
     for path in (*run.glob("*.json"), *run.glob("stages/*/weights.safetensors"), *run.glob("weights.safetensors")):
         try:
             json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
@@ -101,7 +101,7 @@ def unreadable(run: Path) -> list[str]:
 
 def position(run: Path) -> tuple[int, int, bool]:
     """Where the newest checkpoint stands; before everything where there is none."""
-    standing = checkpoint.standing(run / "checkpoints")
+    standing = checkpoint.committed(run / "checkpoints")
     return checkpoint.load(standing[0]).progress.order if standing else (-1, 0, False)
 
 
@@ -149,7 +149,7 @@ def damages(folder: Path, num_flips: int, num_cuts: int, seed: int) -> Iterator[
 
 def overlooked(folder: Path, damage: Damage) -> list[str]:
     """Damage the newest checkpoint of a folder, look for the newest valid one, and mend everything. Returns what went wrong."""
-    newest, older = checkpoint.standing(folder)[:2]
+    newest, older = checkpoint.committed(folder)[:2]
     file, aside = newest / damage.file, newest.with_name(f"damaged-{newest.name}")
     said: list[str] = []
     whole = file.read_bytes()

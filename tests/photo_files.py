@@ -77,4 +77,4 @@ def filled(store: Store, split: Split, workers: int = 0) -> ImageCache:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in store.standing().values()}
+    return {path.name: path.read_bytes() for path in store.list_shards().values()}

@@ -25,8 +25,8 @@ DISK_MB = 4
 def test_a_shard_comes_back_mapped(tmp_path: Path) -> None:
     with Store(tmp_path, "test", {"number": 1}, {}) as store:
         file = store.write("000000", rows(7))
-        assert store.standing() == {"000000": file}
-        assert store.sound(file)
+        assert store.list_shards() == {"000000": file}
+        assert store.verify_shard(file)
         assert torch.equal(disk_store.read(file)["rows"], rows(7)["rows"])
         mapped = disk_store.read(file)
         if sys.platform == "linux":
@@ -53,11 +53,11 @@ def test_damage_is_seen_and_the_shard_is_gone(tmp_path: Path, spoil: str) -> Non
         content = bad.read_bytes()
         flipped = content[:50_000] + bytes([content[50_000] ^ 1]) + content[50_001:]
         bad.write_bytes({"flip": flipped, "cut": content[:-1], "grow": content + b"0"}[spoil])
-        assert store.sound(good)
-        assert not store.sound(bad)
-        assert store.standing() == {"000000": good}
+        assert store.verify_shard(good)
+        assert not store.verify_shard(bad)
+        assert store.list_shards() == {"000000": good}
         assert store.write("000001", rows(2)) == bad
-        assert store.sound(bad)
+        assert store.verify_shard(bad)
 
 
 def test_a_sound_file_that_was_put_there_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +74,9 @@ def test_a_sound_file_that_was_put_there_meanwhile_stays(tmp_path: Path, monkeyp
             return found
 
         monkeypatch.setattr(hashlib, "file_digest", slow)
-        store.sound(file)
-        assert store.standing() == {"000000": file}
-        assert store.sound(file)
+        store.verify_shard(file)
+        assert store.list_shards() == {"000000": file}
+        assert store.verify_shard(file)
 
 
 def test_one_shard_written_by_many_at_once(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_one_shard_written_by_many_at_once(tmp_path: Path) -> None:
         for i in range(10):
             files = set(pool.map(lambda _, i=i: store.write(f"{i:06d}", rows(i)), range(8)))
             assert len(files) == 1
-            assert store.sound(files.pop())
+            assert store.verify_shard(files.pop())
         assert len(names(store.path)) == 10 + 2
 
 
@@ -94,7 +94,7 @@ def test_every_reader_takes_the_same_of_two_files(tmp_path: Path) -> None:
     (first,) = path.glob("*.safetensors")
     for i in range(20):
         (path / f"000000.{i:032x}.safetensors").touch()
-    assert disk_store.standing(path) == {"000000": max([first, path / f"000000.{19:032x}.safetensors"])}
+    assert disk_store.list_shards(path) == {"000000": max([first, path / f"000000.{19:032x}.safetensors"])}
 
 
 def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_a_full_disk_leaves_no_half_shard(disk: Path) -> None:
                 written.append(store.write(f"{i:06d}", rows(i, 1_000_000)))
         assert 3 <= len(written) < 5
         assert names(store.path) == {disk_store.ABOUT, disk_store.LOCK, *(file.name for file in written)}
-        assert all(map(store.sound, written))
+        assert all(map(store.verify_shard, written))
         written[0].unlink()
-        assert store.sound(store.write("000003", rows(3, 1_000_000)))
+        assert store.verify_shard(store.write("000003", rows(3, 1_000_000)))
 
 
 def test_a_shard_that_does_not_reach_the_disk_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_a_store_that_is_open_is_not_removed(tmp_path: Path, other: Other) -> No
     other.does("open", tmp_path, 1)
     (store,) = stores(tmp_path)
     assert not remove(store)
-    assert len(disk_store.standing(path)) == 1
+    assert len(disk_store.list_shards(path)) == 1
     with Store(tmp_path, "test", {"number": 1}, {}):
         other.does("close")
         assert not remove(store)  # nor one's own
@@ -154,7 +154,7 @@ def test_a_store_that_was_made_anew_meanwhile_is_not_removed(tmp_path: Path, mon
 
     monkeypatch.setattr(disk_store, "_lock", late)
     assert not remove(listed)
-    assert len(disk_store.standing(path)) == 1
+    assert len(disk_store.list_shards(path)) == 1
     anew[0].close()
 
 
@@ -181,8 +181,8 @@ def test_a_store_is_never_evicted_between_opening_and_use(tmp_path: Path, other:
     for i in range(150):
         with Store(tmp_path / "stores", "test", {"number": 1}, {}) as store:
             file = store.write("000000", rows(i))
-            assert store.standing()["000000"].exists()
-            assert store.sound(file)
+            assert store.list_shards()["000000"].exists()
+            assert store.verify_shard(file)
             assert (store.path / disk_store.ABOUT).exists()
         time.sleep(0.002)  # for the other to evict it
     (tmp_path / "stop").touch()
@@ -199,4 +199,4 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = made_store(tmp_path, 1)
     assert not remove(stores(tmp_path)[0])
     assert not make_room(tmp_path, 10, 10, tmp_path / "test-new")
-    assert len(disk_store.standing(path)) == 1
+    assert len(disk_store.list_shards(path)) == 1

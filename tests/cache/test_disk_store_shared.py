@@ -33,8 +33,8 @@ def test_the_store_of_another_user_is_read_and_kept(cache: Path, capsys: pytest.
     owner = path.owner()
     with another_user(path):
         with Store(cache / "store", "test", {"number": 1}, {}) as store:
-            (file,) = store.standing().values()
-            assert store.sound(file)
+            (file,) = store.list_shards().values()
+            assert store.verify_shard(file)
             assert torch.equal(disk_store.read(file)["rows"], rows(0)["rows"])
             with pytest.raises(PermissionError):
                 store.write("000001", rows(1))

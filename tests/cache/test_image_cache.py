@@ -43,7 +43,7 @@ def test_views_are_equal_with_and_without_the_store(images: DataSplits, tmp_path
         made = ImageCache(store.path, split, preprocess)
         for name, tensors in made.make(made.names()):
             store.write(name, tensors)
-        assert len(store.standing()) == -(-NUM // SHARD_IMAGES) == 3
+        assert len(store.list_shards()) == -(-NUM // SHARD_IMAGES) == 3
         without, stored = (Views(split, preprocess, "strong", True, 0, b) for b in (None, made))
         for i in range(NUM):
             assert torch.equal(without.base(i), stored.base(i))

@@ -69,7 +69,7 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     said, _ = process.communicate(timeout=100)
     assert said.endswith("filled\n")
     (store,) = disk_store.stores(root)
-    return {path.name: path.read_bytes() for path in disk_store.standing(store.path).values()}
+    return {path.name: path.read_bytes() for path in disk_store.list_shards(store.path).values()}
 
 
 @pytest.mark.slow
@@ -84,13 +84,13 @@ def test_a_killed_fill_goes_on(folder: Path, whole: dict[str, bytes], tmp_path: 
         process.communicate()
         (store,) = disk_store.stores(tmp_path)
         assert all(path.suffix == ".tmp" for path in store.path.glob(".*"))  # which are known to be left over
-        standing = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in disk_store.standing(store.path).values()}
+        standing = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in disk_store.list_shards(store.path).values()}
         assert len(standing) == 1
         assert stood.items() <= standing.items()
         stood = standing
     process = begin_fill(folder, tmp_path)
     assert process.communicate(timeout=100)[0].endswith("filled\n")
-    files = disk_store.standing(store.path).values()
+    files = disk_store.list_shards(store.path).values()
     assert {path.name: path.read_bytes() for path in files} == whole
     assert stood.items() <= {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}.items()
 
@@ -100,15 +100,15 @@ def test_two_fill_at_once(folder: Path, whole: dict[str, bytes], tmp_path: Path)
     processes = [begin_fill(folder, tmp_path, workers) for workers in (0, 1)]
     assert all(process.communicate(timeout=100)[0].endswith("filled\n") for process in processes)
     (store,) = disk_store.stores(tmp_path)
-    assert {path.name: path.read_bytes() for path in disk_store.standing(store.path).values()} == whole
+    assert {path.name: path.read_bytes() for path in disk_store.list_shards(store.path).values()} == whole
     assert {path.name for path in store.path.iterdir()} == {*whole, disk_store.ABOUT, disk_store.LOCK}
 
 
 def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(images: DataSplits, tmp_path: Path) -> None:
     with open_store(tmp_path, images) as store:
         made = filled(store, images.train)
-        before, inodes = contents(store), {name: path.stat().st_ino for name, path in store.standing().items()}
-        file = store.standing()["000001"]
+        before, inodes = contents(store), {name: path.stat().st_ino for name, path in store.list_shards().items()}
+        file = store.list_shards()["000001"]
         spoilt = bytearray(file.read_bytes())
         spoilt[len(spoilt) // 2] ^= 4
         file.write_bytes(spoilt)
@@ -121,5 +121,5 @@ def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(images: DataSpl
         assert fill(Runtime(True), store, made.names(), make, lambda where: False) is None
         assert asked == [["000001"]]
         assert contents(store) == before
-        assert all(path.stat().st_ino == inodes[name] for name, path in store.standing().items() if name != "000001")
+        assert all(path.stat().st_ino == inodes[name] for name, path in store.list_shards().items() if name != "000001")
         assert np.array_equal(made[SHARD_IMAGES], base_of(images.train, VIEW, SHARD_IMAGES))

@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score
 from tltrain.cli.compare import compare, names, rendered
 from tltrain.core.errors import UserError
 from tltrain.runs.record import read_run
-from tltrain.runs.report.comparison import Entry, differing, entry, grouped, paired, welch
+from tltrain.runs.report.comparison import ComparedRun, differing, compared_run, grouped, paired, welch
 from tltrain.runs.report.stats import bootstrap, f1_macro
 
 CLASSES = ["ant", "bee", "cat"]
@@ -49,8 +49,8 @@ def known(num_both: int, num_a: int, num_b: int, num_none: int) -> tuple[list[st
     return label, a, b
 
 
-def entries_of(*runs: Path) -> list[Entry]:
-    return [entry(run.name, read_run(run)) for run in runs]
+def entries_of(*runs: Path) -> list[ComparedRun]:
+    return [compared_run(run.name, read_run(run)) for run in runs]
 
 
 def resampled(*columns: np.ndarray) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_the_terminal_says_the_same(tmp_path: Path) -> None:
     entries = entries_of(answer(runs[0], label, a), answer(runs[1], label, b))
     (cut,) = entries_of(fake_run(tmp_path / "cut", CLASSES, lr=3e-3))
     (cut.run.path / "test_metrics.json").unlink()
-    entries.append(entry("cut", read_run(cut.run.path)))
+    entries.append(compared_run("cut", read_run(cut.run.path)))
     console = Console(width=200, record=True, file=(tmp_path / "out.txt").open("w"))
     console.print(rendered(entries))
     text = console.export_text().replace("\u202f", " ").replace("\u00a0", " ")

@@ -152,7 +152,7 @@ def test_nothing_of_a_stage_stays(strategy: str, num: int, tmp_path: Path) -> No
         assert rows == [{"models": 0, "optimizers": 0, "made": 4 * stage, "alive": []} for stage in (1, 2, 3)]
     chain = factory.load(Backbone(name="resnet-tiny"), classes=["a"] * 10, size=32, resize=32, head="new", seed=0).chain
     firsts = [chain.index(str(stage["unfreeze"])) for stage in (HEAD, MIDDLE, LAST)]
-    saved = [checkpoint.load(path) for path in checkpoint.standing(run / "checkpoints")]
+    saved = [checkpoint.load(path) for path in checkpoint.committed(run / "checkpoints")]
     assert len(saved) >= 11
     for state in saved:
         assert state.weights.keys() == chain.net.state_dict().keys()

@@ -68,6 +68,6 @@ def test_each_stage_begins_with_a_fresh_loss_scale(made_recipe: Made, tmp_path: 
     stages = [HEAD | {"steps": 4}, ALL | {"steps": 3}, ALL | {"name": "more", "steps": 2}]
     outcome = train(made_recipe(stages=stages), RunFlags(folder=tmp_path / "run", workers=0, save_steps=1, keep=100))
     assert outcome["outcome"] == "finished"
-    states = [checkpoint.load(path) for path in reversed(checkpoint.standing(tmp_path / "run" / "checkpoints"))]
+    states = [checkpoint.load(path) for path in reversed(checkpoint.committed(tmp_path / "run" / "checkpoints"))]
     scales = {(s.progress.stage, s.progress.step): s.extra["scaler"]["scale"] for s in states if s.extra}
     assert scales == {(stage, step): SCALE * 2**step for stage, last in enumerate((4, 3, 2)) for step in range(1, last)}

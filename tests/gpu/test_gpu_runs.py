@@ -59,7 +59,7 @@ def test_losses_are_those_of_the_cpu_in_fp32(
     assert len(got) == 9
     assert all(abs(a - b) <= TOLERANCE[precision] * max(1.0, b) for a, b in zip(got, want, strict=True)), (got, want)
     assert got != want, "it ran as the other did"
-    states = [checkpoint.load(path) for path in checkpoint.standing(run / "checkpoints")]
+    states = [checkpoint.load(path) for path in checkpoint.committed(run / "checkpoints")]
     scaled = {s.progress.order[:2]: s.extra["scaler"] for s in states if s.extra}
     # every step of fp16 was scaled, and none left out: the tracker counts those since the scale was last changed
     assert {where: (s["scale"], s["_growth_tracker"]) for where, s in scaled.items()} == (
@@ -74,7 +74,7 @@ def test_a_step_that_overflows_in_fp16_is_left_out(device: str, optimizer: str, 
     recipe = small("resnet", stages=[HEAD | {"optimizer": optimizer, "steps": 3}])
     run = trained(recipe, tmp_path / "run", device, "fp16", 2.0**60, **EVERY_STEP)
     assert not load_file(run / "weights.safetensors")["fc.weight"].any()
-    states = [checkpoint.load(path) for path in reversed(checkpoint.standing(run / "checkpoints"))]
+    states = [checkpoint.load(path) for path in reversed(checkpoint.committed(run / "checkpoints"))]
     assert [s.extra["scaler"]["scale"] for s in states if s.extra] == [2.0**59, 2.0**58]
 
 

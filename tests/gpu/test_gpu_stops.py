@@ -72,7 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str]
 def killed_after(whole: Path, folder: Path, stage: int, step: int) -> Path:
     """A copy of a run as it stood when this checkpoint was its newest: with rows beyond it, and without an outcome."""
     shutil.copytree(whole, folder)
-    for path in checkpoint.standing(folder / "checkpoints"):
+    for path in checkpoint.committed(folder / "checkpoints"):
         if checkpoint.load(path).progress.order[:2] > (stage, step):
             shutil.rmtree(path)
     for name in ("outcome.json", "report.html", "test_metrics.json", "weights.safetensors"):
@@ -88,7 +88,7 @@ def test_a_run_goes_on_from_every_boundary_bit_for_bit(
     device: str, kind: str, undisturbed: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     whole = undisturbed(kind, device)
-    scales = [s.extra["scaler"]["scale"] for path in checkpoint.standing(whole / "checkpoints") if (s := checkpoint.load(path)).extra]
+    scales = [s.extra["scaler"]["scale"] for path in checkpoint.committed(whole / "checkpoints") if (s := checkpoint.load(path)).extra]
     assert len(scales) == (5 if "fp16" in kind else 0)
     assert not scales or min(scales) < LOSS_SCALE
     for stage, step in BOUNDARIES:

@@ -28,18 +28,18 @@ def two(references: References, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_every_flipped_bit_and_every_cut_is_seen_and_stepped_over(two: Path) -> None:
-    assert {path.name for path in checkpoint.standing(two)[0].iterdir()} == {
+    assert {path.name for path in checkpoint.committed(two)[0].iterdir()} == {
         "best.safetensors", "manifest.json", "optimizer.pt", "progress.json", "weights.safetensors",
     }  # fmt: skip
     print(f"TLTRAIN_SEED={trials.seed()}")
-    draw = trials.damages(checkpoint.standing(two)[0], 150, 40, trials.seed())
+    draw = trials.damages(checkpoint.committed(two)[0], 150, 40, trials.seed())
     assert [problem for damage in draw for problem in trials.overlooked(two, damage)] == []
 
 
 def test_no_bit_of_the_manifest_can_flip_unseen(two: Path, tmp_path: Path) -> None:
     """Its own checksum is all that protects it: every bit of it, and every length."""
     path = tmp_path / "copy"
-    shutil.copytree(checkpoint.standing(two)[0], path)
+    shutil.copytree(checkpoint.committed(two)[0], path)
     manifest, unseen = path / checkpoint.MANIFEST, []
     whole = manifest.read_bytes()
     assert checkpoint.verify(path) is None
@@ -90,24 +90,24 @@ def _manifest_is_a_list(path: Path) -> None:
 def test_an_incomplete_checkpoint_is_named_and_stepped_over(spoil: Callable[[Path], None], problem: str, two: Path, tmp_path: Path) -> None:
     folder, said = tmp_path / "checkpoints", list[str]()
     shutil.copytree(two, folder)
-    newest, older = checkpoint.standing(folder)
+    newest, older = checkpoint.committed(folder)
     spoil(newest)
     assert checkpoint.newest(folder, said.append) == older
     assert len(said) == 1
     assert problem in said[0]
     assert f"checkpoint {newest.name} is damaged" in said[0]
     assert (folder / f"damaged-{newest.name}").is_dir()
-    assert checkpoint.standing(folder) == [older]
+    assert checkpoint.committed(folder) == [older]
 
 
 def test_half_written_and_half_deleted_folders_are_ignored(two: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
-    newest = checkpoint.standing(folder)[0]
+    newest = checkpoint.committed(folder)[0]
     shutil.copytree(newest, folder / f".{newest.name.replace('000001', '000002')}.tmp")
     newest.rename(folder / f".{newest.name}.123.old")
-    assert [path.name for path in checkpoint.standing(folder)] == [p.name for p in checkpoint.standing(two)[1:]]
-    assert checkpoint.newest(folder, pytest.fail) == checkpoint.standing(folder)[0]
+    assert [path.name for path in checkpoint.committed(folder)] == [p.name for p in checkpoint.committed(two)[1:]]
+    assert checkpoint.newest(folder, pytest.fail) == checkpoint.committed(folder)[0]
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_run_whose_newest_checkpoints_are_damaged_goes_on_from_an_older_one(re
     """It trains the lost steps again, and ends equal."""
     trial = Trial(trials.recipe(), str(tmp_path / "run"), start=trials.EVERY_STEP)
     assert world.run(replace(trial, before="signal_after", arguments=(7,))) == [75]
-    newest = checkpoint.standing(tmp_path / "run" / "checkpoints")[:3]
+    newest = checkpoint.committed(tmp_path / "run" / "checkpoints")[:3]
     for path, file in zip(newest, ("progress.json", "optimizer.pt", "weights.safetensors"), strict=True):
         content = bytearray((path / file).read_bytes())
         content[len(content) // 2] ^= 4
@@ -133,7 +133,7 @@ def test_a_run_whose_newest_checkpoints_are_damaged_goes_on_from_an_older_one(re
 def test_a_run_whose_every_checkpoint_is_damaged_starts_anew(references: References, tmp_path: Path) -> None:
     trial = Trial(trials.recipe(), str(tmp_path / "run"), start=trials.EVERY_STEP)
     assert world.run(replace(trial, before="signal_after", arguments=(3,))) == [75]
-    for path in checkpoint.standing(tmp_path / "run" / "checkpoints"):
+    for path in checkpoint.committed(tmp_path / "run" / "checkpoints"):
         (path / checkpoint.MANIFEST).unlink()
     assert trials.differences(world.finish(trial), references(1)) == []
 
@@ -170,10 +170,10 @@ def test_older_ones_go_only_after_the_new_one_stands(tmp_path: Path, monkeypatch
         patch.setattr(files, "commit_folder", _no_space)
         with pytest.raises(UserError, match=r"could not be written .*No space left.*older checkpoints are untouched"):
             checkpoint.save(tmp_path, made_state(3), 1, keep=2)
-    assert [path.name[-10:] for path in checkpoint.standing(tmp_path)] == ["00000002-1", "00000001-1"]
+    assert [path.name[-10:] for path in checkpoint.committed(tmp_path)] == ["00000002-1", "00000001-1"]
     checkpoint.save(tmp_path, made_state(3), 1, keep=2)
-    assert [path.name[-10:] for path in checkpoint.standing(tmp_path)] == ["00000003-1", "00000002-1"]
-    assert all(checkpoint.verify(path) is None for path in checkpoint.standing(tmp_path))
+    assert [path.name[-10:] for path in checkpoint.committed(tmp_path)] == ["00000003-1", "00000002-1"]
+    assert all(checkpoint.verify(path) is None for path in checkpoint.committed(tmp_path))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -190,7 +190,7 @@ def test_the_newest_position_counts_and_of_equal_ones_the_later_start(tmp_path: 
     for generation, stage, step, evaluated in saved:
         progress = Progress(stage, step, evaluated)
         checkpoint.save(tmp_path, replace(made_state(step), progress=progress), generation, keep=100)
-    assert [path.name for path in checkpoint.standing(tmp_path)] == [
+    assert [path.name for path in checkpoint.committed(tmp_path)] == [
         "000001-01-00000002-1", "000001-01-00000000-0", "000002-00-00000010-0", "000001-00-00000009-1",
         "000002-00-00000009-0", "000001-00-00000009-0", "000003-00-00000004-1", "000004-00-00000001-0",
     ]  # fmt: skip
@@ -234,7 +234,7 @@ def test_the_background_writer_reports_what_it_met(tmp_path: Path, monkeypatch: 
     saver.submit(made_state(2))
     with pytest.raises(UserError, match="No space left"):
         saver.wait()
-    assert [path.name for path in checkpoint.standing(tmp_path)] == ["000001-01-00000001-1"]
+    assert [path.name for path in checkpoint.committed(tmp_path)] == ["000001-01-00000001-1"]
 
 
 def test_a_start_that_was_taken_over_writes_no_checkpoint(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_loss_scale_forgets_a_step_that_was_broken_off(monkeypatch: pytest.M
         train(spec, RunFlags(folder=tmp_path / "run", workers=0, save_steps=1, keep=9))
     assert kept(tmp_path / "run")["max_device_batch"] == 4
     assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
-    ours, theirs = (checkpoint.load(checkpoint.standing(tmp_path / name / "checkpoints")[1]).extra for name in ("run", "smaller"))
+    ours, theirs = (checkpoint.load(checkpoint.committed(tmp_path / name / "checkpoints")[1]).extra for name in ("run", "smaller"))
     assert ours == theirs
     assert theirs["scaler"]["scale"] > 0
 

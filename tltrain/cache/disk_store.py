@@ -38,7 +38,7 @@ class Store:
     def __init__(self, root: Path, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> None:
         """root: the folder of all stores. key: JSON values; made_by: what could make the same bytes again, kept and not compared."""
         self.path = root / f"{kind}-{digest(key)}"
-        self.handle = _hold(self.path)
+        self.handle = _lock_shared(self.path)
         try:
             if not (self.path / ABOUT).exists():
                 files.write_json(self.path / ABOUT, {"kind": kind, "key": key, "made_by": made_by})
@@ -50,11 +50,11 @@ class Store:
                 if time.time() - left.stat().st_mtime > LEFT_OVER_S:
                     left.unlink()
 
-    def standing(self) -> dict[str, Path]:
+    def list_shards(self) -> dict[str, Path]:
         """Name to file of every shard that is there; whether its bytes are sound says `sound`."""
-        return standing(self.path)
+        return list_shards(self.path)
 
-    def sound(self, file: Path) -> bool:
+    def verify_shard(self, file: Path) -> bool:
         """Whether a shard's bytes are those that were written. A damaged one is removed: it can be made again."""
         with _gone_already(), file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest()[:32] == file.name.split(".")[1]:
@@ -83,7 +83,7 @@ class Store:
         self.close()
 
 
-def standing(path: Path) -> dict[str, Path]:
+def list_shards(path: Path) -> dict[str, Path]:
     """Name to file of every shard in a store's folder, the same file for every reader where one was made twice with different bytes."""
     return {file.name.partition(".")[0]: file for file in sorted(path.glob("*.safetensors"))}
 
@@ -149,7 +149,7 @@ def owned_by_other(path: Path) -> str | None:
 
 def remove(store: Standing) -> bool:
     """Delete a store; False, and nothing done, where a process has it open. Raises OSError for one that `owned_by_other` names."""
-    with _alone(store.path) as alone:
+    with _lock_exclusive(store.path) as alone:
         if not alone:
             return not store.path.exists()
         hidden = _hide(store.path)
@@ -169,7 +169,7 @@ def make_room(root: Path, needed: int, limit: int, keep: Path) -> bool:
     with ExitStack() as locks:
         unused: list[Path] = []
         for store in others if needed <= limit else ():
-            if too_many > 0 and owned_by_other(store.path) is None and locks.enter_context(_alone(store.path)):
+            if too_many > 0 and owned_by_other(store.path) is None and locks.enter_context(_lock_exclusive(store.path)):
                 unused.append(store.path)
                 too_many -= store.bytes
         if too_many > 0:
@@ -185,7 +185,7 @@ def default_limit(root: Path) -> int:
     return (shutil.disk_usage(root).free + sum(store.bytes for store in stores(root))) // 2
 
 
-def _hold(path: Path) -> int:
+def _lock_shared(path: Path) -> int:
     """An open handle with a shared lock on a store's folder, which is made if absent."""
     while True:  # until it is not evicted between two of these calls
         path.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def _open_lock(file: Path, flags: int = 0) -> int:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[bool]:
+def _lock_exclusive(path: Path) -> Iterator[bool]:
     """Whether no other process has a store open; inside, none can open it. False as well where that cannot be known."""
     try:
         handle = _open_lock(path / LOCK)

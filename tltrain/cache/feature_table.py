@@ -79,7 +79,7 @@ def _missing(runtime: Runtime, store: Store, names: Sequence[str], asked: Callab
 
     asked: as in `fill`; whom it stops calls the rest missing. None: nothing is read.
     """
-    standing = store.standing()
+    standing = store.list_shards()
     gone = torch.zeros(len(names), dtype=torch.int64)
     for i, name in enumerate(names):
         mine = i % runtime.local_world == runtime.local_rank
@@ -93,7 +93,7 @@ def _missing(runtime: Runtime, store: Store, names: Sequence[str], asked: Callab
 
 def _sound(store: Store, file: Path) -> bool:
     try:
-        return store.sound(file)
+        return store.verify_shard(file)
     except OSError:  # what cannot be read is made again; an error of one process would let the others wait
         return False
 
@@ -116,7 +116,7 @@ def _rounds(
                 store.write(*next(made))
             except OSError as error:
                 why = str(error)
-        facts = agreement.now([int(stop), int(bool(why))])
+        flags = agreement.sum_now([int(stop), int(bool(why))])
         if facts[STOP]:
             return ASKED
         if facts[ERROR]:
@@ -130,7 +130,7 @@ class Rows:
     def __init__(self, store: Store, layout: Layout, place: Place, device: torch.device) -> None:
         """Holds the store open until `close`."""
         self.store, self.layout, self.place, self.device = store, layout, place, device
-        standing = store.standing()
+        standing = store.list_shards()
         parts = [disk_store.read(standing[name])["rows"] for name in layout.names()]
         self.parts: list[Tensor] = parts
         if place != "disk":

@@ -94,7 +94,7 @@ class ImageCache:
         yield from zip(names, made, strict=True)
 
     def _map(self, number: int) -> _Shard:
-        self._files = self._files or disk_store.standing(self.folder)
+        self._files = self._files or disk_store.list_shards(self.folder)
         tensors = disk_store.read(self._files[f"{number:06d}"])
         pixels, size_N2 = tensors["pixels"].numpy(), tensors["size"].numpy().astype(np.int64)
         pixels.flags.writeable = False

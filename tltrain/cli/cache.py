@@ -44,7 +44,7 @@ def show(as_json: bool) -> int:
 def describe(store: Standing) -> dict[str, Any]:
     """A store in JSON values. rows: those that stand; used: seconds since the epoch."""
     what, recipe, stage = _what(store)
-    standing = disk_store.standing(store.path)
+    standing = disk_store.list_shards(store.path)
     return {
         "name": store.path.name,
         "kind": store.kind,
@@ -89,7 +89,7 @@ def _stores(num: int) -> str:
 
 
 def _in_use(store: Standing) -> bool:
-    with disk_store._alone(store.path) as alone:
+    with disk_store._lock_exclusive(store.path) as alone:
         return not alone
 
 
@@ -152,8 +152,8 @@ def _verify(maker: Maker, found: Standing, num_rows: int, draw: random.Random) -
     if name != f"{found.kind}-{disk_store.digest(found.key)}":
         return [f"{disk_store.ABOUT} does not say what this is; {remedy}"], "nothing was computed again"
     with Store(found.path.parent, found.kind, found.key, found.made_by) as store:
-        standing = store.standing()
-        sound = {shard: file for shard, file in sorted(standing.items()) if store.sound(file)}
+        standing = store.list_shards()
+        sound = {shard: file for shard, file in sorted(standing.items()) if store.verify_shard(file)}
         damaged = sorted(standing.keys() - sound)
         wrong = [f"shard {shard} was damaged, and is removed: the next run that asks for it makes it again" for shard in damaged]
         said = f"{len(sound)} shard{'' if len(sound) == 1 else 's'} sound"

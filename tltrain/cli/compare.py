@@ -14,7 +14,7 @@ from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
 from tltrain.runs.record import number, read_run
 from tltrain.runs.report.compare_page import between, p_value, pairs_with_best, value_text, verdict
-from tltrain.runs.report.comparison import Entry, Interval, differing, entry, grouped
+from tltrain.runs.report.comparison import ComparedRun, Interval, differing, compared_run, grouped
 from tltrain.runs.report.formatting import DASH, count, duration, ended, memory, percent, points
 from tltrain.runs.report.write import write_entries
 
@@ -25,7 +25,7 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
     """Print the comparison of run folders, and write its page to `out`. Raises UserError."""
     if len(paths) < 2:
         raise UserError("one run cannot be compared; give two run folders or more")
-    entries = [entry(name, read_run(path)) for name, path in zip(names(paths), paths, strict=True)]
+    entries = [compared_run(name, read_run(path)) for name, path in zip(names(paths), paths, strict=True)]
     Terminal(highlight=False).print(rendered(entries))
     return write_entries(entries, out, title)
 
@@ -36,7 +36,7 @@ def names(paths: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
-def rendered(entries: Sequence[Entry]) -> RenderableType:
+def rendered(entries: Sequence[ComparedRun]) -> RenderableType:
     """Runs, groups of seeds, paired differences, recipes, and the verdict."""
     said, why = verdict(entries)
     tables: list[RenderableType] = [_runs(entries), *_seeds(entries), *_pairs(entries), *_recipes(entries)]
@@ -44,7 +44,7 @@ def rendered(entries: Sequence[Entry]) -> RenderableType:
     return Group(*blocks, Text(escape.line(said), style="bold"), *([_name(why)] if why else []), Text())
 
 
-def _runs(entries: Sequence[Entry]) -> Table:
+def _runs(entries: Sequence[ComparedRun]) -> Table:
     table = _table("run", "top-1 (95 % interval)", "F1", "ECE", "images", "time", "device time", "memory")
     for e in entries:
         cost = [count(e.run.num_images), duration(e.run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
@@ -60,7 +60,7 @@ def _figure(figure: Interval) -> str:
     return f"{percent(figure.value)} ({between(figure)})"
 
 
-def _seeds(entries: Sequence[Entry]) -> list[Table]:
+def _seeds(entries: Sequence[ComparedRun]) -> list[Table]:
     groups = grouped(entries)
     if all(len(group.entries) == 1 for group in groups):
         return []
@@ -70,7 +70,7 @@ def _seeds(entries: Sequence[Entry]) -> list[Table]:
     return [table]
 
 
-def _pairs(entries: Sequence[Entry]) -> list[Table]:
+def _pairs(entries: Sequence[ComparedRun]) -> list[Table]:
     found = pairs_with_best(entries)
     if not found:
         return []
@@ -83,7 +83,7 @@ def _pairs(entries: Sequence[Entry]) -> list[Table]:
     return [table]
 
 
-def _recipes(entries: Sequence[Entry]) -> list[RenderableType]:
+def _recipes(entries: Sequence[ComparedRun]) -> list[RenderableType]:
     groups = grouped(entries)
     rows = differing(groups)
     if not rows:

@@ -65,7 +65,7 @@ class Watch:
                     self.taken_over = True
                     self.superseded(newest)
             if self.world > 1 and time.monotonic() - self.since > self.timeout_s:
-                details = self._accusation()
+                details = self._hang_report()
                 sys.stderr.write(f"tltrain: {details['error']}\n")
                 sys.stderr.flush()
                 self.failed(details)
@@ -105,7 +105,7 @@ class Watch:
         error = f"rank {rank} is gone; rank {self.rank} met this in {_words(mine)}"
         return {"outcome": "failed", "error": error, "rank": rank, **mine}
 
-    def _accusation(self) -> dict[str, Any]:
+    def _hang_report(self) -> dict[str, Any]:
         """Who this process has waited for and where, as the details of a failure: the first silent process, or itself where all live."""
         mine = dict(zip(("stage", "step", "call"), self.place, strict=True))
         lines = [f"rank {self.rank} has waited {self.timeout_s:.0f} s in {_words(mine)}, and ends itself"]

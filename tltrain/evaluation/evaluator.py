@@ -18,7 +18,7 @@ from tltrain.models.precision import full_precision
 
 
 class Interrupted(Exception):
-    """Somebody asked all processes to stop, in the middle of a split."""
+    """Somebody should_stop all processes to stop, in the middle of a split."""
 
 
 def predict(
@@ -27,23 +27,23 @@ def predict(
     loader: Iterable[Batch],
     temperature: float = 1.0,
     entry: InputAdapter = WHOLE,
-    asked: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Predictions:
     """Predictions of a model for a split, gathered over processes; samples that only fill up the last batches are dropped.
 
-    temperature: of the calibrated confidence; the rest is what the model itself says. asked: called before each batch, by all
+    temperature: of the calibrated confidence; the rest is what the model itself says. should_stop: called before each batch, by all
     processes alike; True raises Interrupted.
     """
-    rows_N8 = _gathered(runtime, model, loader, partial(_row, temperature), entry, asked)
+    rows_N8 = _gathered(runtime, model, loader, partial(_row, temperature), entry, should_stop)
     index, label, predicted = (rows_N8[:, i].astype(np.int64) for i in (0, 2, 3))
     return Predictions(index, label, predicted, rows_N8[:, 4], rows_N8[:, 5], rows_N8[:, 6] > 0, rows_N8[:, 7], temperature)
 
 
 def logits(
-    runtime: Runtime, model: nn.Module, loader: Iterable[Batch], asked: Callable[[], bool] | None = None
+    runtime: Runtime, model: nn.Module, loader: Iterable[Batch], should_stop: Callable[[], bool] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits (N, K) float64, labels (N,) int64) of a model for a split, gathered as in `predict`."""
-    rows_NC = _gathered(runtime, model, loader, _logits_row, asked=asked)
+    rows_NC = _gathered(runtime, model, loader, _logits_row, should_stop=should_stop)
     return rows_NC[:, 3:], rows_NC[:, 2].astype(np.int64)
 
 
@@ -53,7 +53,7 @@ def _gathered(
     loader: Iterable[Batch],
     row: Callable[[Tensor, Batch], Tensor],
     entry: InputAdapter = WHOLE,
-    asked: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> np.ndarray:
     """One row a sample, ordered by position. row: (logits, batch) to (B, C) float64 that begins with index and weight."""
     training = model.training
@@ -62,7 +62,7 @@ def _gathered(
     try:
         with torch.no_grad():
             for cpu_batch in loader:
-                if asked is not None and asked():
+                if should_stop is not None and should_stop():
                     raise Interrupted
                 batch = to_device(cpu_batch, runtime.device)
                 given = entry(batch)

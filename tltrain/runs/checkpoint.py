@@ -90,7 +90,7 @@ def save(folder: Path, state: State, generation: int, keep: int) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         untouched = "older checkpoints are untouched. Make room, and start again"
         raise UserError(f"checkpoint {name} could not be written to {folder}: {_behind(error)}; {untouched}") from error
-    for old in standing(folder)[keep:]:
+    for old in committed(folder)[keep:]:
         files.remove_folder(old)
     for left in folder.glob(".[0-9]*"):  # what earlier starts were killed at while they wrote or deleted it
         if int(left.name[1:7]) < generation:
@@ -137,7 +137,7 @@ class Saver:
             save(self.folder, state, self.generation, self.keep)
 
 
-def standing(folder: Path) -> list[Path]:
+def committed(folder: Path) -> list[Path]:
     """Committed checkpoints, the newest position first; of equal positions the later generation first."""
     found = [path for path in folder.glob("[0-9]*-*-*-*") if path.is_dir()] if folder.is_dir() else []
     return sorted(found, key=lambda path: (path.name.split("-")[1:], path.name), reverse=True)
@@ -145,7 +145,7 @@ def standing(folder: Path) -> list[Path]:
 
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest valid checkpoint. A damaged one is named, set aside and stepped over."""
-    for path in standing(folder):
+    for path in committed(folder):
         problem = verify(path)
         if problem is None:
             return path

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What a page needs of one run folder."""
 
     path: Path
@@ -75,12 +75,12 @@ class Run:
         return max((number(row, "seconds") for row in self.of_kind("stage_end")), default=math.nan)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunRecord:
     """Raises UserError when `path` is no run folder or one of its files is not what it should be."""
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{path} has no recipe.yaml; give the folder of a run, as `tltrain train` makes it")
-    return Run(
+    return RunRecord(
         path=path,
         recipe=parse(recipe.read_text(encoding="utf-8"), str(recipe), kept=True),
         rows=read_rows(path),

@@ -94,7 +94,7 @@ class StageResult:
     """finished, early (no better weights for `patience` evaluations), or the name of the signal that stopped it."""
 
 
-STOP, SAVE, BAD, ERROR = range(4)  # the facts that ranks agree on
+STOP, SAVE, BAD, ERROR = range(4)  # the flags that ranks all-reduce
 
 
 def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
@@ -111,21 +111,21 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
             evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
             saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
             job.watch.at(stage.spec.name, step, "agree")
-            facts = [job.stop.asked, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
-            sums = agreement.now(facts) if evaluates or saves or step == stage.num_steps else agreement.swap(facts)
+            flags = [job.stop.requested, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
+            sums = agreement.sum_now(facts) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(facts)
             if sums[BAD]:
                 raise loop.not_finite()
             if sums[ERROR]:
                 raise SaveFailed("a checkpoint could not be written")
             if evaluates and not sums[STOP]:
                 try:
-                    progress, best = loop.evaluate(progress, best, lambda: agreement.swap([job.stop.asked, 0, 0, 0])[STOP] > 0)
+                    progress, best = loop.evaluate(progress, best, lambda: agreement.sum_previous([job.stop.requested, 0, 0, 0])[STOP] > 0)
                 except Interrupted:
                     sums[STOP] = 1
             progress = replace(progress, seconds=seconds_before + clock() - began)
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
-                if agreement.now([0, 0, loop.settle(), 0])[BAD]:
+                if agreement.sum_now([0, 0, loop.settle(), 0])[BAD]:
                     raise loop.not_finite()
                 progress = loop.save(progress, best)
                 last_save = clock()
@@ -187,7 +187,7 @@ class _TrainLoop:
             job.watch.at(job.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
             return asked()
 
-        predictions = predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, asked=alive)
+        predictions = predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, should_stop=alive)
         check_finite(predictions, "val", job.stage, step)
         figures = metrics.summary(predictions, job.num_classes)
         if figures[select] is None:

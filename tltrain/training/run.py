@@ -177,7 +177,7 @@ def _preview(run: Run) -> Path | None:
 def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     """The teacher's own figures, first of all: a student of a bad teacher is not worth its time."""
     split = run.images.val or run.images.train
-    predictions = predict(run.runtime, teacher, run.eval_batches(split), asked=_alive(run, "teacher"))
+    predictions = predict(run.runtime, teacher, run.eval_batches(split), should_stop=_alive(run, "teacher"))
     figures = metrics.summary(predictions, len(run.images.classes))
     where = {"stage": "teacher", "stage_index": 0, "step": 0, "run_step": 0, "epoch": 0.0}
     run.log({"kind": "teacher", **where, "split": split.name, **figures})
@@ -205,7 +205,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
     temperature = _temperature(run, chain.eval())
     test = run.images.test
     if test is not None:
-        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, asked=_alive(run, "test"))
+        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, should_stop=_alive(run, "test"))
         check_finite(predictions, "test", last, last.num_steps)
     if run.runtime.is_main:
         write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
@@ -236,7 +236,7 @@ def _temperature(run: Run, chain: Chain) -> float:
     """Fitted on val, by every process alike; 1 where there is no val."""
     if run.images.val is None:
         return 1.0
-    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val), asked=_alive(run, "calibrate")))
+    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val), should_stop=_alive(run, "calibrate")))
 
 
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:

@@ -175,7 +175,7 @@ def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dic
         opened = Store(store_root(), kind, key, made_by)
     except (OSError, UserError) as error:
         why = str(error)
-    if not FlagAllReduce(run.runtime, 1).now([int(opened is None)])[0]:
+    if not FlagAllReduce(run.runtime, 1).sum_now([int(opened is None)])[0]:
         return opened
     if opened is not None:
         opened.close()

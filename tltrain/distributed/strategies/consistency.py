@@ -51,7 +51,7 @@ class Guard:
         last: the weights after the `steps` of this start (complete on process 0). A block may stay as it was where the optimizer's
         state says that its gradients were zero, or that its steps drown in rounding. SGD without momentum keeps no such state.
         """
-        self.spread.settle()
+        self.spread.reshard()
         changed = (_checksums(self.chain, trained=False) != self.frozen).any(1)
         if changed.any():
             block = self.chain.blocks[int(changed.nonzero()[0])].name
@@ -80,7 +80,7 @@ class Guard:
         return self._scale() == self.scale * float(self.runtime.accelerator.scaler.get_backoff_factor()) ** num_steps
 
     def _unchanged(self, last: dict[str, Tensor]) -> list[int]:
-        given = self.spread.given
+        given = self.spread.initial_weights
         return [
             i
             for i in range(self.chain.training_from, len(self.chain.blocks))

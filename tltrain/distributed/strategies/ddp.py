@@ -21,7 +21,7 @@ class Strategy:
     """One process, or DDP: every process holds all weights."""
 
     replicated = True
-    lays_out = True
+    channels_last = True
     """Whether weights lie as images do, so that convolutions need not turn them in every step; what is sharded must be contiguous."""
     fuses_sgd = True
     """Whether torch has a fused SGD for the tensors of this strategy."""
@@ -34,9 +34,9 @@ class Strategy:
         compiled: by torch.compile, in place, so that no name changes; a graph for each shape of a batch, whatever came before it.
         """
         self.runtime, self.chain, self.clip = runtime, chain, clip
-        self.given = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}  # not on the device: it is full
+        self.initial_weights = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}  # not on the device: it is full
         self.forgotten: set[str] = set()
-        chain.to(memory_format=chain.layout if self.lays_out else torch.contiguous_format)
+        chain.to(memory_format=chain.layout if self.channels_last else torch.contiguous_format)
         if isinstance(optimizer, torch.optim.SGD) and (runtime.accelerator.scaler is not None or not self.fuses_sgd):
             optimizer = _plain(optimizer)
         self.model, self.optimizer = self._prepare(chain, optimizer)
@@ -83,7 +83,7 @@ class Strategy:
         self.model.zero_grad(set_to_none=True)
         self.model.train()
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Bring every parameter into the form it has between steps."""
 
     def weights(self) -> dict[str, Tensor]:
@@ -91,8 +91,8 @@ class Strategy:
 
         A frozen tensor is the one that the stage was given: no strategy's cast has touched it.
         """
-        self.settle()
-        out = dict(self.given)
+        self.reshard()
+        out = dict(self.initial_weights)
         for name, parameter in self.chain.net.named_parameters():
             if parameter.requires_grad:
                 out[name] = self._full(parameter)
@@ -111,7 +111,7 @@ class Strategy:
 
     def optimizer_state(self) -> OptimizerState:
         """Copies in host memory. Collective; complete on process 0."""
-        self.settle()
+        self.reshard()
         return {
             name: {key: self._full(value) if isinstance(value, Tensor) else torch.tensor(value) for key, value in state.items()}
             for name, parameter in self.chain.net.named_parameters()

@@ -15,7 +15,7 @@ from tltrain.models.chain import Chain
 class Zero(Strategy):
     """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
 
-    lays_out = False
+    channels_last = False
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         accelerator = self.runtime.accelerator
@@ -32,12 +32,12 @@ class Zero(Strategy):
         """DeepSpeed has rounded the weights to its dtype, and taken an optimizer step on zero gradients to make its state. Undo both."""
         for name, parameter in chain.net.named_parameters():
             if parameter.requires_grad:
-                self._put(parameter, self.given[name].to(self.runtime.device, torch.float32), None)
+                self._put(parameter, self.initial_weights[name].to(self.runtime.device, torch.float32), None)
         for name, module in chain.net.named_modules():
             for key, buffer in module._buffers.items():
                 path = f"{name}.{key}" if name else key
-                if buffer is not None and path in self.given:
-                    module._buffers[key] = self.given[path].to(self.runtime.device, copy=True)
+                if buffer is not None and path in self.initial_weights:
+                    module._buffers[key] = self.initial_weights[path].to(self.runtime.device, copy=True)
         for state in self._inner(engine.optimizer).state.values():
             for key, value in state.items():
                 if isinstance(value, Tensor):
@@ -74,7 +74,7 @@ class Zero(Strategy):
         for name, parameter in self.chain.net.named_parameters():
             if parameter.requires_grad and first:
                 full = {key: safe_get_full_optimizer_state(parameter, key) for key in moments}
-                out[name] = {key: value.detach().to("cpu", copy=True).view(self.given[name].shape) for key, value in full.items()}
+                out[name] = {key: value.detach().to("cpu", copy=True).view(self.initial_weights[name].shape) for key, value in full.items()}
                 if "step" in first:
                     out[name]["step"] = torch.as_tensor(float(first["step"]))
         return out

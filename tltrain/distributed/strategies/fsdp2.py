@@ -17,7 +17,7 @@ class Fsdp2(Strategy):
     """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
 
     replicated = False
-    lays_out = False
+    channels_last = False
     fuses_sgd = False
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
@@ -32,7 +32,7 @@ class Fsdp2(Strategy):
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """After a forward without backward the root still holds whole parameters, which are other objects than the sharded ones."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core.output import escape
-from tltrain.runs.record import Run, number
+from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, thinned
-from tltrain.runs.report.comparison import Entry, Group, Interval, Paired, differing, grouped, paired, welch
+from tltrain.runs.report.comparison import ComparedRun, Group, Interval, Paired, differing, grouped, paired, welch
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES
@@ -22,7 +22,7 @@ _MOST_VALUES = 15  # that differ between recipes, shown at once
 _MOST_POINTS = 50  # of one curve: single steps are noise, and several curves lie over one another
 
 
-def comparison(entries: Sequence[Entry], out: Path, title: str, lead: str) -> str:
+def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str) -> str:
     """The whole page; links to the runs' own reports are relative to `out`."""
     groups = grouped(entries)
     said, why = verdict(entries)
@@ -44,7 +44,7 @@ def comparison(entries: Sequence[Entry], out: Path, title: str, lead: str) -> st
     )
 
 
-def verdict(entries: Sequence[Entry]) -> tuple[str, str]:
+def verdict(entries: Sequence[ComparedRun]) -> tuple[str, str]:
     """(which run or recipe gets the most test images right, whether chance could have made the difference to the next and how that
     was judged)."""
     groups = grouped(entries)
@@ -71,12 +71,12 @@ def _judged(luck: bool) -> str:
     return "the difference may be luck" if luck else "more than luck explains"
 
 
-def ranking(entries: Sequence[Entry]) -> list[Entry]:
+def ranking(entries: Sequence[ComparedRun]) -> list[ComparedRun]:
     """The runs that were tested, the best first."""
     return sorted((e for e in entries if e.accuracy is not None), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
 
 
-def num_tested(run: Run) -> int:
+def num_tested(run: RunRecord) -> int:
     return int((run.test or {})["n"])
 
 
@@ -103,7 +103,7 @@ def _verdict_over_seeds(groups: Sequence[Group]) -> tuple[str, str]:
     return f"{said}; {_judged(p >= 0.05)}.", why
 
 
-def _chance(first: Entry, second: Entry) -> tuple[bool, str]:
+def _chance(first: ComparedRun, second: ComparedRun) -> tuple[bool, str]:
     """Whether the choice of test images may explain the difference of two runs, and how that was judged."""
     pair = paired(first, second)
     if pair is not None:
@@ -137,18 +137,18 @@ def _seeds(groups: Sequence[Group]) -> Html | None:
     return el("section", el("h2", "Over seeds"), tables.table(head, rows, class_="wide"), el("h2", "Each run"))
 
 
-def _table(entries: Sequence[Entry], groups: Sequence[Group], out: Path) -> Html:
+def _table(entries: Sequence[ComparedRun], groups: Sequence[Group], out: Path) -> Html:
     ends = [e.accuracy for e in entries if e.accuracy is not None]
     scale = axis(min((e.low for e in ends), default=0.0), max((e.high for e in ends), default=1.0))
     low, high = max(0.0, scale.low), min(1.0, scale.high)
     styles = {id(e): _style(i) for i, group in enumerate(groups) for e in group.entries}
     rows = [_row(styles[id(e)], e, out, low, high) for e in entries]
     marks = f"{100 * low:.0f} to {100 * high:.0f}\u202f%"
-    head = ["Run", "Test accuracy", marks, "F1, mean", "ECE", "Images trained on", "Time", "Device time", "Peak memory"]
+    head = ["RunRecord", "Test accuracy", marks, "F1, mean", "ECE", "Images trained on", "Time", "Device time", "Peak memory"]
     return tables.table(head, rows, class_="wide")
 
 
-def _row(style: str, e: Entry, out: Path, low: float, high: float) -> list[str]:
+def _row(style: str, e: ComparedRun, out: Path, low: float, high: float) -> list[str]:
     run, report = e.run, e.run.path / "report.html"
     where = os.path.relpath(report, out.parent) if report.is_file() else None
     label = el("a", e.name, href=escape.url(Path(where).as_posix())) if where else Html(el("span", e.name))
@@ -170,7 +170,7 @@ def _style(index: int) -> str:
     return f"s{index % 8}"
 
 
-def _note(entries: Sequence[Entry]) -> Html:
+def _note(entries: Sequence[ComparedRun]) -> Html:
     said = [
         f"95\u202f% intervals are bootstrap intervals: the test images drawn again {RESAMPLES:,} times. The calibration error (ECE) is the "
         "network's own, before calibration. Device time is time by processes."
@@ -183,14 +183,14 @@ def _note(entries: Sequence[Entry]) -> Html:
     return el("p", " ".join(said), class_="note under")
 
 
-def pairs_with_best(entries: Sequence[Entry]) -> list[Paired]:
+def pairs_with_best(entries: Sequence[ComparedRun]) -> list[Paired]:
     """The best run with each other one that was tested on the same images, the nearest first."""
     ranked = ranking(entries)
     found = [paired(ranked[0], other) for other in ranked[1:]]
     return [pair for pair in found if pair is not None]
 
 
-def _pairs(entries: Sequence[Entry]) -> Html | None:
+def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
     found = pairs_with_best(entries)
     if not found:
         return None
@@ -246,7 +246,7 @@ def _curves(groups: Sequence[Group]) -> Html | None:
     return el("section", el("h2", "Learning"), el("div", *charts, class_="pair")) if charts else None
 
 
-def _curve(run: Run, kind: str, key: str) -> list[Point]:
+def _curve(run: RunRecord, kind: str, key: str) -> list[Point]:
     return thinned([(float(run.at(row) * run.recipe.batch), number(row, key)) for row in run.of_kind(kind)], _MOST_POINTS)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats as scipy_stats
 
-from tltrain.runs.record import Predicted, Run, number, read_predictions
+from tltrain.runs.record import Predicted, RunRecord, number, read_predictions
 from tltrain.runs.report.stats import bootstrap, f1_macro, gain, mcnemar, wilson
 
 SEEDS = {"seed", "data.seed"}
@@ -28,11 +28,11 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedRun:
     """One run of a comparison."""
 
     name: str
-    run: Run
+    run: RunRecord
     predicted: Predicted | None
     accuracy: Interval | None
     """None where the run has no test figures."""
@@ -50,17 +50,17 @@ class Entry:
         return number(self.run.outcome or {}, "peak_bytes")
 
 
-def entry(name: str, run: Run) -> Entry:
+def compared_run(name: str, run: RunRecord) -> ComparedRun:
     """Intervals are bootstrap intervals; where every image is right or wrong, which they take for certain, Wilson's."""
     if run.test is None:
-        return Entry(name, run, None, None, None)
+        return ComparedRun(name, run, None, None, None)
     predicted, share, n = read_predictions(run.path), number(run.test, "top1"), int(run.test["n"])
     if predicted is None:
-        return Entry(name, run, None, Interval(share, *wilson(share, n)), None)
+        return ComparedRun(name, run, None, Interval(share, *wilson(share, n)), None)
     sure = predicted.right.all() or not predicted.right.any()
     ends = wilson(share, n) if sure else bootstrap(_share, predicted.right)
     f1 = bootstrap(f1_macro, predicted.label, predicted.predicted) if not sure else ends
-    return Entry(name, run, predicted, Interval(share, *ends), Interval(number(run.test, "f1_macro"), *f1))
+    return ComparedRun(name, run, predicted, Interval(share, *ends), Interval(number(run.test, "f1_macro"), *f1))
 
 
 def _share(right: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -71,8 +71,8 @@ def _share(right: np.ndarray, axis: int = -1) -> np.ndarray:
 class Paired:
     """Two runs on the same test images."""
 
-    first: Entry
-    second: Entry
+    first: ComparedRun
+    second: ComparedRun
     only_first: int
     only_second: int
     p: float
@@ -81,7 +81,7 @@ class Paired:
     """How much larger a share the first gets right; the images are resampled, each with both answers."""
 
 
-def paired(first: Entry, second: Entry) -> Paired | None:
+def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
     """None where they were not tested on the same images."""
     a, b = first.predicted, second.predicted
     if a is None or b is None or a.samples != b.samples:
@@ -97,7 +97,7 @@ class Group:
     """Runs of one recipe that differ in their seeds alone."""
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ComparedRun, ...]
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -114,9 +114,9 @@ class Group:
         return float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else math.nan
 
 
-def grouped(entries: Sequence[Entry]) -> list[Group]:
+def grouped(entries: Sequence[ComparedRun]) -> list[Group]:
     """Groups in the order in which their first run stands; a group is called as its recipe, or, where two share that name, by its runs."""
-    found: dict[tuple[str, int], list[Entry]] = {}
+    found: dict[tuple[str, int], list[ComparedRun]] = {}
     seen: Counter[str] = Counter()
     for e in entries:
         flat = e.run.recipe.flat()
@@ -131,7 +131,7 @@ def grouped(entries: Sequence[Entry]) -> list[Group]:
     ]
 
 
-def _called(members: Sequence[Entry], recipe: str | None) -> str:
+def _called(members: Sequence[ComparedRun], recipe: str | None) -> str:
     first, num_others = members[0].name, len(members) - 1
     return first if num_others == 0 else recipe or f"{first} and {num_others} more"
 

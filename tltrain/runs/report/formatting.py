@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tltrain.core.metric import metric
-from tltrain.runs.record import Run, number
+from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report.stats import wilson
 
 DASH = "\u2013"
@@ -93,7 +93,7 @@ def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
     return sorted(cells, key=lambda c: (-c[0], c[1], c[2]))
 
 
-def verdict(run: Run) -> str:
+def verdict(run: RunRecord) -> str:
     """What came out, in one sentence, with how sure one may be of it."""
     if run.test is not None:
         return _test_verdict(run)
@@ -107,12 +107,12 @@ def verdict(run: Run) -> str:
     return f"{_ending(run)}. With the best weights so far {seen}."
 
 
-def ended(run: Run) -> str:
+def ended(run: RunRecord) -> str:
     """The outcome in one word; a run that wrote none goes on, or was killed."""
     return "unfinished" if run.outcome is None else str(run.outcome["outcome"])
 
 
-def _ending(run: Run) -> str:
+def _ending(run: RunRecord) -> str:
     words = {"finished": "The run finished", "failed": "The run failed", "unfinished": "The run has not finished"}
     how = words.get(ended(run), f"The run was {ended(run)}")
     row = next((row for row in reversed(run.rows) if row["kind"] != "teacher"), None)
@@ -122,7 +122,7 @@ def _ending(run: Run) -> str:
     return f"The run has come to {where}" if ended(run) == "unfinished" else f"{how} after {where}"
 
 
-def _test_verdict(run: Run) -> str:
+def _test_verdict(run: RunRecord) -> str:
     assert run.test is not None
     share, n = number(run.test, "top1"), int(run.test["n"])
     classes = run.test["classes"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tltrain.core import registry
 from tltrain.core.metric import metric
-from tltrain.runs.record import Run, number
+from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
 from tltrain.runs.report.formatting import (
@@ -35,7 +35,7 @@ _X_LABEL = "optimizer steps"
 _MOST_POINTS = 120  # of one curve in one stage: single steps are noise
 
 
-def report(run: Run) -> str:
+def report(run: RunRecord) -> str:
     """The whole page."""
     return page(
         f"{run.recipe.name} {DASH} tltrain",
@@ -50,7 +50,7 @@ def report(run: Run) -> str:
     )
 
 
-def _header(run: Run) -> Html:
+def _header(run: RunRecord) -> Html:
     how = ended(run)
     badge = None if how == "finished" else el("span", how, class_="badge")
     recipe = run.recipe
@@ -69,7 +69,7 @@ def _header(run: Run) -> Html:
     )
 
 
-def _figures(run: Run) -> list[tuple[str, str, str]]:
+def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
     items = []
     if (test := run.test) is not None:
         n = int(test["n"])
@@ -97,7 +97,7 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     return items
 
 
-def _learning(run: Run) -> Html | None:
+def _learning(run: RunRecord) -> Html | None:
     train, val = run.of_kind("train"), run.of_kind("val")
     if not train and not val:
         return None
@@ -107,14 +107,14 @@ def _learning(run: Run) -> Html | None:
     return el("section", el("h2", "Learning"), el("div", *charts, stages, class_="pair"))
 
 
-def _spans(run: Run) -> list[Span]:
+def _spans(run: RunRecord) -> list[Span]:
     """The stages that were begun, in optimizer steps over the whole run."""
     ends = list(accumulate(run.stage_steps))
     spans = [Span(s.name, end - n, end) for s, end, n in zip(run.recipe.stages, ends, run.stage_steps, strict=True)]
     return [span for span in spans if span.stop > span.start]
 
 
-def _curve(run: Run, kind: str, key: str) -> list[Point]:
+def _curve(run: RunRecord, kind: str, key: str) -> list[Point]:
     """The points of one key, stage by stage with a gap between: a stage may go on from other weights than the last one's."""
     points: list[Point] = []
     for i in range(len(run.recipe.stages)):
@@ -129,7 +129,7 @@ def _finite(points: list[Point]) -> list[float]:
     return [y for _, y in points if math.isfinite(y)]
 
 
-def _loss_chart(run: Run, spans: list[Span]) -> Html | None:
+def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     lines = [Line("train", _curve(run, "train", "loss"), "s0"), Line("val", _curve(run, "val", "loss"), "s1", dots=True)]
     lines = [line for line in lines if _finite(list(line.points))]
     if not lines:
@@ -141,7 +141,7 @@ def _loss_chart(run: Run, spans: list[Span]) -> Html | None:
     return line_chart(title, lines, y, lambda v: f"{v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
 
 
-def _select_chart(run: Run, spans: list[Span]) -> Html | None:
+def _select_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     select = "top1" if run.recipe.select == "loss" else run.recipe.select  # the loss has a chart of its own
     line = Line("val", _curve(run, "val", select), "s1", dots=True)
     values = _finite(list(line.points))
@@ -158,7 +158,7 @@ def _select_chart(run: Run, spans: list[Span]) -> Html | None:
     return line_chart(title, [line], y, lambda v: f"{scale * v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans, best=best)
 
 
-def _lr_chart(run: Run, spans: list[Span]) -> Html | None:
+def _lr_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     points = _curve(run, "train", "lr")
     values = [y for y in _finite(points) if y > 0]
     if not values:
@@ -172,7 +172,7 @@ def _lr_chart(run: Run, spans: list[Span]) -> Html | None:
     return line_chart(title, lines, y, lambda v: f"{v:.3g}".replace("e-0", "e-"), x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
 
 
-def _stage_table(run: Run) -> Html:
+def _stage_table(run: RunRecord) -> Html:
     select = run.recipe.select
     rows = []
     before = 0.0
@@ -188,7 +188,7 @@ def _stage_table(run: Run) -> Html:
     return parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
 
 
-def _errors(run: Run) -> Html | None:
+def _errors(run: RunRecord) -> Html | None:
     if run.test is None:
         return None
     matrix, classes = run.test["confusion"], [str(c) for c in run.test["classes"]]
@@ -204,14 +204,14 @@ def _errors(run: Run) -> Html | None:
     return el("section", el("h2", "Where it errs"), grid)
 
 
-def _mistakes(run: Run) -> Html | None:
+def _mistakes(run: RunRecord) -> Html | None:
     if not run.mistakes:
         return None
     note = el("p", "What the network saw, what it took it for with which confidence, and what it is.", class_="note")
     return el("section", el("h2", "Its most confident mistakes"), note, parts.mistakes(run.mistakes))
 
 
-def _calibration(run: Run) -> Html | None:
+def _calibration(run: RunRecord) -> Html | None:
     bins = [b for b in run.test["reliability"] if b["n"]] if run.test else []
     if run.test is None or not bins:
         return None
@@ -244,7 +244,7 @@ def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:
     return parts.table(["Confidence, %", "Images", "Mean, %", "Accuracy, %"], rows)
 
 
-def _seen(run: Run) -> Html | None:
+def _seen(run: RunRecord) -> Html | None:
     if run.preview is None:
         return None
     note = "Some training images, first as val and test show them, then in the first views of each stage, before normalisation."
@@ -254,7 +254,7 @@ def _seen(run: Run) -> Html | None:
     return el("section", el("h2", "What it sees"), el("p", note, class_="note"), el("div", image, class_="scroll seen"))
 
 
-def _background(run: Run) -> Html:
+def _background(run: RunRecord) -> Html:
     plan = join(el("h2", "The plan"), el("pre", run.plan)) if run.plan else None
     rest = {k: v for k, v in (run.outcome or {}).items() if k != "error"}
     facts = [("Environment", run.env), ("Outcome", rest)]

@@ -10,7 +10,7 @@ from tltrain.core.errors import UserError
 from tltrain.runs.metrics_log import read_rows
 from tltrain.runs.record import read_run
 from tltrain.runs.report.compare_page import comparison
-from tltrain.runs.report.comparison import Entry, entry
+from tltrain.runs.report.comparison import ComparedRun, compared_run
 from tltrain.runs.report.run_page import report
 
 __all__ = ["read_rows", "write_comparison", "write_entries", "write_report"]
@@ -32,11 +32,11 @@ def write_comparison(runs: Sequence[Path], out: Path, title: str, lead: str = ""
     names: what to call each run; None calls it by its folder's name.
     """
     called = [run.resolve().name for run in runs] if names is None else list(names)
-    entries = [entry(name, read_run(run)) for name, run in zip(called, runs, strict=True)]
+    entries = [compared_run(name, read_run(run)) for name, run in zip(called, runs, strict=True)]
     return write_entries(entries, out, title, lead)
 
 
-def write_entries(entries: Sequence[Entry], out: Path, title: str, lead: str = "") -> Path:
+def write_entries(entries: Sequence[ComparedRun], out: Path, title: str, lead: str = "") -> Path:
     """As `write_comparison`, of runs that are read already."""
     _write(out, comparison(entries, out, title, lead))
     return out
