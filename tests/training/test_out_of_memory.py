@@ -136,7 +136,7 @@ def test_a_process_that_waits_for_one_without_room_ends_itself(whole: Any, tmp_p
     """As in a call of NCCL, which never ends when one process does not make it."""
     trial = cramped(Trial(trials.recipe(), str(tmp_path / "run"), 2, start={"timeout_minutes": 0.4}), "train", 5, 1, True)
     assert world.run(trial) == [1, 75], world.log(trial)
-    assert "rank 0 waits for a process that has left, and ends itself" in world.log(trial)
+    assert "rank 0 waits for a process that has exited, so it exits too" in world.log(trial)
     assert world.outcome(tmp_path / "run")["signal"] == "out of memory"
     assert trials.differences(world.finish(replace(trial, before=None, arguments=())), whole(3, 2)) == []
 

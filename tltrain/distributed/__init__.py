@@ -1,1 +1,1 @@
-"""Processes and devices: what Accelerate is asked for, and what the ranks agree on."""
+"""Processes and devices: the Accelerate set-up, collectives, signals, the watchdog, strategies (DDP, FSDP2, DeepSpeed)."""

@@ -1,4 +1,4 @@
-"""What one rank alone knows, summed over all, so that nobody acts alone."""
+"""All-reduce of small flags, so that all ranks take the same decision at the same step."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from tltrain.distributed.runtime import Runtime
 
 
 class FlagAllReduce:
-    """What one rank alone knows (a signal, a timer, a loss that is not finite), summed over all ranks, so that nobody acts alone.
+    """Sums flags over all ranks: each rank contributes what it alone has observed (a signal, a timer, a loss that is not finite).
 
-    It goes through a side group on the host: no device is waited for. Facts are small non-negative integers.
+    The reduction runs on a gloo group on the host, so it never waits for the GPU. Flags are small non-negative integers.
     """
 
-    def __init__(self, runtime: Runtime, num_facts: int) -> None:
+    def __init__(self, runtime: Runtime, num_flags: int) -> None:
         self.group = runtime.side
-        self.pending: tuple[Tensor | list[int], Any] = ([0] * num_facts, None)
+        self.pending: tuple[Tensor | list[int], Any] = ([0] * num_flags, None)
 
-    def swap(self, facts: Sequence[int]) -> list[int]:
-        """Post this step's facts and return the sums of those posted a step ago."""
+    def sum_previous(self, flags: Sequence[int]) -> list[int]:
+        """Start the all-reduce of this step's flags, and return the sums of the flags given in the call before. Collective."""
         sums = self._wait()
-        self._post(facts)
+        self._post(flags)
         return sums
 
-    def now(self, facts: Sequence[int]) -> list[int]:
-        """The sums of everybody's facts at this moment, with those still under way."""
+    def sum_now(self, flags: Sequence[int]) -> list[int]:
+        """The sums of these flags and of those that are still pending. Waits for all ranks. Collective."""
         before = self._wait()
-        self._post(facts)
+        self._post(flags)
         return [a + b for a, b in zip(before, self._wait(), strict=True)]
 
-    def _post(self, facts: Sequence[int]) -> None:
+    def _post(self, flags: Sequence[int]) -> None:
         if self.group is None:
-            self.pending = (list(facts), None)
+            self.pending = (list(flags), None)
             return
-        tensor = torch.tensor(facts, dtype=torch.int64)
+        tensor = torch.tensor(flags, dtype=torch.int64)
         self.pending = (tensor, dist.all_reduce(tensor, group=self.group, async_op=True))
 
     def _wait(self) -> list[int]:
-        facts, work = self.pending
+        flags, work = self.pending
         if work is not None:
             work.wait()
-        sums = facts if isinstance(facts, list) else [int(v) for v in facts]
+        sums = flags if isinstance(flags, list) else [int(v) for v in flags]
         self.pending = ([0] * len(sums), None)
         return sums

@@ -1,4 +1,4 @@
-"""Errors of a device that has no room: told from others, cleaned up after, and tried again with less."""
+"""Out-of-memory errors: recognise them, free memory, and retry with smaller batches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import torch
 from tltrain.core.errors import UserError
 
 T = TypeVar("T")
-SAID = (
+MESSAGES = (
     "CUDA error: out of memory",
     "MPS backend out of memory",
     "STATUS_ALLOC_FAILED",
     "unable to find an engine to execute this computation",
 )
-"""The same in the words of CUDA itself, of Apple's GPUs, of cuBLAS and cuDNN, and of torch where cuDNN finds room for none of its ways."""
+"""Messages of out-of-memory errors that torch raises as a plain RuntimeError: from CUDA, MPS, cuBLAS and cuDNN. torch raises the last one
+where no cuDNN engine has enough workspace."""
 
 
 class ChunkTooLarge(torch.OutOfMemoryError):
-    """There is no room for a chunk of images in a network that is frozen."""
+    """The device has no room for one chunk of images in the forward pass of a frozen network."""
 
     def __init__(self, error: BaseException, chunk: int) -> None:
         super().__init__(str(error))
@@ -29,12 +30,12 @@ class ChunkTooLarge(torch.OutOfMemoryError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device has no room."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in SAID))
+    """Whether an error means that the device is out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(m in str(error) for m in MESSAGES))
 
 
 def release() -> None:
-    """Give back what nobody holds any more, and count peaks anew. The error must be gone: its frames hold the tensors."""
+    """Free unreferenced memory and reset the peak statistics. Drop the exception first: its traceback keeps the tensors alive."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -42,9 +43,9 @@ def release() -> None:
 
 
 def fitting(compute: Callable[[int], T], size: int) -> tuple[T, int]:
-    """(compute(size), size), or with half as many images at a time, and half of those, until the device has room.
+    """(compute(size), size). On an out-of-memory error it halves `size`, the number of images at a time, and tries again.
 
-    Raises UserError where one image is too many.
+    Raises UserError if even one image does not fit.
     """
     while True:
         try:
@@ -60,6 +61,6 @@ def fitting(compute: Callable[[int], T], size: int) -> tuple[T, int]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the advice that torch gives behind it."""
+    """The first line of an error's message, without torch's advice at its end."""
     lines = str(error).splitlines() or [type(error).__name__]
     return ". ".join(lines[0].split(". ")[:3])

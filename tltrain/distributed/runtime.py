@@ -1,6 +1,6 @@
-"""Accelerate: processes, devices, precision.
+"""The Accelerate set-up of one process: rank, device, precision, collectives.
 
-How a run is spread comes from Accelerate's configuration alone; nothing above this file asks which strategy it is.
+The strategy comes from Accelerate's configuration alone. No other module outside this folder depends on which one it is.
 """
 
 from __future__ import annotations
@@ -24,45 +24,47 @@ from tltrain.core.errors import UserError
 
 @contextlib.contextmanager
 def torch_settings_kept() -> Iterator[None]:
-    """Around every Runtime: what it sets holds for the whole process, and a notebook has more in it than a run."""
+    """Restores torch's process-wide settings on exit. Wrap every Runtime in it: a notebook may go on to other work afterwards."""
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    products = (
-        torch.backends.cuda.matmul.allow_tf32
-    )  # not torch's newer switch beside it: torch.compile reads this one, and both do not mix
+    # This switch and not the newer `fp32_precision`: torch.compile reads this one, and torch refuses a mix of the two.
+    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=warn_only)
         torch.backends.cudnn.benchmark, settings.fill_uninitialized_memory = before[1:]
-        if torch.backends.cuda.matmul.allow_tf32 != products:
-            torch.backends.cuda.matmul.allow_tf32 = products
+        if torch.backends.cuda.matmul.allow_tf32 != matmul_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
 
 
 def rounds_products(device: str, precision: str) -> bool:
-    """Whether matrix products and convolutions in fp32 take their factors in TF32, 10 bits of mantissa and not 23, and add up in fp32:
-    several times faster on GPUs that have it, others leave it out. NVIDIA's own switch turns it off."""
+    """Whether fp32 matrix products and convolutions use TF32: factors with a 10-bit mantissa in place of 23 bits, sums in fp32.
+
+    TF32 is several times faster on GPUs that support it, and others ignore it. NVIDIA_TF32_OVERRIDE=0 turns it off.
+    """
     return device == "cuda" and precision == "no" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
 
 class Runtime:
-    """The processes of this run, and what they do together."""
+    """This process among the processes of a run: rank, device, precision, and collective calls."""
 
     def __init__(self, deterministic: bool, timeout_s: float = 600.0) -> None:
-        """Sets torch's process-wide switches: whoever makes one stands inside `torch_settings_kept`.
+        """Changes torch's process-wide settings, so create it inside `torch_settings_kept`. Raises UserError for a wrong launch.
 
-        timeout_s: a call between processes that takes longer is an error and not a hang."""
+        timeout_s: a collective call that takes longer raises an error, seconds.
+        """
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, before its first call
         torch.use_deterministic_algorithms(deterministic)
-        # A debugging aid that comes with it, and writes every new tensor twice.
+        # Deterministic mode also fills every new tensor with a value, a debugging aid that costs a second write.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not deterministic
-        # Buffers are frozen, or kept equal by synchronised BatchNorm: broadcasting them every step would only hide a drift.
+        # Buffers are frozen or kept equal by synchronised BatchNorm. Broadcasting them in every step would only hide a drift.
         handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         expected = int(os.environ.get("WORLD_SIZE", "1"))
-        if expected > 1:  # without GPUs DeepSpeed is told its backend, since it would otherwise start each process alone
+        if expected > 1:  # DeepSpeed on CPUs needs its backend named: else each process starts a world of one
             on_cpu = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.cuda.is_available()
             backend = "gloo" if on_cpu else None
             handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s)))
@@ -79,34 +81,34 @@ class Runtime:
         self.fresh_scaler = None if scaler is None else scaler.state_dict()
         if self.world != expected or (expected > 1 and self.accelerator.distributed_type == DistributedType.NO):
             raise UserError(
-                f"the launcher started {expected} processes, but each of them is alone (no CPU flag on a machine without GPUs); "
+                f"the launcher started {expected} processes, but they did not form a group (no CPU flag on a machine without GPUs); "
                 "set ACCELERATE_USE_CPU=true, or start one process"
             )
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.distributed_type != DistributedType.FSDP:
             raise UserError(
-                "the accelerate configuration asks for FSDP, and Accelerate shards nothing here: it does so for GPUs, in processes that "
-                "`accelerate launch` or `tltrain launch` starts; start it by one of them, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
+                "the accelerate configuration asks for FSDP, but FSDP needs GPUs and processes that `accelerate launch` or `tltrain launch` "
+                "starts; use one of these commands on a machine with GPUs, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
             )
-        # one for the whole run: a group of gloo is a mesh of sockets, and nobody closes it
+        # One for the whole run: a gloo group is a mesh of sockets that stay open.
         self.side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if self.world > 1 else None
         if self.accelerator.gradient_accumulation_steps != 1:
             steps = self.accelerator.gradient_accumulation_steps
             raise UserError(
-                f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it follows from the recipe's batch"
+                f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it is computed from the recipe's batch"
             )
 
     def seed(self, number: int) -> None:
-        """Seed what draws on this process. Not torch.manual_seed: for each kind of device that is not there it keeps a stack trace."""
+        """Seed torch on this process's devices. torch.manual_seed is not used: it stores a stack trace for every absent device type."""
         torch.default_generator.manual_seed(number)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
 
     def gather(self, x: Tensor) -> Tensor:
-        """Concatenate a tensor of equal shape over processes along its first dimension."""
+        """Concatenate a tensor over processes along its first dimension. Its shape must be the same on all. Collective."""
         return x if self.world == 1 else self.accelerator.gather(x)
 
     def share(self, value: Any) -> Any:
-        """Process 0's value, on every process."""
+        """Broadcast process 0's value to every process. Collective."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
@@ -117,7 +119,7 @@ class Runtime:
             self.accelerator.wait_for_everyone()
 
     def peak_bytes(self) -> int:
-        """Most memory this process has held: of its device where that is a GPU, else of the host."""
+        """Peak memory of this process in bytes: GPU memory on a GPU, else resident host memory."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that ask a run to save and stop: SIGTERM, SIGINT, SIGUSR2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopSignal:
-    """Whether somebody asked this process to stop. The handler only sets a flag: saving or communicating in it could deadlock."""
+    """Records that a signal asked this process to stop. The handler only sets a flag: saving or communicating in it could deadlock."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -19,13 +19,13 @@ class StopSignal:
         self.since = 0.0
 
     @property
-    def asked(self) -> int:
-        """1 where somebody did, as a fact to agree on."""
+    def requested(self) -> int:
+        """1 after a signal, else 0: a flag for `FlagAllReduce`."""
         return int(self.signal is not None)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopSignal]:
-        """Handle the signals inside the block; a second Ctrl-C ends at once."""
+        """Handle the signals inside the block. A second Ctrl-C raises KeyboardInterrupt at once."""
         previous = {number: signal.signal(number, self._set) for number in self.SIGNALS}
         try:
             yield self
@@ -36,5 +36,5 @@ class StopSignal:
     def _set(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGINT and self.signal == name and time.monotonic() - self.since > 1.0:
-            raise KeyboardInterrupt  # within a second it is the same Ctrl-C: the terminal sends it, and a launcher forwards its own
+            raise KeyboardInterrupt  # within 1 s it is the same Ctrl-C: the terminal and the launcher both send it
         self.signal, self.since = name, time.monotonic()

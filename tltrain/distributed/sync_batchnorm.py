@@ -1,6 +1,7 @@
-"""BatchNorm over the global batch: with several processes, statistics that train are those of all images that share a step.
+"""BatchNorm over the global batch: training statistics are computed over all processes' images of one micro-batch.
 
-On GPUs this is torch's SyncBatchNorm, which refuses a CPU; there, the same mean and variance by a differentiable all-reduce.
+GPUs use torch's SyncBatchNorm, which does not support the CPU. On the CPU, GlobalBatchNorm computes the same mean and variance with a
+differentiable all-reduce.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm whose training statistics are those of all processes' images, on any device."""
+    """BatchNorm with training statistics over all processes, on any device."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.ndim}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) -> the same shape. In eval mode, as nn.BatchNorm; in training mode a collective call."""
+        """(B, C, ...) -> the same shape. In eval mode it equals nn.BatchNorm. In training mode it is a collective call."""
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         dims = [d for d in range(input.ndim) if d != 1]
@@ -48,7 +49,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def share_statistics(net: nn.Module, names: list[str], device: torch.device) -> None:
-    """Replace the named BatchNorm modules of a net by ones over the global batch, with the same parameters and buffers."""
+    """Replace the named BatchNorm modules of `net` with synchronised ones that share their parameters and buffers."""
     for name in names:
         parent_name, _, child = name.rpartition(".")
         parent, old = net.get_submodule(parent_name), net.get_submodule(name)

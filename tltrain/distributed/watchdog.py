@@ -1,8 +1,7 @@
-"""A thread beside the loop: it says that this process lives, sees that a newer start has taken the run over, and ends a
-process that waits for ever for one that is gone.
+"""Watchdog thread: writes this process's heartbeat, notices that a newer start has taken the run over, and ends a process that hangs.
 
-Nothing here communicates: a process that hangs in a collective call could not answer. Each process writes where it
-stands into a small file of its own; whoever waits too long reads the others' files and says who is missing.
+It makes no collective calls, since a process that hangs in one could not answer. Each process writes its position into a small file of
+its own. A process that has waited too long reads the files of the others and reports which one is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ BEAT_S = 5.0  # at most this long between two signs of life
 
 
 class Watch:
-    """Where this process stands, for itself and for others. `at` costs an assignment."""
+    """Heartbeat and hang detection of one process. `at` records its position and costs one assignment."""
 
     def __init__(
         self,
@@ -35,8 +34,11 @@ class Watch:
         superseded: Callable[[int], None],
         failed: Callable[[dict[str, Any]], None],
     ) -> None:
-        """timeout_s: a process of several that stays this long at one place calls failed(details) and ends itself.
-        superseded(generation) is called, once, on process 0 when a higher generation appears."""
+        """Writes the first heartbeat and starts the thread.
+
+        timeout_s: longest time at one position, seconds. With several processes, a longer one calls failed(details) and exits with 1.
+        superseded: called once on process 0 with the new generation, when a newer start has claimed the run.
+        """
         self.folder = run / "generations"
         self.generation, self.rank, self.world, self.timeout_s = generation, rank, world, timeout_s
         self.superseded, self.failed, self.taken_over = superseded, failed, False
@@ -49,7 +51,7 @@ class Watch:
         self.thread.start()
 
     def at(self, stage: str, step: int, call: str) -> None:
-        """This process is now in `call` (train, evaluate, save, agree) of a step."""
+        """Record that this process is now in `call` (train, evaluate, save, agree) of a step."""
         self.place, self.since = (stage, step, call), time.monotonic()
 
     def close(self) -> None:
@@ -69,14 +71,14 @@ class Watch:
                 sys.stderr.write(f"tltrain: {details['error']}\n")
                 sys.stderr.flush()
                 self.failed(details)
-                os._exit(1)  # the main thread waits in a call that never returns: no exception reaches it
-            if self.world > 1 and self._left_alone():
-                sys.stderr.write(f"tltrain: rank {self.rank} waits for a process that has left, and ends itself\n")
+                os._exit(1)  # the main thread is blocked in a collective call: no exception reaches it
+            if self.world > 1 and self._waits_for_failed():
+                sys.stderr.write(f"tltrain: rank {self.rank} waits for a process that has exited, so it exits too\n")
                 sys.stderr.flush()
-                os._exit(1)  # as above; the other has said why
+                os._exit(1)  # as above; the other process has printed the reason
 
-    def _left_alone(self) -> bool:
-        """Whether another process has ended this start a while ago, and this one is still where it was."""
+    def _waits_for_failed(self) -> bool:
+        """Whether another process recorded a failure more than three beats ago, and this one has not moved since."""
         if self.left_since is None and failed_file(self.folder, self.generation).exists():
             self.left_since = time.monotonic()
         return self.left_since is not None and time.monotonic() - max(self.left_since, self.since) > 3 * self.interval_s
@@ -86,13 +88,13 @@ class Watch:
         value = {"time": time.time(), "stage": stage, "step": step, "call": call, "pid": os.getpid()}
         try:
             files.replace_text(beat_file(self.folder, self.generation, self.rank), json.dumps(value))
-        except OSError as error:  # a full disk must not end a run that could still go on; the main thread meets it when it saves
-            sys.stderr.write(f"tltrain: rank {self.rank} could not write its sign of life: {error}\n")
+        except OSError as error:  # a full disk must not end a run that could go on; the next checkpoint reports it
+            sys.stderr.write(f"tltrain: rank {self.rank} could not write its heartbeat: {error}\n")
 
     def missing(self) -> dict[str, Any] | None:
-        """After a call between processes has broken: the first process that gives no new sign of life, as the details of a failure.
+        """After a failed collective call: failure details that name the lowest rank without a new heartbeat, or None if all are alive.
 
-        Waits for a sign of each, one beat and a half at most. None where all live.
+        Waits at most one and a half beats for a new heartbeat of every other rank.
         """
         beats = {rank: read_beat(self.folder, self.generation, rank) for rank in range(self.world) if rank != self.rank}
         silent, deadline = set(beats), time.monotonic() + 1.5 * self.interval_s
@@ -102,24 +104,24 @@ class Watch:
         if not silent:
             return None
         rank, mine = min(silent), dict(zip(("stage", "step", "call"), self.place, strict=True))
-        error = f"rank {rank} is gone; rank {self.rank} met this in {_words(mine)}"
+        error = f"rank {rank} is gone; rank {self.rank} noticed it in {_position_text(mine)}"
         return {"outcome": "failed", "error": error, "rank": rank, **mine}
 
     def _hang_report(self) -> dict[str, Any]:
-        """Who this process has waited for and where, as the details of a failure: the first silent process, or itself where all live."""
+        """Failure details of a time-out: a line on each rank, and the lowest silent rank (or this one if all are alive)."""
         mine = dict(zip(("stage", "step", "call"), self.place, strict=True))
-        lines = [f"rank {self.rank} has waited {self.timeout_s:.0f} s in {_words(mine)}, and ends itself"]
-        guilty = self.rank
+        lines = [f"rank {self.rank} has waited {self.timeout_s:.0f} s in {_position_text(mine)}, and exits"]
+        silent_rank = self.rank
         for rank in reversed([rank for rank in range(self.world) if rank != self.rank]):
-            seen = read_beat(self.folder, self.generation, rank)
-            ago_s = time.time() - seen["time"] if seen else float("inf")
+            beat = read_beat(self.folder, self.generation, rank)
+            ago_s = time.time() - beat["time"] if beat else float("inf")
             if ago_s > 3 * self.interval_s:
-                guilty = rank
+                silent_rank = rank
             verdict = "silent: it is stopped, dead or cut off" if ago_s > 3 * self.interval_s else "alive"
-            where = f"was last seen {ago_s:.0f} s ago in {_words(seen)}" if seen else "has never been seen"
+            where = f"was last seen {ago_s:.0f} s ago in {_position_text(beat)}" if beat else "has never been seen"
             lines.insert(1, f"  rank {rank} {where}: {verdict}")
-        return {"outcome": "failed", "error": "\n".join(lines), "rank": guilty, **mine}
+        return {"outcome": "failed", "error": "\n".join(lines), "rank": silent_rank, **mine}
 
 
-def _words(place: dict[str, Any]) -> str:
+def _position_text(place: dict[str, Any]) -> str:
     return f"stage {place['stage']}, step {place['step']} ({place['call']})" if place["stage"] else str(place["call"])
