@@ -24,7 +24,7 @@ class Training:
     @property
     def words(self) -> list[str]:
         """`train` by the recipe kept in the run folder: what is edited elsewhere while a job waits in the queue changes nothing."""
-        return ["train", str(self.run / "recipe.yaml"), *flags(self.start)]
+        return ["train", str(run_dir.recipe_file(self.run)), *flags(self.start)]
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:

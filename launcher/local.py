@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
     notes.mkdir(parents=True, exist_ok=True)
     print(said, flush=True)
     while True:
-        before = heartbeat.newest_generation(training.run / "generations")
+        before = heartbeat.newest_generation(run_dir.generations(training.run))
         for note in notes.glob("*.failed.json"):
             note.unlink()
         end = supervise(command, environment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -17,10 +16,10 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
-from tltrain.evaluation.trained import TrainedModel, load_trained, read_recipe
+from tltrain.evaluation.trained import TrainedModel, load_trained
 from tltrain.models.chain import Chain
+from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
-from tltrain.runs.run_dir import outcome
 from tltrain.training.run import train as train_run
 
 
@@ -30,7 +29,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         """Raises UserError where `path` is no run folder."""
         self.path = Path(path)
-        self.recipe: Recipe = read_recipe(self.path)
+        self.recipe: Recipe = run_dir.read_recipe(self.path)
         """What the run learns, and from what."""
 
     @overload  # a string is a sequence of strings too; here it is one file
@@ -66,8 +65,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The figures of the test: top1, f1_macro, ece, per_class, confusion, ...; empty where the run has not come to it."""
-        path = self.path / "test_metrics.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return run_dir.test_metrics(self.path) or {}
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -77,7 +75,7 @@ class Run:
     @property
     def outcome(self) -> dict[str, Any]:
         """How the run ended: {"outcome": "finished", ...}; empty where it has not."""
-        return outcome(self.path)
+        return run_dir.outcome(self.path)
 
     @cached_property
     def _trained(self) -> TrainedModel:

@@ -55,7 +55,7 @@ def begin(training: list[str], job: str) -> Path:
     own.mkdir(parents=True, exist_ok=True)
     for note in own.glob("*.failed.json"):
         note.unlink()
-    before = heartbeat.newest_generation(run.run / "generations")
+    before = heartbeat.newest_generation(run_dir.generations(run.run))
     files.write_json(own / "start.json", {"generation": before, "time": time.time(), "restart": restart_count()})
     return run.run
 
@@ -98,7 +98,7 @@ def _blame(run: Path, own: Path, note: Mapping[str, Any], before: int) -> None:
     who = f"rank {note['rank']}" if "rank" in note else f"node {note['node']}"
     _say(f"{who} on {note['host']} failed first: {note['error']}; logs: {own}/node-*.log")
     sys.stderr.write(note["traceback"].rstrip() + "\n")
-    generation = heartbeat.newest_generation(run / "generations")
+    generation = heartbeat.newest_generation(run_dir.generations(run))
     if generation > before:  # a start that was refused beside a healthy run has no say in that run's outcome
         place = {"rank": note["rank"]} if "rank" in note else {"node": note["node"]}
         known = {k: v for k, v in outcome_since(run, before).items() if k != "rank"}

@@ -22,7 +22,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data, load, validate
 from tltrain.data import open_images
 from tltrain.evaluation.metrics import Predictions
-from tltrain.evaluation.trained import load_trained, read_recipe
+from tltrain.evaluation.trained import load_trained
+from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
 from tltrain.training.losses import objective
 
@@ -283,7 +284,7 @@ def test_the_documented_losses_and_metric_are_what_they_say(monkeypatch: pytest.
 @pytest.mark.usefixtures("said")
 def test_a_run_outlives_the_package(folder: Path) -> None:
     """Here it is not installed: the network is there, and training on is refused."""
-    assert read_recipe(folder / "whole").select == "mistakes"
+    assert run_dir.read_recipe(folder / "whole").select == "mistakes"
     assert load_trained(folder / "whole").classes == ("dark", "middle", "bright")
     with pytest.raises(UserError, match="select: 'mistakes' is unknown"):
         load(str(folder / "toy.yaml"))

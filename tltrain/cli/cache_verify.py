@@ -22,8 +22,8 @@ from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
-from tltrain.evaluation.trained import read_recipe
 from tltrain.models.factory import Loaded
+from tltrain.runs import run_dir
 from tltrain.training.setup import Run, open_nets
 from tltrain.training.stage_cache import row_key
 
@@ -143,10 +143,10 @@ def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePl
     """Load the weights that a stage began with; where they are gone, why: those of the start are often the same before the cut."""
     if stage.index == 0:
         return None
-    file = run / "stages" / planned[stage.index - 1].name / "weights.safetensors"
+    file = run_dir.stage_weights_file(run, planned[stage.index - 1].name)
     if not file.is_file():
         return f"{file}, with the weights that stage {stage.spec.name} began with, is gone"
-    if recipe.differences(read_recipe(run)):
+    if recipe.differences(run_dir.read_recipe(run)):
         return f"{run} holds another run now"
     student.chain.net.load_state_dict(load_file(file))
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from tltrain.core.output.console import duration
 from tltrain.core.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
 from tltrain.data import open_images
 from tltrain.models import factory
+from tltrain.runs import run_dir
 from tltrain.runs.report.stats import wilson
 from tltrain.runs.report.write import write_comparison
 from tltrain.training import optim
@@ -112,11 +112,10 @@ def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
 
 def read_figures(path: Path) -> dict[str, float]:
     """n, top1 and seconds of a finished run. Raises UserError."""
-    file = path / "test_metrics.json"
-    if not file.exists():
-        raise UserError(f"{path} says it is finished and has no {file.name}; delete that folder, and start again")
-    raw = json.loads(file.read_text(encoding="utf-8"))
-    return {key: raw[key] for key in ("n", "top1", "seconds")}
+    test = run_dir.test_metrics(path)
+    if test is None:
+        raise UserError(f"{path} says it is finished and has no test figures; delete that folder, and start again")
+    return {key: test[key] for key in ("n", "top1", "seconds")}
 
 
 def num_trained(recipe: Recipe) -> int:

@@ -56,6 +56,11 @@ class StagePlan:
         """Passes over the data after `step` steps."""
         return step * self.batch / self.num_samples
 
+    def place(self, step: int) -> dict[str, Any]:
+        """The place in the run after `step` steps of this stage, as rows of the metrics name it."""
+        where = {"stage": self.spec.name, "stage_index": self.index, "step": step}
+        return {**where, "run_step": self.first_step + step, "epoch": self.epoch(step)}
+
     def lr_factor(self, step: int) -> float:
         """What each group's peak learning rate is multiplied by in step `step` (from 0)."""
         s = self.spec

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core import files
+from tltrain.runs import run_dir
 from tltrain.runs.heartbeat import beat_file, failed_file, newest_generation, read_beat
 
 BEAT_S = 5.0  # at most this long between two signs of life
@@ -39,7 +40,7 @@ class Watch:
         timeout_s: longest time at one position, seconds. With several processes, a longer one calls failed(details) and exits with 1.
         superseded: called once on process 0 with the new generation, when a newer start has claimed the run.
         """
-        self.folder = run / "generations"
+        self.folder = run_dir.generations(run)
         self.generation, self.rank, self.world, self.timeout_s = generation, rank, world, timeout_s
         self.superseded, self.failed, self.taken_over = superseded, failed, False
         self.interval_s = min(BEAT_S, timeout_s / 4)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tltrain.core.errors import UserError
-from tltrain.core.recipe import parse
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.views import Views
@@ -21,16 +20,14 @@ from tltrain.evaluation.evaluator import predict
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models import factory
 from tltrain.models.chain import on_device
+from tltrain.runs import run_dir
 
 
 @torch_settings_kept()
 def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> dict[str, Any]:
     """The figures of a finished run from its folder alone, or on other images with the same classes. Raises UserError."""
-    recipe_file, weights = path / "recipe.yaml", path / "weights.safetensors"
-    if not recipe_file.exists() or not weights.exists():
-        missing = recipe_file if not recipe_file.exists() else weights
-        raise UserError(f"{path} is no run that can be evaluated: {missing} is missing; give a run folder that `tltrain train` finished")
-    recipe = parse(recipe_file.read_text(encoding="utf-8"), str(recipe_file), kept=True)
+    recipe = run_dir.read_recipe(path)
+    run_dir.finished_weights(path)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, "per_class": None})
     images = open_images(spec)
     runtime = Runtime(recipe.deterministic)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tltrain.core import files
 from tltrain.core.output import escape
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.evaluation.metrics import Predictions
+from tltrain.runs import run_dir
 from tltrain.runs.report.write import write_report
 
 NUM_MISTAKES = 24
@@ -29,9 +29,7 @@ def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split
     writer.writerow(["id", "label", "predicted", "confidence"])
     for position, label, predicted, confidence in zip(p.index, p.label, p.predicted, p.calibrated, strict=True):
         writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}"])
-    files.write_atomic(path / "test_predictions.csv", text.getvalue().encode("utf-8", "surrogateescape"))
-    files.write_json(path / "mistakes.json", _mistakes(p, split, views, classes))
-    files.write_json(path / "test_metrics.json", figures)
+    run_dir.write_test(path, figures, text.getvalue().encode("utf-8", "surrogateescape"), _mistakes(p, split, views, classes))
 
 
 def report(path: Path, say: Callable[[str], None]) -> Path | None:

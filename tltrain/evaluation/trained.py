@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tltrain.core.errors import UserError
-from tltrain.core.recipe import Recipe, parse
+from tltrain.core.recipe import Recipe
 from tltrain.data.views import Preprocess
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.models.family import Family
 from tltrain.models.metadata import WeightsMetadata, read_card
+from tltrain.runs import run_dir
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class TrainedModel:
 
 def load_trained(path: Path) -> TrainedModel:
     """Raises UserError where the folder is no run, or has no weights yet."""
-    recipe, weights = read_recipe(path), path / "weights.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{path} has no {weights.name} yet; let `tltrain train` finish it first")
+    recipe, weights = run_dir.read_recipe(path), run_dir.finished_weights(path)
     card = read_card(weights)
     if card is None or card.classes is None:
         raise UserError(f"{weights} does not say which classes it knows; give the folder of a run, as `tltrain train` leaves it")
@@ -60,14 +59,6 @@ def load_trained(path: Path) -> TrainedModel:
     for parameter in chain.net.get_submodule(loaded.family.head).parameters():
         parameter.div_(card.temperature)
     return TrainedModel(path, recipe, loaded.card, loaded.family, chain)
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe of a run folder. Raises UserError where it is none."""
-    file = path / "recipe.yaml"
-    if not file.is_file():
-        raise UserError(f"{path} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
-    return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
 
 
 @torch.no_grad()

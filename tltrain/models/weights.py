@@ -13,6 +13,7 @@ from tltrain.core import recipe
 from tltrain.core.errors import UserError
 from tltrain.models.family import Family, Source, families, family_of, find_family, names
 from tltrain.models.metadata import WeightsMetadata, read_card, read_state
+from tltrain.runs import run_dir
 
 
 def find(spec: recipe.Backbone, *, network: bool) -> Source:
@@ -52,13 +53,13 @@ def _find(family: Family | None, name: str | None, weights: str, network: bool) 
 
 
 def _from_folder(family: Family | None, name: str | None, folder: Path) -> Source:
-    own = folder / "weights.safetensors"
+    own = run_dir.weights_file(folder)
     if own.is_file():
         return _from_file(family, name, own, str(own))
     source = _first(families(), lambda each: each.read_folder(folder))
     if source is not None:
         return source
-    if (folder / "recipe.yaml").is_file():
+    if run_dir.recipe_file(folder).is_file():
         raise UserError(f"backbone.weights is the run folder {folder}, which has no weights.safetensors yet; let that run finish first")
     raise UserError(
         f"backbone.weights is the folder {folder}, which has neither weights.safetensors (a run) nor config.json (save_pretrained)"

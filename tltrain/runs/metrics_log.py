@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core.errors import UserError
+from tltrain.runs import run_dir
 
 KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "stage_end": 2, "test": 3}
 """Kinds of rows, in the order in which they are written at one step."""
@@ -23,7 +24,7 @@ class MetricsLog:
 
     def __init__(self, run: Path, generation: int, start: dict[str, Any]) -> None:
         """start: {"from": [stage, step, evaluated] or None} and whatever else describes this start."""
-        self.file = (run / f"metrics-{generation:06d}.jsonl").open("a", encoding="utf-8")
+        self.file = run_dir.metrics_file(run, generation).open("a", encoding="utf-8")
         self.log({"kind": "start", "generation": generation, **start})
 
     def log(self, row: dict[str, Any]) -> None:
@@ -51,7 +52,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     are left out. A last line cut short by a crash is left out too.
     """
     rows: list[dict[str, Any]] = []
-    for path in sorted(run.glob("metrics-*.jsonl")):
+    for path in run_dir.metrics_files(run):
         new = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line)) is not None]
         origin = next((row.get("from") for row in new if row["kind"] == "start"), None)
         begin = tuple(origin) if origin else (-1, 0, 0)

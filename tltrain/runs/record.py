@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tltrain.core.errors import UserError
 from tltrain.core.output import escape
-from tltrain.core.recipe import Recipe, parse
+from tltrain.core.recipe import Recipe
+from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
 
 Row = dict[str, Any]
@@ -77,19 +76,16 @@ class RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """Raises UserError when `path` is no run folder or one of its files is not what it should be."""
-    recipe = path / "recipe.yaml"
-    if not recipe.is_file():
-        raise UserError(f"{path} has no recipe.yaml; give the folder of a run, as `tltrain train` makes it")
     return RunRecord(
         path=path,
-        recipe=parse(recipe.read_text(encoding="utf-8"), str(recipe), kept=True),
+        recipe=run_dir.read_recipe(path),
         rows=read_rows(path),
-        test=_json(path / "test_metrics.json"),
-        mistakes=_json(path / "mistakes.json") or [],
-        outcome=_json(path / "outcome.json"),
-        env=_json(path / "env.json") or {},
-        plan=_text(path / "plan.txt"),
-        preview=(path / "preview.png").read_bytes() if (path / "preview.png").is_file() else None,
+        test=run_dir.test_metrics(path),
+        mistakes=run_dir.mistakes(path),
+        outcome=run_dir.outcome(path) or None,
+        env=run_dir.environment(path),
+        plan=run_dir.plan(path),
+        preview=run_dir.preview_file(path).read_bytes() if run_dir.preview_file(path).is_file() else None,
     )
 
 
@@ -112,7 +108,7 @@ class Predicted:
 
 def read_predictions(run: Path) -> Predicted | None:
     """None where the run has no test predictions."""
-    path = run / "test_predictions.csv"
+    path = run_dir.predictions_file(run)
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -127,16 +123,3 @@ def number(row: Mapping[str, Any], key: str) -> float:
     """A value as a float; NaN where the row has none."""
     value = row.get(key)
     return math.nan if value is None else float(value)
-
-
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); delete it to make the report without it") from error
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""A run folder: who writes in it, what stands in it, and how the last start ended.
+"""A run folder: its files by name, who writes in it, and how the last start ended. No other module spells those names.
 
 Every start claims a generation by creating ``generations/000007`` exclusively, and writes only under names that carry it:
 a late write of an old process is then harmless.
@@ -28,14 +28,122 @@ OUT_OF_MEMORY = "out of memory"
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "scikit-learn", "numpy", "pillow")
 
 
+def recipe_file(run: Path) -> Path:
+    return run / "recipe.yaml"
+
+
+def weights_file(run: Path) -> Path:
+    """What the run gives away: the weights that its last stage handed on; of a run that was stopped, the best so far."""
+    return run / "weights.safetensors"
+
+
+def stage_weights_file(run: Path, stage: str) -> Path:
+    """The weights that one stage handed on. stage: StagePlan.name."""
+    return run / "stages" / stage / "weights.safetensors"
+
+
+def metrics_file(run: Path, generation: int) -> Path:
+    """The rows that one start logged."""
+    return run / f"metrics-{generation:06d}.jsonl"
+
+
+def metrics_files(run: Path) -> list[Path]:
+    """The rows of all starts, the oldest start first."""
+    return sorted(run.glob("metrics-*.jsonl"))
+
+
+def predictions_file(run: Path) -> Path:
+    return run / "test_predictions.csv"
+
+
+def preview_file(run: Path) -> Path:
+    return run / "preview.png"
+
+
+def report_file(run: Path) -> Path:
+    return run / "report.html"
+
+
+def checkpoints(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def generations(run: Path) -> Path:
+    """The folder in which starts sign, and their processes give signs of life."""
+    return run / "generations"
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Raises UserError where the folder is no run."""
+    file = recipe_file(run)
+    if not file.is_file():
+        raise UserError(f"{run} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
+    return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
+
+
+def finished_weights(run: Path) -> Path:
+    """`weights_file`. Raises UserError where the run has none yet."""
+    file = weights_file(run)
+    if not file.is_file():
+        raise UserError(f"{run} has no {file.name} yet; let `tltrain train` finish it first")
+    return file
+
+
+def test_metrics(run: Path) -> dict[str, Any] | None:
+    """The figures of the test; None where the run has not come to it. Raises UserError where the file is no JSON, as the next three do."""
+    found = _json(run / "test_metrics.json")
+    return None if found is None else dict(found)
+
+
+def mistakes(run: Path) -> list[dict[str, Any]]:
+    """The most confident mistakes of the test; empty where the run has not come to it."""
+    return list(_json(run / "mistakes.json") or [])
+
+
+def environment(run: Path) -> dict[str, Any]:
+    """What `write_environment` wrote; empty before the first start."""
+    return dict(_json(run / "env.json") or {})
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What `write_outcome` wrote; empty where no start has ended."""
+    return dict(_json(run / "outcome.json") or {})
+
+
+def plan(run: Path) -> str:
+    """The table of stages as it was printed; empty before the first start."""
+    file = run / "plan.txt"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def write_plan(run: Path, text: str) -> None:
+    files.write_atomic(run / "plan.txt", text)
+
+
+def write_test(run: Path, figures: dict[str, Any], predictions: bytes, surest_mistakes: list[dict[str, Any]]) -> None:
+    """predictions: the table as CSV. The figures come last: where they stand, the rest does too."""
+    files.write_atomic(predictions_file(run), predictions)
+    files.write_json(run / "mistakes.json", surest_mistakes)
+    files.write_json(run / "test_metrics.json", figures)
+
+
+def _json(file: Path) -> Any:
+    """None where there is no such file."""
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); delete it to go on without it") from error
+
+
 def check_recipe(run: Path, recipe: Recipe) -> None:
     """Refuse a folder that holds a run of another recipe. Raises UserError with the differences."""
-    path = run / "recipe.yaml"
-    if not path.exists():
+    if not recipe_file(run).exists():
         if run.is_dir() and any(run.iterdir()):
             raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
         return
-    differences = parse(path.read_text(encoding="utf-8"), str(path), kept=True).differences(recipe)
+    differences = read_recipe(run).differences(recipe)
     if differences:
         lines = "\n  ".join(differences)
         remedy = "choose another folder with --folder, or delete it"
@@ -45,10 +153,10 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
 def create(run: Path, recipe: Recipe) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
-        for name in ("checkpoints", "stages", "generations"):
-            (run / name).mkdir(exist_ok=True)
-        if not (run / "recipe.yaml").exists():
-            files.write_atomic(run / "recipe.yaml", recipe.to_yaml())
+        for folder in (checkpoints(run), run / "stages", generations(run)):
+            folder.mkdir(exist_ok=True)
+        if not recipe_file(run).exists():
+            files.write_atomic(recipe_file(run), recipe.to_yaml())
     except OSError as error:
         raise UserError(f"the run folder {run} cannot be written: {error}; choose another with --folder") from error
 
@@ -59,13 +167,13 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
     It has ended if it said so, if its process is gone from this machine, or if its last sign of life is older than `stale_s`
     seconds. The same Slurm job, requeued, takes over from its earlier self at once.
     """
-    generations = run / "generations"
-    newest = heartbeat.newest_generation(generations)
-    ended = newest == 0 or outcome(run).get("generation") == newest or heartbeat.failed_file(generations, newest).exists()
+    signed = generations(run)
+    newest = heartbeat.newest_generation(signed)
+    ended = newest == 0 or outcome(run).get("generation") == newest or heartbeat.failed_file(signed, newest).exists()
     if ended or take_over:
         return
     try:
-        owner = json.loads((generations / f"{newest:06d}").read_text())
+        owner = json.loads((signed / f"{newest:06d}").read_text())
     except ValueError:
         owner = {"host": "?", "pid": 0, "job": None, "restart": 0, "time": 0.0}  # it died while it signed
     job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -73,7 +181,7 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
         return
     if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
         return
-    beat = heartbeat.read_beat(generations, newest, 0)
+    beat = heartbeat.read_beat(signed, newest, 0)
     age_s = time.time() - (beat or owner)["time"]
     if age_s > stale_s:
         return
@@ -97,9 +205,9 @@ def _is_alive(pid: int) -> bool:
 def claim(run: Path) -> int:
     """The next generation, taken exclusively: of two starts at the same moment each gets its own number."""
     while True:
-        generation = 1 + heartbeat.newest_generation(run / "generations")
+        generation = 1 + heartbeat.newest_generation(generations(run))
         try:
-            handle = os.open(run / "generations" / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            handle = os.open(generations(run) / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             continue  # somebody was quicker
         with os.fdopen(handle, "w") as file:
@@ -113,7 +221,7 @@ def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: 
     """env.json: versions, hardware, git revision, how the run is spread, the command, which data, and the start-up flags a resumed run
     keeps."""
     hardware = {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
-    environment = {
+    known = {
         "versions": {"tltrain": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": hardware,
         "git": _git_revision(),
@@ -122,19 +230,18 @@ def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: 
         "data": data,
         "kept": kept,
     }
-    files.write_json(run / "env.json", environment)
+    files.write_json(run / "env.json", known)
 
 
 def kept(run: Path) -> dict[str, Any]:
     """The start-up flags that an earlier start of this run wrote down."""
-    path = run / "env.json"
-    return dict(json.loads(path.read_text()).get("kept", {})) if path.exists() else {}
+    return dict(environment(run).get("kept", {}))
 
 
 def keep(run: Path, flags: dict[str, Any]) -> None:
     """Change start-up flags that a resumed run keeps."""
-    environment = json.loads((run / "env.json").read_text())
-    files.write_json(run / "env.json", {**environment, "kept": {**environment["kept"], **flags}})
+    known = environment(run)
+    files.write_json(run / "env.json", {**known, "kept": {**known["kept"], **flags}})
 
 
 def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
@@ -142,7 +249,7 @@ def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
 
     A start that was taken over keeps silent: the file is the newer one's.
     """
-    if heartbeat.newest_generation(run / "generations") <= generation:
+    if heartbeat.newest_generation(generations(run)) <= generation:
         files.write_json(run / "outcome.json", {**details, "generation": generation})
 
 
@@ -151,7 +258,7 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 
     Returns the details of the first.
     """
-    if files.write_json_once(heartbeat.failed_file(run / "generations", generation), details):
+    if files.write_json_once(heartbeat.failed_file(generations(run), generation), details):
         write_outcome(run, generation, details)
         return details
     return failure(run, generation)
@@ -159,12 +266,7 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 
 def failure(run: Path, generation: int) -> dict[str, Any]:
     """What the process said that failed first in a start; empty where none has."""
-    path = heartbeat.failed_file(run / "generations", generation)
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    path = run / "outcome.json"
+    path = heartbeat.failed_file(generations(run), generation)
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 

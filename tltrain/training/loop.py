@@ -196,7 +196,7 @@ class _TrainLoop:
         if better:
             best = job.spread.weights()
             progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
-        row = {**self._where(progress, "val"), **figures, "best": better}
+        row = {"kind": "val", **self.job.stage.place(step), **figures, "best": better}
         job.log(row)
         job.console.evaluation(row, job.stage.epoch(job.stage.num_steps))
         self.clock, self.num_images = clock(), 0
@@ -223,11 +223,6 @@ class _TrainLoop:
         whose = f"loss of rank {rank}" if self.job.runtime.world > 1 else "loss"
         return NotFinite(whose, loss, self.job.stage, step, rank)
 
-    def _where(self, progress: Progress, kind: str) -> dict[str, Any]:
-        stage = self.job.stage
-        where = {"kind": kind, "stage": stage.spec.name, "stage_index": stage.index, "step": progress.step}
-        return {**where, "run_step": stage.first_step + progress.step, "epoch": stage.epoch(progress.step)}
-
     def _log_row(self, progress: Progress, norm: Any) -> Progress:
         """The mean loss of the steps since the last row: the one place in the loop where the host waits for the device."""
         progress = self._collect(progress)
@@ -235,7 +230,7 @@ class _TrainLoop:
         images_per_s = self.num_images / max(clock() - self.clock, 1e-9)
         lr = self.job.stage.spec.lr * self.job.stage.lr_factor(progress.step - 1)
         row = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "images_per_s": images_per_s}
-        self.job.log({**self._where(progress, "train"), **row})
+        self.job.log({"kind": "train", **self.job.stage.place(progress.step), **row})
         self.job.console.figures(loss, images_per_s)
         self.clock, self.num_images = clock(), 0
         return replace(progress, losses=())

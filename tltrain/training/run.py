@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from tltrain.distributed.signals import StopSignal
 from tltrain.evaluation import metrics, results
 from tltrain.evaluation.calibration import fit_temperature
 from tltrain.evaluation.evaluator import logits, predict
-from tltrain.evaluation.trained import read_recipe
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.runs import checkpoint, run_dir
@@ -48,9 +46,9 @@ def train(recipe: Recipe, start: RunFlags) -> dict[str, Any]:
     console = Console(runtime.is_main)
     finished = run_dir.outcome(path)
     if finished.get("outcome") == "finished":
-        if runtime.is_main and not (path / "report.html").exists():  # it was killed in its last moment
+        if runtime.is_main and not run_dir.report_file(path).exists():  # it was killed in its last moment
             results.report(path, console.say)
-        console.say(f"{path} is finished already: see {path / 'report.html'}, or choose another folder with --folder")
+        console.say(f"{path} is finished already: see {run_dir.report_file(path)}, or choose another folder with --folder")
         return finished
     with StopSignal().listening() as stop:
         try:
@@ -95,7 +93,7 @@ def _alive(run: Run, call: str) -> Callable[[], bool]:
 
 def _run_stages(run: Run, stop: StopSignal) -> dict[str, Any]:
     """Stages over weights, from where the newest checkpoint stands."""
-    runtime, checkpoints = run.runtime, run.path / "checkpoints"
+    runtime, checkpoints = run.runtime, run_dir.checkpoints(run.path)
     found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
     restored = None if found is None else checkpoint.load(found)
     state = restored or State(Progress(), {name: t.clone() for name, t in run.student.chain.net.state_dict().items()})
@@ -143,7 +141,7 @@ def _announce(run: Run, restored: State | None) -> None:
     origin = list(restored.progress.order) if restored else None
     run.metrics_log = MetricsLog(run.path, run.generation, {"from": origin, "world": runtime.world})
     run.trackers = _open_trackers(run)
-    files.write_atomic(run.path / "plan.txt", plan_table.text(table))
+    run_dir.write_plan(run.path, plan_table.text(table))
     run.trackers.plan(plan_table.text(table))
     if (seen := _preview(run)) is not None:
         run.trackers.preview(seen)
@@ -164,7 +162,7 @@ def _open_trackers(run: Run) -> Trackers:
 
 def _preview(run: Run) -> Path | None:
     """preview.png of the run folder, once. A picture that cannot be drawn is said, and spoils nothing."""
-    out = run.path / "preview.png"
+    out = run_dir.preview_file(run.path)
     try:
         if not out.exists():
             files.write_atomic(out, preview.picture(run.recipe, run.images, run.student.preprocess, run.plan))
@@ -179,8 +177,7 @@ def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     split = run.images.val or run.images.train
     predictions = predict(run.runtime, teacher, run.eval_batches(split), should_stop=_alive(run, "teacher"))
     figures = metrics.summary(predictions, len(run.images.classes))
-    where = {"stage": "teacher", "stage_index": 0, "step": 0, "run_step": 0, "epoch": 0.0}
-    run.log({"kind": "teacher", **where, "split": split.name, **figures})
+    run.log({"kind": "teacher", **run.plan[0].place(0), "stage": "teacher", "split": split.name, **figures})
     run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
 
 
@@ -191,7 +188,7 @@ def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict
         return details
     run.saver.wait()
     if best is not None:
-        write_weights(run.path / "weights.safetensors", best, run.student.card)
+        write_weights(run_dir.weights_file(run.path), best, run.student.card)
     run_dir.write_outcome(run.path, run.generation, details)
     results.report(run.path, run.console.say)
     run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")
@@ -208,18 +205,16 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, should_stop=_alive(run, "test"))
         check_finite(predictions, "test", last, last.num_steps)
     if run.runtime.is_main:
-        write_weights(run.path / "weights.safetensors", weights, replace(run.student.card, temperature=temperature))
+        write_weights(run_dir.weights_file(run.path), weights, replace(run.student.card, temperature=temperature))
     if test is not None:
         figures = metrics.summary(predictions, len(run.images.classes))
-        run_step, epoch = last.first_step + last.num_steps, last.epoch(last.num_steps)
-        where = {"stage": last.spec.name, "stage_index": last.index, "step": last.num_steps, "run_step": run_step, "epoch": epoch}
-        run.log({"kind": "test", **where, **figures})
+        run.log({"kind": "test", **last.place(last.num_steps), **figures})
         if run.runtime.is_main:
             seconds = progress.seconds + clock() - began
             details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
             results.write_test(run.path, {"split": "test", **figures, **details}, predictions, test, run.views(test), run.images.classes)
             run.trackers.confusion(details["confusion"], list(run.images.classes))
-            run.trackers.mistakes(json.loads((run.path / "mistakes.json").read_text(encoding="utf-8")))
+            run.trackers.mistakes(run_dir.mistakes(run.path))
             run.trackers.summary({f"test/{k}": v for k, v in figures.items()})
             run.console.say(_verdict(figures, seconds), style="bold")
     details = {"outcome": "finished", "seconds": progress.seconds + clock() - began, "peak_bytes": run.runtime.peak_bytes()}
@@ -228,7 +223,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         page = results.report(run.path, run.console.say)
         run.console.say(f"report  {page}")
         if len(run.trackers) > 0:
-            run.trackers.weights(run.path / "weights.safetensors", run.recipe.name, _teacher(run.recipe))
+            run.trackers.weights(run_dir.weights_file(run.path), run.recipe.name, _teacher(run.recipe))
     return details
 
 
@@ -242,8 +237,8 @@ def _temperature(run: Run, chain: Chain) -> float:
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:
     """(weights, name) of a teacher that is a run of ours: its own run gives its artifact the same name."""
     folder_ = Path((recipe.distill.teacher.weights if recipe.distill else None) or "")
-    weights = folder_ / "weights.safetensors"
-    return (weights, read_recipe(folder_).name) if weights.is_file() and (folder_ / "recipe.yaml").is_file() else None
+    weights = run_dir.weights_file(folder_)
+    return (weights, run_dir.read_recipe(folder_).name) if weights.is_file() and run_dir.recipe_file(folder_).is_file() else None
 
 
 def _verdict(figures: dict[str, Any], seconds: float) -> str:

@@ -167,7 +167,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
         run_dir.write_failure(path, generation, details)
 
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
-    saver = Saver(path / "checkpoints", generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
+    saver = Saver(run_dir.checkpoints(path), generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
     sizes = device_batch, kept.get("chunk")
     opened = path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver
     return Run(*opened, strong_views=views, compiling=pays)

@@ -27,6 +27,7 @@ from tltrain.distributed.strategies import Strategy, is_sharded, spread
 from tltrain.distributed.sync_batchnorm import share_statistics
 from tltrain.models.chain import Chain, is_batch_norm, on_device
 from tltrain.models.metadata import write_weights
+from tltrain.runs import run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.training import loop, optim
 from tltrain.training.loop import Job, StageResult
@@ -221,13 +222,11 @@ def _stream(run: Run, stage: StagePlan) -> SampleStream:
 
 def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a stage that is over, as a file that any tool can load; every process goes on from that file."""
-    file = run.path / "stages" / stage.name / "weights.safetensors"
+    file = run_dir.stage_weights_file(run.path, stage.name)
     if run.runtime.is_main:
         file.parent.mkdir(exist_ok=True)
         write_weights(file, fit.best if stage.spec.carry == "best" and fit.best is not None else last, run.student.card)
-    where = {"stage": stage.spec.name, "stage_index": stage.index, "step": fit.progress.step}
-    where |= {"run_step": stage.first_step + fit.progress.step, "epoch": stage.epoch(fit.progress.step)}
-    run.log({"kind": "stage_end", **where, "reason": fit.reason, "seconds": fit.progress.seconds})
+    run.log({"kind": "stage_end", **stage.place(fit.progress.step), "reason": fit.reason, "seconds": fit.progress.seconds})
     if fit.reason == "early":
         run.console.say(f"{stage.spec.name:>8}  ends early: {stage.spec.patience} evaluations without a better {run.recipe.select}")
     run.runtime.barrier()

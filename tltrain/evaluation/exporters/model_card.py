@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tltrain.core.output.escape import markdown, markdown_block, markdown_code
 from tltrain.evaluation.trained import TrainedModel
+from tltrain.runs import run_dir
 from tltrain.runs.record import Predicted, read_predictions
 from tltrain.runs.report.stats import bootstrap, f1_macro, wilson
 
@@ -17,8 +17,7 @@ FEW = 30  # test images of a class below which its recall says little
 def model_card(trained: TrainedModel, usage: str, fingerprint: str | None) -> str:
     """Markdown."""
     recipe, card = trained.recipe, trained.card
-    path = trained.path / "test_metrics.json"
-    test = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    test = run_dir.test_metrics(trained.path)
     parts = [
         f"# {markdown(recipe.name)}\n\n{markdown(recipe.purpose or 'An image classifier')}: {markdown(card.name)}, "
         f"{len(trained.classes)} classes. Made with tltrain.",
@@ -38,8 +37,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _data(trained: TrainedModel, fingerprint: str | None) -> Iterator[str]:
-    env = trained.path / "env.json"
-    known = json.loads(env.read_text(encoding="utf-8")).get("data", {}) if env.is_file() else {}
+    known = run_dir.environment(trained.path).get("data", {})
     yield f"- source: {markdown_code(trained.recipe.data.source)}"
     code = markdown_code(str(known.get("fingerprint") or fingerprint or "not known"))
     yield f"- fingerprint (classes, every sample's bytes and label, splits): {code}"

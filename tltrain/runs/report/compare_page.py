@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core.output import escape
+from tltrain.runs import run_dir
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, thinned
@@ -149,7 +150,7 @@ def _table(entries: Sequence[ComparedRun], groups: Sequence[Group], out: Path) -
 
 
 def _row(style: str, e: ComparedRun, out: Path, low: float, high: float) -> list[str]:
-    run, report = e.run, e.run.path / "report.html"
+    run, report = e.run, run_dir.report_file(e.run.path)
     where = os.path.relpath(report, out.parent) if report.is_file() else None
     label = el("a", e.name, href=escape.url(Path(where).as_posix())) if where else Html(el("span", e.name))
     first = join(el("i", class_=f"key {style}"), label)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tltrain.core import files
 from tltrain.core.errors import UserError
+from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
 from tltrain.runs.record import read_run
 from tltrain.runs.report.compare_page import comparison
@@ -21,7 +22,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
     Raises UserError.
     """
-    out = out or run / "report.html"
+    out = out or run_dir.report_file(run)
     _write(out, report(read_run(run)))
     return out
 
