@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.command import Training
-from tltrain.core import files
+from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 from tltrain.runs import run_dir
+from tltrain.runs.links import check_links
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]*")
+"""What a job may be called: never what a queue's command would take for one of its options."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,41 @@ def keep(place: Path, target: str, job: str, runs: Sequence[Training], **details
     """
     for run in runs:
         run_dir.create(run.run, run.recipe)
+    check_links(place)  # an array's folder is no run folder
     (place / "jobs").mkdir(exist_ok=True)
     values = {"job": job, "target": target, "time": time.time(), **details, "runs": [str(run.run) for run in runs]}
     files.write_json(place / "jobs" / f"{job}.json", values)
 
 
 def latest(place: Path) -> KeptJob:
-    """The job of a run folder, or of an array's, that was submitted last. Raises UserError where the launcher submitted none."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in (place / "jobs").glob("*.json")]
+    """The job of a run folder, or of an array's, that was submitted last. Raises UserError where the launcher submitted none, and for a
+    record that it did not write: the folder may be anybody's."""
+    found = [_read(path) for path in sorted((place / "jobs").glob("*.json"))]
     if not found:
         raise UserError(f"{place} has no job that `tltrain launch` submitted (jobs/*.json); look into the queue itself")
-    values = max(found, key=lambda each: float(each["time"]))
-    return KeptJob(values["job"], values.get("target", "slurm"), tuple(map(Path, values["runs"])))  # 0.1.0 knew no other queue
+    return max(found, key=lambda each: each[0])[1]
+
+
+def _read(path: Path) -> tuple[float, KeptJob]:
+    """(when it was submitted, the job). Raises UserError."""
+    values = untrusted.read_json(path)
+    if not isinstance(values, dict):
+        values = {}
+    job, time_, runs = values.get("job"), values.get("time"), values.get("runs")
+    target = values.get("target", "slurm")  # 0.1.0 knew no other queue
+    if not isinstance(job, str) or ID.fullmatch(job) is None:
+        raise _not_ours(path, "job", job)
+    if not isinstance(time_, int | float) or isinstance(time_, bool) or not math.isfinite(time_):
+        raise _not_ours(path, "time", time_)
+    if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+        raise _not_ours(path, "runs", runs)
+    if not isinstance(target, str):
+        raise _not_ours(path, "target", target)
+    return float(time_), KeptJob(job, target, tuple(map(Path, runs)))
+
+
+def _not_ours(path: Path, key: str, value: object) -> UserError:
+    return UserError(
+        f"{path} is no record of a job that `tltrain launch` wrote: {key} is {untrusted.cut(value)}; delete it, and stop the job by the "
+        "queue's own command"
+    )

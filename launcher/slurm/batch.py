@@ -20,6 +20,7 @@ from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.runs import heartbeat, run_dir
+from tltrain.runs.links import append_only
 
 
 def main(words: list[str]) -> int:
@@ -77,7 +78,7 @@ def end(run: Path, job: str, preempted: bool, terminated: bool, limits: Limits, 
     note = guilty([json.loads(p.read_text()) for p in sorted(own.glob("*.failed.json"))])
     if note is not None and (action == "failed" or why == "crashed"):
         _blame(run, own, note, before)
-    with (own / "ends.jsonl").open("a", encoding="utf-8") as file:
+    with append_only(own / "ends.jsonl") as file:
         file.write(json.dumps({"action": action, "why": why, "restart": restart_count(), "time": time.time(), **_place(outcome)}) + "\n")
     return action
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tltrain.core.errors import UserError
 
+JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 # What sbatch says where there is a client and no controller that it could ask.
 UNREACHABLE = re.compile(r"unable to contact slurm|could not establish a configuration source", re.IGNORECASE)
 
@@ -46,11 +47,16 @@ def submit(script: Path) -> str:
     done = _run(["sbatch", "--parsable", str(script)])
     if done.returncode != 0:
         raise UserError(f"Slurm did not take the job: {_message(done)}")
-    return done.stdout.strip().split(";")[0]  # ID;CLUSTER where there are several clusters
+    words = done.stdout.split()  # a site's wrapper may greet first
+    number = words[-1].split(";")[0] if words else ""  # ID;CLUSTER where there are several clusters
+    if JOB_ID.fullmatch(number) is None:
+        raise UserError(f"sbatch took the job and named no number for it: {done.stdout.strip()!r}; `squeue --me` shows the job")
+    return number
 
 
 def state(job: str) -> str:
-    """The state of a job: by squeue, else by the completion log, else unknown."""
+    """The state of a job: by squeue, else by the completion log, else unknown. Raises UserError for what is no id."""
+    _check_id(job)
     done = _run(["squeue", "--noheader", "--job", job, "--states", "all", "--format", "%T|%r|%N"])
     lines = [line.split("|") for line in done.stdout.splitlines() if line.strip()]
     if lines:
@@ -65,9 +71,16 @@ def state(job: str) -> str:
 
 
 def cancel(job: str) -> None:
+    """Raises UserError for what is no id: it came from a file, and `scancel --user=ME` would end every job of mine."""
+    _check_id(job)
     done = _run(["scancel", job])
     if done.returncode != 0:
         raise UserError(f"job {job} could not be cancelled: {_message(done)}")
+
+
+def _check_id(job: str) -> None:
+    if JOB_ID.fullmatch(job) is None:
+        raise UserError(f"the job is called {job!r}, and Slurm's jobs have numbers such as 123 or 123_4; look into the queue itself")
 
 
 def _completion_log(job: str) -> str | None:

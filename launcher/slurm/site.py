@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.slurm.job import Job
+from tltrain.core import untrusted
 from tltrain.core.errors import UserError
 
 
@@ -23,12 +22,12 @@ def defaults() -> Job:
     """A job with the site's values. Raises UserError for a file that says something a job does not know."""
     file = path()
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return Job()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-    return read(raw, str(file))
+    return read(untrusted.parse_yaml(text, str(file)), str(file))
 
 
 def read(raw: Any, source: str) -> Job:

@@ -249,7 +249,7 @@ def test_site_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpus: many", "whole number"),
         ("time: 240", "put it in quotes"),
         ("- a", "settings such as"),
-        ("a: [", "cannot be read"),
+        ("a: [", "is not YAML"),
         ("nodes: 0", "at least 1"),
     ]:
         file.write_text(text)

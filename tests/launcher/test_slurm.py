@@ -161,3 +161,51 @@ def test_cancel_tells_slurm(tools: Path, capsys: pytest.CaptureFixture[str]) -> 
     write(tools, "scancel", "echo 'scancel: error: Invalid job id' >&2; exit 1")
     with pytest.raises(UserError, match="Invalid job id"):
         main(["cancel", "runs/digits-resnet"])
+
+
+RECORD = {"job": "8", "target": "slurm", "time": 1.0, "runs": []}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *({**RECORD, "job": job} for job in ("--user=root", "-8", "8 --me", "8\n9", "8_4_4", "alone", "", "8" * 9 + "x", 8, None, ["8"])),
+        *({**RECORD, "time": time} for time in ("1", None, True, float("nan"))),
+        *({**RECORD, "runs": runs} for runs in ("ab", None, [1], {"a": 1})),
+        {**RECORD, "target": 3},
+        [RECORD],
+        "8",
+    ],
+    ids=lambda record: json.dumps(record)[:40],
+)
+@pytest.mark.parametrize("verb", ["cancel", "status"])
+def test_a_record_of_somebody_else_reaches_no_command_of_slurm(tools: Path, tmp_path: Path, record: object, verb: str) -> None:
+    for name in ("scancel", "squeue", "sacct", "scontrol"):
+        write(tools, name, 'echo "$@" >> "$FAKE_HOME/called"')
+    (tmp_path / "run" / "jobs").mkdir(parents=True)
+    (tmp_path / "run" / "jobs" / "8.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"no record of a job|numbers such as 123"):
+        main([verb, str(tmp_path / "run")])
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"job": "\udcff', "1" * 5000])
+def test_a_record_that_is_no_json_is_named(tools: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run" / "jobs").mkdir(parents=True)
+    (tmp_path / "run" / "jobs" / "8.json").write_text(content)
+    with pytest.raises(UserError, match=r"8\.json"):
+        main(["cancel", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("said", ["", "Welcome to the cluster", "job=8", "-8"])
+def test_sbatch_that_names_no_number_is_said(tools: Path, said: str) -> None:
+    write(tools, "sbatch", f"case $1 in --test-only) cat >/dev/null ;; *) echo '{said}' ;; esac")
+    with pytest.raises(UserError, match="named no number"):
+        main(["slurm", "--", "train", "digits-resnet"])
+    assert not list(Path("runs/digits-resnet/jobs").glob("*.json"))
+
+
+def test_a_greeting_before_the_number_is_passed_over(tools: Path) -> None:
+    write(tools, "sbatch", "case $1 in --test-only) cat >/dev/null ;; *) echo Welcome; echo '8;cluster' ;; esac")
+    assert main(["slurm", "--", "train", "digits-resnet"]) == 0
+    assert Path("runs/digits-resnet/jobs/8.json").is_file()

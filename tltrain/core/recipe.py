@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tltrain.core import untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.registry import named
 
@@ -214,10 +215,7 @@ class Recipe(_Model):
 
 def parse(text: str, origin: str, kept: bool = False) -> Recipe:
     """A recipe from YAML text. `origin` is what the message calls it; `kept`: of a run, whose packages may be gone. Raises UserError."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin} is not YAML: {error}") from error
+    raw = untrusted.parse_yaml(text, origin)
     if not isinstance(raw, dict):
         raise UserError(f"{origin} holds {type(raw).__name__}, not a mapping of recipe keys; see `tltrain schema`")
     version = raw.get("version", VERSION)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tltrain.core.errors import UserError
 from tltrain.runs import run_dir
+from tltrain.runs.links import append_only
 
 KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "stage_end": 2, "test": 3}
 """Kinds of rows, in the order in which they are written at one step."""
@@ -24,7 +25,7 @@ class MetricsLog:
 
     def __init__(self, run: Path, generation: int, start: dict[str, Any]) -> None:
         """start: {"from": [stage, step, evaluated] or None} and whatever else describes this start."""
-        self.file = run_dir.metrics_file(run, generation).open("a", encoding="utf-8")
+        self.file = append_only(run_dir.metrics_file(run, generation))
         self.log({"kind": "start", "generation": generation, **start})
 
     def log(self, row: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, parse
 from tltrain.runs import heartbeat
+from tltrain.runs.links import check_links
 
 OUT_OF_MEMORY = "out of memory"
 """In place of a signal, where a start has stopped to go on with less at a time."""
@@ -139,6 +140,7 @@ def _json(file: Path) -> Any:
 
 def check_recipe(run: Path, recipe: Recipe) -> None:
     """Refuse a folder that holds a run of another recipe. Raises UserError with the differences."""
+    check_links(run)
     if not recipe_file(run).exists():
         if run.is_dir() and any(run.iterdir()):
             raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
@@ -151,6 +153,7 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def create(run: Path, recipe: Recipe) -> None:
+    check_links(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
         for folder in (checkpoints(run), run / "stages", generations(run)):

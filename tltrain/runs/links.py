@@ -1,0 +1,40 @@
+"""Links in a run folder. The folder may be anybody's: nothing outside it is written, renamed or deleted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TextIO
+
+from tltrain.core.errors import UserError
+
+WRITTEN_IN = ("checkpoints", "stages", "generations", "jobs", "wandb")
+"""The subfolders that a start, or the launcher, makes files in."""
+
+
+def check_links(run: Path) -> None:
+    """Refuse a run folder whose subfolders lead out of it. A link to the whole run folder is fine. Raises UserError."""
+    inside = run.resolve()
+    for name in WRITTEN_IN:
+        folder = run / name
+        below = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ()
+        for path in (folder, *below):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link to {path.resolve()}, and a start would write and delete there; put a folder in its place, or make "
+                    "the whole run folder a link"
+                )
+
+
+def append_only(path: Path) -> TextIO:
+    """A file to append lines to, made where it is absent. Raises UserError for a link, and OSError."""
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe is not waited for
+
+    try:
+        return open(path, "a", encoding="utf-8", opener=opened)
+    except OSError as error:
+        if path.is_symlink() or path.is_fifo():
+            raise UserError(f"{path} is a link or a pipe, and lines would be written where it leads; delete it") from error
+        raise
