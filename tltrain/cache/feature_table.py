@@ -117,9 +117,9 @@ def _rounds(
             except OSError as error:
                 why = str(error)
         flags = agreement.sum_now([int(stop), int(bool(why))])
-        if facts[STOP]:
+        if flags[STOP]:
             return ASKED
-        if facts[ERROR]:
+        if flags[ERROR]:
             return why or "another process could not write"
     return None
 

@@ -86,15 +86,15 @@ class Runtime:
             )
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.distributed_type != DistributedType.FSDP:
             raise UserError(
-                "the accelerate configuration asks for FSDP, but FSDP needs GPUs and processes that `accelerate launch` or `tltrain launch` "
-                "starts; use one of these commands on a machine with GPUs, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
+                "the accelerate configuration asks for FSDP, but FSDP needs GPUs and processes started by `accelerate launch` or "
+                "`tltrain launch`; use one of these commands on a machine with GPUs, or choose ddp.yaml, one_gpu.yaml or cpu.yaml"
             )
         # One for the whole run: a gloo group is a mesh of sockets that stay open.
         self.side: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if self.world > 1 else None
         if self.accelerator.gradient_accumulation_steps != 1:
             steps = self.accelerator.gradient_accumulation_steps
             raise UserError(
-                f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it is computed from the recipe's batch"
+                f"the accelerate configuration sets gradient_accumulation_steps to {steps}; remove it: it follows from the recipe's batch"
             )
 
     def seed(self, number: int) -> None:

@@ -112,7 +112,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
             saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
             job.watch.at(stage.spec.name, step, "agree")
             flags = [job.stop.requested, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
-            sums = agreement.sum_now(facts) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(facts)
+            sums = agreement.sum_now(flags) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(flags)
             if sums[BAD]:
                 raise loop.not_finite()
             if sums[ERROR]:

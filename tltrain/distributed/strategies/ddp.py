@@ -34,7 +34,8 @@ class Strategy:
         compiled: by torch.compile, in place, so that no name changes; a graph for each shape of a batch, whatever came before it.
         """
         self.runtime, self.chain, self.clip = runtime, chain, clip
-        self.initial_weights = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}  # not on the device: it is full
+        # Kept in host memory: the device has none to spare.
+        self.initial_weights = {name: t.detach().to("cpu", copy=True) for name, t in chain.net.state_dict().items()}
         self.forgotten: set[str] = set()
         chain.to(memory_format=chain.layout if self.channels_last else torch.contiguous_format)
         if isinstance(optimizer, torch.optim.SGD) and (runtime.accelerator.scaler is not None or not self.fuses_sgd):
