@@ -77,7 +77,7 @@ def ours(recipe: Recipe, store: Use, cache: Path | None, folder: Path | None = N
         seconds = stack.enter_context(_stage_clock())
         said = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         began = time.perf_counter()
-        outcome = run.train(recipe, RunFlags(folder=path, workers=0, store=store, store_images=images))["outcome"]
+        outcome = run.train(recipe, RunFlags(folder=path, workers=0, cache=store, cache_images=images))["outcome"]
         whole_s = time.perf_counter() - began
         if outcome != "finished":
             raise RuntimeError(f"{recipe.name} {outcome}: {said.getvalue()}")

@@ -126,7 +126,7 @@ def ours(recipe: Recipe, compiled: bool, feed: Feed, change: str = "") -> None:
     """`tltrain train` itself, inside `hooked`."""
     HERE.change = change
     with tempfile.TemporaryDirectory(prefix="tltrain-gpu-", ignore_cleanup_errors=True) as folder:
-        start = RunFlags(Path(folder) / "run", recipe.batch, store="never", store_images="never", compile=compiled, workers=0)
+        start = RunFlags(Path(folder) / "run", recipe.batch, cache="never", cache_images="never", compile=compiled, workers=0)
         ended = run.train(recipe, start)
         raise RuntimeError(f"{ended['outcome']}: {ended.get('error', '')}")
 

@@ -111,7 +111,7 @@ class Scratch:
                 stack.enter_context(mock.patch.object(setup, "open_images", return_value=images))
             stage_s = stack.enter_context(_timed(run, "run_stage"))
             fill_s = stack.enter_context(_timed(stage, "open_stores"))
-            kept: dict[str, Any] = {"folder": folder / "run", "max_device_batch": made.batch, "store_images": "never"}
+            kept: dict[str, Any] = {"folder": folder / "run", "max_device_batch": made.batch, "cache_images": "never"}
             start = RunFlags(**kept | flags)
             ended = run.train(made, start)
             if ended["outcome"] != "finished":
@@ -149,7 +149,7 @@ def head(book: Any, scratch: Scratch) -> None:
     """A head stage whose store is empty at first."""
     net, num, epochs = scratch.scale.head
     made = _sized(net, min(512, num // 2), scratch.scale, name="head", unfreeze="head", steps=None, epochs=epochs, lr=1e-3)
-    done = scratch.train(made, scratch.random_images(num), 50 if num > 1000 else 1, store="always", workers=_workers(scratch))
+    done = scratch.train(made, scratch.random_images(num), 50 if num > 1000 else 1, cache="always", workers=_workers(scratch))
     behind = done.stage_s - done.fill_s
     text = f"head of {net}, {num:,} images, {epochs} epochs: the store is filled in {done.fill_s:.1f} s ({num / done.fill_s:,.0f} images/s)"
     steps = f"{behind:.2f} s behind that, {done.images_per_s:,.0f} images/s in its steps of {made.batch}"
@@ -166,9 +166,9 @@ def suffix(book: Any, scratch: Scratch) -> None:
         whole = _sized(net, batch, scale, steps=max(2, scale.num_steps // 2))
         part = _sized(net, batch, scale, name="top", unfreeze=cut, steps=scale.num_steps)
         few = {"rows_every": max(1, scale.num_steps // 8), "workers": _workers(scratch)}
-        full = scratch.train(whole, images, store="never", **few)
-        stored = scratch.train(part, images, store="always", **few)
-        computed = scratch.train(part, images, store="never", **few)
+        full = scratch.train(whole, images, cache="never", **few)
+        stored = scratch.train(part, images, cache="always", **few)
+        computed = scratch.train(part, images, cache="never", **few)
         bounds = _bounds(net, cut, scale.size)
         for name, done, bound in (("from the store", stored, bounds[0]), ("frozen blocks in each step", computed, bounds[1])):
             times = done.images_per_s / full.images_per_s
@@ -202,9 +202,9 @@ def distill(book: Any, scratch: Scratch) -> None:
     taught = validate(made.model_dump() | {"distill": {"teacher": {"name": teacher, "weights": str(file)}, "weight": 0.5}}, "gpu")
     images = scratch.random_images(scale.num_images)
     few = {"rows_every": max(1, scale.num_steps // 8), "workers": _workers(scratch)}
-    alone = scratch.train(made, images, store="never", **few)
+    alone = scratch.train(made, images, cache="never", **few)
     for name, store in (("stored", "always"), ("in the loop", "never")):
-        done = scratch.train(taught, images, store=store, **few)
+        done = scratch.train(taught, images, cache=store, **few)
         share = done.images_per_s / alone.images_per_s
         text = f"{student} from {teacher}, teacher {name}: {done.images_per_s:,.0f} images/s, {share:.2f} of the student alone"
         book.row("distill", text, student=student, teacher=teacher, how=name, images_per_s=done.images_per_s,
@@ -223,16 +223,16 @@ def photos(book: Any, scratch: Scratch) -> None:
     ways: dict[str, dict[str, Any]] = {
         "decoded each time": {},
         f"decoded each time, {os.cpu_count()} workers": {"workers": os.cpu_count()},
-        "base images stored": {"store_images": "always"},
+        "base images stored": {"cache_images": "always"},
     }
     if any(field.name == "views" for field in fields(RunFlags)):
         ways = {name: flags | {"views": "host"} for name, flags in ways.items()}
         ways["decoded each time, views on the device"] = {"views": "device", "workers": os.cpu_count()}
-        ways["base images stored, views on the device"] = {"store_images": "always", "views": "device"}
+        ways["base images stored, views on the device"] = {"cache_images": "always", "views": "device"}
     for name, flags in ways.items():
         if scratch.device.type == "cpu":
             flags = flags | {"workers": 0}
-        done = scratch.train(made, None, max(1, steps // 4), store="never", **flags)
+        done = scratch.train(made, None, max(1, steps // 4), cache="never", **flags)
         text = f"{net} from {scale.num_photos:,} JPEGs of {PHOTO[0]} x {PHOTO[1]}, strong views, {name}: {done.images_per_s:,.0f} images/s"
         book.row("files", text, net=net, how=name, images_per_s=done.images_per_s, num_photos=scale.num_photos)
 

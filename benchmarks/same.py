@@ -33,12 +33,12 @@ def recipe(backbone: str, cut: str, /, **changes: Any) -> dict[str, Any]:
 
 def online(trial: Trial) -> Trial:
     """The same without stores."""
-    return replace(trial, start=START | trial.start | {"store": "never"})
+    return replace(trial, start=START | trial.start | {"cache": "never"})
 
 
 def stored(trial: Trial, cache: Path, fault: str = "", *arguments: Any) -> Trial:
     """The same with everything stored in `cache`. fault: a function below, and its arguments."""
-    return replace(trial, start=START | {"store": "always"} | trial.start, before="same.prepare", arguments=(str(cache), fault, *arguments))
+    return replace(trial, start=START | {"cache": "always"} | trial.start, before="same.prepare", arguments=(str(cache), fault, *arguments))
 
 
 def shards_in(cache: Path) -> set[str]:

@@ -100,7 +100,7 @@ def test_torchs_own_switches_are_as_before(
     set_switches(before)
     try:
         stage = HEAD | {"views": 1}
-        train(made_recipe(stages=[stage], deterministic=deterministic), RunFlags(folder=tmp_path / "run", workers=0, store="always"))
+        train(made_recipe(stages=[stage], deterministic=deterministic), RunFlags(folder=tmp_path / "run", workers=0, cache="always"))
         assert switches() == before
         evaluate(finished_run, None, "test", 128)
         assert switches() == before

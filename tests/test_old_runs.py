@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import tltrain
 from tltrain.cli.main import main
+from tltrain.core.flags import RunFlags, parse
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.runs.metrics_log import read_rows
 
@@ -59,7 +60,9 @@ def test_a_finished_run_is_evaluated_to_its_figures(old: Path) -> None:
 
 def test_the_same_command_says_that_it_is_finished(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(old / "micro.yaml"), "--folder", str(old / "finished"), "--keep", "1", "--store", "always"]) == 0
-    assert "is finished already" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "is finished already" in said.out
+    assert said.err == "--store is now called --cache; the old name will go with the next version\n"
 
 
 def test_a_stopped_run_goes_on_from_where_it_was(old: Path) -> None:
@@ -115,8 +118,25 @@ def test_it_is_exported_predicted_and_reported(old: Path, tmp_path: Path, capsys
     assert "<svg" in (old / "finished" / "report.html").read_text()
 
 
+def test_old_flags_are_read_as_new_ones(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = ["--store", "never", "--store-images=always", "--store_device_gb", "1", "--store-memory-gb", "2", "--store-disk-gb=3"]
+    now = [word.replace("--store", "--cache") for word in before]
+    old, new = (parse("plan", ["digits-resnet", *words])[1] for words in (before, now))
+    assert old == new == RunFlags(None, cache="never", cache_images="always", cache_device_gb=1, cache_memory_gb=2, cache_disk_gb=3)
+    assert [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"{word} is now called {word.replace('store', 'cache').replace('_', '-')}"
+        for word in (w.partition("=")[0] for w in before)
+        if word[:2] == "--"
+    ]
+    monkeypatch.setenv("RANK", "1")
+    assert parse("plan", ["digits-resnet", *before])[1] == new
+    assert capsys.readouterr().err == "", "one process of a run says it"
+
+
 def test_its_stores_are_listed_and_cleared(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "ls"]) == 0
-    assert "4 stores" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "4 caches" in said.out
+    assert said.err == "tltrain store is now called tltrain cache; the old name will go with the next version\n"
     assert main(["store", "clear", "--all"]) == 0
     assert not list((old / "cache" / "store").iterdir())

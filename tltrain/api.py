@@ -13,7 +13,7 @@ from PIL import Image
 
 from tltrain.core import recipe as recipes
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.flags import RENAMED, RunFlags, run_path, say_renamed
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
 from tltrain.evaluation.trained import TrainedModel, load_trained
@@ -100,6 +100,9 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
     so far; the same call goes on.
     """
     flags = {f.name for f in fields(RunFlags)}
+    for old in RENAMED.keys() & overrides.keys():
+        say_renamed(old, RENAMED[old])
+        overrides[RENAMED[old]] = overrides.pop(old)
     given = {name: value for name, value in overrides.items() if name in flags}
     if given.get("folder") is not None:
         given["folder"] = Path(given["folder"])

@@ -72,11 +72,11 @@ def test_a_choice_in_numbers() -> None:
         ("auto", 1099, ROOM, None, "it saves less than 1 s"),
         ("auto", 1101, ROOM, "device", ""),
         ("always", 1000, ROOM, "device", ""),
-        ("never", 10**9, ROOM, None, "--store never"),
+        ("never", 10**9, ROOM, None, "--cache never"),
         ("auto", 2000, Budget(0, 0, 3_000_000), "disk", ""),
         ("auto", 2000, Budget(0, 3_000_000, 3_000_000), "memory", ""),
         ("auto", 2000, Budget(GB, GB, 1_999_999), None, "the budget on the disk is 2 MB"),
-        ("never", 2000, Budget(0, 0, 0), None, "--store never"),
+        ("never", 2000, Budget(0, 0, 0), None, "--cache never"),
     ],
 )
 def test_what_decides(mode: Any, num_asked: int, budget: Budget, place: str | None, why_not: str) -> None:
@@ -100,7 +100,7 @@ def test_always_without_room_is_refused_with_the_numbers_and_the_remedy() -> Non
         choose("always", "head", "features before head, train", 1000, 4, 20_000, SPEED, Budget(0, 0, 7_000_000))
     text = str(refused.value)
     assert "1,000 images x 2 KB = 8 MB" in text
-    assert "not stored: the budget on the disk is 7 MB; raise --store-disk-gb" in text
+    assert "not stored: the budget on the disk is 7 MB; raise --cache-disk-gb" in text
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_obstacles_and_their_refusal(changes: dict[str, Any], says: str | None) 
         cost_model.check_always("always", recipe, chain_of(recipe), [stage])
         return
     assert str(cost_model.why_not_cacheable(stage)).startswith(says)
-    with pytest.raises(UserError, match="--store always, and stage head cannot be stored") as refused:
+    with pytest.raises(UserError, match="--cache always, and stage head cannot be stored") as refused:
         cost_model.check_always("always", recipe, chain_of(recipe), [stage])
     assert says in str(refused.value)
-    assert "take --store auto" in str(refused.value)
+    assert "take --cache auto" in str(refused.value)
 
 
 def test_a_stage_that_freezes_nothing_is_no_obstacle_to_always_unless_there_is_a_teacher() -> None:

@@ -38,13 +38,13 @@ def test_the_store_of_another_user_is_read_and_kept(cache: Path, capsys: pytest.
             assert torch.equal(disk_store.read(file)["rows"], rows(0)["rows"])
             with pytest.raises(PermissionError):
                 store.write("000001", rows(1))
-        assert main(["store", "ls"]) == 0
+        assert main(["cache", "ls"]) == 0
         said = capsys.readouterr().out
         assert "in use" not in said
         assert said.splitlines()[0].endswith(f", of {owner}")
-        assert main(["store", "clear", path.name]) == 1
+        assert main(["cache", "clear", path.name]) == 1
         assert f"{path.name}, which {owner} alone can delete" in capsys.readouterr().out
-        assert main(["store", "clear", "--all"]) == 0
+        assert main(["cache", "clear", "--all"]) == 0
         assert "0 in use, 1 of others" in capsys.readouterr().out
         assert not disk_store.make_room(cache / "store", 0, 1, cache / "other"), "it is nobody's room to take"
     assert path.is_dir()
@@ -53,7 +53,7 @@ def test_the_store_of_another_user_is_read_and_kept(cache: Path, capsys: pytest.
 def test_a_store_that_another_user_has_open_is_in_use(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache.chmod(0o777)
     with Store(cache / "store", "test", {"number": 1}, {}) as store, another_user(store.path):
-        assert main(["store", "ls"]) == 0
+        assert main(["cache", "ls"]) == 0
     assert "in use, of" in capsys.readouterr().out
 
 
@@ -80,13 +80,13 @@ def test_one_odd_about_ends_nobodys_run_and_no_command(text: str, cache: Path, c
     odd, good = made_store(cache / "store", 1, age_s=3600), made_store(cache / "store", 2)
     (odd / disk_store.ABOUT).write_text(text)
     assert {each.path for each in disk_store.stores(cache / "store")} == {odd, good}
-    assert main(["store", "ls"]) == 0
-    assert main(["store", "ls", "--json"]) == 0
+    assert main(["cache", "ls"]) == 0
+    assert main(["cache", "ls", "--json"]) == 0
     said = capsys.readouterr().out
     assert "\x1b" not in said
-    assert "2 stores" in said
-    assert main(["store", "verify", "--rows", "1", odd.name]) == 1
-    assert f"does not say what this is; remove it: tltrain store clear {odd.name}" in capsys.readouterr().out
+    assert "2 caches" in said
+    assert main(["cache", "verify", "--rows", "1", odd.name]) == 1
+    assert f"does not say what this is; remove it: tltrain cache clear {odd.name}" in capsys.readouterr().out
     assert disk_store.make_room(cache / "store", 0, 150_000, cache / "other"), "it makes room as any other"
     assert [each.path for each in disk_store.stores(cache / "store")] == [good]
 

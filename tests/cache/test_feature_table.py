@@ -92,16 +92,16 @@ def run(spec: dict[str, Any], folder: Path, **start: Any) -> Path:
 def test_a_stored_run_is_the_run_without_a_store(backbone: str, watched: Watched, tmp_path: Path) -> None:
     """With accumulation; rows in memory, then mapped from the disk; nothing is computed twice."""
     spec, start = trials.recipe(backbone=trials.NETS[backbone], stages=stages(backbone)), {"max_device_batch": 5}
-    undisturbed = run(spec, tmp_path / "online", store="never", **start)
+    undisturbed = run(spec, tmp_path / "online", cache="never", **start)
     assert watched.num_asked > 28 * 3, "every micro-batch of every step"
     assert not watched.written
     watched.num_asked = 0
-    assert trials.differences(run(spec, tmp_path / "stored", store="always", **start), undisturbed) == []
+    assert trials.differences(run(spec, tmp_path / "stored", cache="always", **start), undisturbed) == []
     # train: 60 images in 2 shards for each of 4 + 1 views; val: 143 in 5 shards for each cut
     assert len(set(watched.written)) == len(watched.written) == 2 * 4 + 5 + 2 + 5
     assert watched.num_asked == len(watched.written)
     assert "1 view of 60 images" in (tmp_path / "stored" / "plan.txt").read_text()
-    again = run(spec, tmp_path / "again", store="always", store_memory_gb=0, **start)
+    again = run(spec, tmp_path / "again", cache="always", cache_memory_gb=0, **start)
     assert trials.differences(again, undisturbed) == []
     assert watched.num_asked == len(watched.written) == 20
     plan = (again / "plan.txt").read_text()
@@ -114,35 +114,35 @@ def test_a_teachers_logits_are_stored_for_a_student_that_trains_fully(watched: W
     distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.5}
     full = LAST | {"steps": 10, "views": 2, "augment": "light", "lr": 0.01}
     spec = trials.recipe(backbone=trials.NETS["vit-tiny"], distill=distill, stages=[HEAD | VIEWS, full])
-    undisturbed = run(spec, tmp_path / "online", store="never")
-    assert trials.differences(run(spec, tmp_path / "stored", store="always"), undisturbed) == []
+    undisturbed = run(spec, tmp_path / "online", cache="never")
+    assert trials.differences(run(spec, tmp_path / "stored", cache="always"), undisturbed) == []
     kinds = [name.partition("-")[0] for name in watched.written]
     assert (kinds.count("logits"), kinds.count("features")) == (2 * 4, 2 * 4 + 5)
     files = sorted((watched.cache / "store").glob("logits-*/*.safetensors"))
     assert {disk_store.read(file)["rows"].dtype for file in files} == {torch.float16}
     watched.num_asked = 0
     other = spec | {"seed": 3, "stages": [full | {"steps": 9}], "distill": distill | {"temperature": 5.0, "weight": 0.9}}
-    second = run(other, tmp_path / "second", store="always")
+    second = run(other, tmp_path / "second", cache="always")
     assert watched.num_asked == 0
-    assert trials.differences(second, run(other, tmp_path / "second-online", store="never")) == []
+    assert trials.differences(second, run(other, tmp_path / "second-online", cache="never")) == []
 
 
 def test_five_seeds_share_a_store(watched: Watched, finished_run: Path, tmp_path: Path) -> None:
     spec = trials.recipe(backbone={"weights": str(finished_run)}, stages=stages("resnet-tiny"))
-    run(spec, tmp_path / "0", store="always")
+    run(spec, tmp_path / "0", cache="always")
     written, num_asked = list(watched.written), watched.num_asked
     assert len(written) == num_asked == 20
     for seed in range(1, 5):
-        last = run(spec | {"seed": seed}, tmp_path / str(seed), store="always")
+        last = run(spec | {"seed": seed}, tmp_path / str(seed), cache="always")
     assert (watched.written, watched.num_asked) == (written, num_asked)
-    assert trials.differences(last, run(spec | {"seed": 4}, tmp_path / "online", store="never")) == []
+    assert trials.differences(last, run(spec | {"seed": 4}, tmp_path / "online", cache="never")) == []
 
 
 def test_another_prefix_or_view_is_another_store(watched: Watched, tmp_path: Path) -> None:
     """What must not share does not: weights, cut, augment, data; the evaluation view is one for every way to augment."""
     spec = trials.recipe(stages=[HEAD | VIEWS])
-    run(spec, tmp_path / "0", store="always")
-    trained = run(trials.recipe(stages=[LAST]), tmp_path / "trained", store="never")
+    run(spec, tmp_path / "0", cache="always")
+    trained = run(trials.recipe(stages=[LAST]), tmp_path / "trained", cache="never")
     changed: list[dict[str, Any]] = [
         {"backbone": {"name": "resnet-tiny"}},  # random weights
         {"backbone": {"weights": str(trained)}},
@@ -153,30 +153,30 @@ def test_another_prefix_or_view_is_another_store(watched: Watched, tmp_path: Pat
     ]
     for i, changes in enumerate(changed):
         watched.written.clear()
-        run(spec | changes, tmp_path / f"changed-{i}", store="always")
+        run(spec | changes, tmp_path / f"changed-{i}", cache="always")
         assert sum(name.rpartition("/")[2] >= "v0001" for name in watched.written) == 2 * 3, changes
     for one in (HEAD | VIEWS | {"steps": 5}, HEAD | VIEWS | {"steps": 4, "augment": "strong"}):  # an epoch at most: view 0 alone
         watched.written.clear()
-        run(spec | {"stages": [one]}, tmp_path / str(one["steps"]), store="always")
+        run(spec | {"stages": [one]}, tmp_path / str(one["steps"]), cache="always")
         assert len(watched.written) == (2 if one["steps"] == 5 else 0)
 
 
 def test_a_store_with_shards_of_another_size_is_another_store(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a later version may make them: its rows must not be taken for those of other images."""
     spec = trials.recipe(stages=[HEAD | VIEWS])
-    run(spec, tmp_path / "first", store="always")
+    run(spec, tmp_path / "first", cache="always")
     monkeypatch.setattr(feature_table, "SHARD_ROWS", 64)
-    assert trials.differences(run(spec, tmp_path / "second", store="always"), tmp_path / "first") == []
+    assert trials.differences(run(spec, tmp_path / "second", cache="always"), tmp_path / "first") == []
 
 
 def test_another_number_of_threads_is_another_store(watched: Watched, tmp_path: Path) -> None:
     """On a CPU it decides how sums are split: a ResNet-50 at 224 px differs by 6e-5 between one thread and two."""
     spec, before = trials.recipe(stages=[HEAD | VIEWS | {"steps": 5}]), torch.get_num_threads()
-    run(spec, tmp_path / "one", store="always")
+    run(spec, tmp_path / "one", cache="always")
     watched.written.clear()
     torch.set_num_threads(before + 1)
     try:
-        run(spec, tmp_path / "two", store="always")
+        run(spec, tmp_path / "two", cache="always")
     finally:
         torch.set_num_threads(before)
     assert len(watched.written) == 2 + 5
@@ -187,21 +187,21 @@ def test_another_number_of_threads_is_another_store(watched: Watched, tmp_path: 
 
 def test_a_run_that_is_stopped_in_the_fill_goes_on(watched: Watched, tmp_path: Path) -> None:
     spec = trials.recipe(stages=stages("resnet-tiny"))
-    undisturbed = run(spec, tmp_path / "online", store="never")
+    undisturbed = run(spec, tmp_path / "online", cache="never")
     for number in (3, 12):  # in the shards of train, and in those of val
         watched.before = lambda n, at=number: os.kill(os.getpid(), signal.SIGTERM) if n == at else None  # type: ignore[misc]
-        outcome = train(validate(spec, "test"), RunFlags(folder=tmp_path / "run", workers=0, store="always"))
+        outcome = train(validate(spec, "test"), RunFlags(folder=tmp_path / "run", workers=0, cache="always"))
         assert (outcome["outcome"], outcome["signal"], outcome["stage"], outcome["step"]) == ("stopped", "SIGTERM", "head", 0)
         assert len(watched.written) == number
     watched.before = lambda n: None
-    assert trials.differences(run(spec, tmp_path / "run", store="always"), undisturbed) == []
+    assert trials.differences(run(spec, tmp_path / "run", cache="always"), undisturbed) == []
     assert len(set(watched.written)) == len(watched.written) == 20
 
 
 def test_a_damaged_shard_is_made_again(watched: Watched, tmp_path: Path) -> None:
     spec = trials.recipe(stages=stages("resnet-tiny"))
-    undisturbed = run(spec, tmp_path / "online", store="never")
-    run(spec, tmp_path / "first", store="always")
+    undisturbed = run(spec, tmp_path / "online", cache="never")
+    run(spec, tmp_path / "first", cache="always")
     files = sorted(watched.cache.glob("store/*/*.safetensors"))
     whole = {file: file.read_bytes() for file in files}
     spoilt = files[::3]
@@ -210,7 +210,7 @@ def test_a_damaged_shard_is_made_again(watched: Watched, tmp_path: Path) -> None
         content[-1 - 7 * i] ^= 1 << i
         file.write_bytes(content if i else content[:-5])
     watched.written.clear()
-    assert trials.differences(run(spec, tmp_path / "run", store="always"), undisturbed) == []
+    assert trials.differences(run(spec, tmp_path / "run", cache="always"), undisturbed) == []
     assert sorted(watched.written) == sorted(f"{file.parent.name}/{file.name.partition('.')[0]}" for file in spoilt)
     assert {file: file.read_bytes() for file in watched.cache.glob("store/*/*.safetensors")} == whole
 
@@ -221,7 +221,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_without(
 ) -> None:
     """Full from the start, while train is stored, while val is."""
     spec = trials.recipe(stages=stages("resnet-tiny"))
-    undisturbed = run(spec, tmp_path / "online", store="never")
+    undisturbed = run(spec, tmp_path / "online", cache="never")
     monkeypatch.setenv("TLTRAIN_CACHE", str(disk))
 
     def fill(n: int) -> None:
@@ -232,9 +232,9 @@ def test_a_full_disk_is_said_and_the_run_goes_on_without(
     watched.before = fill
     fill(0)
     capsys.readouterr()
-    run(spec, tmp_path / "run", store="always", store_disk_gb=1)
+    run(spec, tmp_path / "run", cache="always", cache_disk_gb=1)
     said = capsys.readouterr().out
-    assert re.search(r"store +head: features before head, (train|val) .*computed.*: .*No space left on device", said)
+    assert re.search(r"cache +head: features before head, (train|val) .*computed.*: .*No space left on device", said)
     assert trials.differences(tmp_path / "run", undisturbed) == []
     assert not list(disk.rglob(".v*.tmp"))
 
@@ -251,33 +251,33 @@ def test_auto_stores_nothing_that_saves_less_than_a_second(watched: Watched, tmp
 
 def test_without_room_on_the_disk_auto_goes_on_without(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = trials.recipe(stages=[HEAD | VIEWS])
-    undisturbed = run(spec, tmp_path / "online", store="never")
+    undisturbed = run(spec, tmp_path / "online", cache="never")
     monkeypatch.setattr(cost_model, "LEAST_SAVED_S", float("-inf"))
-    little = run(spec, tmp_path / "little", store_disk_gb=1e-6)
+    little = run(spec, tmp_path / "little", cache_disk_gb=1e-6)
     assert (little / "plan.txt").read_text().count("not stored: the budget on the disk is 1 KB") == 2
     assert not watched.written
     assert trials.differences(little, undisturbed) == []
     assert trials.differences(run(spec, tmp_path / "enough"), undisturbed) == []
     assert len(watched.written) == 2 * 4 + 5
-    with pytest.raises(UserError, match=r"4 views of 60 images x 512 B = 123 KB.*the budget on the disk is 1 KB; raise --store-disk-gb"):
-        run(spec, tmp_path / "refused", store="always", store_disk_gb=1e-6)
+    with pytest.raises(UserError, match=r"4 views of 60 images x 512 B = 123 KB.*the budget on the disk is 1 KB; raise --cache-disk-gb"):
+        run(spec, tmp_path / "refused", cache="always", cache_disk_gb=1e-6)
 
 
 def test_what_is_unused_makes_room_and_what_is_in_use_does_not(
     watched: Watched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = trials.recipe(stages=[HEAD | VIEWS])  # 123 KB of train, 73 KB of val
-    run(spec, tmp_path / "first", store="always", store_disk_gb=240e-6)
+    run(spec, tmp_path / "first", cache="always", cache_disk_gb=240e-6)
     first = {path.name for path in (watched.cache / "store").iterdir()}
     another = spec | {"backbone": {"name": "resnet-tiny"}}
-    other = run(another, tmp_path / "other", store="always", store_disk_gb=240e-6)
+    other = run(another, tmp_path / "other", cache="always", cache_disk_gb=240e-6)
     assert not first & {path.name for path in (watched.cache / "store").iterdir()}, "both had to go"
-    assert trials.differences(other, run(another, tmp_path / "other-online", store="never")) == []
+    assert trials.differences(other, run(another, tmp_path / "other-online", cache="never")) == []
     capsys.readouterr()
     with contextlib.ExitStack() as held:
         for found in disk_store.stores(watched.cache / "store"):
             held.enter_context(Store(found.path.parent, found.kind, found.key, found.made_by))
-        again = run(spec, tmp_path / "again", store="always", store_disk_gb=240e-6)
+        again = run(spec, tmp_path / "again", cache="always", cache_disk_gb=240e-6)
     assert "in use, and leave no room" in capsys.readouterr().out
     assert trials.differences(again, tmp_path / "first") == []
 
@@ -292,8 +292,8 @@ def test_what_is_unused_makes_room_and_what_is_in_use_does_not(
 )
 def test_always_refuses_what_cannot_be_stored(changes: dict[str, Any], says: str, watched: Watched, tmp_path: Path) -> None:
     spec = trials.recipe(stages=[HEAD | VIEWS | changes])
-    with pytest.raises(UserError, match="--store always, and stage head cannot be stored") as refused:
-        run(spec, tmp_path / "run", store="always")
+    with pytest.raises(UserError, match="--cache always, and stage head cannot be stored") as refused:
+        run(spec, tmp_path / "run", cache="always")
     assert says in str(refused.value)
     assert not (tmp_path / "run").exists()
     assert says in (run(spec, tmp_path / "auto") / "plan.txt").read_text()
@@ -302,7 +302,7 @@ def test_always_refuses_what_cannot_be_stored(changes: dict[str, Any], says: str
 def test_never_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "file"))
-    run(trials.recipe(stages=[HEAD]), tmp_path / "run", store="never", store_images="never")
+    run(trials.recipe(stages=[HEAD]), tmp_path / "run", cache="never", cache_images="never")
 
 
 # --- what is frozen
@@ -464,9 +464,9 @@ def test_a_signal_to_one_of_two_processes_in_the_fill_stops_both(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_under_two_processes(disk: Path, tmp_path: Path) -> None:
-    trial = Trial(trials.recipe(stages=stages("resnet-tiny")), str(tmp_path / "run" / "run"), 2, start={"store_disk_gb": 1})
+    trial = Trial(trials.recipe(stages=stages("resnet-tiny")), str(tmp_path / "run" / "run"), 2, start={"cache_disk_gb": 1})
     run = world.finish(same.stored(trial, disk, "fill_disk", 5, str(disk)))
-    assert re.search("store +head: features before head, train .*computed.*: .*(No space left on device|could not write)", world.log(trial))
+    assert re.search("cache +head: features before head, train .*computed.*: .*(No space left on device|could not write)", world.log(trial))
     assert trials.differences(run, online(trial, tmp_path / "online")) == []
 
 
@@ -475,7 +475,7 @@ def test_a_disk_that_fills_up_under_two_processes(disk: Path, tmp_path: Path) ->
 def test_bf16_features_are_stored_as_they_are_rounded_online(backbone: str, tmp_path: Path) -> None:
     trial = Trial(trials.recipe(backbone=trials.NETS[backbone], stages=stages(backbone)), str(tmp_path / "run" / "run"))
     undisturbed = same.stored(
-        replace(trial, folder=str(tmp_path / "online" / "run"), start={"store": "never"}), tmp_path / "none", "use_bf16"
+        replace(trial, folder=str(tmp_path / "online" / "run"), start={"cache": "never"}), tmp_path / "none", "use_bf16"
     )
     made = world.finish(same.stored(trial, tmp_path / "cache", "use_bf16"))
     assert trials.differences(made, world.finish(undisturbed)) == []
@@ -485,7 +485,7 @@ def test_bf16_features_are_stored_as_they_are_rounded_online(backbone: str, tmp_
     assert not same.shards_in(tmp_path / "none")
     code = (
         f"from tltrain.cache import feature_table; from tltrain.cli import main; feature_table.SHARD_ROWS = {same.SHARD_ROWS}; "
-        "print(main.main(['store', 'verify']))"
+        "print(main.main(['cache', 'verify']))"
     )
     said = []
     for precision in ("bf16", "no"):

@@ -175,7 +175,7 @@ def test_a_store_filled_from_either_serves_both(made_recipe: Made, tmp_path: Pat
     """Nothing is computed twice, and the rows that stand are those that are looked up."""
     recipe = made_recipe(stages=[HEAD | {"augment": "strong", "views": 2, "steps": 20}], data={"eval_limit": 16})
     for views in ("device", "host"):
-        start = RunFlags(folder=tmp_path / views, workers=0, views=views, store="always")
+        start = RunFlags(folder=tmp_path / views, workers=0, views=views, cache="always")
         assert train(recipe, start)["outcome"] == "finished"
     one, other = (load_file(tmp_path / views / "weights.safetensors") for views in ("device", "host"))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,4 +1,4 @@
-"""`tltrain store`: what it lists, what it computes again, what it deletes, and what it says where it cannot."""
+"""`tltrain cache`: what it lists, what it computes again, what it deletes, and what it says where it cannot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLTRAIN_CACHE", str(folder / "cache"))
         patch.setattr(feature_table, "SHARD_ROWS", same.SHARD_ROWS)
-        assert train(spec, RunFlags(folder=folder / "run", workers=0, store="always"))["outcome"] == "finished"
+        assert train(spec, RunFlags(folder=folder / "run", workers=0, cache="always"))["outcome"] == "finished"
     return folder / "cache"
 
 
@@ -61,11 +61,11 @@ Said = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """Exit code and words of `tltrain store ...`."""
+    """Exit code and words of `tltrain cache ...`."""
 
     def call(*words: str) -> tuple[int, str]:
         capsys.readouterr()
-        code = main(["store", *words])
+        code = main(["cache", *words])
         captured = capsys.readouterr()
         assert captured.err == ""
         return code, captured.out
@@ -126,7 +126,7 @@ def test_ls_says_what_each_store_holds(root: Path, said: Said) -> None:
         "the teacher's logits of train (taught, stage all)  1 view  60 rows",
         "the teacher's logits of train (taught, stage head)  2 views  120 rows",
     ]
-    assert re.fullmatch(rf"4 stores, [\d.]+ KB, in {re.escape(str(root))}", total)
+    assert re.fullmatch(rf"4 caches, [\d.]+ KB, in {re.escape(str(root))}", total)
 
 
 def test_ls_for_programs_and_what_is_in_use(root: Path, said: Said) -> None:
@@ -138,20 +138,20 @@ def test_ls_for_programs_and_what_is_in_use(root: Path, said: Said) -> None:
     listed = json.loads(text)
     assert listed["root"] == str(root)
     assert listed["bytes"] == sum(file.stat().st_size for file in root.glob("*/*.safetensors"))
-    row = next(row for row in listed["stores"] if row["name"] == name)
+    row = next(row for row in listed["caches"] if row["name"] == name)
     assert {k: v for k, v in row.items() if k not in ("used", "bytes", "run")} == {
         "name": name, "kind": "features", "what": "features before head of val", "recipe": "taught", "stage": "head", "views": 1,
         "rows": 143, "in_use": True, "owner": None,
     }  # fmt: skip
-    assert [r["in_use"] for r in listed["stores"]].count(True) == 1
-    assert listed["stores"][-1]["name"] == name, "the one unused for longest comes first"
+    assert [r["in_use"] for r in listed["caches"]].count(True) == 1
+    assert listed["caches"][-1]["name"] == name, "the one unused for longest comes first"
 
 
 def test_ls_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path))
-    assert said("ls") == (0, f"0 stores, 0 B, in {tmp_path / 'store'}\n")
-    assert json.loads(said("ls", "--json")[1])["stores"] == []
-    assert said("verify") == (0, f"0 stores in {tmp_path / 'store'}, 0 with something wrong\n")
+    assert said("ls") == (0, f"0 caches, 0 B, in {tmp_path / 'store'}\n")
+    assert json.loads(said("ls", "--json")[1])["caches"] == []
+    assert said("verify") == (0, f"0 caches in {tmp_path / 'store'}, 0 with something wrong\n")
     assert said("clear", "--all")[0] == 0
 
 
@@ -161,7 +161,7 @@ def test_ls_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Sa
 def test_verify_computes_every_kind_again(root: Path, said: Said) -> None:
     code, text = said("verify", "--rows", "70")
     assert code == 0, text
-    assert text.splitlines()[-1] == f"4 stores in {root}, 0 with something wrong"
+    assert text.splitlines()[-1] == f"4 caches in {root}, 0 with something wrong"
     ends = sorted(line.split("  ", 1)[1] for line in text.splitlines()[:-1])
     assert ends == [
         "2 shards sound; 60 of 60 rows computed again, 60 equal bit for bit",
@@ -183,7 +183,7 @@ def test_verify_names_a_row_that_differs_by_one_bit(root: Path, said: Said) -> N
     assert code == 1
     train_split = open_images(validate(trials.recipe(), "test").data).train
     where = re.escape(f"{train_split.ids[32 + 5]}, view 1, shard {shard}")
-    assert re.search(rf"^{name}  {where}: not what is computed now; remove it: tltrain store clear {name}$", text, re.MULTILINE)
+    assert re.search(rf"^{name}  {where}: not what is computed now; remove it: tltrain cache clear {name}$", text, re.MULTILINE)
     assert "120 of 120 rows computed again, 119 equal bit for bit" in text
     assert text.endswith("1 with something wrong\n")
     assert said("verify", name, "--rows", "0")[0] == 0, "its checksum is right"
@@ -250,7 +250,7 @@ def test_verify_of_a_stage_whose_prefix_no_stage_has_trained_needs_no_run_folder
     """The weights of the start serve as well, wherever the key says that they are the same."""
     deeper = HEAD | {"name": "second", "views": 1}
     spec = validate(trials.recipe(name="two", stages=[HEAD | {"views": 1}, deeper | {"unfreeze": "layer4"}]), "test")
-    train(spec, RunFlags(folder=tmp_path / "two", workers=0, store="always"))
+    train(spec, RunFlags(folder=tmp_path / "two", workers=0, cache="always"))
     shutil.rmtree(tmp_path / "two")
     names = [s.path.name for s in disk_store.stores(root) if s.made_by["recipe"]["name"] == "two"]
     assert len(names) == 4
@@ -265,7 +265,7 @@ def test_verify_sees_that_about_json_is_another_stores(root: Path, said: Said) -
     files.write_json(root / name / disk_store.ABOUT, about | {"key": about["key"] | {"chunk": 7}})
     code, text = said("verify", name)
     assert code == 1
-    assert f"about.json does not say what this is; remove it: tltrain store clear {name}" in text
+    assert f"about.json does not say what this is; remove it: tltrain cache clear {name}" in text
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_a_run_stores_its_base_images_and_verify_decodes_them_again(root: Path, 
     data = {"source": f"folder:{tmp_path / 'photos'}", "size": 32, "resize": 36, "flip": False}
     spec = validate(trials.recipe(name="photos", data=data, stages=[LAST | {"augment": "light"}]), "test")
     for name, how in (("online", "never"), ("stored", "always")):
-        train(spec, RunFlags(folder=tmp_path / name, workers=0, store="never", store_images=how))  # type: ignore[arg-type]
+        train(spec, RunFlags(folder=tmp_path / name, workers=0, cache="never", cache_images=how))  # type: ignore[arg-type]
     assert trials.differences(tmp_path / "stored", tmp_path / "online") == []
     names = [s.path.name for s in disk_store.stores(root) if s.kind == image_cache.KIND]
     code, text = said("verify", *names)
@@ -357,14 +357,14 @@ def test_clear_leaves_what_is_in_use(root: Path, said: Said) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["store"], "ls|verify|clear"),
-        (["store", "list"], "list"),
-        (["store", "clear"], "takes names of stores (`tltrain store ls`), or --all"),
-        (["store", "clear", "features-1", "--all"], "not both"),
-        (["store", "clear", "nothing"], "no store in"),
-        (["store", "verify", "nothing"], "see `tltrain store ls`"),
-        (["store", "verify", "--rows", "-1"], "--rows is -1; it must be at least 0"),
-        (["store", "verify", "--rows", "many"], "many"),
+        (["cache"], "ls|verify|clear"),
+        (["cache", "list"], "list"),
+        (["cache", "clear"], "takes names of caches (`tltrain cache ls`), or --all"),
+        (["cache", "clear", "features-1", "--all"], "not both"),
+        (["cache", "clear", "nothing"], "no cache in"),
+        (["cache", "verify", "nothing"], "see `tltrain cache ls`"),
+        (["cache", "verify", "--rows", "-1"], "--rows is -1; it must be at least 0"),
+        (["cache", "verify", "--rows", "many"], "many"),
     ],
 )
 def test_mistakes(words: list[str], says: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,11 +374,11 @@ def test_mistakes(words: list[str], says: str, root: Path, capsys: pytest.Captur
 
 def test_a_name_with_a_slip_is_guessed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = named(root, "features", "val", augmented=False)
-    assert f"did you mean {name}?" in mistake(["store", "clear", f"{name[:-1]}x"], capsys)
+    assert f"did you mean {name}?" in mistake(["cache", "clear", f"{name[:-1]}x"], capsys)
 
 
 def test_the_words_are_read_without_torch() -> None:
-    calls = "main(['store', 'clear']), main(['store', 'verify', '--rows', '-1'])"
+    calls = "main(['cache', 'clear']), main(['cache', 'verify', '--rows', '-1'])"
     code = f"import sys; from tltrain.cli.main import main; print({calls}, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "2 2 False", done.stderr

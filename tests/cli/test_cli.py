@@ -84,7 +84,7 @@ def test_every_shipped_recipe_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos", num=20)
     for name in shipped():
-        assert main(["plan", name, "--store", "never", "--store-images", "never"]) == 0, capsys.readouterr().err
+        assert main(["plan", name, "--cache", "never", "--cache-images", "never"]) == 0, capsys.readouterr().err
         text = capsys.readouterr().out
         assert "frozen" in text or all(stage.unfreeze == "all" for stage in load(name).stages)
         assert "batch " in text
@@ -94,7 +94,7 @@ def test_plan_says_what_an_override_changes(capsys: pytest.CaptureFixture[str]) 
     assert main(["plan", "digits-resnet", "--stages.1.lr", "0.123", "--batch", "48", "--max-device-batch", "20"]) == 0
     text = capsys.readouterr().out
     assert "0.123" in text
-    assert "store   head: features before head, train, 1 view of" in text, "and what is worth storing, timed on this machine"
+    assert "cache   head: features before head, train, 1 view of" in text, "and what is worth storing, timed on this machine"
     assert "batch   48 = 1 process x 3 micro-batches x 16 images" in text
 
 

@@ -17,7 +17,7 @@ import pytest
 from tltrain.cli import main
 from tltrain.core.output.streams import Lasting
 
-TRAIN = ["train", "digits-resnet", "--store", "never", "--store-images", "never", "--workers", "0"]
+TRAIN = ["train", "digits-resnet", "--cache", "never", "--cache-images", "never", "--workers", "0"]
 
 
 @contextmanager

@@ -80,8 +80,8 @@ MIXED = ALL | {"steps": 8, "mixup": 0.2, "clip": 1.0, "label_smoothing": 0.1, "a
     [
         pytest.param(MIXED, {"max_device_batch": 6}, id="images"),
         pytest.param(MIXED | {"optimizer": "sgd"}, {"recompute": True}, id="recomputed"),
-        pytest.param(ONCE | {"steps": 8}, {"store": "always"}, id="on-device"),
-        pytest.param(ONCE | {"steps": 8}, {"store": "always", "store_device_gb": 0.0}, id="in-memory"),
+        pytest.param(ONCE | {"steps": 8}, {"cache": "always"}, id="on-device"),
+        pytest.param(ONCE | {"steps": 8}, {"cache": "always", "cache_device_gb": 0.0}, id="in-memory"),
     ],
 )
 def test_between_two_rows_the_host_waits_for_nothing(
@@ -139,7 +139,7 @@ def _allocated() -> int:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_head_stage_from_the_store_holds_no_backbone(device: str, seen: list[tuple[int, int]], tmp_path: Path) -> None:
     """Its weights leave the device once all that is asked of them is stored; and the run is the same, bit for bit."""
-    runs = [trained(recipe([ONCE]), tmp_path / store, device, store=store) for store in ("never", "always")]
+    runs = [trained(recipe([ONCE]), tmp_path / store, device, cache=store) for store in ("never", "always")]
     (whole, allocated), (head, left) = seen[3], seen[-1]
     assert len(seen) == 8
     assert whole > 1_000_000, "resnet-tiny in fp32"

@@ -22,8 +22,8 @@ FAMILIES = {"resnet": ("shipped:resnet-tiny-printed", "layer3"), "vit": ("shippe
 """The weights, and the block in the middle that a stage begins to train with."""
 PLACES: dict[str, dict[str, Any]] = {
     "the device": {},
-    "memory": {"store_device_gb": 0.0},
-    "the disk": {"store_device_gb": 0.0, "store_memory_gb": 0.0},
+    "memory": {"cache_device_gb": 0.0},
+    "the disk": {"cache_device_gb": 0.0, "cache_memory_gb": 0.0},
 }
 """Where the rows are read from, by the flags that leave no room in a quicker place."""
 MICRO: dict[str, Any] = {"max_device_batch": 6}
@@ -38,13 +38,13 @@ def small(family: str, **changes: Any) -> Recipe:
 
 def assert_stored_runs_are_the_computed_one(recipe: Recipe, device: str, precision: str, num_stores: int, folder: Path) -> None:
     """num_stores: that the two stages read from. The first run fills them, the others find them."""
-    computed = trained(recipe, folder / "computed", device, precision, store="never", store_images="never", **MICRO)
+    computed = trained(recipe, folder / "computed", device, precision, cache="never", cache_images="never", **MICRO)
     assert len(losses(computed)) == 10
     want = load_file(computed / "weights.safetensors")
     for place, flags in PLACES.items():
         if device == "cpu" and place == "the device":
             continue
-        stored = trained(recipe, folder / place.split()[-1], device, precision, store="always", **MICRO, **flags)
+        stored = trained(recipe, folder / place.split()[-1], device, precision, cache="always", **MICRO, **flags)
         assert (stored / "plan.txt").read_text().count(f"read from {place}\n") == num_stores, place
         assert rows_of(stored) == rows_of(computed), place
         got = load_file(stored / "weights.safetensors")
@@ -65,6 +65,6 @@ def test_features_in_front_of_two_cuts(device: str, family: str, precision: str,
 def test_features_and_the_answers_of_a_teacher(device: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a ResNet that a ViT learns from; its weights are a run's."""
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
-    teacher = trained(small("resnet"), tmp_path / "teacher", device, precision, store="never")
+    teacher = trained(small("resnet"), tmp_path / "teacher", device, precision, cache="never")
     recipe = small("vit", distill={"teacher": {"weights": str(teacher)}, "weight": 0.5, "temperature": 2.0})
     assert_stored_runs_are_the_computed_one(recipe, device, precision, 6, tmp_path)

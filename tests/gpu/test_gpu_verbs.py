@@ -111,7 +111,7 @@ def test_a_plan_says_what_then_happens(device: str, backbone: str, size: int, tm
     monkeypatch.setattr(stage_cache, "_fill", fill)
     data = {"per_class": None, "size": size, "resize": size}
     recipe = made_recipe(backbone={"name": backbone}, data=data, stages=[HEAD | {"views": 1}])
-    trained(recipe, tmp_path / "run", device, "bf16" if device == "cuda" else "no", store="always", store_images="never")
+    trained(recipe, tmp_path / "run", device, "bf16" if device == "cuda" else "no", cache="always", cache_images="never")
     assert [choice.what.split(", ")[-1] for choice, _ in filled] == ["train", "val"]
     rows = [tensor for file in store_root().rglob("*.safetensors") for tensor in read(file).values()]
     assert sum(t.numel() * t.element_size() for t in rows) == sum(choice.num_bytes for choice, _ in filled)

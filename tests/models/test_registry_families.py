@@ -80,7 +80,7 @@ def recipe(name: str = "toy-cnn", *stages: dict[str, Any], **backbone: Any) -> d
 
 def finish(tmp_path: Path, folder: str, spec: dict[str, Any], num: int = 1, strategy: str = "ddp", **start: Any) -> Path:
     return world.finish(
-        Trial(spec, str(tmp_path / folder), num, strategy, {"store": "never"} | start, float64=strategy in ("ddp", "fsdp2"))
+        Trial(spec, str(tmp_path / folder), num, strategy, {"cache": "never"} | start, float64=strategy in ("ddp", "fsdp2"))
     )
 
 
@@ -93,7 +93,7 @@ for words in (
     ["recipes", "--backbones"],
     ["plan", file],
     ["train", file, "--backbone.name", "toy-cn"],
-    ["train", file, "--store", "always"],
+    ["train", file, "--cache", "always"],
     ["train", file, "--recompute"],
     ["train", file, "--folder", "run"],
     ["train", file, "--folder", "run"],
@@ -121,7 +121,7 @@ def test_another_package_is_used_as_ours_are(site: Path, tmp_path: Path) -> None
     assert "resnet50" in listed
     assert "head: features before head not stored: blocks of this network cannot run one by one" in planned
     assert "backbone.name is 'toy-cn'; did you mean toy-cnn?" in unknown
-    assert "--store always, and stage head cannot be stored: blocks of this network cannot run one by one; or take --store auto" in stored
+    assert "--cache always, and stage head cannot be stored: blocks of this network cannot run one by one; or take --cache auto" in stored
     assert "--recompute works block by block, and blocks of this network cannot run one by one; drop it" in recomputed
     for refused in (unknown, stored, recomputed):
         assert "exit 2" in refused
@@ -138,7 +138,7 @@ def test_another_package_is_used_as_ours_are(site: Path, tmp_path: Path) -> None
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     spec = recipe(dropout=0.2)
     whole = finish(tmp_path, "whole", spec)
-    run = stop_and_go_on(Trial(spec, str(tmp_path / "run"), start={"store": "never"}, float64=True), 6)
+    run = stop_and_go_on(Trial(spec, str(tmp_path / "run"), start={"cache": "never"}, float64=True), 6)
     assert trials.differences(run, whole) == []
 
 
@@ -148,7 +148,7 @@ def test_blocks_without_steps_train_as_blocks_with_steps_do(tmp_path: Path) -> N
     whole = finish(tmp_path, "whole", recipe(dropout=0.2))
     stepped = finish(tmp_path, "stepped", recipe("toy-stepped", dropout=0.2))
     assert distance(whole, stepped) < 1e-9
-    stored = finish(tmp_path, "stored", recipe("toy-stepped", HEAD, HEAD | {"name": "more", "unfreeze": "middle"}), store="always")
+    stored = finish(tmp_path, "stored", recipe("toy-stepped", HEAD, HEAD | {"name": "more", "unfreeze": "middle"}), cache="always")
     computed = finish(tmp_path, "computed", recipe("toy-stepped", HEAD, HEAD | {"name": "more", "unfreeze": "middle"}))
     assert "read from" in (stored / "plan.txt").read_text()
     assert trials.differences(stored, computed) == []
@@ -178,7 +178,7 @@ def test_zero_trains_as_one_process_does(tmp_path: Path) -> None:
 def test_the_logits_of_a_teacher_that_runs_whole_are_stored(tmp_path: Path) -> None:
     teacher = finish(tmp_path, "teacher", recipe("toy-cnn", HEAD))
     spec = recipe("resnet-micro", HEAD | {"unfreeze": "all"}) | {"distill": {"teacher": {"weights": str(teacher)}}}
-    stored, computed = finish(tmp_path, "stored", spec, store="always"), finish(tmp_path, "computed", spec)
+    stored, computed = finish(tmp_path, "stored", spec, cache="always"), finish(tmp_path, "computed", spec)
     assert "the teacher's logits, 1 view" in (stored / "plan.txt").read_text()
     assert trials.differences(stored, computed) == []
 

@@ -102,7 +102,7 @@ def test_what_others_may_do_follows_the_umask(
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
     before = os.umask(umask)
     try:
-        words = ["--smoke", "--store-images", "never", "--workers", "0", "--save-steps", "1"]
+        words = ["--smoke", "--cache-images", "never", "--workers", "0", "--save-steps", "1"]
         assert main(["train", "digits-resnet", "--folder", str(tmp_path / "run"), *words]) == 0
     finally:
         os.umask(before)

@@ -87,7 +87,7 @@ def test_what_is_frozen_runs_in_smaller_chunks_stored_or_not(tmp_path: Path) -> 
     """Its chunks are another number than the micro-batches, which stay; a store that is filled says the same as none."""
     spec = trials.recipe(stages=[trials.HEAD | {"views": 1}, trials.MIDDLE | {"views": 2}])
     stored, online = (
-        world.finish(cramped(Trial(spec, str(tmp_path / how / "run"), start={"store": how}), "frozen", 8)) for how in ("always", "never")
+        world.finish(cramped(Trial(spec, str(tmp_path / how / "run"), start={"cache": how}), "frozen", 8)) for how in ("always", "never")
     )
     assert kept(stored) == kept(online) == {"max_device_batch": 128, "compile": False, "chunk": 8}
     assert trials.differences(stored, online) == []
@@ -221,7 +221,7 @@ def too_small(device: str, spec: Any, folder: Path) -> Iterator[None]:
     torch.cuda.init()
     release()  # what earlier tests have left is not counted
     reserved, used = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    peak = train(spec, RunFlags(folder=folder, workers=0, store="never"))["peak_bytes"]
+    peak = train(spec, RunFlags(folder=folder, workers=0, cache="never"))["peak_bytes"]
     release()
     limit = reserved + 0.7 * (peak - used)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
@@ -237,12 +237,12 @@ def test_a_device_that_is_too_small(device: str, tmp_path: Path, capsys: pytest.
     sizes = {"batch": 16} if device == "cpu" else {"batch": 256, "data": {"size": 224, "resize": 224, "per_class": 40}}
     spec = made_recipe(stages=[ALL | {"steps": 3}], **sizes)
     with running_on(device), too_small(device, spec, tmp_path / "unlimited"):
-        assert train(spec, RunFlags(folder=tmp_path / "run", workers=0, store="never"))["outcome"] == "finished"
+        assert train(spec, RunFlags(folder=tmp_path / "run", workers=0, cache="never"))["outcome"] == "finished"
         assert "memory  out of memory (stage all, step 0, train" in capsys.readouterr().out
         fits = kept(tmp_path / "run")["max_device_batch"]
         assert 0 < fits <= spec.batch // 2
         release()
-        assert train(spec, RunFlags(folder=tmp_path / "smaller", workers=0, store="never", max_device_batch=fits))["outcome"] == "finished"
+        assert train(spec, RunFlags(folder=tmp_path / "smaller", workers=0, cache="never", max_device_batch=fits))["outcome"] == "finished"
         assert "memory  out of memory" not in capsys.readouterr().out
     assert trials.differences(tmp_path / "run", tmp_path / "smaller") == []
 

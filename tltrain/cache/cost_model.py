@@ -102,7 +102,7 @@ def choose(
     num_asked: float,
     speed: Speed,
     budget: Budget,
-    flag: str = "--store",
+    flag: str = "--cache",
 ) -> Choice:
     """Store it or not. num_asked: how many rows the stage asks for in all.
 
@@ -120,7 +120,7 @@ def choose(
         why_not = f"the budget on the disk is {size(budget.disk)}"
         if mode == "always":
             views = "lower views, " if num_views > 1 else ""
-            raise UserError(f"{flag} always, and {choice.line()}{why_not}; raise --store-disk-gb, {views}or take {flag} auto")
+            raise UserError(f"{flag} always, and {choice.line()}{why_not}; raise --cache-disk-gb, {views}or take {flag} auto")
     elif mode == "auto" and saved_s < LEAST_SAVED_S:
         why_not = f"it saves less than {LEAST_SAVED_S:g} s"
     return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not)
@@ -159,4 +159,4 @@ def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[Sta
     for stage in planned if mode == "always" else ():
         why = why_not_cacheable(stage) or (uncut(chain) if stage.first > 0 else None)
         if why is not None and (stage.first > 0 or recipe.distill is not None):
-            raise UserError(f"--store always, and stage {stage.spec.name} cannot be stored: {why}; or take --store auto")
+            raise UserError(f"--cache always, and stage {stage.spec.name} cannot be stored: {why}; or take --cache auto")

@@ -81,9 +81,9 @@ def survey(
     planned: Sequence[StagePlan],
     machine: Machine,
 ) -> Choices:
-    """Decide what is stored. Nothing of it changes what is learned. Raises UserError where --store always cannot be had."""
-    cost_model.check_always(start.store, recipe, student.chain, planned)
-    if start.store == "never" and start.store_images == "never":
+    """Decide what is stored. Nothing of it changes what is learned. Raises UserError where --cache always cannot be had."""
+    cost_model.check_always(start.cache, recipe, student.chain, planned)
+    if start.cache == "never" and start.cache_images == "never":
         return Choices(tuple(StageChoices() for _ in planned), None, Budget(0, 0, 0))
     budget = find_budget(start, machine.device, machine.local_world)
     surveyor = _Surveyor(recipe, start, images, student, teacher, machine, budget)
@@ -128,7 +128,7 @@ class _Surveyor:
                 asked = cost_model.num_evaluations(stage) * min(num_val, self.recipe.data.eval_limit or num_val)
                 speed = self.meter.speed(prefix, "none")
                 left = self.budget.without(train)
-                val = cost_model.choose(self.start.store, stage.spec.name, f"{where}, val", num_val, 1, asked, speed, left)
+                val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, asked, speed, left)
         if self.teacher is not None:
             whole = teacher_of(self.teacher, self.recipe, True, self.machine.autocast)
             logits = self._train(stage, "the teacher's logits", whole, False, self.budget.without(train).without(val))
@@ -141,7 +141,7 @@ class _Surveyor:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
         num_views, asked = cost_model.num_views(self.recipe, stage), stage.num_steps * stage.batch
-        return cost_model.choose(self.start.store, stage.spec.name, what, len(self.images.train), num_views, asked, speed, budget)
+        return cost_model.choose(self.start.cache, stage.spec.name, what, len(self.images.train), num_views, asked, speed, budget)
 
 
 def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budget:
@@ -150,7 +150,7 @@ def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budg
     if device.type == "cuda":
         on_device = torch.cuda.mem_get_info(device)[0] // 4
     memory, disk = _free_memory() // 2 // local_world, disk_store.default_limit(store_root())
-    flags = (start.store_device_gb, start.store_memory_gb, start.store_disk_gb)
+    flags = (start.cache_device_gb, start.cache_memory_gb, start.cache_disk_gb)
     found = [default if flag is None else int(flag * 1e9) for flag, default in zip(flags, (on_device, memory, disk), strict=True)]
     return Budget(found[0] if device.type == "cuda" else 0, found[1], found[2])
 
@@ -169,7 +169,7 @@ def _choose_images(
     start: RunFlags, images: DataSplits, made: Sequence[StageChoices], planned: Sequence[StagePlan], meter: _Meter, budget: Budget
 ) -> Choice | None:
     """Base images are stored where they must be read from files again and again."""
-    if not meter.readable or (meter.kept and start.store_images == "auto"):
+    if not meter.readable or (meter.kept and start.cache_images == "auto"):
         return None
     asked, limit = 0.0, meter.recipe.data.eval_limit
     for choices, stage in zip(made, planned, strict=True):
@@ -181,4 +181,4 @@ def _choose_images(
     num = len(images.train) + (len(images.val) if images.val is not None else 0)
     speed = Speed(meter.base_s / max(1, meter.workers), 0.0, int(meter.base_bytes))
     mapped = Budget(0, 0, budget.disk)  # their widths differ: they are never copied into one tensor
-    return cost_model.choose(start.store_images, "images", "base images", num, 1, asked, speed, mapped, "--store-images")
+    return cost_model.choose(start.cache_images, "images", "base images", num, 1, asked, speed, mapped, "--cache-images")

@@ -1,4 +1,4 @@
-"""`tltrain store`: what was computed once and kept here, whether it is what would be computed now, and its removal."""
+"""`tltrain cache`: what was computed once and kept here, whether it is what would be computed now, and its removal."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def show(as_json: bool) -> int:
     root = store_root()
     found = [describe(store) for store in disk_store.stores(root)]
     if as_json:
-        print(json.dumps({"root": str(root), "bytes": sum(row["bytes"] for row in found), "stores": found}, indent=1))
+        print(json.dumps({"root": str(root), "bytes": sum(row["bytes"] for row in found), "caches": found}, indent=1))
         return 0
     columns = [_words(row) for row in found]
     widths = [max(len(words[i]) for words in columns) for i in range(6)] if columns else []
     for words in columns:
         aligned = [w.rjust(n) if i in (2, 3, 4) else w.ljust(n) for i, (w, n) in enumerate(zip(words, widths, strict=True))]
         print("  ".join(aligned).rstrip())
-    print(f"{_stores(len(found))}, {size(sum(row['bytes'] for row in found))}, in {root}")
+    print(f"{_caches(len(found))}, {size(sum(row['bytes'] for row in found))}, in {root}")
     return 0
 
 
@@ -84,8 +84,8 @@ def _words(row: dict[str, Any]) -> tuple[str, ...]:
     return escape.line(row["name"]), escape.line(what), views, f"{row['rows']:,} rows", size(row["bytes"]), used
 
 
-def _stores(num: int) -> str:
-    return f"{num} store{'' if num == 1 else 's'}"
+def _caches(num: int) -> str:
+    return f"{num} cache{'' if num == 1 else 's'}"
 
 
 def _in_use(store: Standing) -> bool:
@@ -121,7 +121,7 @@ def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
         num_wrong += bool(wrong)
         for line in (*wrong, said):
             print(escape.line(f"{store.path.name}  {line}"), flush=True)
-    print(f"{_stores(len(chosen))} in {store_root()}, {num_wrong} with something wrong")
+    print(f"{_caches(len(chosen))} in {store_root()}, {num_wrong} with something wrong")
     return int(num_wrong > 0)
 
 
@@ -132,8 +132,8 @@ def _named(names: Sequence[str]) -> list[Standing]:
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see `tltrain store ls`"
-            raise UserError(f"no store in {store_root()} is called {name!r}; {hint}")
+            hint = f"did you mean {near[0]}?" if near else "see `tltrain cache ls`"
+            raise UserError(f"no cache in {store_root()} is called {name!r}; {hint}")
     return [store for store in found if not names or store.path.name in names]
 
 
@@ -148,7 +148,7 @@ def _num_rows(file: Path) -> int:
 def _verify(maker: Maker, found: Standing, num_rows: int, draw: random.Random) -> tuple[list[str], str]:
     """(what is wrong, what else there is to say) of one store."""
     name = found.path.name
-    remedy = f"remove it: tltrain store clear {name}"
+    remedy = f"remove it: tltrain cache clear {name}"
     if name != f"{found.kind}-{disk_store.digest(found.key)}":
         return [f"{disk_store.ABOUT} does not say what this is; {remedy}"], "nothing was computed again"
     with Store(found.path.parent, found.kind, found.key, found.made_by) as store:

@@ -10,9 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tltrain import __version__
+from tltrain.cli.parser import parser_of, print_help, two_columns
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape, streams
 
+RENAMED = {"store": "cache"}
+"""Verbs by the names they had in 0.1, which 0.2 still understands."""
 EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the same command goes on (EX_TEMPFAIL)
 
 
@@ -36,12 +39,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        _print_help()
+        print_help({name: str(verb.__doc__) for name, verb in VERBS.items()})
         return 0
     if words[0] == "--version":
         print(__version__)
         return 0
-    verb = VERBS.get(words[0])
+    if words[0] in RENAMED:
+        from tltrain.core.flags import say_renamed
+
+        say_renamed(f"tltrain {words[0]}", f"tltrain {RENAMED[words[0]]}")
+    verb = VERBS.get(RENAMED.get(words[0], words[0]))
     if verb is None:
         near = get_close_matches(words[0], VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"
@@ -73,7 +80,7 @@ def plan(words: Sequence[str]) -> int:
 
 def recipes(words: Sequence[str]) -> int:
     """List the shipped recipes; with a name, print that recipe; with --backbones, list the networks."""
-    parser = _parser("recipes", recipes)
+    parser = parser_of("recipes", recipes)
     parser.add_argument("name", nargs="?", help="print this recipe's file, to copy and change")
     parser.add_argument("--backbones", action="store_true", help="list the networks a recipe can name")
     arguments = parser.parse_args(words)
@@ -85,19 +92,19 @@ def recipes(words: Sequence[str]) -> int:
     if arguments.backbones:
         from tltrain.models import factory
 
-        console.print(_two_columns(factory.names()))
+        console.print(two_columns(factory.names()))
     elif arguments.name is not None:
         recipe.load(arguments.name)
         path = recipe.shipped().get(arguments.name, Path(arguments.name))
         sys.stdout.write(path.read_text(encoding="utf-8"))
     else:
-        console.print(_two_columns({name: recipe.load(name).purpose for name in recipe.shipped()}))
+        console.print(two_columns({name: recipe.load(name).purpose for name in recipe.shipped()}))
     return 0
 
 
 def schema(words: Sequence[str]) -> int:
     """Print the JSON schema of recipes, for editors."""
-    _parser("schema", schema).parse_args(words)
+    parser_of("schema", schema).parse_args(words)
     from tltrain.core.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
@@ -106,7 +113,7 @@ def schema(words: Sequence[str]) -> int:
 
 def evaluate(words: Sequence[str]) -> int:
     """Evaluate a finished run again, from its folder alone, or on other images."""
-    parser = _parser("evaluate", evaluate)
+    parser = parser_of("evaluate", evaluate)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--data", metavar="SOURCE", help="another source with the same classes, such as folder:PATH")
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
@@ -130,7 +137,7 @@ def evaluate(words: Sequence[str]) -> int:
 
 def report(words: Sequence[str]) -> int:
     """Write report.html of a run folder again."""
-    parser = _parser("report", report)
+    parser = parser_of("report", report)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     arguments = parser.parse_args(words)
@@ -142,7 +149,7 @@ def report(words: Sequence[str]) -> int:
 
 def predict(words: Sequence[str]) -> int:
     """Say what a run's network sees in image files, in folders, or in paths from standard input (-)."""
-    parser = _parser("predict", predict)
+    parser = parser_of("predict", predict)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for paths from standard input, one a line"
@@ -162,7 +169,7 @@ def export(words: Sequence[str]) -> int:
     """Write a run's network for transformers, torchvision, ONNX or torch.export, checked with their own tools."""
     from tltrain.core import registry
 
-    parser = _parser("export", export)
+    parser = parser_of("export", export)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--to", required=True, metavar="NAME", help=", ".join(registry.names("exporters")))
     parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
@@ -197,7 +204,7 @@ def preview(words: Sequence[str]) -> int:
 
 def compare(words: Sequence[str]) -> int:
     """Compare runs: figures with intervals, paired tests, seeds, cost, recipes; a table here and a page."""
-    parser = _parser("compare", compare)
+    parser = parser_of("compare", compare)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
     parser.add_argument("--title", default="Comparison", help="its title")
@@ -210,7 +217,7 @@ def compare(words: Sequence[str]) -> int:
 
 def demo(words: Sequence[str]) -> int:
     """Transfer learning in four minutes, without data or network: printed characters to handwritten digits."""
-    parser = _parser("demo", demo)
+    parser = parser_of("demo", demo)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the runs and the page (default: runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="draws the labelled images and new weights (default: 0)")
     arguments = parser.parse_args(words)
@@ -219,31 +226,31 @@ def demo(words: Sequence[str]) -> int:
     return _exit_code(run_demo(arguments.out, arguments.seed))
 
 
-def store(words: Sequence[str]) -> int:
+def cache(words: Sequence[str]) -> int:
     """List, verify or clear what was computed once and kept: features, teachers' logits, base images."""
-    parser = _parser("store", store)
+    parser = parser_of("cache", cache)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="ls|verify|clear")
-    ls = verbs.add_parser("ls", help="one line for each store, the one unused for longest first")
+    ls = verbs.add_parser("ls", help="one line for each cache, the one unused for longest first")
     ls.add_argument("--json", action="store_true", help="for programs")
     verify = verbs.add_parser("verify", help="every shard's checksum, and random rows computed again")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="stores, as ls names them (default: all)")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them (default: all)")
     verify.add_argument("--rows", type=int, default=64, help="rows of each that are computed again; 0: checksums alone (default: 64)")
     verify.add_argument("--seed", type=int, default=0, help="draws them (default: 0)")
-    clear = verbs.add_parser("clear", help="delete stores that nobody uses")
-    clear.add_argument("names", nargs="*", metavar="NAME", help="stores, as ls names them")
+    clear = verbs.add_parser("clear", help="delete caches that nobody uses")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them")
     clear.add_argument("--all", action="store_true", dest="everything", help="all of them")
     arguments = parser.parse_args(words)
     if arguments.verb == "verify" and arguments.rows < 0:
         raise UserError(f"--rows is {arguments.rows}; it must be at least 0")
     if arguments.verb == "clear" and arguments.everything == bool(arguments.names):
-        raise UserError("tltrain store clear takes names of stores (`tltrain store ls`), or --all for every one, and not both")
-    from tltrain.cli import cache
+        raise UserError("tltrain cache clear takes names of caches (`tltrain cache ls`), or --all for every one, and not both")
+    from tltrain.cli import cache as caches
 
     if arguments.verb == "ls":
-        return cache.show(arguments.json)
+        return caches.show(arguments.json)
     if arguments.verb == "verify":
-        return cache.verify(arguments.names, arguments.rows, arguments.seed)
-    return cache.clear(arguments.names)
+        return caches.verify(arguments.names, arguments.rows, arguments.seed)
+    return caches.clear(arguments.names)
 
 
 def launch(words: Sequence[str]) -> int:
@@ -262,35 +269,9 @@ def doctor(words: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train, "plan": plan, "preview": preview, "evaluate": evaluate, "report": report, "compare": compare, "predict": predict,
-    "export": export, "store": store, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
+    "export": export, "cache": cache, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
 }  # fmt: skip
 
 
 def _exit_code(outcome: str) -> int:
     return {"finished": 0, "stopped": EXIT_STOPPED}.get(outcome, EXIT_FAILED)
-
-
-def _parser(verb: str, function: Callable[..., int]) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"tltrain {verb}", description=function.__doc__)
-
-
-def _two_columns(rows: dict[str, str]) -> object:
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table
-
-
-def _print_help() -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print("tltrain: fine-tune pretrained image networks in stages, and distil them, from a laptop to a cluster\n", markup=False)
-    console.print(_two_columns({name: str(verb.__doc__).splitlines()[0] for name, verb in VERBS.items()}))
-    console.print("\ntry     tltrain demo", markup=False)
-    console.print("then    tltrain train folder-resnet50 --data.source folder:PATH", markup=False)
-    console.print("more    tltrain VERB --help", markup=False)

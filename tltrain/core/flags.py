@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ LEAST = {
     "check_steps": 1,
     "timeout_minutes": 0.01,
     "stale_seconds": 0,
-    "store_device_gb": 0,
-    "store_memory_gb": 0,
-    "store_disk_gb": 0,
+    "cache_device_gb": 0,
+    "cache_memory_gb": 0,
+    "cache_disk_gb": 0,
 }
+
+RENAMED = {f"store{rest}": f"cache{rest}" for rest in ("", "_images", "_device_gb", "_memory_gb", "_disk_gb")}
+"""Flags by the names they had in 0.1, which 0.2 still understands: job scripts and run folders hold them."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,16 @@ class RunFlags:
     """Also upload the best weights as an artifact; a student's has its teacher's as its input."""
     trackers: tuple[str, ...] = ()
     """Trackers beside W&B that are told of the rows, plan and results, by the names that installed packages give them."""
-    store: Literal["auto", "always", "never"] = "auto"
+    cache: Literal["auto", "always", "never"] = "auto"
     """Compute what is frozen once and keep it: where that saves time, always, or never. The result is the same, bit for bit."""
-    store_images: Literal["auto", "always", "never"] = "auto"
+    cache_images: Literal["auto", "always", "never"] = "auto"
     """Keep decoded and resized images on the disk, as above."""
-    store_device_gb: float | None = None
-    """Largest store that is read from the GPU's memory, GB; the default is a quarter of what is free."""
-    store_memory_gb: float | None = None
-    """Largest store that is read from host memory, GB a process; the default is half of what is free, over the machine's processes."""
-    store_disk_gb: float | None = None
-    """All stores together on the disk, GB; beyond it the one unused for longest goes. The default is half of what is free or theirs."""
+    cache_device_gb: float | None = None
+    """Largest cache that is read from the GPU's memory, GB; the default is a quarter of what is free."""
+    cache_memory_gb: float | None = None
+    """Largest cache that is read from host memory, GB a process; the default is half of what is free, over the machine's processes."""
+    cache_disk_gb: float | None = None
+    """All caches together on the disk, GB; the least recently used are deleted beyond it. The default is half of what is free or theirs."""
     smoke: bool = False
     """Run everything for real in miniature: two steps a stage, one batch of evaluation."""
 
@@ -104,6 +108,23 @@ def run_path(recipe: Recipe, start: RunFlags) -> Path:
     return start.folder or Path("runs") / (recipe.name + ("-smoke" if start.smoke else ""))
 
 
+def say_renamed(old: str, new: str) -> None:
+    """Tell the user the new name of a flag or verb, on standard error, once for all processes of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{old} is now called {new}; the old name will go with the next version\n")
+
+
+def _renamed(word: str) -> str:
+    """A word of the command with a flag's present name: --store-images=never is --cache-images=never."""
+    name, equals, value = word.partition("=")
+    new = RENAMED.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+    if new is None:
+        return word
+    flag = f"--{new.replace('_', '-')}"
+    say_renamed(name, flag)
+    return f"{flag}{equals}{value}"
+
+
 @dataclass(frozen=True)
 class _Words:
     start: Annotated[RunFlags, tyro.conf.arg(name="")]
@@ -119,6 +140,7 @@ def parse(verb: str, words: Sequence[str]) -> tuple[Recipe, RunFlags]:
         else:
             raise UserError(f"tltrain {verb} needs a recipe first: a shipped name (`tltrain recipes`) or a .yaml file")
     recipe = recipes.load(words[0])
+    words = [words[0], *map(_renamed, words[1:])]
     try:
         config = (tyro.conf.AvoidSubcommands,)
         parsed = tyro.cli(

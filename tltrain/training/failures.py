@@ -79,7 +79,7 @@ def too_large(run: Run, error: BaseException) -> UserError:
     what = "one image at a time" if _at_a_time(run) or isinstance(error, ChunkTooLarge) else "the network"
     return UserError(
         f"the device has no room for {what} (stage {stage or '-'}, step {step}, {call}): {first_line(error)}; use --recompute, a smaller "
-        "data.size or backbone, unfreeze fewer blocks, keep stores off the device (--store-device-gb 0), or spread the network by "
+        "data.size or backbone, unfreeze fewer blocks, keep caches off the device (--cache-device-gb 0), or spread the network by "
         "fsdp2 or zero3"
     )
 

@@ -40,7 +40,7 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
         table.add_row("loss", "", *(s.spec.loss for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
     table.add_row("views", "", *(_views(s) for s in plan))
-    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *(f"store   {line}" for line in stored)]
+    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *(f"cache   {line}" for line in stored)]
     return Group(table, Text("\n".join(["", *lines])))
 
 

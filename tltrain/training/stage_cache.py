@@ -129,15 +129,15 @@ def _fill(
     began = clock()
 
     def show(where: str) -> bool:
-        run.console.busy(f"store   {choice.stage}: {choice.what}: {where}")
+        run.console.busy(f"cache   {choice.stage}: {choice.what}: {where}")
         return asked(where)
 
     why = why or feature_table.fill(runtime, opened, names, make, show)
     run.console.busy(None)
     if why is None and clock() - began > 1:
-        run.console.say(f"store   {choice.stage}: {choice.what} stand after {duration(clock() - began)}")
+        run.console.say(f"cache   {choice.stage}: {choice.what} stand after {duration(clock() - began)}")
     if why is not None and why != feature_table.ASKED:
-        run.console.say(f"store   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+        run.console.say(f"cache   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
     return why
 
 
@@ -164,7 +164,7 @@ def _open(
     try:
         return Rows(opened, layout, place, run.runtime.device)
     except torch.OutOfMemoryError:
-        run.console.say(f"store   {choice.stage}: {choice.what} read from memory: the device has no room", style="yellow")
+        run.console.say(f"cache   {choice.stage}: {choice.what} read from memory: the device has no room", style="yellow")
     return Rows(opened, layout, "memory", run.runtime.device)
 
 
@@ -179,7 +179,7 @@ def _hold(run: Run, choice: Choice, kind: str, key: dict[str, Any], made_by: dic
         return opened
     if opened is not None:
         opened.close()
-    run.console.say(f"store   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+    run.console.say(f"cache   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
     return None
 
 

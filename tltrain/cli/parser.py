@@ -1,0 +1,35 @@
+"""How a verb reads its words, and how help looks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+
+def parser_of(verb: str, function: Callable[..., int]) -> argparse.ArgumentParser:
+    """The parser of a verb, described by its function's docstring."""
+    return argparse.ArgumentParser(prog=f"tltrain {verb}", description=function.__doc__)
+
+
+def two_columns(rows: dict[str, str]) -> object:
+    """Name and text, for a console of rich."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def print_help(verbs: Mapping[str, str]) -> None:
+    """What `tltrain` says of itself. verbs: name to description."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print("tltrain: fine-tune pretrained image networks in stages, and distil them, from a laptop to a cluster\n", markup=False)
+    console.print(two_columns({name: text.splitlines()[0] for name, text in verbs.items()}))
+    console.print("\ntry     tltrain demo", markup=False)
+    console.print("then    tltrain train folder-resnet50 --data.source folder:PATH", markup=False)
+    console.print("more    tltrain VERB --help", markup=False)
