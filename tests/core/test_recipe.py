@@ -129,8 +129,8 @@ def test_learning_rates_may_be_written_as_people_write_them() -> None:
         ("lr: 5e-4", "lr: .nan", "stages.1.lr: nan: input should be"),
         ("lr: 5e-4", "lr: 5e-4, optimizer: adam", "stages.1.optimizer: 'adam': input should be 'sgd' or 'adamw'"),
         ("batch: 8", "", "batch: required and missing"),
-        ("steps: 30", "steps: 30, epochs: 1", "stages.1: give a stage either epochs or steps"),
-        ("steps: 30,", "", "stages.1: give a stage either epochs or steps"),
+        ("steps: 30", "steps: 30, epochs: 1", "stages.1: a stage needs exactly one of epochs and steps"),
+        ("steps: 30,", "", "stages.1: a stage needs exactly one of epochs and steps"),
         ("steps: 30", "steps: 30, views: 1, augment: light", "stages.1: views: 1 is the evaluation view"),
         ("name: all", "name: head", "each must be different"),
         ("name: all", "name: a/b", "stages.1.name: 'a/b': string should match pattern"),
@@ -140,7 +140,7 @@ def test_learning_rates_may_be_written_as_people_write_them() -> None:
         ("lr: 5e-4", "lr: 5e-4, loss: cross_entrpy", "stages.1.loss: 'cross_entrpy' is unknown; did you mean cross_entropy?"),
         ("batch: 8", "batch: 8\ndistill: {teacher: {weights: x}, loss: dkd}", "distill.loss: 'dkd' is unknown; did you mean kd?"),
         ("batch: 8", "batch: [8", "mine.yaml is not YAML"),
-        ("batch: 8", f"batch: 8\nversion: {VERSION + 1}", f"version {VERSION + 1}, this tltrain reads up to {VERSION}; upgrade"),
+        ("batch: 8", f"batch: 8\nversion: {VERSION + 1}", f"version {VERSION + 1}; this tltrain reads versions up to {VERSION}; upgrade"),
     ],
 )
 def test_a_mistake_is_named_with_its_rule(old: str, new: str, expected: str) -> None:

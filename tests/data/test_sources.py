@@ -407,7 +407,7 @@ def test_digits(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "file" / "cache"))
-    _refused(f"folder:{_classes(tmp_path / 'd', num=2)}", "cannot be made: Not a directory; set TLTRAIN_CACHE")
+    _refused(f"folder:{_classes(tmp_path / 'd', num=2)}", "cannot be created: Not a directory; set TLTRAIN_CACHE")
 
 
 # --- what is odd about images that can be used

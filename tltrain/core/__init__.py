@@ -1,1 +1,1 @@
-"""What every other room may use, without torch: the recipe, the flags of a start, files, the console, the registry."""
+"""Shared by all packages, without torch: recipe schema, start-up flags, stage plan, registry, file helpers, console."""

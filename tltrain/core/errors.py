@@ -1,17 +1,17 @@
-"""The one exception a user sees: it says the value, the rule and the remedy, and ends the command with exit code 2."""
+"""UserError: a mistake that the user can correct. Its message gives the value, the rule and the remedy."""
 
 from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """Something the user can put right. The command prints the message alone, without a stack trace, and exits with 2."""
+    """A mistake that the user can correct. The command prints only the message, without a stack trace, and exits with code 2."""
 
 
 LISTED = 20
-"""Files or classes that one note names; it counts the rest."""
+"""Number of files or classes that one message names. The rest is only counted."""
 
 
 def some(names: Sequence[str]) -> str:
-    """The names, cut after a while."""
+    """The names as one string: at most LISTED of them, then the number of the others."""
     rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + rest

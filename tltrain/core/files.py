@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, fsync, rename, fsync of the folder."""
+"""Atomic file writes (temporary name, fsync, rename, fsync of the folder), checksums, and reading of regular files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, synced: bool = True) -> Iterator[Path]:
-    """A temporary path to write a file at, which takes the place of `path` where the block ends well.
+    """A temporary path to write to. It replaces `path` when the block ends without an error.
 
-    A reader, or a crash at any moment, sees the old content or the new one and nothing between. synced: the new content is on the disk
-    when this returns; without it only a crash of the machine may lose it.
+    A reader sees either the old content or the new content, also after a crash at any moment.
+    synced: wait until the new content is on the disk. Without it, a crash of the machine may lose the new content.
     """
     temporary = temporary_for(path)
     try:
@@ -34,24 +34,24 @@ def replacing(path: Path, synced: bool = True) -> Iterator[Path]:
 
 
 def temporary_for(path: Path) -> Path:
-    """A hidden name beside `path`. Not by process number: machines that share a folder have processes of one number."""
+    """A random hidden name beside `path`. A process id would not be unique, because several machines may share the folder."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file by `replacing`."""
+    """Write a file atomically, and wait until it is on the disk."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """As write_atomic, without waiting for the disk: for signs of life, which only matter while the machine is up."""
+    """As write_atomic, without waiting for the disk. For heartbeats, which only matter while the machine is up."""
     with replacing(path, synced=False) as temporary:
         temporary.write_text(text)
 
 
 def write_json_once(path: Path, value: Any) -> bool:
-    """Create a file that nobody has created yet; False, and nothing done, where it exists: the first word counts."""
+    """Create a JSON file atomically unless it exists already. Returns whether it was created: the first writer wins."""
     temporary = temporary_for(path)
     write_json(temporary, value)
     try:
@@ -64,12 +64,13 @@ def write_json_once(path: Path, value: Any) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically. NaN and infinity are written as Python writes them."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # a name that is no UTF-8: \udcff, which is JSON's own escape
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # a file name that is not UTF-8 becomes \udcff, a valid JSON escape
 
 
 def commit_folder(temporary: Path, final: Path) -> None:
-    """Make a finished folder visible under its name in one step; every file in it is on disk before."""
+    """Sync every file of a finished folder to the disk, then rename the folder to its final name."""
     for path in temporary.rglob("*"):
         if path.is_file():
             sync(path)
@@ -79,7 +80,7 @@ def commit_folder(temporary: Path, final: Path) -> None:
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file the permissions that new files get here: safetensors makes its own readable for their owner alone."""
+    """Give a file the permissions that new files get here. safetensors makes its files readable by their owner only."""
     probe = temporary_for(path)
     probe.touch(exist_ok=False)
     path.chmod(stat.S_IMODE(probe.stat().st_mode))
@@ -87,7 +88,7 @@ def follow_umask(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file's bytes, or a folder's entries, to the disk."""
+    """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -96,13 +97,14 @@ def sync(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder so that a crash half-way leaves a hidden name, never a half-empty visible one."""
+    """Delete a folder. It is renamed to a hidden name first, so that a crash leaves no half-empty folder under the visible name."""
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     folder.rename(hidden)
     shutil.rmtree(hidden)
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -113,14 +115,14 @@ KINDS = {
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file. Raises OSError, and for anything that is no regular file says what it is."""
-    _check(path.stat().st_mode)  # before it is opened: opening a device may do something
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))  # it may be another one by now
+    """The content of a regular file. Raises OSError; for a folder, device, pipe or socket the message says which it is."""
+    _check_regular(path.stat().st_mode)  # before opening: opening a device may have side effects
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))  # O_NONBLOCK: opening a pipe must not hang
     with os.fdopen(handle, "rb") as file:
-        _check(os.fstat(handle).st_mode)
+        _check_regular(os.fstat(handle).st_mode)  # again: the path may have been replaced in between
         return file.read()
 
 
-def _check(mode: int) -> None:
+def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise OSError(f"{KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file")

@@ -1,8 +1,8 @@
-"""What a run learns: the schema, YAML in and out, overrides, the shipped recipes.
+"""The recipe: its schema, reading and writing YAML, overrides, and the shipped recipes.
 
-Everything that changes the weights a run ends with stands here and nowhere else. How a run is spread and in which
-precision belongs to ``accelerate_configs/*.yaml``; where it runs and what one device can hold are start-up flags.
-No torch is imported: this module must be quick on a login node.
+Every setting that changes the final weights is here and nowhere else. The distributed strategy and the precision belong to
+``accelerate_configs/*.yaml``. Start-up flags (core/flags.py) say where a run is kept and how much one device can hold.
+Does not import torch, so that it loads quickly on a login node.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Model(BaseModel):
 
 
 class Data(_Model):
-    """Where images come from, how they are split, and the size they are seen at."""
+    """Where images come from, how they are split, and the size the network sees."""
 
     source: str
     """folder:PATH, csv:FILE, cifar10, cifar100, digits (scikit-learn) or printed (the demo's source task)."""
@@ -52,7 +52,7 @@ class Data(_Model):
     flip: bool = True
     """Whether a mirrored image still has its label: false for digits and text."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
-    """Part of the images that may be unreadable (they are listed and left out) before the run is refused."""
+    """Part of the images that may be unreadable. They are listed and left out; the run is refused if there are more."""
     eval_limit: int | None = Field(None, ge=1)
     """Evaluate at most this many samples of val and of test; null evaluates all."""
 
@@ -61,13 +61,13 @@ class Backbone(_Model):
     """A network family, and where its weights come from."""
 
     name: str | None = None
-    """A torchvision ResNet, vit-b16, resnet-tiny, vit-tiny, ... (`tltrain recipes --backbones`); null: as the weights say."""
+    """A torchvision ResNet, vit-b16, resnet-tiny, vit-tiny, ... (`tltrain recipes --backbones`); null: read from the weights."""
     weights: str | None = None
     """A torchvision weights name, a hub id, a folder of save_pretrained, a .safetensors file, a run folder; null is random."""
     mean: tuple[float, float, float] | None = None
-    """Per-channel mean of images in [0, 1] that is subtracted; null takes the weights' own."""
+    """Per-channel mean that is subtracted from images in [0, 1]; null takes the weights' own."""
     std: tuple[float, float, float] | None = None
-    """Per-channel standard deviation that is divided by; null takes the weights' own."""
+    """Per-channel standard deviation that images in [0, 1] are divided by; null takes the weights' own."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping a feature in front of the head while it trains."""
 
@@ -88,26 +88,26 @@ class Distill(_Model):
     temperature: float = Field(4.0, gt=0)
     """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
     weight: float = Field(0.9, ge=0, le=1)
-    """Share of the teacher's term; the labels' loss has the rest."""
+    """Weight of the teacher's term in the loss; the labels' term has the rest."""
     loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
-    """The term that is weighed against the labels': kd, or one of another package."""
+    """The teacher's term of the loss: kd, or one of another package."""
     logits: Literal["float16", "float32"] = "float16"
-    """What the teacher's logits are rounded to, stored or not."""
+    """Precision that the teacher's logits are rounded to, cached or not."""
 
 
 class Stage(_Model):
     """One stage: which blocks train, for how long, with which learning rates."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """A short name, for the folder, the plots and the log."""
+    """A short name, for folders, plots and the log."""
     unfreeze: str
-    """The first block that trains, all behind it train too: a block (layer4.0), a group (layer4), head, or all."""
+    """The first block that trains; all blocks after it train too: a block (layer4.0), a group (layer4), head, or all."""
     epochs: float | None = Field(None, gt=0)
     """Length in passes over the training data; either this or steps."""
     steps: int | None = Field(None, ge=1)
     """Length in optimizer steps; either this or epochs."""
     lr: float = Field(gt=0)
-    """Peak learning rate of the head; deeper blocks get lr times layer_decay per block below it."""
+    """Peak learning rate of the head; each block below it has layer_decay times the rate of the one above."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the learning rate from each block to the one below it; 1 gives all blocks the same."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -115,9 +115,9 @@ class Stage(_Model):
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD's momentum."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of what weight_decay_on names."""
+    """Weight decay of the parameters that weight_decay_on names."""
     weight_decay_on: Literal["matrices", "all"] = "matrices"
-    """matrices spares norms, biases, class tokens and position embeddings; all spares nothing."""
+    """matrices leaves out norms, biases, class tokens and position embeddings; all is every parameter."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Learning rate over the stage: cosine to zero, multiplied by step_gamma every step_epochs, or constant."""
     warmup: float = Field(0.0, ge=0, lt=1)
@@ -147,12 +147,12 @@ class Stage(_Model):
     patience: int | None = Field(None, ge=1)
     """Evaluations without a better `select` after which the stage ends early; null never."""
     carry: Literal["best", "last"] = "best"
-    """Which weights this stage hands on: the best by `select` so far, or its last."""
+    """Which weights the next stage starts from: the best by `select` so far, or this stage's last."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give a stage either epochs or steps, not both and not neither")
+            raise ValueError("a stage needs exactly one of epochs and steps")
         if self.views == 1 and self.augment != "none":
             raise ValueError(
                 f"views: 1 is the evaluation view, which augment: {self.augment} cannot change; "
@@ -162,7 +162,7 @@ class Stage(_Model):
 
 
 class Recipe(_Model):
-    """Everything a run learns from. The same recipe is the same run on a laptop and on a cluster."""
+    """Every setting that changes what is learned. The same recipe is the same run on a laptop and on a cluster."""
 
     version: int = Field(VERSION, ge=1)
     """Version of this schema."""
@@ -171,7 +171,7 @@ class Recipe(_Model):
     purpose: str = ""
     """What this recipe is for, in one line."""
     seed: int = 0
-    """Seeds order, mixing, dropout and new weights."""
+    """Seeds the sample order, mixup, dropout and new weights."""
     deterministic: bool = True
     """true: bit for bit the same on the same hardware, versions and number of processes; false: faster kernels."""
     batch: int = Field(ge=1)
@@ -183,7 +183,7 @@ class Recipe(_Model):
     distill: Distill | None = None
     """A teacher, or null."""
     stages: tuple[Stage, ...] = Field(min_length=1)
-    """The stages, in order: a stage begins with the weights that the one before hands on."""
+    """The stages, in order: each starts from the weights of the one before."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -193,7 +193,7 @@ class Recipe(_Model):
         return self
 
     def smoke(self) -> Recipe:
-        """The same run in miniature: two steps a stage, one batch of evaluation."""
+        """A short test run of this recipe: two steps a stage, one batch of evaluation."""
         stages = tuple(s.model_copy(update={"epochs": None, "steps": 2}) for s in self.stages)
         batch = min(self.batch, 16)
         data = self.data.model_copy(update={"eval_limit": batch})
@@ -203,29 +203,29 @@ class Recipe(_Model):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its path, such as stages.1.lr."""
+        """Every value by its dotted path, such as stages.1.lr."""
         return _flatten(self.model_dump(mode="json"))
 
     def differences(self, other: Recipe) -> list[str]:
-        """One line for each value that differs, as ``stages.1.lr: 0.001 -> 0.0003``; name and purpose teach nothing and do not count."""
+        """One line for each value that differs, such as ``stages.1.lr: 0.001 -> 0.0003``. Ignores name and purpose."""
         mine, theirs = (_flatten(r.model_dump(mode="json", exclude={"name", "purpose"})) for r in (self, other))
         keys = dict.fromkeys([*mine, *theirs])
         return [f"{k}: {mine.get(k, '(absent)')} -> {theirs.get(k, '(absent)')}" for k in keys if mine.get(k, ...) != theirs.get(k, ...)]
 
 
 def parse(text: str, origin: str, kept: bool = False) -> Recipe:
-    """A recipe from YAML text. `origin` is what the message calls it; `kept`: of a run, whose packages may be gone. Raises UserError."""
+    """A recipe from YAML text. origin: its name in messages. kept: of an existing run, whose packages may be gone. Raises UserError."""
     raw = untrusted.parse_yaml(text, origin)
     if not isinstance(raw, dict):
         raise UserError(f"{origin} holds {type(raw).__name__}, not a mapping of recipe keys; see `tltrain schema`")
     version = raw.get("version", VERSION)
     if isinstance(version, int) and version > VERSION:
-        raise UserError(f"{origin} is a recipe of version {version}, this tltrain reads up to {VERSION}; upgrade tltrain")
+        raise UserError(f"{origin} is a recipe of version {version}; this tltrain reads versions up to {VERSION}; upgrade tltrain")
     return validate(raw, origin, kept)
 
 
 def validate(raw: dict[str, Any], origin: str, kept: bool = False) -> Recipe:
-    """A recipe from plain values, as `parse` makes it. Raises UserError with one line for each mistake."""
+    """A recipe from plain values; `origin` and `kept` as in `parse`. Raises UserError with one line for each mistake."""
     try:
         return Recipe.model_validate(raw, context={"kept": kept})
     except ValidationError as error:
@@ -233,13 +233,13 @@ def validate(raw: dict[str, Any], origin: str, kept: bool = False) -> Recipe:
 
 
 def explain(error: ValidationError, origin: str) -> str:
-    """Pydantic's errors, one line each: where, what was given, the rule, and for an unknown key the nearest known one."""
+    """Pydantic's errors, one line each: the path, the value, the rule, and for an unknown key the nearest known one."""
     lines = [f"{origin}:"]
     errors = error.errors()
     inner = [e["loc"] for e in errors]
     for e in errors:
         if e["type"] == "too_short" and any(len(loc) > len(e["loc"]) and loc[: len(e["loc"])] == e["loc"] for loc in inner):
-            continue  # a list is short only because its items are wrong, which is said already
+            continue  # the list is too short only because its items are wrong, and those have their own lines
         where = ".".join(str(part) for part in e["loc"]) or "recipe"
         if e["type"] == "extra_forbidden":
             known = _keys_at(e["loc"][:-1])
@@ -256,7 +256,7 @@ def explain(error: ValidationError, origin: str) -> str:
 
 
 def shipped() -> dict[str, Path]:
-    """Name to file of each recipe that comes with tltrain."""
+    """Name to file of each shipped recipe."""
     folder = Path(str(files("tltrain") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 

@@ -1,7 +1,7 @@
-"""What can be added to tltrain, by kind and name. Each thing is one file, one line here, one test.
+"""The registry of extension points: model families, data sources, losses, metrics, trackers, exporters, launch targets.
 
-A value is "module:object". It is imported when its name is first asked for, so that reading a command stays quick. Another package
-adds a thing of its own by an entry point, without a line of ours:
+Each entry is one file, one line here and one test. A value is "module:object". It is imported on first use, so that the command line
+starts quickly. Another package registers its own objects by entry points:
 
     [project.entry-points."tltrain.families"]
     toy = "toy_package:FAMILY"
@@ -58,26 +58,26 @@ KINDS: dict[str, dict[str, str]] = {
         "slurm": "launcher.slurm.target:TARGET",
     },
 }
-"""Kind to name to "module:object"; the entry points of other packages stand in the group tltrain.KIND."""
+"""Kind to name to "module:object". Other packages use the entry point group tltrain.KIND."""
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The names of a kind: ours in the order they stand here, then those of other packages, sorted."""
+    """The names of a kind: ours in the order of KINDS, then those of other packages, sorted."""
     return tuple(dict.fromkeys([*KINDS[kind], *sorted(_others(kind))]))
 
 
 def check(kind: str, name: str, what: str) -> None:
-    """Raise UserError, as `find` does, for an unknown name. Nothing is imported."""
+    """Raise UserError for an unknown name, as `find` does. Imports nothing."""
     if name not in KINDS[kind] and name not in _others(kind):
         near = get_close_matches(name, names(kind), n=1)
         raise UserError(f"{what}; " + (f"did you mean {near[0]}?" if near else f"it can be {', '.join(names(kind))}"))
 
 
 def find(kind: str, name: str, what: str) -> Any:
-    """The thing of a kind with this name, imported. Ours win over another package's of the same name.
+    """Import and return the object of this kind and name. Our names take precedence over those of other packages.
 
-    what: the value the name comes from, as a message begins: "data.source is 'x'". Raises UserError for an unknown name, with the
-    nearest known one, and for a package whose entry point cannot be imported.
+    what: the beginning of the error message, which states the value: "data.source is 'x'".
+    Raises UserError for an unknown name, with the nearest known one, and for an entry point that cannot be imported.
     """
     own = KINDS[kind].get(name)
     if own is not None:
@@ -87,20 +87,20 @@ def find(kind: str, name: str, what: str) -> Any:
     other = _others(kind)[name]
     try:
         return other.load()
-    except Exception as error:  # a package of somebody else: whatever its import meets
+    except Exception as error:  # importing foreign code may raise anything
         raise UserError(f"{what}, which {other.value} of another package provides, and it cannot be imported: {error}") from error
 
 
 @cache
 def _others(kind: str) -> dict[str, Any]:
-    """Name to entry point of other packages. Read once: looking through all that is installed takes some 10 ms."""
+    """Name to entry point, of other packages. Cached: searching all installed packages takes about 10 ms."""
     return {point.name: point for point in entry_points(group=f"tltrain.{kind}")}
 
 
 def named(kind: str) -> tuple[AfterValidator, WithJsonSchema]:
-    """Annotations of a string that must name something of a kind. The schema lists our names alone.
+    """Pydantic annotations for a string that must be a registered name of this kind. The JSON schema lists only our names.
 
-    Where the validation's context says kept, the recipe is of a run that was begun, and any name is taken.
+    With `kept` in the validation context, any name is accepted: the recipe belongs to an existing run, whose packages may be gone.
     """
 
     def known(name: str, info: ValidationInfo) -> str:

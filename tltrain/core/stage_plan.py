@@ -1,4 +1,7 @@
-"""What a stage means: scales, parameter groups, schedule, steps. Pure functions of a recipe, a chain and the number of samples."""
+"""Resolves the stages of a recipe: number of steps, learning-rate scale of each block, schedule, evaluation steps.
+
+Pure functions of a recipe, a chain and the number of training samples.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,35 @@ from tltrain.core.recipe import Recipe, Stage
 
 
 class HasBlocks(Protocol):
-    """What a plan asks of a network."""
+    """The part of a Chain that a plan needs."""
 
     @property
     def blocks(self) -> Sequence[Any]: ...
 
     def index(self, name: str) -> int:
-        """The number of the block that a recipe's `unfreeze` names. Raises UserError."""
+        """Index of the block that a recipe's `unfreeze` names. Raises UserError."""
         ...
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage, resolved against a network and a data set."""
+    """One stage of a recipe, resolved for a network and a data set."""
 
     index: int
     spec: Stage
     scales: tuple[float, ...]
-    """Learning-rate scale of each block; 0 is frozen."""
+    """Learning-rate scale of each block. 0: the block is frozen."""
     num_steps: int
     num_samples: int
     batch: int
     first_step: int
-    """Optimizer steps of the run planned before this stage."""
+    """Planned optimizer steps of all stages before this one."""
     first_epoch: int
-    """Epochs of the run planned before this stage, rounded up: where fresh views go on."""
+    """Planned epochs of all stages before this one, each rounded up. Fresh views are numbered from here."""
 
     @property
     def first(self) -> int:
-        """The first block that trains."""
+        """Index of the first block that trains."""
         return next(i for i, scale in enumerate(self.scales) if scale > 0)
 
     @property
@@ -49,11 +52,11 @@ class StagePlan:
 
     @property
     def log_steps(self) -> int:
-        """Steps between two training rows: about a hundred rows a stage, wherever it is interrupted."""
+        """Steps between two training rows: about a hundred rows a stage."""
         return max(1, math.ceil(self.num_steps / 100))
 
     def epoch(self, step: int) -> float:
-        """Passes over the data after `step` steps."""
+        """Epochs completed after `step` steps."""
         return step * self.batch / self.num_samples
 
     def place(self, step: int) -> dict[str, Any]:
@@ -62,7 +65,7 @@ class StagePlan:
         return {**where, "run_step": self.first_step + step, "epoch": self.epoch(step)}
 
     def lr_factor(self, step: int) -> float:
-        """What each group's peak learning rate is multiplied by in step `step` (from 0)."""
+        """Factor of each group's peak learning rate in step `step` (from 0)."""
         s = self.spec
         num_warmup = round(s.warmup * self.num_steps)
         if step < num_warmup:
@@ -74,7 +77,7 @@ class StagePlan:
         return 1.0
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether val is evaluated once `step` steps are done: at the start, every eval_epochs, and at the end."""
+        """Whether val is evaluated after `step` steps: at the start, every eval_epochs, and at the end."""
         if step in (0, self.num_steps):
             return True
         period = self.spec.eval_epochs * self.num_samples
@@ -87,8 +90,9 @@ def scales(num_blocks: int, first: int, layer_decay: float) -> tuple[float, ...]
 
 
 def plan(recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool) -> tuple[StagePlan, ...]:
-    """The stages of a run on `num_samples` training images. Raises UserError for what cannot work."""
-    planned: list[StagePlan] = []
+    """The resolved stages of a run on `num_samples` training images. Raises UserError for an unknown block, and where val is needed
+    and there is none."""
+    stages: list[StagePlan] = []
     first_step = first_epoch = 0
     for index, spec in enumerate(recipe.stages):
         needs_val = "carry: best" if spec.carry == "best" else "patience" if spec.patience else None
@@ -97,7 +101,7 @@ def plan(recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool) -> t
             raise UserError(f"stage {spec.name} has {needs_val} and there is no val split; {remedy}")
         num_steps = spec.steps or math.ceil((spec.epochs or 0) * num_samples / recipe.batch - 1e-9)
         lr_scales = scales(len(chain.blocks), chain.index(spec.unfreeze), spec.layer_decay)
-        planned.append(StagePlan(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
+        stages.append(StagePlan(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
         first_step += num_steps
         first_epoch += math.ceil(num_steps * recipe.batch / num_samples)
-    return tuple(planned)
+    return tuple(stages)

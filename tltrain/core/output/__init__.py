@@ -1,1 +1,1 @@
-"""What a person reads on a terminal: the console, streams that may go away, and names of others made harmless."""
+"""Terminal output: the console, streams that survive a closed pipe, and escaping of untrusted text."""

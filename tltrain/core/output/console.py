@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a progress bar on a terminal, one plain line an evaluation elsewhere."""
+"""Console output of a run: a progress bar on a terminal, and one line for each evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "los
 
 
 class Terminal(RichConsole):
-    """Rich's console, on which no text of others steers the terminal: only rich's own codes arrive as codes."""
+    """Rich's console with control characters in text escaped. Only rich's own control codes reach the terminal."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -28,7 +28,7 @@ class Terminal(RichConsole):
 
 
 class Console:
-    """Speaks on the main process alone; on the others it is silent."""
+    """Prints on the main process. On the other processes every method does nothing."""
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -38,7 +38,7 @@ class Console:
         self.status: Status | None = None
 
     def busy(self, text: str | None) -> None:
-        """On a terminal, a line that goes again: what takes its time before training; None takes it away."""
+        """Show a temporary status line on a terminal, for slow steps before training. None removes it."""
         if self.enabled and self.rich.is_terminal:
             if text is None and self.status is not None:
                 self.status.stop()
@@ -50,14 +50,17 @@ class Console:
             self.status = self.status if text is not None else None
 
     def say(self, text: str, style: str | None = None) -> None:
+        """Print text. Markup in it is not interpreted."""
         if self.enabled:
             self.rich.print(text, style=style, markup=False)
 
     def show(self, renderable: Any) -> None:
+        """Print one of rich's renderables, such as a table."""
         if self.enabled:
             self.rich.print(renderable)
 
     def open_stage(self, name: str, step: int, num_steps: int) -> None:
+        """Start the progress bar of a stage at `step`, on a terminal."""
         if self.enabled and self.rich.is_terminal:
             columns = (
                 TextColumn("{task.description:>8}"), BarColumn(bar_width=28), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
@@ -68,15 +71,17 @@ class Console:
             self.bar.start()
 
     def step(self) -> None:
+        """Advance the progress bar by one step."""
         if self.bar is not None:
             self.bar.advance(self.task)
 
     def figures(self, loss: float, images_per_s: float) -> None:
+        """Show the loss and the throughput beside the progress bar."""
         if self.bar is not None:
             self.bar.update(self.task, figures=f"loss {loss:.4f}  {images_per_s:,.0f} images/s")
 
     def evaluation(self, row: dict[str, Any], num_epochs: float) -> None:
-        """One line: stage, epoch, the figures, and whether they are the best so far."""
+        """Print one line: stage, epoch, metrics, and whether they are the best so far."""
         parts = [f"{row['stage']:>8}  epoch {row['epoch']:5.1f}/{num_epochs:.3g}"]
         for key, name in METRIC_NAMES.items():
             value = row.get(key)
@@ -85,13 +90,14 @@ class Console:
         self.say("  ".join(parts) + ("  best" if row.get("best") else ""))
 
     def close_stage(self) -> None:
+        """Remove the progress bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 04 s, 2 h 05 min."""
+    """A duration for a person: 12 s, 3 min 04 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -99,7 +105,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """512 B, 1.5 KB, 3.2 GB: decimal, three digits."""
+    """A size in bytes for a person: 512 B, 1.5 KB, 3.2 GB. Decimal units, three digits."""
     for unit in ("B", "KB", "MB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -108,5 +114,5 @@ def size(num_bytes: float) -> str:
 
 
 def clock() -> float:
-    """Seconds of a clock that only goes forward."""
+    """Seconds of a monotonic clock."""
     return time.monotonic()

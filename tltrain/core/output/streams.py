@@ -1,4 +1,4 @@
-"""Standard output and standard error: readers may go away, disks may be full, and names may hold anything."""
+"""Standard output and standard error that survive a closed pipe, a full disk and text that cannot be encoded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tltrain.core.output import escape
 
 
 class Lasting:
-    """A text stream that may lose its reader, or the room for what is written: what it cannot take is lost, and nothing is raised.
+    """A text stream whose write errors are ignored: text that cannot be written is dropped.
 
-    Written past the buffers of the stream, which would keep what cannot be written and fail with it again at every later line.
+    It writes to the file descriptor directly. A buffered stream would keep text that it could not write, and fail at every later line.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -25,23 +25,23 @@ class Lasting:
         try:
             self.handle: int | None = stream.fileno()
         except (AttributeError, UnsupportedOperation, OSError, ValueError):
-            self.handle = None  # of a notebook, or a test
+            self.handle = None  # a notebook or a test has no file descriptor
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
             if self.handle is None:
                 self.stream.write(text)
             elif not self.gone:
                 self._write(text.encode(self.stream.encoding or "utf-8", "backslashreplace"))
         return len(text)
 
-    def _write(self, left: bytes) -> None:
+    def _write(self, remaining: bytes) -> None:
         assert self.handle is not None
         try:
-            while left:
-                left = left[os.write(self.handle, left) :]
+            while remaining:
+                remaining = remaining[os.write(self.handle, remaining) :]
         except OSError as error:
-            self.gone = error.errno == errno.EPIPE  # a disk may have room again
+            self.gone = error.errno == errno.EPIPE  # other errors may pass: a full disk can get room again
             raise
 
     def flush(self) -> None:
@@ -54,7 +54,7 @@ class Lasting:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Inside, nothing that is printed can fail: training does not depend on who reads what it says."""
+    """Inside, printing raises no error: training goes on when the reader of its output is gone."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     try:
@@ -64,25 +64,28 @@ def lasting_output() -> Iterator[None]:
 
 
 def open_missing() -> None:
-    """Where a process was started without standard output or error, what is printed there is lost, and no other file takes its number."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
+    """Open /dev/null for a standard stream that the process was started without, so that no other file takes its descriptor."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def complain(text: str, code: int) -> int:
-    """Say why a command ends, to whom can hear it. Returns the exit code."""
+    """Print why a command ends to standard error. Returns the exit code."""
     with suppress(OSError):
         print(f"tltrain: {escape.terminal(text)}", file=sys.stderr, flush=True)
     return code
 
 
 def lost(error: OSError, code: int) -> int:
-    """The end of a command whose words standard output does not take. Returns the exit code. Raises an error of anything else."""
+    """End a command after an OSError that may come from writing to standard output.
+
+    Returns `code` for a closed pipe, and prints the reason otherwise. Re-raises an error that has another origin.
+    """
     try:
-        sys.stdout.write("\n")  # what was refused may be forgotten by now
+        sys.stdout.write("\n")  # a second write shows whether standard output is the cause
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        enough = isinstance(error, BrokenPipeError)  # `| head` has read enough
-        return code if enough else complain(f"standard output cannot be written: {error.strerror}", code)
+        closed = isinstance(error, BrokenPipeError)  # such as `| head`, which has read enough
+        return code if closed else complain(f"standard output cannot be written: {error.strerror}", code)
     raise error
