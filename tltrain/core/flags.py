@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ MINIMUM = {
     "cache_memory_gb": 0,
     "cache_disk_gb": 0,
 }
+
+RENAMED = {f"store{rest}": f"cache{rest}" for rest in ("", "_images", "_device_gb", "_memory_gb", "_disk_gb")}
+"""Old flag names of version 0.1 to their new names. 0.2 still accepts them, because job scripts and run folders use them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,23 @@ def run_path(recipe: Recipe, run_flags: RunFlags) -> Path:
     return run_flags.folder or Path("runs") / (recipe.name + ("-smoke" if run_flags.smoke else ""))
 
 
+def say_renamed(old: str, new: str) -> None:
+    """Print the new name of a flag or verb to standard error, once for all processes of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{old} is now called {new}; the old name will go with the next version\n")
+
+
+def _renamed(argument: str) -> str:
+    """An argument with its flag's old name replaced by the new one: --store-images=never becomes --cache-images=never."""
+    name, equals, value = argument.partition("=")
+    new = RENAMED.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+    if new is None:
+        return argument
+    flag = f"--{new.replace('_', '-')}"
+    say_renamed(name, flag)
+    return f"{flag}{equals}{value}"
+
+
 @dataclass(frozen=True)
 class _Arguments:
     run_flags: Annotated[RunFlags, tyro.conf.arg(name="")]
@@ -117,6 +138,7 @@ def parse(verb: str, argv: Sequence[str]) -> tuple[Recipe, RunFlags]:
         else:
             raise UserError(f"tltrain {verb} needs a recipe first: a shipped name (`tltrain recipes`) or a .yaml file")
     recipe = recipes.load(argv[0])
+    argv = [argv[0], *map(_renamed, argv[1:])]
     try:
         config = (tyro.conf.AvoidSubcommands,)
         parsed = tyro.cli(
