@@ -21,6 +21,7 @@ ROOMS = (
     "models", "models/families",
     "distributed", "distributed/strategies",
     "cache",
+    "planning",
     "evaluation", "evaluation/exporters",
     "training/losses", "training",
     "api", "cli", "__main__",

@@ -12,14 +12,14 @@ import torch
 from conftest import HEAD
 from gpu_device import DEVICES, running_on
 
-from tltrain.cache import compiling
-from tltrain.cache.compiling import COMPILE_S, GAIN, Estimate, estimates, line
 from tltrain.cache.measure import Machine
 from tltrain.core import stage_plan
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.distributed.runtime import Runtime, rounds_products, torch_settings_kept
 from tltrain.models import factory
+from tltrain.planning import compiling
+from tltrain.planning.compiling import COMPILE_S, GAIN, Estimate, estimates, line
 from tltrain.training.run import train
 from tltrain.training.setup import describe_device
 

@@ -16,8 +16,8 @@ from conftest import ALL, HEAD, made_recipe
 from fake_run import fake_run
 from PIL import Image
 
+from tltrain.cli.preview import preview
 from tltrain.runs.report.write import write_comparison, write_report
-from tltrain.training.preview import preview
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

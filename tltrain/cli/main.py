@@ -196,7 +196,7 @@ def preview(words: Sequence[str]) -> int:
     from tltrain.core import flags
 
     recipe, _ = flags.parse("preview", rest)
-    from tltrain.training.preview import preview as draw
+    from tltrain.cli.preview import preview as draw
 
     print(draw(recipe, arguments.out, arguments.rows))
     return 0

@@ -24,11 +24,12 @@ from tltrain.evaluation.calibration import fit_temperature
 from tltrain.evaluation.evaluator import logits, predict
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import write_weights
+from tltrain.planning import preview
 from tltrain.runs import checkpoint, run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
-from tltrain.training import plan_table, preview
+from tltrain.training import plan_table
 from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
 from tltrain.training.loop import NotFinite, StageResult, check_finite
 from tltrain.training.setup import TAKEN_OVER, Run, describe_data, describe_device, open_run

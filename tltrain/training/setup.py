@@ -11,11 +11,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from tltrain.cache import compiling, cost_model
+from tltrain.cache import cost_model
 from tltrain.cache.image_cache import ImageCache
 from tltrain.cache.measure import Machine
 from tltrain.cache.planner import Choices, survey
-from tltrain.cache.view_device import ViewDevice, view_device
 from tltrain.core import metric, registry, stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
@@ -34,6 +33,8 @@ from tltrain.distributed.strategies import check
 from tltrain.distributed.watchdog import Watch
 from tltrain.models import factory
 from tltrain.models.factory import Loaded
+from tltrain.planning import compiling
+from tltrain.planning.view_device import ViewDevice, view_device
 from tltrain.runs import run_dir
 from tltrain.runs.checkpoint import Saver, State
 from tltrain.runs.metrics_log import MetricsLog

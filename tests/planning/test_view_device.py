@@ -16,11 +16,9 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 
-from tltrain.cache import view_device
 from tltrain.cache.cost_model import Budget
 from tltrain.cache.measure import Machine
 from tltrain.cache.planner import Choices, store_root
-from tltrain.cache.view_device import Rates, ViewDevice
 from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
@@ -30,6 +28,8 @@ from tltrain.data.rendering import DRAWN, PIXELS, to_device
 from tltrain.data.sampler import SampleRef, key
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
+from tltrain.planning import view_device
+from tltrain.planning.view_device import Rates, ViewDevice
 from tltrain.training.run import train
 
 Made = Callable[..., Recipe]

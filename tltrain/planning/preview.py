@@ -8,23 +8,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tltrain.core import files, stage_plan
-from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.core.stage_plan import StagePlan
-from tltrain.data import DataSplits, Split, open_images
+from tltrain.data import DataSplits, Split
 from tltrain.data.mixing import apply_mixup
 from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
-from tltrain.models import factory
 
 ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16
 _TILE_IN, _GAP, _DPI = 0.9, 0.06, 110
@@ -41,22 +37,6 @@ class Column:
     """(rows, size, size, 3), uint8."""
     notes: tuple[str, ...]
     """Under each image: what it is mixed with; empty where it is not."""
-
-
-def preview(recipe: Recipe, out: Path, rows: int = ROWS) -> Path:
-    """Write the picture of a recipe's data; reads no weights. Raises UserError."""
-    if rows < 1:
-        raise UserError(f"--rows is {rows}; it must be at least 1")
-    images = open_images(recipe.data)
-    loaded = factory.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
-    planned = stage_plan.plan(recipe, loaded.chain, len(images.train), images.val is not None)
-    drawn = picture(recipe, images, loaded.preprocess, planned, rows)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(out, drawn)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; give another place with --out") from error
-    return out
 
 
 def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned: Sequence[StagePlan], rows: int = ROWS) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 from conftest import ALL, HEAD
 from PIL import Image
 
+from tltrain.cli.preview import preview
 from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe
@@ -19,8 +20,8 @@ from tltrain.data import DataSplits, open_images
 from tltrain.data.sampler import SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
+from tltrain.planning.preview import choose, columns
 from tltrain.runs.report.write import write_report
-from tltrain.training.preview import choose, columns, preview
 
 Made = Callable[..., Recipe]
 STRONG = ALL | {"name": "strong", "augment": "strong", "views": 3, "steps": 30}
