@@ -57,11 +57,11 @@ def parse(words: Sequence[str]) -> Training:
 
 
 def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[Path, list[Training]]:
-    """The folder that holds an array's runs, and the run of each value: words with `--KEY VALUE` behind them."""
-    name = "--" + key
-    if any(word.split("=")[0] == name for word in words):
+    """The folder that holds an array's runs, and the run of each value: the recipe with KEY overridden by it. Raises UserError."""
+    name, path = "--" + key, key.replace("-", "_")
+    if any(word.split("=")[0].replace("-", "_") == f"__{path}" for word in words):
         raise UserError(f"{name} stands in the command and in --array; leave it out of one of them")
-    first = [options.parse("train", [*words[1:], name, value]) for value in values]
+    first = options.parse_with("train", words[1:], [{path: None if value in ("None", "null") else value} for value in values])
     recipe, start = first[0]
     parent = run_path(recipe, start).absolute()
     parent = parent.with_name(f"{parent.name}-by-{key}")

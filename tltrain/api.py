@@ -110,7 +110,7 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
         known = f"a key of a recipe ({', '.join(Recipe.model_fields)}) nor a flag ({', '.join(sorted(flags))})"
         raise UserError(f"{unknown[0]!r} is neither {known}")
     start = RunFlags(**given)
-    learned = _with(_opened(recipe), {name: value for name, value in overrides.items() if name not in flags})
+    learned = _opened(recipe).override({name: value for name, value in overrides.items() if name not in flags})
     if start.smoke:
         learned = learned.smoke()
     ended = train_run(learned, start)
@@ -123,20 +123,3 @@ def _opened(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     return recipes.validate(dict(recipe), "recipe") if isinstance(recipe, Mapping) else recipes.load(str(recipe))
-
-
-def _with(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """Raises UserError for a path that the recipe does not have, and for values that do not fit it."""
-    values = recipe.model_dump(mode="json")
-    for path, value in overrides.items():
-        *parents, last = path.split(".")
-        at: Any = values
-        try:
-            for name in parents:
-                at = at[int(name)] if isinstance(at, list) else at[name]
-            key: Any = int(last) if isinstance(at, list) else last
-            old = at[key]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise UserError(f"the recipe has no {path!r}; `tltrain schema` lists what there is") from error
-        at[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return recipes.validate(values, f"recipe {recipe.name} with these overrides")

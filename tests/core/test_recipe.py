@@ -113,6 +113,28 @@ def test_whatever_stands_in_the_file_the_answer_is_a_user_error(raw: dict[Any, A
         recipes.parse(yaml.safe_dump(raw), "mine.yaml")
 
 
+def test_a_recipe_is_overridden_by_path() -> None:
+    recipe = small()
+    changed = recipe.override({"stages.1.lr": "3e-4", "data": {"size": 16}, "data.seed": 5, "backbone.name": "resnet-tiny"})
+    assert set(recipe.differences(changed)) == {
+        *recipe.differences(small(data=recipe.data.model_dump() | {"size": 16, "seed": 5}, backbone=changed.backbone.model_dump())),
+        "stages.1.lr: 0.0005 -> 0.0003",
+    }
+    assert changed.data == recipe.data.model_copy(update={"size": 16, "seed": 5})
+    assert recipe == small(), "and itself stays as it was"
+    assert recipe.override(changed.model_dump()) == changed
+    for path, says in (
+        ("stages.2.lr", "no 'stages.2.lr'"),
+        ("stages.x.lr", "no 'stages.x.lr'"),
+        ("batch.size", "no 'batch.size'"),
+        ("a", "no 'a'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            recipe.override({path: 1})
+    with pytest.raises(UserError, match=r"recipe small with these overrides:\n  stages\.0\.lr: -1: input should be greater than 0"):
+        recipe.override({"stages.0.lr": -1})
+
+
 def test_learning_rates_may_be_written_as_people_write_them() -> None:
     assert [s.lr for s in recipes.parse(SMALL, "small").stages] == [1e-3, 5e-4]  # YAML 1.1 reads 1e-3 as a string
 

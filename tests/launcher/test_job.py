@@ -235,6 +235,10 @@ def test_an_array_gives_each_value_its_folder(tmp_path: Path, monkeypatch: pytes
     ]
     with pytest.raises(UserError, match="stands in the command and in --array"):
         prepare(Job(array="seed=1,2"), ["train", "digits-resnet", "--seed", "3"], ["x"])
+    with pytest.raises(UserError, match=r"the recipe has no 'stages\.7\.lr'"):
+        prepare(Job(array="stages.7.lr=1,2"), ["train", "digits-resnet"], ["x"])
+    patience = prepare(Job(array="stages.1.patience=3,None"), ["train", "digits-resnet", "--smoke"], ["x"]).runs
+    assert [(run.recipe.stages[1].patience, run.recipe.stages[1].steps) for run in patience] == [(3, 2), (None, 2)]
 
 
 def test_site_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,13 @@
 """UserError: a mistake that the user can correct. Its message gives the value, the rule and the remedy."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -15,3 +22,29 @@ def some(names: Sequence[str]) -> str:
     """The names as one string: at most LISTED of them, then the number of the others."""
     rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + rest
+
+
+def explain(error: ValidationError, origin: str, keys_at: Callable[[tuple[int | str, ...]], list[str]]) -> str:
+    """Pydantic's errors, one line each: the path, the value, the rule, and for an unknown key the nearest known one.
+
+    origin: what was read. keys_at: the keys that a path, such as ("stages", 0), can have.
+    """
+    lines = [f"{origin}:"]
+    errors = error.errors()
+    inner = [e["loc"] for e in errors]
+    for e in errors:
+        if e["type"] == "too_short" and any(len(loc) > len(e["loc"]) and loc[: len(e["loc"])] == e["loc"] for loc in inner):
+            continue  # the list is too short only because its items are wrong, and those have their own lines
+        where = ".".join(str(part) for part in e["loc"]) or "recipe"
+        if e["type"] == "extra_forbidden":
+            known = keys_at(e["loc"][:-1])
+            near = get_close_matches(str(e["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"  {where}: unknown key; {hint}")
+        elif e["type"] == "missing":
+            lines.append(f"  {where}: required and missing")
+        elif e["type"] == "value_error":
+            lines.append(f"  {where}: {e['ctx']['error']}")
+        else:
+            lines.append(f"  {where}: {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}")
+    return "\n".join(lines)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import ValidationError
@@ -131,6 +131,11 @@ class _Arguments:
 
 def parse(verb: str, argv: Sequence[str]) -> tuple[Recipe, RunFlags]:
     """Parse ``RECIPE [flags and overrides]``. tyro ends the process with code 2 and a suggestion for an unknown flag. Raises UserError."""
+    return parse_with(verb, argv, [{}])[0]
+
+
+def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> list[tuple[Recipe, RunFlags]]:
+    """Parse once as `parse` does, and override the recipe by each of `changes`, path to value. Raises UserError."""
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
             argv = ["digits-resnet", "--help"]
@@ -146,5 +151,5 @@ def parse(verb: str, argv: Sequence[str]) -> tuple[Recipe, RunFlags]:
         )
     except ValidationError as error:
         raise UserError(recipes.explain(error, f"recipe {argv[0]} with these overrides")) from error
-    overridden = recipes.validate(parsed.recipe.model_dump(), f"recipe {argv[0]} with these overrides")
-    return (overridden.smoke() if parsed.run_flags.smoke else overridden), parsed.run_flags
+    overridden = [recipe.override({**parsed.recipe.model_dump(mode="json"), **change}) for change in changes]
+    return [((learned.smoke() if parsed.run_flags.smoke else learned), parsed.run_flags) for learned in overridden]

@@ -7,7 +7,7 @@ Does not import torch, so that it loads quickly on a login node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tltrain.core import untrusted
+from tltrain.core import errors, untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.registry import named
 
@@ -199,6 +199,25 @@ class Recipe(_Model):
         data = self.data.model_copy(update={"eval_limit": batch})
         return self.model_copy(update={"batch": batch, "data": data, "stages": stages})
 
+    def override(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with other values. changes: dotted path to value, such as {"stages.0.lr": 1e-3}; a mapping changes the keys it has.
+
+        Raises UserError for a path that the recipe does not have, and for values that do not fit it.
+        """
+        values = self.model_dump(mode="json")
+        for path, value in changes.items():
+            *parents, last = path.split(".")
+            at: Any = values
+            try:
+                for name in parents:
+                    at = at[int(name)] if isinstance(at, list) else at[name]
+                key: Any = int(last) if isinstance(at, list) else last
+                old = at[key]
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                raise UserError(f"the recipe has no {path!r}; `tltrain schema` lists what there is") from error
+            at[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+        return validate(values, f"recipe {self.name} with these overrides")
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
@@ -233,26 +252,8 @@ def validate(raw: dict[str, Any], origin: str, kept: bool = False) -> Recipe:
 
 
 def explain(error: ValidationError, origin: str) -> str:
-    """Pydantic's errors, one line each: the path, the value, the rule, and for an unknown key the nearest known one."""
-    lines = [f"{origin}:"]
-    errors = error.errors()
-    inner = [e["loc"] for e in errors]
-    for e in errors:
-        if e["type"] == "too_short" and any(len(loc) > len(e["loc"]) and loc[: len(e["loc"])] == e["loc"] for loc in inner):
-            continue  # the list is too short only because its items are wrong, and those have their own lines
-        where = ".".join(str(part) for part in e["loc"]) or "recipe"
-        if e["type"] == "extra_forbidden":
-            known = _keys_at(e["loc"][:-1])
-            near = get_close_matches(str(e["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-            lines.append(f"  {where}: unknown key; {hint}")
-        elif e["type"] == "missing":
-            lines.append(f"  {where}: required and missing")
-        elif e["type"] == "value_error":
-            lines.append(f"  {where}: {e['ctx']['error']}")
-        else:
-            lines.append(f"  {where}: {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}")
-    return "\n".join(lines)
+    """Pydantic's errors of a recipe, one line each, as `errors.explain`."""
+    return errors.explain(error, origin, _keys_at)
 
 
 def shipped() -> dict[str, Path]:
