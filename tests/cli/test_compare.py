@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score
 from tltrain.cli.compare import compare, names, rendered
 from tltrain.core.errors import UserError
 from tltrain.runs.record import read_run
-from tltrain.runs.report.comparison import ComparedRun, differing, compared_run, grouped, paired, welch
+from tltrain.runs.report.comparison import ComparedRun, compared_run, differing, grouped, paired, welch
 from tltrain.runs.report.stats import bootstrap, f1_macro
 
 CLASSES = ["ant", "bee", "cat"]

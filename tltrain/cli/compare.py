@@ -14,7 +14,7 @@ from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
 from tltrain.runs.record import number, read_run
 from tltrain.runs.report.compare_page import between, p_value, pairs_with_best, value_text, verdict
-from tltrain.runs.report.comparison import ComparedRun, Interval, differing, compared_run, grouped
+from tltrain.runs.report.comparison import ComparedRun, Interval, compared_run, differing, grouped
 from tltrain.runs.report.formatting import DASH, count, duration, ended, memory, percent, points
 from tltrain.runs.report.write import write_entries
 

@@ -23,13 +23,16 @@ from tltrain.evaluation.trained import load_trained
 Form = Literal["table", "json", "csv"]
 
 
-def predict_files(run: Path, words: Sequence[str], form: Form, top: int, batch: int = BATCH) -> bool:
-    """Rows to standard output, a progress bar to a terminal's standard error. Returns whether any file could be read. Raises UserError."""
+def predict_files(run: Path, paths: Sequence[str], form: Form, top: int, batch: int = BATCH) -> bool:
+    """Predict the class of each file, and write the rows to standard output. Returns whether any file could be read. Raises UserError.
+
+    paths: files, folders, or - for paths from standard input. On a terminal, standard error shows a progress bar.
+    """
     trained = load_trained(run)
-    files = find_files(words, sys.stdin)
+    files = find_files(paths, sys.stdin)
     bar, out = Terminal(stderr=True), sys.stdout
     if isinstance(out, io.TextIOWrapper):
-        out.reconfigure(errors="surrogateescape")  # file names that are no UTF-8 go out as they came in
+        out.reconfigure(errors="surrogateescape")  # file names that are not valid UTF-8 keep their bytes
     predictions = predict(trained, files, top, batch)
     rows = _Counted(track(predictions, "predict", len(files), console=bar, transient=True, disable=not bar.is_terminal))
     if form == "json":
@@ -44,7 +47,7 @@ def predict_files(run: Path, words: Sequence[str], form: Form, top: int, batch: 
 
 @dataclass
 class _Counted:
-    """Predictions, of which those with an answer are counted as they pass."""
+    """Iterates over predictions and counts those of readable images."""
 
     predictions: Iterable[Prediction]
     num_read: int = 0

@@ -1,1 +1,1 @@
-"""What a network says of images: gathered predictions, metrics, calibration, predictions of single files."""
+"""Evaluation: forward passes gathered over ranks, metrics, calibration, prediction for single files, export."""

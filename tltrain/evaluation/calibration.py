@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): one number, fitted on val, that makes a network's probabilities hold."""
+"""Temperature scaling (Guo et al. 2017): calibrates a network's probabilities with one number fitted on val."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 LEAST, MOST = 0.05, 20.0
+"""Bounds of the temperature."""
 
 
 def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """The temperature in [LEAST, MOST] by which logits (N, K) have the smallest cross entropy with labels (N,).
+    """The temperature in [LEAST, MOST] that minimises the cross entropy of logits / temperature, logits (N, K), with labels (N,).
 
-    The targets are smoothed by 1 / (N + 2), as in Platt (1999): where every label is right, the plain cross entropy would take the
-    temperature to zero, and the network would claim to be certain.
+    The targets are smoothed by 1 / (N + 2), as in Platt (1999). With plain targets, a network that is right on every image would get a
+    temperature of zero, and would claim to be certain.
     """
     n, num_classes = logits_NK.shape
     smoothing = 1 / (n + 2)

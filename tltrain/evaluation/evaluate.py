@@ -1,4 +1,4 @@
-"""The figures of a finished run again, from its folder alone."""
+"""`tltrain evaluate`: computes the metrics of a finished run again, from its folder alone."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     )  # fmt: skip
     split = _choose(images, which)
     views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
-    chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as it was tested
+    chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as the run's own test does
 
     def predicted(batch: int) -> Predictions:
         batches = eval_loader(views, runtime.rank, runtime.world, batch, spec.eval_limit, 0, runtime.device.type == "cuda")
         return predict(runtime, chain, batches, loaded.card.temperature)
 
-    # of several processes one alone may have no room, and cannot begin anew without the others
+    # With several processes, one that runs out of memory cannot retry without the others.
     predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
     return {
         "split": split.name,
@@ -55,10 +55,10 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
 def _choose(images: DataSplits, which: str) -> Split:
     splits = [s for s in (images.train, images.val, images.test) if s is not None]
     if which != "all":
-        found = next((s for s in splits if s.name == which), None)
-        if found is None:
+        split = next((s for s in splits if s.name == which), None)
+        if split is None:
             raise UserError(f"there is no {which} split; there are {', '.join(s.name for s in splits)}, or all")
-        return found
+        return split
     labels, index = np.concatenate([s.labels for s in splits]), np.concatenate([s.index for s in splits])
     ids = tuple(i for s in splits for i in s.ids)
     return replace(images.train, name="all", labels=labels, index=index, ids=ids, read=_Joined(splits))
@@ -66,7 +66,7 @@ def _choose(images: DataSplits, which: str) -> Split:
 
 @dataclass(frozen=True)
 class _Joined:
-    """Reads from several splits as if they were one."""
+    """Reads samples of several splits, concatenated. A position counts over all of them."""
 
     splits: Sequence[Split]
 

@@ -1,4 +1,4 @@
-"""What a network says of images: batches, mixing, and predictions gathered over processes."""
+"""Batched forward passes over a split, gathered over ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tltrain.models.precision import full_precision
 
 
 class Interrupted(Exception):
-    """Somebody should_stop all processes to stop, in the middle of a split."""
+    """A stop was requested in the middle of a split. Raised on all processes."""
 
 
 def predict(
@@ -29,10 +29,10 @@ def predict(
     entry: InputAdapter = WHOLE,
     should_stop: Callable[[], bool] | None = None,
 ) -> Predictions:
-    """Predictions of a model for a split, gathered over processes; samples that only fill up the last batches are dropped.
+    """Predictions of a model for a split, gathered over processes. Padding samples of the last batches are dropped. Collective.
 
-    temperature: of the calibrated confidence; the rest is what the model itself says. should_stop: called before each batch, by all
-    processes alike; True raises Interrupted.
+    temperature: divides the logits of the calibrated confidence only.
+    should_stop: called before each batch and must return the same on all processes. True raises Interrupted.
     """
     rows_N8 = _gathered(runtime, model, loader, partial(_row, temperature), entry, should_stop)
     index, label, predicted = (rows_N8[:, i].astype(np.int64) for i in (0, 2, 3))
@@ -42,7 +42,7 @@ def predict(
 def logits(
     runtime: Runtime, model: nn.Module, loader: Iterable[Batch], should_stop: Callable[[], bool] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(logits (N, K) float64, labels (N,) int64) of a model for a split, gathered as in `predict`."""
+    """(logits (N, K) float64, labels (N,) int64) of a model for a split, gathered as in `predict`. Collective."""
     rows_NC = _gathered(runtime, model, loader, _logits_row, should_stop=should_stop)
     return rows_NC[:, 3:], rows_NC[:, 2].astype(np.int64)
 
@@ -55,7 +55,10 @@ def _gathered(
     entry: InputAdapter = WHOLE,
     should_stop: Callable[[], bool] | None = None,
 ) -> np.ndarray:
-    """One row a sample, ordered by position. row: (logits, batch) to (B, C) float64 that begins with index and weight."""
+    """(N, C): one row for each sample, ordered by position.
+
+    row: maps (logits, batch) to (B, C) float64. Its first two columns are index and weight; a weight of 0 marks padding.
+    """
     training = model.training
     model.eval()
     columns: list[Tensor] = []
@@ -65,9 +68,9 @@ def _gathered(
                 if should_stop is not None and should_stop():
                     raise Interrupted
                 batch = to_device(cpu_batch, runtime.device)
-                given = entry(batch)
+                inputs = entry(batch)
                 with runtime.accelerator.autocast():
-                    logits_BK = model(*given)
+                    logits_BK = model(*inputs)
                 columns.append(row(full_precision(logits_BK), batch))
     finally:
         model.train(training)
@@ -84,8 +87,8 @@ def _row(temperature: float, logits_BK: Tensor, batch: Batch) -> Tensor:
     label_B1 = batch["label"].unsqueeze(1)
     loss_B = -log_p_BK.gather(1, label_B1).squeeze(1)
     top5_B = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B1).any(1)
-    said = [predicted_B, confidence_B, loss_B, top5_B, calibrated_B]
-    return torch.stack([batch["index"], batch["weight"], batch["label"], *said], dim=1).double()
+    columns = [predicted_B, confidence_B, loss_B, top5_B, calibrated_B]
+    return torch.stack([batch["index"], batch["weight"], batch["label"], *columns], dim=1).double()
 
 
 def _logits_row(logits_BK: Tensor, batch: Batch) -> Tensor:

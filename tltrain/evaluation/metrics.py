@@ -1,4 +1,4 @@
-"""Exact metrics from gathered predictions: every sample once, whatever the number of processes."""
+"""Metrics from gathered predictions. Each sample counts once, for any number of processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of a split, one entry a sample, ordered by position in the split."""
+    """A network's predictions for a split, one entry for each sample, ordered by position in the split."""
 
     index: np.ndarray
     """(N,) int64, position in the split."""
@@ -46,17 +46,17 @@ class Predictions:
 
     @cached_property
     def macro(self) -> Scores:
-        """Each class counts alike. Computed once: three metrics ask for it."""
+        """Every class has the same weight. Cached, since three metrics use it."""
         return _scores(self, "macro")
 
     @cached_property
     def weighted(self) -> Scores:
-        """Each class counts by its samples. Computed once: three metrics ask for it."""
+        """Each class is weighted by its number of samples. Cached, since three metrics use it."""
         return _scores(self, "weighted")
 
 
 def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
-    """The figures of one evaluation: n, and every metric there is. top5 is null for five classes or fewer."""
+    """n and the value of every registered metric. top5 is None for five classes or fewer."""
     out: dict[str, Any] = {"n": len(p.label)}
     for name in registry.names("metrics"):
         value = metric(name).value(p, num_classes)
@@ -65,7 +65,7 @@ def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
 
 
 def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Per class, the confusion matrix (rows: true class), reliability before and after calibration, as plain values for JSON."""
+    """Metrics by class, the confusion matrix (rows are true classes) and reliability before and after calibration, ready for JSON."""
     labels = list(range(len(classes)))
     columns = precision_recall_fscore_support(p.label, p.predicted, labels=labels, zero_division=0)
     per_class = [
@@ -73,14 +73,14 @@ def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         for name, a, b, c, d in zip(classes, *columns, strict=True)
     ]
     confusion = confusion_matrix(p.label, p.predicted, labels=labels).tolist()
-    said = {"classes": list(classes), "per_class": per_class, "confusion": confusion, "reliability": reliability(p)}
+    out = {"classes": list(classes), "per_class": per_class, "confusion": confusion, "reliability": reliability(p)}
     after = replace(p, confidence=p.calibrated)
     calibration = {"temperature": p.temperature, "ece": calibration_error(after), "reliability": reliability(after)}
-    return {**said, "calibration": calibration}
+    return {**out, "calibration": calibration}
 
 
 def reliability(p: Predictions) -> list[dict[str, float]]:
-    """Bins of equal width over confidence; empty ones are left out."""
+    """Bins of equal width over confidence: bounds, n, mean confidence and accuracy. Empty bins are left out."""
     which = np.clip(np.ceil(p.confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     right = p.predicted == p.label
     bins = []
@@ -94,7 +94,7 @@ def reliability(p: Predictions) -> list[dict[str, float]]:
 
 
 def calibration_error(p: Predictions) -> float:
-    """Expected calibration error: |confidence - accuracy| of each bin, weighted by its share of the samples."""
+    """Expected calibration error (ECE): the mean of |confidence - accuracy| over bins, weighted by their numbers of samples."""
     return float(sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in reliability(p)) / len(p.label))
 
 

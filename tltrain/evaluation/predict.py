@@ -1,4 +1,4 @@
-"""What a trained network says of images: each is a row, also a file that cannot be read."""
+"""Predicts classes for single images. A file that cannot be read gives a prediction with a `problem`."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ from tltrain.distributed.out_of_memory import fitting
 from tltrain.evaluation.trained import TrainedModel, probabilities
 
 Picture = str | Path | Image.Image | Tensor
-"""A file; or an image of PIL; or one as a tensor (3, H, W), uint8 or floats in [0, 1]."""
+"""A file, a PIL image, or a tensor (3, H, W) of uint8 or of floats in [0, 1]."""
 BATCH = 64
+"""Images at a time."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one image."""
+    """The prediction for one image."""
 
     id: str
-    """The file's path as it was given, or the image's place in the list."""
+    """The file's path as it was passed in, or the image's position in the list."""
     top: tuple[tuple[str, float], ...]
-    """(class, calibrated probability), the most probable first; empty where the image cannot be read."""
+    """(class, calibrated probability), the most probable first. Empty if the image cannot be read."""
     problem: str | None = None
     """Why the image cannot be read."""
 
     @property
     def label(self) -> str | None:
-        """The most probable class."""
+        """The most probable class; None if the image cannot be read."""
         return self.top[0][0] if self.top else None
 
     @property
     def confidence(self) -> float | None:
-        """Its calibrated probability."""
+        """The calibrated probability of `label`."""
         return self.top[0][1] if self.top else None
 
 
 def predict(trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, batch: int = BATCH) -> Iterator[Prediction]:
-    """One prediction for each picture, in order, on the device there is; each names the `top` most probable classes.
+    """One prediction for each picture, in order, computed on the accelerator if there is one, else on the CPU.
 
-    Raises UserError for a tensor that is no image, and for numbers below 1.
+    top: how many classes each prediction names. batch: images at a time.
+    Raises UserError for a tensor that is not an image, and for a `top` or `batch` below 1.
     """
     for name, value in (("top", top), ("batch", batch)):
         if value < 1:
@@ -63,29 +65,29 @@ def predict(trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, ba
     def views_of(part: range) -> Iterator[Tensor | str]:
         return pool.map(lambda i: evaluation_view(pictures[i], trained.preprocess), part)
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and resizes
         ahead = views_of(parts[0]) if parts else iter(())
         for number, part in enumerate(parts, start=1):
             views = list(ahead)
-            ahead = views_of(parts[number]) if number < len(parts) else iter(())  # read while the network computes
+            ahead = views_of(parts[number]) if number < len(parts) else iter(())  # decoded while the network computes
             names = [str(p) if isinstance(p := pictures[i], str | Path) else str(i) for i in part]
-            seen = [view for view in views if isinstance(view, Tensor)]
-            share_BK = torch.zeros(0, len(trained.classes))
-            if seen:
-                share_BK, batch = _probabilities(trained, torch.stack(seen), batch)
-            yield from _predictions(trained, names, views, share_BK, top)
+            readable = [view for view in views if isinstance(view, Tensor)]
+            p_BK = torch.zeros(0, len(trained.classes))
+            if readable:
+                p_BK, batch = _probabilities(trained, torch.stack(readable), batch)
+            yield from _predictions(trained, names, views, p_BK, top)
 
 
 def _probabilities(trained: TrainedModel, x_BCHW: Tensor, at_a_time: int) -> tuple[Tensor, int]:
-    """(B, K), and how many images at a time the device had room for."""
+    """(probabilities (B, K), how many images at a time fitted on the device)."""
     return fitting(lambda size: torch.cat([probabilities(trained, part) for part in x_BCHW.split(size)]), at_a_time)
 
 
 def _predictions(
-    trained: TrainedModel, names: Sequence[str], views: Sequence[Tensor | str], share_BK: Tensor, top: int
+    trained: TrainedModel, names: Sequence[str], views: Sequence[Tensor | str], p_BK: Tensor, top: int
 ) -> Iterator[Prediction]:
-    """Predictions of one batch. A view that is text is the reason why there is none; share_BK: of the others."""
-    best = share_BK.sort(dim=1, descending=True, stable=True)  # of equals the first class wins
+    """Predictions of one batch. views: a view, or a text that says why there is none. p_BK: probabilities of the views."""
+    best = p_BK.sort(dim=1, descending=True, stable=True)  # stable: of equal classes the first wins
     rows = zip(best.values[:, :top].tolist(), best.indices[:, :top].tolist(), strict=True)
     for name, view in zip(names, views, strict=True):
         if isinstance(view, str):
@@ -95,7 +97,10 @@ def _predictions(
 
 
 def evaluation_view(picture: Picture, preprocess: Preprocess) -> Tensor | str:
-    """uint8 (3, size, size), by the code that evaluates a run; or for a file that cannot be read the reason. Raises UserError."""
+    """The evaluation view, uint8 (3, size, size), made by the code that evaluates a run; or the reason why the file cannot be read.
+
+    Raises UserError for a tensor that is not an image.
+    """
     try:
         image = _image(picture)
     except UserError:
@@ -112,39 +117,42 @@ def _image(picture: Picture) -> Image.Image:
     if not isinstance(picture, Tensor):
         return decode(read_bytes(Path(picture)))
     if picture.ndim != 3 or picture.shape[0] != 3:
-        raise UserError(f"a tensor of shape {tuple(picture.shape)} is no image; give (3, H, W), uint8 or floats in [0, 1]")
+        raise UserError(f"a tensor of shape {tuple(picture.shape)} is not an image; give (3, H, W), uint8 or floats in [0, 1]")
     if picture.dtype == torch.uint8:
         return F.to_pil_image(picture)
     if not picture.is_floating_point() or picture.min() < 0 or picture.max() > 1:
         low, high = picture.min().item(), picture.max().item()
-        raise UserError(f"a tensor of {picture.dtype} from {low:g} to {high:g} is no image; give uint8, or floats in [0, 1]")
+        raise UserError(f"a tensor of {picture.dtype} from {low:g} to {high:g} is not an image; give uint8, or floats in [0, 1]")
     return F.to_pil_image((picture * 255).round().to(torch.uint8))
 
 
-def find_files(words: Sequence[str], listed: Iterator[str]) -> list[str]:
-    """The files that a command's words mean: files as they are, of folders every file that is not hidden, sorted, and for `-` the
-    lines of `listed`. Raises UserError where that is none, and for a folder that cannot be listed."""
-    found: list[str] = []
-    for word in words:
-        if word == "-":
-            found += [line.rstrip("\r\n") for line in listed if line.strip()]
-        elif os.path.isdir(word):
-            found += _below(word)
+def find_files(arguments: Sequence[str], stdin_lines: Iterator[str]) -> list[str]:
+    """The files that the command's arguments name.
+
+    A file stands for itself, a folder for all files below it that are not hidden, sorted, and `-` for the paths in `stdin_lines`.
+    Raises UserError if there is no file, and for a folder that cannot be listed.
+    """
+    paths: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            paths += [line.rstrip("\r\n") for line in stdin_lines if line.strip()]
+        elif os.path.isdir(argument):
+            paths += _below(argument)
         else:
-            found.append(word)
-    if not found:
-        raise UserError(f"there is no file in {', '.join(words)}; give image files, folders of them, or - for paths from standard input")
-    return found
+            paths.append(argument)
+    if not paths:
+        raise UserError(f"there is no file in {', '.join(arguments)}; give image files, folders, or - for paths from standard input")
+    return paths
 
 
 def _below(root: str) -> Iterator[str]:
-    """Every file that is not hidden, each folder once, however its links go. Raises UserError for a folder that cannot be listed."""
+    """All files below a folder that are not hidden. Enters each folder once, also with links. Raises UserError if one cannot be listed."""
 
-    def closed(error: OSError) -> None:
+    def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename or root), error)
 
     entered = all_above(Path(root)) - {identity_of(Path(root))}
-    for here, folders, names in os.walk(root, onerror=closed, followlinks=True):
+    for here, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         identity = identity_of(Path(here))
         if identity in entered:
             folders.clear()

@@ -1,4 +1,4 @@
-"""What a finished run leaves for people: test figures, predictions, the most confident mistakes, the report."""
+"""Writes the results of a finished run: test metrics, predictions, the most confident mistakes, the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_MISTAKES = 24
 
 
 def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> None:
-    """test_metrics.json, test_predictions.csv and mistakes.json of a run folder; in the last two, confidence is calibrated."""
+    """Write test_metrics.json, test_predictions.csv and mistakes.json into a run folder. Confidences in the last two are calibrated."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", "confidence"])
@@ -33,16 +33,16 @@ def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split
 
 
 def report(path: Path, say: Callable[[str], None]) -> Path | None:
-    """report.html. A page that cannot be made is said, and never spoils a run whose weights stand already."""
+    """Write report.html. On an error it prints a line and returns None, since the run's weights are already saved."""
     try:
         return write_report(path)
-    except Exception as error:  # the run itself is safe: everything the page shows lies beside it
+    except Exception as error:  # the run folder holds all data of the page
         say(f"report  could not be written: {type(error).__name__}: {error}; `tltrain report {path}` tries again")
         return None
 
 
 def _mistakes(p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The mistakes the network was surest of, with the view it saw."""
+    """The mistakes with the highest confidence, each with its evaluation view as a base64 PNG."""
     wrong = np.flatnonzero(p.predicted != p.label)
     surest = wrong[np.argsort(-p.calibrated[wrong], kind="stable")][:NUM_MISTAKES]
     return [

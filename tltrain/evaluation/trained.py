@@ -1,4 +1,4 @@
-"""A run that has weights, opened from its folder alone: its network, its classes, its preprocessing."""
+"""Opens a run from its folder: network, classes, preprocessing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tltrain.runs import run_dir
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The best weights of a run. Its logits are calibrated: the temperature is divided out in its head."""
+    """A run's network with its best weights. Its logits are calibrated: the head's weights are divided by the temperature."""
 
     path: Path
     recipe: Recipe
@@ -34,9 +34,9 @@ class TrainedModel:
 
     @cached_property
     def placed(self) -> Chain:
-        """The same on the accelerator there is."""
-        on = torch.accelerator.current_accelerator(check_available=True)
-        return self.chain if on is None else copy.deepcopy(self.chain).to(on)
+        """`chain` on the accelerator if there is one, else on the CPU."""
+        device = torch.accelerator.current_accelerator(check_available=True)
+        return self.chain if device is None else copy.deepcopy(self.chain).to(device)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -48,11 +48,11 @@ class TrainedModel:
 
 
 def load_trained(path: Path) -> TrainedModel:
-    """Raises UserError where the folder is no run, or has no weights yet."""
+    """Open the run in folder `path`. Raises UserError if it is not a run folder or has no weights yet."""
     recipe, weights = run_dir.read_recipe(path), run_dir.finished_weights(path)
     card = read_card(weights)
     if card is None or card.classes is None:
-        raise UserError(f"{weights} does not say which classes it knows; give the folder of a run, as `tltrain train` leaves it")
+        raise UserError(f"{weights} does not name its classes; give the folder of a run that `tltrain train` wrote")
     spec = recipe.backbone.model_copy(update={"weights": str(path)})
     loaded = factory.load(spec, classes=card.classes, size=None, resize=None, head="keep", seed=recipe.seed)
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).eval()
@@ -63,6 +63,6 @@ def load_trained(path: Path) -> TrainedModel:
 
 @torch.no_grad()
 def probabilities(trained: TrainedModel, x_BCHW: Tensor) -> Tensor:
-    """Calibrated probabilities (B, K) float64 on the CPU, computed on the accelerator there is, for images as the chain takes them."""
+    """Calibrated probabilities (B, K), float64 on the CPU, computed on the accelerator if there is one. x_BCHW: as `Chain` takes images."""
     device = next(trained.placed.parameters()).device
     return trained.placed(x_BCHW.to(device)).cpu().double().softmax(1)

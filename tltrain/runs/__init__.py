@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its checkpoints, its metrics, and reading it back."""
+"""A run on disk: run folder, checkpoints, metrics, trackers, reports."""

@@ -1,7 +1,7 @@
-"""Where a run stands: progress, save, verify, restore.
+"""Checkpoints: save, verify and load the state of a run.
 
-A checkpoint is a folder that appears whole under its name. Its manifest holds each file's checksum: torch.load and
-safetensors load flipped bits without a word. Nothing in it can run code.
+A checkpoint is a folder that is renamed to its final name once it is complete. Its manifest holds the checksum of every file, since
+torch.load and safetensors do not notice flipped bits. Loading one cannot run code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Best:
-    """The best weights so far, over the whole run."""
+    """The value of the `select` metric for the best weights of the run so far, and the position where they were evaluated."""
 
     value: float
     stage: int
@@ -37,7 +37,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Progress:
-    """A position in a run. Order, views, mixing and dropout follow from it: there is no random state to save."""
+    """A position in a run. Sample order, views, mixing and dropout are functions of it, so no random state is saved."""
 
     stage: int = 0
     step: int = 0
@@ -45,11 +45,11 @@ class Progress:
     """Whether val was evaluated at this step."""
     best: Best | None = None
     stale: int = 0
-    """Evaluations of this stage since the last better one."""
+    """Evaluations in this stage since the last improvement."""
     losses: tuple[float, ...] = ()
-    """Global loss of each step since the last training row."""
+    """Loss over the global batch of each step since the last training row."""
     seconds: float = 0.0
-    """Time spent so far, over all starts."""
+    """Seconds of training so far, over all starts."""
 
     def next_stage(self) -> Progress:
         return replace(self, stage=self.stage + 1, step=0, evaluated=False, stale=0, losses=())
@@ -61,21 +61,21 @@ class Progress:
 
 @dataclass
 class State:
-    """All that a run needs to go on."""
+    """Everything that a run needs to resume."""
 
     progress: Progress
     weights: dict[str, Tensor]
-    """The net's own state dict, in host memory."""
+    """The network's own state dict, in host memory."""
     best: dict[str, Tensor] | None = None
-    """The best weights so far; None where nothing was evaluated yet, or there is no val split."""
+    """The best weights so far; None before the first evaluation, or without a val split."""
     optimizer: dict[str, Any] | None = None
     """The optimizer's state dict; None at the start of a stage."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """The loss scale of fp16 and the like."""
+    """Further state of the strategy, such as the loss scale of fp16."""
 
 
 def save(folder: Path, state: State, generation: int, keep: int) -> Path:
-    """Commit a checkpoint under `folder`, then delete older ones beyond the newest `keep`. Raises UserError when the disk refuses it."""
+    """Write a checkpoint under `folder`, then delete all but the newest `keep`. Returns its path. Raises UserError if the write fails."""
     p = state.progress
     name = f"{generation:06d}-{p.stage:02d}-{p.step:08d}-{int(p.evaluated)}"
     final, temporary = folder / name, folder / f".{name}.tmp"
@@ -86,48 +86,51 @@ def save(folder: Path, state: State, generation: int, keep: int) -> Path:
         if final.exists():
             files.remove_folder(final)
         files.commit_folder(temporary, final)
-    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is none of Python's own errors to safetensors and torch
+    except (OSError, SafetensorError, RuntimeError) as error:  # on a full disk, safetensors and torch raise errors of their own
         shutil.rmtree(temporary, ignore_errors=True)
-        untouched = "older checkpoints are untouched. Make room, and start again"
-        raise UserError(f"checkpoint {name} could not be written to {folder}: {_behind(error)}; {untouched}") from error
+        remedy = "older checkpoints are untouched. Make room, and start again"
+        raise UserError(f"checkpoint {name} could not be written to {folder}: {_disk_error(error)}; {remedy}") from error
     for old in committed(folder)[keep:]:
         files.remove_folder(old)
-    for left in folder.glob(".[0-9]*"):  # what earlier starts were killed at while they wrote or deleted it
-        if int(left.name[1:7]) < generation:
-            shutil.rmtree(left, ignore_errors=True)
+    for partial in folder.glob(".[0-9]*"):  # earlier starts were killed while they wrote or deleted these
+        if int(partial.name[1:7]) < generation:
+            shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
-def _behind(error: BaseException) -> BaseException:
-    """The disk's own error: where one meets torch while it writes, it ends its file, fails again, and says only that."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
+def _disk_error(error: BaseException) -> BaseException:
+    """The OSError that caused an error. torch hides it: it closes its file, fails a second time, and reports that failure."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
     return error
 
 
 class Saver:
-    """Writes checkpoints in the background, one at a time, so that the loop waits only for the copy to host memory."""
+    """Writes checkpoints on a background thread, one at a time. The training loop waits only for the copy to host memory."""
 
     def __init__(self, folder: Path, generation: int, keep: int, may_write: Callable[[], bool]) -> None:
-        """may_write: asked before each checkpoint; False once a newer start owns the run."""
+        """may_write: called before each checkpoint. It returns False once a newer start owns the run."""
         self.folder, self.generation, self.keep, self.may_write = folder, generation, keep, may_write
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tltrain-save")
         self.pending: Future[None] | None = None
 
     def submit(self, state: State) -> None:
-        """Write a state whose tensors nobody changes any more, once the one before is written. Raises what that one met."""
+        """Write a state in the background, after waiting for the write before it. Raises that write's error.
+
+        The state's tensors must not change afterwards.
+        """
         self.wait()
         self.pending = self.pool.submit(self._write, state)
 
     def failed(self) -> bool:
-        """Whether the checkpoint under way has met an error; `wait` raises it."""
+        """Whether the pending checkpoint has failed. `wait` raises its error."""
         return self.pending is not None and self.pending.done() and self.pending.exception() is not None
 
     def wait(self) -> None:
-        """Until everything is on disk. Raises UserError when it could not be written."""
+        """Wait until the pending checkpoint is on disk. Raises UserError if it could not be written."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
@@ -138,13 +141,13 @@ class Saver:
 
 
 def committed(folder: Path) -> list[Path]:
-    """Committed checkpoints, the newest position first; of equal positions the later generation first."""
-    found = [path for path in folder.glob("[0-9]*-*-*-*") if path.is_dir()] if folder.is_dir() else []
-    return sorted(found, key=lambda path: (path.name.split("-")[1:], path.name), reverse=True)
+    """Complete checkpoints, the newest position first; of equal positions the later generation first."""
+    paths = [path for path in folder.glob("[0-9]*-*-*-*") if path.is_dir()] if folder.is_dir() else []
+    return sorted(paths, key=lambda path: (path.name.split("-")[1:], path.name), reverse=True)
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest valid checkpoint. A damaged one is named, set aside and stepped over."""
+    """The newest valid checkpoint, or None. A damaged one is reported and renamed to damaged-NAME."""
     for path in committed(folder):
         problem = verify(path)
         if problem is None:
@@ -157,7 +160,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file's checksum is compared with the manifest, and the manifest with its own."""
+    """The problem with a checkpoint, or None. Compares each file with its checksum in the manifest, and the manifest with its own."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         body = json.dumps(manifest["files"], sort_keys=True)
@@ -175,7 +178,7 @@ def verify(path: Path) -> str | None:
 
 
 def load(path: Path) -> State:
-    """Read a verified checkpoint."""
+    """Read a checkpoint. Call `verify` first."""
     raw = json.loads((path / "progress.json").read_text())
     best = Best(**raw["best"]) if raw["best"] else None
     progress = Progress(**{**raw, "best": best, "losses": tuple(raw["losses"])})
@@ -195,7 +198,7 @@ def _write(folder: Path, state: State) -> None:
     if state.best is not None:
         _write_tensors(folder / "best.safetensors", state.best)
     if state.optimizer is not None:
-        with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch says of a full disk only that a position is unexpected
+        with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch reports a full disk only as an unexpected position
             torch.save({"optimizer": state.optimizer, "extra": state.extra}, file)
     (folder / "progress.json").write_text(json.dumps(asdict(state.progress)))
     checksums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}

@@ -1,4 +1,4 @@
-"""Signs of life in a run folder: who writes it, and where each process stands."""
+"""Heartbeat files of a run folder: one for each process, with its position and the time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 
 def beat_file(generations: Path, generation: int, rank: int) -> Path:
+    """The heartbeat file of one process."""
     return generations / f"{generation:06d}.rank{rank:05d}"
 
 
 def failed_file(generations: Path, generation: int) -> Path:
-    """What the process said that failed first."""
+    """The failure details of the process that failed first."""
     return generations / f"{generation:06d}.failed"
 
 
 def read_beat(generations: Path, generation: int, rank: int) -> dict[str, Any] | None:
+    """The last heartbeat of a process; None if it has written none."""
     try:
         return dict(json.loads(beat_file(generations, generation, rank).read_text()))
     except (OSError, ValueError):
@@ -24,5 +26,5 @@ def read_beat(generations: Path, generation: int, rank: int) -> dict[str, Any] |
 
 
 def newest_generation(generations: Path) -> int:
-    """The highest generation that was claimed; 0 for none."""
+    """The highest generation that a start has claimed; 0 if there is none."""
     return max((int(path.name) for path in generations.iterdir() if path.name.isdigit()), default=0) if generations.is_dir() else 0

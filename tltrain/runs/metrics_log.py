@@ -1,6 +1,6 @@
-"""metrics-*.jsonl: the rows of a run, the truth about it.
+"""metrics-*.jsonl: the log of a run, one JSON object for each row.
 
-They are flushed one by one, and readable after any crash. Trackers (`tltrain.runs.trackers`) show them elsewhere.
+Each row is flushed when it is written, so the log can be read after a crash. Trackers (`tltrain.runs.trackers`) receive the same rows.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from tltrain.runs import run_dir
 from tltrain.runs.links import append_only
 
 KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "stage_end": 2, "test": 3}
-"""Kinds of rows, in the order in which they are written at one step."""
+"""Kinds of rows, in the order in which they are written within one step."""
 
 
 class MetricsLog:
     """Writes the rows of one start of a run."""
 
     def __init__(self, run: Path, generation: int, start: dict[str, Any]) -> None:
-        """start: {"from": [stage, step, evaluated] or None} and whatever else describes this start."""
+        """start: {"from": [stage, step, evaluated] or None}, and further values that describe this start."""
         self.file = append_only(run_dir.metrics_file(run, generation))
         self.log({"kind": "start", "generation": generation, **start})
 
     def log(self, row: dict[str, Any]) -> None:
+        """Append a row with the current time."""
         self.file.write(json.dumps({**row, "time": time.time()}) + "\n")
         self.file.flush()
 
     def close(self) -> None:
-        """Force the rows to the disk. Raises UserError where the disk refuses; where another error is under way, that one is what a person
-        must see, and this one is only printed beside it."""
-        under_way = sys.exc_info()[1]
+        """Sync the rows to disk. Raises UserError if that fails; while another exception propagates, it prints the problem instead."""
+        propagating = sys.exc_info()[1]
         try:
             with self.file:
                 os.fsync(self.file.fileno())
         except OSError as error:
             text = f"the last rows of {self.file.name} may not be on the disk: {error}"
-            if under_way is None:
-                raise UserError(f"{text}. Make room; everything else of the run stands") from error
+            if propagating is None:
+                raise UserError(f"{text}. Make room; the other files of the run are safe") from error
             sys.stderr.write(f"tltrain: {text}\n")
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
     """The rows of a run over all its starts, each position once.
 
-    A start that went on from a checkpoint repeats what an earlier one did after that checkpoint; those rows of the earlier one
-    are left out. A last line cut short by a crash is left out too.
+    A start that resumed from a checkpoint repeats the steps after that checkpoint, so the earlier start's rows of those steps are dropped.
+    A last line that a crash cut short is dropped too.
     """
     rows: list[dict[str, Any]] = []
     for path in run_dir.metrics_files(run):
@@ -64,7 +64,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 def _position(row: dict[str, Any]) -> tuple[int, int, int]:
     if row["kind"] == "teacher":
         return (0, 0, -1)
-    if row["kind"] == "test":  # it comes after the checkpoint at the end of the last stage
+    if row["kind"] == "test":  # after the checkpoint at the end of the last stage
         return (row["stage_index"] + 1, 0, KIND_ORDER["test"])
     return (row["stage_index"], row["step"], KIND_ORDER[row["kind"]])
 

@@ -1,4 +1,4 @@
-"""A run folder, read for a page. Whatever a run that ended early did not write is None or empty."""
+"""Reads a run folder for reports. Files that a run has not written yet give None or an empty value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a page needs of one run folder."""
+    """The contents of one run folder."""
 
     path: Path
     recipe: Recipe
@@ -33,19 +33,19 @@ class RunRecord:
     env: Mapping[str, Any]
     plan: str
     preview: bytes | None = None
-    """A PNG of what the network sees."""
+    """preview.png: training images as the network sees them."""
 
     def of_kind(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row["kind"] == kind]
 
     @property
     def best(self) -> Row | None:
-        """The val row of the best weights: each better one is marked as it comes, so the last mark counts."""
+        """The val row of the best weights. Every improvement is marked when it is logged, so the last marked row is the best."""
         return next((row for row in reversed(self.of_kind("val")) if row.get("best")), None)
 
     @cached_property
     def stage_steps(self) -> list[int]:
-        """Optimizer steps taken in each stage; a stage that ended early took fewer than planned."""
+        """Optimizer steps taken in each stage. A stage that ended early took fewer than planned."""
         steps = [0] * len(self.recipe.stages)
         for row in self.rows:
             if row["kind"] in ("train", "val", "stage_end"):
@@ -53,7 +53,7 @@ class RunRecord:
         return steps
 
     def at(self, row: Row) -> int:
-        """The optimizer steps taken until a row, over all stages."""
+        """Optimizer steps over all stages up to a row."""
         return sum(self.stage_steps[: row["stage_index"]]) + int(row["step"])
 
     @property
@@ -62,20 +62,20 @@ class RunRecord:
 
     @property
     def num_images(self) -> int:
-        """Training images seen, repeats counted."""
+        """Training images processed, repeats included."""
         return self.num_steps * self.recipe.batch
 
     @property
     def seconds(self) -> float:
-        """Seconds the run took over all its starts, up to the last that is known; NaN when none is."""
-        for said in (self.test, self.outcome):
-            if said is not None and math.isfinite(number(said, "seconds")):
-                return number(said, "seconds")
+        """Seconds of training over all starts, as last recorded; NaN if none is recorded."""
+        for source in (self.test, self.outcome):
+            if source is not None and math.isfinite(number(source, "seconds")):
+                return number(source, "seconds")
         return max((number(row, "seconds") for row in self.of_kind("stage_end")), default=math.nan)
 
 
 def read_run(path: Path) -> RunRecord:
-    """Raises UserError when `path` is no run folder or one of its files is not what it should be."""
+    """Read a run folder. Raises UserError if `path` is not a run folder, or if one of its files is not valid."""
     return RunRecord(
         path=path,
         recipe=run_dir.read_recipe(path),
@@ -94,20 +94,20 @@ class Predicted:
     """A run's test predictions, in order of the samples' ids."""
 
     samples: tuple[tuple[str, str], ...]
-    """(id, true class) of each; runs with the same ones were tested on the same images."""
+    """(id, true class) of each sample. Runs with equal `samples` were tested on the same images."""
     label: np.ndarray
-    """(N,) int64, counted through the class names that occur, sorted."""
+    """(N,) int64: index of the true class among the class names that occur, sorted."""
     predicted: np.ndarray
-    """(N,) int64."""
+    """(N,) int64: index of the predicted class."""
 
     @property
     def right(self) -> np.ndarray:
-        """(N,) bool."""
+        """(N,) bool: whether the prediction is correct."""
         return self.label == self.predicted
 
 
 def read_predictions(run: Path) -> Predicted | None:
-    """None where the run has no test predictions."""
+    """The test predictions of a run; None if it has none."""
     path = run_dir.predictions_file(run)
     if not path.is_file():
         return None
@@ -120,6 +120,6 @@ def read_predictions(run: Path) -> Predicted | None:
 
 
 def number(row: Mapping[str, Any], key: str) -> float:
-    """A value as a float; NaN where the row has none."""
+    """A row's value as a float; NaN if it is missing."""
     value = row.get(key)
     return math.nan if value is None else float(value)

@@ -1,7 +1,7 @@
-"""How one stage's chain and optimizer are spread over processes, and how plain tensors come out of them and go in again.
+"""Strategies: how one stage's network and optimizer are distributed over processes.
 
-One process and DDP, FSDP2, and DeepSpeed's ZeRO: three small classes with the same face. What comes out is the same for
-all: full tensors under the net's own names, on process 0. So a checkpoint of one world, or of one strategy, is one for all.
+Three small classes share one interface: one process or DDP, FSDP2, and DeepSpeed's ZeRO. Each returns full tensors under the network's
+own names on process 0. A checkpoint therefore loads under any strategy and any number of processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Fsdp2", "OptimizerState", "Strategy", "Zero", "check", "is_sharded",
 
 
 def is_sharded(runtime: Runtime) -> bool:
-    """Whether a strategy leaves the network that it is given not whole, or rounded."""
+    """Whether the strategy shards or rounds the network that is passed to it."""
     return _kind(runtime) is not Strategy
 
 
@@ -30,29 +30,31 @@ def _kind(runtime: Runtime) -> type[Strategy]:
 
 
 def spread(runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False) -> Strategy:
-    """Spread a stage as the accelerate configuration says."""
+    """Wrap a stage's chain and optimizer in the strategy that the accelerate configuration names.
+
+    chain: already frozen for the stage. clip: largest norm of the gradient, or None.
+    """
     return _kind(runtime)(runtime, chain, optimizer, clip, compiled)
 
 
 def check(runtime: Runtime, trains_statistics: bool, compiled: bool) -> None:
-    """Raises UserError for a pair of strategy and choice that cannot work. trains_statistics: a stage moves BatchNorm's."""
+    """Raises UserError where the strategy does not support a choice. trains_statistics: a stage has `norm_stats: train`."""
     kind, chosen = str(runtime.accelerator.distributed_type.value), _kind(runtime)
     plugin = getattr(runtime.accelerator.state, "fsdp_plugin", None)  # there only under FSDP
     if plugin is not None and plugin.activation_checkpointing:
         raise UserError(
-            "the accelerate configuration sets fsdp_activation_checkpointing; remove it: whether activations are computed again is said by "
-            "--recompute, under every strategy"
+            "the accelerate configuration sets fsdp_activation_checkpointing; remove it and pass --recompute: it works under any strategy"
         )
     backend = runtime.accelerator.state.dynamo_plugin.backend
     if backend != DynamoBackend.NO:
         raise UserError(
             f"the accelerate configuration sets dynamo_backend to {backend.value}; remove it (and ACCELERATE_DYNAMO_BACKEND): "
-            "whether a network is compiled is said by --compile"
+            "--compile alone decides whether a network is compiled"
         )
     if compiled and chosen is Zero:
-        raise UserError("--compile under DeepSpeed is refused: its hooks gather weights in the middle of a graph; drop it, or use ddp.yaml")
+        raise UserError("--compile does not work under DeepSpeed: its hooks gather weights inside a graph; drop it, or use ddp.yaml")
     if chosen is not Strategy and trains_statistics:
         raise UserError(
-            f"norm_stats: train under {kind} is refused: sharded BatchNorm statistics are not those of one batch; "
+            f"norm_stats: train does not work under {kind}: BatchNorm statistics would differ from those of one batch; "
             "use accelerate_configs/ddp.yaml, or norm_stats: frozen"
         )

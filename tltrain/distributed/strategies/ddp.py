@@ -1,4 +1,4 @@
-"""One process, or DDP; and what every strategy shares: plain tensors come out under the net's own names, and go in again."""
+"""The base strategy: one process or DDP. All strategies share its interface, which exchanges plain tensors by the network's own names."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from tltrain.distributed.runtime import Runtime
 from tltrain.models.chain import Chain
 
 OptimizerState = dict[str, dict[str, Tensor]]
-"""The optimizer's state of each parameter, by the net's own name; groups and learning rates follow from the recipe."""
+"""The optimizer's state of each parameter, by the network's own parameter name. Groups and learning rates follow from the recipe."""
 
 
 class Strategy:
     """One process, or DDP: every process holds all weights."""
 
     replicated = True
+    """Whether every process holds all weights."""
     channels_last = True
-    """Whether weights lie as images do, so that convolutions need not turn them in every step; what is sharded must be contiguous."""
+    """Whether weights are kept in the chain's memory format (channels last), which saves a conversion in every convolution. Sharded weights
+    must be contiguous."""
     fuses_sgd = True
-    """Whether torch has a fused SGD for the tensors of this strategy."""
+    """Whether torch's fused SGD supports this strategy's tensors."""
 
     def __init__(
         self, runtime: Runtime, chain: Chain, optimizer: torch.optim.Optimizer, clip: float | None, compiled: bool = False
     ) -> None:
-        """chain: frozen as the stage wants it; it is wrapped here for good, and never used again without its wrapper.
+        """chain: already frozen for the stage. It is wrapped here; do not call it without its wrapper afterwards.
 
-        compiled: by torch.compile, in place, so that no name changes; a graph for each shape of a batch, whatever came before it.
+        compiled: whether torch.compile compiles it in place, so that no name changes. Each batch shape gets a graph of its own.
         """
         self.runtime, self.chain, self.clip = runtime, chain, clip
         # Kept in host memory: the device has none to spare.
@@ -43,28 +45,28 @@ class Strategy:
         self.model, self.optimizer = self._prepare(chain, optimizer)
         self.compiled = compiled
         if compiled:
-            chain.compile(dynamic=False, options={"fallback_random": True})  # dropout draws what it draws uncompiled
+            chain.compile(dynamic=False, options={"fallback_random": True})  # dropout masks as in eager mode
         if runtime.accelerator.scaler is not None:
-            runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # a stage inherits nothing from the last one
-            runtime.accelerator.scaler._per_optimizer_states.clear()  # nor from a step that an error of memory broke off
+            runtime.accelerator.scaler.load_state_dict(runtime.fresh_scaler)  # each stage starts with a fresh loss scale
+            runtime.accelerator.scaler._per_optimizer_states.clear()  # and without the state of a step that ran out of memory
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which the oldest we support lacks
+        with warnings.catch_warnings():  # newer torch renames broadcast_buffers; the oldest supported torch lacks the new name
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             return self.runtime.accelerator.prepare(chain, optimizer)
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around a micro-batch: gradients are summed over processes in the last one only."""
+        """Context of one micro-batch. Gradients are reduced over processes in the last one only."""
         return contextlib.nullcontext() if last else self.runtime.accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         if self.runtime.accelerator.scaler is None:
-            loss.backward()  # all that Accelerate would do here, without its looking for packages in every step
+            loss.backward()  # as Accelerate does, without its search for installed packages in every step
         else:
             self.runtime.accelerator.backward(loss)
 
     def step(self) -> Tensor | float | None:
-        """Clip, step, forget the gradients. Returns the gradient's norm before clipping, where it is clipped."""
+        """Clip the gradient, update the weights, clear the gradients. Returns the norm before clipping; None without `clip`."""
         norm = None
         if self.clip is not None:
             norm = self.runtime.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -74,8 +76,11 @@ class Strategy:
         return norm
 
     def warm_up(self, size: int) -> None:
-        """One backward whose gradients are thrown away: DDP orders its buckets anew after its first, and a resumed run would add up
-        in another order than one that was never stopped. In eval mode, so that no statistic moves."""
+        """Run one backward pass on an image (1, 3, size, size) of zeros and discard the gradients.
+
+        DDP rebuilds its buckets after its first backward pass. Without this, a resumed run would sum gradients in another order than a run
+        that was never stopped. The pass runs in eval mode, so that BatchNorm statistics stay as they are.
+        """
         if self.runtime.world == 1:
             return
         self.model.eval()
@@ -85,12 +90,12 @@ class Strategy:
         self.model.train()
 
     def reshard(self) -> None:
-        """Bring every parameter into the form it has between steps."""
+        """Return every parameter to the form that it has between steps. Only FSDP2 has something to do."""
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the net's state dict in host memory. Collective; complete on process 0, on others it may be empty.
+        """A copy of the network's state dict in host memory. Collective. It is complete on process 0; tensors on others may be empty.
 
-        A frozen tensor is the one that the stage was given: no strategy's cast has touched it.
+        Frozen tensors are the stage's initial ones, without any strategy's cast.
         """
         self.reshard()
         out = dict(self.initial_weights)
@@ -103,7 +108,7 @@ class Strategy:
         return out
 
     def forget(self, first: int) -> None:
-        """Free the weights of the frozen blocks before `first` on the device: all that could be asked of them is stored."""
+        """Free the device memory of the frozen blocks before `first`. Call it where their features are all cached."""
         for i in range(first):
             buffers = ((f"{name}.{key}", b) for name, module in self.chain.modules_of(i) for key, b in module.named_buffers(recurse=False))
             for name, tensor in (*self.chain.parameters_of(i), *buffers):
@@ -111,7 +116,7 @@ class Strategy:
                 self.forgotten.add(name)
 
     def optimizer_state(self) -> OptimizerState:
-        """Copies in host memory. Collective; complete on process 0."""
+        """Copies in host memory. Collective. Complete on process 0."""
         self.reshard()
         return {
             name: {key: self._full(value) if isinstance(value, Tensor) else torch.tensor(value) for key, value in state.items()}
@@ -120,29 +125,29 @@ class Strategy:
         }
 
     def load_optimizer_state(self, saved: OptimizerState) -> None:
-        """Put saved state in. Every process gives the whole of it."""
+        """Load saved state. Every process passes all of it."""
         optimizer = self._raw_optimizer()
         for name, parameter in self.chain.net.named_parameters():
             if name in saved:
                 optimizer.state[parameter] = {key: self._like(value, parameter, key) for key, value in saved[name].items()}
 
     def extra(self) -> dict[str, Any]:
-        """The loss scale of fp16, where there is one."""
+        """State beyond the optimizer's: the loss scale of fp16, or nothing."""
         scaler = self.runtime.accelerator.scaler
         return {} if scaler is None else {"scaler": scaler.state_dict()}
 
     def load_extra(self, saved: dict[str, Any]) -> None:
-        if "scaler" in saved and self.runtime.accelerator.scaler is not None:  # it may go on in another precision
+        if "scaler" in saved and self.runtime.accelerator.scaler is not None:  # a run may resume in another precision
             self.runtime.accelerator.scaler.load_state_dict(saved["scaler"])
 
     def close(self) -> None:
-        """Leave nothing of this stage behind in Accelerate: a second prepare beside a first would track both."""
+        """Release the stage's model and optimizer, also from Accelerate, which would otherwise keep them beside the next stage's."""
         del self.model, self.optimizer, self.chain
         if self.compiled:
-            torch.compiler.reset()  # what is compiled holds the network
+            torch.compiler.reset()  # compiled graphs keep the network alive
         if self.runtime.device.type == "cuda" or type(self) is not Strategy:
             self.runtime.accelerator.free_memory()
-        else:  # its collection of garbage goes through all that was ever imported, and host memory can wait for the next one
+        else:  # Accelerate calls gc.collect(), slow with all imported modules; frozen, it skips them, and a later collection frees the rest
             gc.freeze()
             self.runtime.accelerator.free_memory()
             gc.unfreeze()
@@ -155,23 +160,23 @@ class Strategy:
         return _on_host(tensor) if self.runtime.is_main else torch.empty(0)
 
     def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
-        """Saved state as the optimizer keeps it: a moment lies in memory as its parameter does, which fused kernels demand."""
+        """Saved state in the optimizer's layout. A moment has its parameter's memory format, as fused kernels require."""
         if key == "step":
             return step_like(value, parameter, self._raw_optimizer())
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _plain(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Not fused: where fp16's loss scale is too large for the first step, torch's fused SGD leaves its momentum uninitialised."""
+    """The same optimizer, not fused. torch's fused SGD leaves its momentum uninitialised where fp16 skips the first step."""
     groups = [group | {"fused": False} for group in optimizer.param_groups]
     return torch.optim.SGD(groups, lr=optimizer.defaults["lr"], fused=False)
 
 
 def step_like(value: Tensor, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """A saved count of steps as the optimizer keeps it: beside its parameter where it is fused, else in host memory."""
+    """A saved step count where the optimizer expects it: on the parameter's device if it is fused, else in host memory."""
     return value.to(parameter.device if optimizer.defaults["fused"] else "cpu", copy=True)
 
 
 def _on_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy, as files and other programs expect it."""
+    """A contiguous copy in host memory, as files and other programs expect it."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: gradients, optimizer state and, from stage 3 on, weights sharded."""
+"""DeepSpeed's ZeRO: shards optimizer state and gradients, and in stage 3 also weights."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tltrain.models.chain import Chain
 
 
 class Zero(Strategy):
-    """DeepSpeed's ZeRO: its backward steps, it clips by its configuration, and fp32 masters stand in its optimizer."""
+    """DeepSpeed's ZeRO. Its last backward call also clips and steps, and its optimizer holds fp32 master weights."""
 
     channels_last = False
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         accelerator = self.runtime.accelerator
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = 1  # read for its log alone: we feed the micro-batches ourselves
+        settings["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed requires it, for its log only
         settings["gradient_clipping"] = self.clip or 0.0
         self.stage = int(settings["zero_optimization"]["stage"])
-        self.replicated = self.stage < 3  # ZeRO-1 and 2 hold all weights, rounded from masters of which each process has a part
+        self.replicated = self.stage < 3  # ZeRO-1 and 2 keep all weights, rounded from sharded fp32 masters
         model, prepared = accelerator.prepare(chain, optimizer)
         self._restore(chain, model)
         return model, prepared
 
     def _restore(self, chain: Chain, engine: nn.Module) -> None:
-        """DeepSpeed has rounded the weights to its dtype, and taken an optimizer step on zero gradients to make its state. Undo both."""
+        """Undo two effects of DeepSpeed's set-up: weights rounded to its dtype, and an optimizer step on zero gradients."""
         for name, parameter in chain.net.named_parameters():
             if parameter.requires_grad:
                 self._put(parameter, self.initial_weights[name].to(self.runtime.device, torch.float32), None)
@@ -46,16 +46,16 @@ class Zero(Strategy):
                     state[key] = 0
 
     def warm_up(self, size: int) -> None:
-        """Nothing to do, and nothing that could be done: its backward steps."""
+        """Does nothing: a backward pass would also update the weights."""
 
     def forget(self, first: int) -> None:
-        """Nothing to do: from stage 3 on a process holds its part alone, and below it DeepSpeed keeps views of the weights."""
+        """Does nothing: in stage 3 a process holds its shard only, and in stages 1 and 2 DeepSpeed keeps views of the weights."""
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """In the last micro-batch this also clips and steps."""
+        """Backward pass. For the last micro-batch it also clips and updates the weights."""
         wrapped = self.runtime.accelerator.deepspeed_engine_wrapped
         wrapped.backward(loss, sync_gradients=last)
 
@@ -98,14 +98,14 @@ class Zero(Strategy):
         if self.stage == 3:
             from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
-            parameter_offload.FWD_MODULE_STACK.clear()  # its bottom is the whole network, which nothing else takes off
+            parameter_offload.FWD_MODULE_STACK.clear()  # a global list that still holds the network
             coordinator: Any = partitioned_param_coordinator.PartitionedParameterCoordinator
             cached = getattr(coordinator, "_PartitionedParameterCoordinator__params_to_release", None)
             for cell in getattr(cached, "__closure__", None) or ():
-                getattr(cell.cell_contents, "cache_clear", int)()  # a cache around a method: it keeps every stage's engine alive
+                getattr(cell.cell_contents, "cache_clear", int)()  # a method's cache that keeps every stage's engine alive
 
     def _link(self) -> None:
-        """ZeRO-1 and 2 let parameters find their state once the first group has taken a step, when later groups have none yet."""
+        """Link parameters to their optimizer state again: ZeRO-1 and 2 do so after the first group's step, too early for later groups."""
         zero: Any = self._raw_optimizer()
         if hasattr(zero, "_hp_optimizer_states_linked"):
             zero._hp_optimizer_states_linked = False
@@ -113,11 +113,11 @@ class Zero(Strategy):
 
     @staticmethod
     def _put(parameter: Any, value: Tensor, key: str | None) -> None:
-        """Set a parameter's fp32 master (key None) or one of its moments, where its part lies on this process."""
+        """Set this process's shard of a parameter's fp32 master (key None) or of one of its moments."""
         if not hasattr(parameter, "ds_id"):
             parameter.set_full_hp_param(value, key)
             return
-        # ZeRO-3's own setter fails where the processes do not divide a parameter evenly.
+        # ZeRO-3's own setter fails where a parameter's size is no multiple of the number of processes.
         zero = parameter._z3_optimizer
         part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
         begin = part.numel() * zero._get_param_partition_rank(parameter)

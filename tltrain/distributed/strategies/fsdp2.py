@@ -1,4 +1,4 @@
-"""PyTorch's FSDP2: weights, gradients and optimizer state sharded, one unit for each block."""
+"""FSDP2: shards weights, gradients and optimizer state, one unit for each block."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from tltrain.models.chain import Chain, unit_classes
 
 
 class Fsdp2(Strategy):
-    """PyTorch's fully sharded data parallelism: one unit for each block that is one module."""
+    """PyTorch's fully sharded data parallelism. Each block that is one module is one unit."""
 
     replicated = False
     channels_last = False
     fuses_sgd = False
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        # Accelerate wraps by class name, read from this attribute; without it only the root is wrapped.
+        # Accelerate reads the class names of units from this attribute. Without it, it wraps the root alone.
         chain._no_split_modules = unit_classes(chain)  # type: ignore[assignment]
         return self.runtime.accelerator.prepare(chain, optimizer)
 
     def warm_up(self, size: int) -> None:
-        """Nothing to do: there are no buckets."""
+        """Does nothing: FSDP2 has no buckets."""
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
     def reshard(self) -> None:
-        """After a forward without backward the root still holds whole parameters, which are other objects than the sharded ones."""
+        """Reshard all units. After a forward pass without backward, the root still holds unsharded parameters, which are other objects."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
     def forget(self, first: int) -> None:
-        """Nothing to do: a process holds its part alone, and its units keep views of it."""
+        """Does nothing: a process holds its shard only, and the units keep views of it."""
 
     def _full(self, tensor: Tensor) -> Tensor:
         whole = tensor.detach()
