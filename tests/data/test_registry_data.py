@@ -91,14 +91,14 @@ squares = toy_parts:SQUARES
 labels-file = toy_parts:FILE
 broken = toy_parts:ABSENT
 
-[tltrain.training.losses.objective]
+[tltrain.losses]
 squared_error = toy_parts:squared_error
 reduced = toy_parts:reduced
 
 [tltrain.distill_losses]
 sevens = toy_parts:sevens
 
-[tltrain.evaluation.metrics]
+[tltrain.metrics]
 mistakes = toy_parts:MISTAKES
 nothing = toy_parts:NOTHING
 """

@@ -167,7 +167,7 @@ def test_a_disk_that_is_spoilt_while_a_start_writes_down_who_it_is(
     how: str, why: str, num: int, references: References, disk: Path
 ) -> None:
     trial, run = on_disk(disk, num), disk / "run"
-    codes = world.run(replace(trial, before="faults.spoil_before", arguments=("folder", "write_environment", str(disk), how)))
+    codes = world.run(replace(trial, before="faults.spoil_before", arguments=("runs.run_dir", "write_environment", str(disk), how)))
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     (disk / "ballast").unlink(missing_ok=True)
     assert codes == [2] * num, world.log(trial)

@@ -35,16 +35,16 @@ def test_a_run_that_is_killed_again_and_again_ends_equal(num: int, num_kills: in
 @pytest.mark.parametrize(
     ("module", "function", "number"),
     [
-        ("folder", "claim", 1),
-        ("folder", "write_environment", 1),
-        ("checkpoint", "_write", 2),
-        ("files", "commit_folder", 3),
-        ("files", "remove_folder", 2),
-        ("run", "hand_on", 2),
-        ("staging", "_spread", 3),
-        ("outputs", "write_test", 1),
-        ("folder", "write_outcome", 1),
-        ("outputs", "report", 1),
+        ("runs.run_dir", "claim", 1),
+        ("runs.run_dir", "write_environment", 1),
+        ("runs.checkpoint", "_write", 2),
+        ("core.files", "commit_folder", 3),
+        ("core.files", "remove_folder", 2),
+        ("training.run", "save_stage_weights", 2),
+        ("training.stage", "_spread", 3),
+        ("evaluation.results", "write_test", 1),
+        ("runs.run_dir", "write_outcome", 1),
+        ("evaluation.results", "report", 1),
     ],
 )
 def test_a_run_killed_at_the_worst_moments_ends_equal(

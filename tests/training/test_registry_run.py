@@ -90,7 +90,7 @@ TARGET = Target("[--own] -- train RECIPE …     in toyland", launch, state)
 '''
 PRINTED, PICKLE, NOHUP = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
 POINTS = """
-[tltrain.runs.trackers]
+[tltrain.trackers]
 lines = toy_run:Lines
 printed = toy_printed:Printed
 broken = toy_run:Broken
