@@ -126,6 +126,8 @@ def evaluate(words: Sequence[str]) -> int:
 
     split = arguments.split or ("test" if arguments.data is None else "all")
     figures = figures_of(arguments.run, arguments.data, split, arguments.batch)
+    for note in figures["notes"]:
+        print(f"note    {escape.line(note)}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(figures, indent=1))
     else:

@@ -67,6 +67,9 @@ class RunFlags:
     """A run folder whose owner has sent no heartbeat for this long may be taken over."""
     take_over: bool = False
     """Take the run folder over from an owner that still seems to run; the old owner then stops by itself."""
+    accept_data_change: bool = False
+    """Go on with a run whose images have changed since it began: known images keep their split, new ones are left out. Where a class
+    came, went or changed its name, it is refused all the same."""
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     """Mirror the metrics to Weights & Biases; online without a key becomes offline, with a message."""
     wandb_project: str = "tltrain"

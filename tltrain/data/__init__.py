@@ -1,6 +1,16 @@
 """Where images come from: sources, splits, decoding, views, order, loaders."""
 
 from tltrain.data.dataset import DataSplits, Source, SourceKind, Split, class_weights
-from tltrain.data.splits import open_images, outline_images
+from tltrain.data.splits import assign, open_images, outline_images, split_names
 
-__all__ = ["DataSplits", "Source", "SourceKind", "Split", "class_weights", "open_images", "outline_images"]
+__all__ = [
+    "DataSplits",
+    "Source",
+    "SourceKind",
+    "Split",
+    "assign",
+    "class_weights",
+    "open_images",
+    "outline_images",
+    "split_names",
+]

@@ -46,6 +46,8 @@ class DataSplits:
     """Lines a person should see."""
     in_memory: bool = False
     """Whether reading an image takes no decoding worth a data worker."""
+    source: Source | None = None
+    """What was split, with the samples that no split has; None where it was never whole."""
 
 
 @dataclass(frozen=True)

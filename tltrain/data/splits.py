@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
@@ -39,12 +39,33 @@ def split(source: Source, spec: Data) -> DataSplits:
     notes = [*source.notes, *_tiny(source, train, parts)]
     if spec.per_class is not None:
         train = train[keep_per_class(source.labels[train], spec.per_class, key(spec.seed, "per_class"))]
-    parts = {"train": train, **parts}
-    notes += _twins(source, parts)
+    return _data_splits(source, {"train": train, **parts}, notes)
+
+
+def assign(source: Source, names: Sequence[str], to_train: bool) -> DataSplits:
+    """As `split`, with the splits given and not drawn. names: (N,) of each sample; one in no split has another name.
+
+    to_train: raises UserError if a class has no training image.
+    """
+    name_N = np.array(names, dtype=object)
+    parts = {name: np.flatnonzero(name_N == name) for name in ("train", "test", "val")}
+    notes = [*source.notes, *(_tiny(source, parts["train"], {n: parts[n] for n in ("test", "val")}) if to_train else ())]
+    return _data_splits(source, parts, notes)
+
+
+def split_names(images: DataSplits) -> list[str]:
+    """(N,) the split of each sample of the source; empty for one in none."""
+    assert images.source is not None
+    name_of = {int(number): s.name for s in (images.train, images.val, images.test) if s is not None for number in s.index}
+    return [name_of.get(number, "") for number in images.source.numbers.tolist()]
+
+
+def _data_splits(source: Source, parts: dict[str, np.ndarray], notes: list[str]) -> DataSplits:
+    notes = [*notes, *_twins(source, parts)]
     splits = {name: _split(source, name, samples) for name, samples in parts.items()}
     return DataSplits(
         source.classes, splits["train"], splits["val"] if len(parts["val"]) else None, splits["test"] if len(parts["test"]) else None,
-        _fingerprint(source, parts), tuple(notes), source.in_memory,
+        _fingerprint(source, parts), tuple(notes), source.in_memory, source,
     )  # fmt: skip
 
 

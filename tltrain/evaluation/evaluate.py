@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,27 @@ from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import predict
+from tltrain.evaluation.kept_data import for_evaluation
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models import factory
 from tltrain.models.chain import on_device
 from tltrain.runs import run_dir
 
+ROUNDING = 0.002
+"""Share of the images that another device or precision may see otherwise."""
+
 
 @torch_settings_kept()
 def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> dict[str, Any]:
-    """The figures of a finished run from its folder alone, or on other images with the same classes. Raises UserError."""
+    """The figures of a finished run from its folder alone, or on other images with the same classes. Raises UserError.
+
+    Its own images keep the splits of the training; `notes` say what is missing, new or changed.
+    """
     recipe = run_dir.read_recipe(path)
     run_dir.finished_weights(path)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, "per_class": None})
-    images = open_images(spec)
+    drawn = open_images(spec)
+    images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
     runtime = Runtime(recipe.deterministic)
     loaded = factory.load(
         recipe.backbone.model_copy(update={"weights": str(path)}), classes=images.classes,
@@ -45,11 +53,30 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
 
     # With several processes, one that runs out of memory cannot retry without the others.
     predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
+    figures = metrics.summary(predictions, len(images.classes))
+    if source is None and split.name == "test" and not notes:
+        notes = _differs_from_test(path, figures)
     return {
         "split": split.name,
-        **metrics.summary(predictions, len(images.classes)),
+        **figures,
         **metrics.details(predictions, images.classes),
+        "notes": notes,
     }
+
+
+def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
+    """A note where the same weights on the same images are not as good as they were at the end of the run."""
+    kept = run_dir.test_metrics(path)
+    if kept is None:
+        return []
+    n = figures["n"]
+    right, was_right = (round(found["top1"] * found["n"]) for found in (figures, kept))
+    if n == kept["n"] and abs(right - was_right) <= max(1, ROUNDING * n):
+        return []
+    return [
+        f"the run's own test had {was_right:,} of {kept['n']:,} right, and this evaluation has {right:,} of {n:,}, of the same images: the "
+        "weights, or what computes with them (device, precision, versions), are others than then"
+    ]
 
 
 def _choose(images: DataSplits, which: str) -> Split:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tltrain.core import recipe
@@ -25,6 +27,18 @@ def find(spec: recipe.Backbone, *, network: bool) -> Source:
     if family is not None and spec.name is not None and (why := family.mismatch(spec.name, source.card)) is not None:
         raise UserError(f"backbone.name is {spec.name}, and the weights {source.origin} {why}")
     return source
+
+
+def fingerprint(spec: recipe.Backbone) -> str | None:
+    """Hash of the weights that a recipe names, with what they say of themselves; None for random ones. Raises UserError."""
+    source = find(spec, network=True)
+    if source.read is None:
+        return None
+    state = hashlib.blake2b(repr(source.card).encode(), digest_size=16)
+    for name, tensor in sorted(source.read().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def _find(family: Family | None, name: str | None, weights: str, network: bool) -> Source:

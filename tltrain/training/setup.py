@@ -31,7 +31,9 @@ from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
 from tltrain.distributed.watchdog import Watch
-from tltrain.models import factory
+from tltrain.evaluation import kept_data
+from tltrain.evaluation.kept_data import Decision
+from tltrain.models import factory, weights
 from tltrain.models.factory import Loaded
 from tltrain.planning import compiling
 from tltrain.planning.view_device import ViewDevice, view_device
@@ -128,7 +130,7 @@ def num_workers(images: DataSplits, start: RunFlags, local_world: int) -> int:
 def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> Run:
     """Everything that can be refused is refused here, before the first step."""
     check_apart(recipe.data.source, path)
-    images = open_images(recipe.data)
+    images, kept_images = _open_images(path, recipe, start, runtime)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
     student, teacher = open_nets(recipe, images)
@@ -158,6 +160,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     generation = _claim(path, recipe, start, runtime)
     found = {name: kept[name] for name in ("too_large", "chunk") if name in kept}
     kept = {"max_device_batch": device_batch, "compile": start.compile} | found
+    _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
     _shared(runtime, lambda: _write_environment(path, runtime, images, kept), path)
 
     def superseded(newer: int) -> None:
@@ -172,6 +175,24 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     sizes = device_batch, kept.get("chunk")
     opened = path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver
     return Run(*opened, strong_views=views, compiling=pays)
+
+
+def _open_images(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> tuple[DataSplits, Decision]:
+    """The images, in the splits that an earlier start of the run gave them. Raises UserError where they are others than then."""
+    drawn = open_images(recipe.data)
+
+    def decide() -> Decision:
+        specs = {"weights": recipe.backbone, "teacher": recipe.distill.teacher if recipe.distill else None}
+        hashes = {name: weights.fingerprint(spec) for name, spec in specs.items() if spec is not None}
+        inputs = {name: digest for name, digest in hashes.items() if digest is not None}
+        return kept_data.decide(path, drawn, inputs, start.accept_data_change)
+
+    decision = _shared(runtime, decide)
+    others = runtime.gather(torch.tensor([drawn.fingerprint != decision.fingerprint], device=runtime.device)).flatten().tolist()
+    if any(others):
+        ranks = ", ".join(str(rank) for rank, other in enumerate(others) if other)
+        raise UserError(f"rank {ranks} finds other images in {recipe.data.source} than rank 0; give every machine the same files")
+    return decision.apply(drawn), decision
 
 
 def check_objective(recipe: Recipe, images: DataSplits) -> None:

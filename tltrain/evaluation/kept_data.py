@@ -1,0 +1,150 @@
+"""The images of a run, as its folder keeps them: a later start, and an evaluation, go on with the same splits or refuse.
+
+Splits are drawn from the images that are there. Where some came or went, drawing anew would put training images into the test.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tltrain.core.errors import UserError, some
+from tltrain.data import DataSplits, assign, split_names
+from tltrain.runs import data_record, run_dir
+from tltrain.runs.data_record import UNUSED, DataRecord, Difference, Sample
+
+BACK = "put the data back as it was, or begin a new run with --folder"
+KEEPS = "known images keep their split, and new ones are left out"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a start splits the images that it found. The same on every process."""
+
+    fingerprint: str
+    """Of the images that process 0 found."""
+    names: Sequence[str] | None = None
+    """(N,) the split of each sample of the source; None: as the recipe draws them."""
+    notes: tuple[str, ...] = ()
+    record: DataRecord | None = None
+    """To be written, where the folder has none of just these images."""
+
+    def apply(self, drawn: DataSplits) -> DataSplits:
+        if self.names is None or drawn.source is None:
+            return replace(drawn, notes=(*self.notes, *drawn.notes))
+        images = assign(drawn.source, self.names, to_train=True)
+        return replace(images, notes=(*self.notes, *images.notes))
+
+
+def decide(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bool) -> Decision:
+    """Compare what a start found with what the run began with.
+
+    drawn: the images, split by the recipe. inputs: hash by name of what else the run reads (`weights`, `teacher`). accept: whether images
+    may have changed. Raises UserError with the differences where they may not, and where no split could be kept.
+    """
+    record = data_record.read(run)
+    fresh = DataRecord(drawn.classes, drawn.fingerprint, False, inputs)
+    if record is None:
+        return Decision(drawn.fingerprint, None, _notes_without_record(run, drawn, accept), None if drawn.source is None else fresh)
+    other = [name for name, digest in inputs.items() if record.inputs.get(name, digest) != digest]
+    if other:
+        raise UserError(f"{run}: the {' and the '.join(other)} are not those that this run began with; put them back, or begin a new run "
+                        "with --folder")  # fmt: skip
+    if drawn.source is None or (record.fingerprint == drawn.fingerprint and not record.assigned):
+        return Decision(drawn.fingerprint)
+    known = data_record.read_samples(run)
+    difference = data_record.compare(record.classes, known, drawn.classes, _samples(drawn, drawn.source.declared.tolist()))
+    names = ["" if name == UNUSED else name for name in difference.splits]
+    lines = difference.lines()
+    if not lines and not record.assigned:
+        redrawn = [i for i, a, b in zip(drawn.source.ids, names, split_names(drawn), strict=True) if a != b]
+        lines = [f"images that would be drawn into another split: {len(redrawn):,} ({some(redrawn)})"] if redrawn else []
+    if lines:
+        _check_accepted(run, lines, difference, accept)
+        _check_not_empty(run, known, names)
+    notes = tuple(f"changed since this run began: {line}; {KEEPS}" for line in lines)
+    return Decision(drawn.fingerprint, names, notes, replace(fresh, assigned=True) if lines else None)
+
+
+def _check_accepted(run: Path, lines: Sequence[str], difference: Difference, accept: bool) -> None:
+    told = f"{run}: the data is not what this run began with:\n  " + "\n  ".join(lines)
+    if difference.classes or difference.moved:
+        why = "a network has one output for each class" if difference.classes else "what was trained on must not be tested on"
+        raise UserError(f"{told}\n{why}: {BACK}")
+    if not accept:
+        raise UserError(f"{told}\n{BACK}, or go on with --accept-data-change: {KEEPS}")
+
+
+def _check_not_empty(run: Path, known: Sequence[Sample], names: Sequence[str]) -> None:
+    empty = {sample.split for sample in known} - {UNUSED} - set(names)
+    if empty:
+        raise UserError(f"{run}: no image of {some(sorted(empty))} is left of those that this run began with; {BACK}")
+
+
+def _notes_without_record(run: Path, drawn: DataSplits, accept: bool) -> tuple[str, ...]:
+    """Of a folder of tltrain 0.1.0, which kept only a hash of the data. Raises UserError where it differs and may not."""
+    kept = run_dir.environment(run).get("data", {})
+    if kept.get("fingerprint", drawn.fingerprint) == drawn.fingerprint:
+        return ()
+    told = f"{run}: the data is not what this run began with"
+    if kept.get("classes") != len(drawn.classes):
+        raise UserError(f"{told}: it had {kept.get('classes')} classes, and has {len(drawn.classes)} now; {BACK}")
+    if not accept:
+        raise UserError(
+            f"{told}. Its version of tltrain did not keep which image was in which split, so that images which it has trained on may "
+            f"now be tested on. {BACK}, or go on all the same with --accept-data-change"
+        )
+    return ("changed since this run began, and drawn into new splits: test images may have been trained on",)
+
+
+def write(run: Path, decision: Decision, images: DataSplits) -> None:
+    """Keep the images of a start, where they are not kept already."""
+    if decision.record is not None:
+        data_record.write(run, decision.record, _samples(images, [name or UNUSED for name in split_names(images)]))
+
+
+def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]:
+    """(the splits that the run was trained with, notes on images that are missing, new or changed).
+
+    Raises UserError where the images of a class are now called otherwise.
+    """
+    record, source = data_record.read(run), drawn.source
+    if record is None or source is None:
+        kept = run_dir.environment(run).get("data", {}).get("fingerprint", drawn.fingerprint)
+        changed = "the data is not what this run was trained on, and which image was in which split is not known: some of these may have "
+        return drawn, ([] if kept == drawn.fingerprint else [f"{changed}been trained on"])
+    if record.fingerprint == drawn.fingerprint and not record.assigned:
+        return drawn, []
+    known = data_record.read_samples(run)
+    now = _samples(drawn, source.declared.tolist())
+    difference = data_record.compare(record.classes, known, drawn.classes, now)
+    strange = {sample.label for sample, name in zip(now, difference.splits, strict=True) if name != UNUSED} - set(record.classes)
+    if strange:
+        names = some(sorted(strange))
+        raise UserError(
+            f"{run} was trained on images that are now of class {names}, which it does not know ({'; '.join(difference.classes)}); "
+            "give the classes their old names, or give other images with --data"
+        )
+    number_of = {name: k for k, name in enumerate(record.classes)}
+    label_N = np.array([number_of.get(sample.label, 0) for sample in now], dtype=np.int64)  # of an unknown class none is in a split
+    images = assign(replace(source, classes=record.classes, labels=label_N), difference.splits, to_train=False)
+    return images, _missing(known, difference)
+
+
+def _missing(known: Sequence[Sample], difference: Difference) -> list[str]:
+    lines = [f"since this run was trained: {line}" for line in difference.lines()]
+    before, after = Counter(sample.split for sample in known), Counter(difference.splits)
+    there = ", ".join(f"{after[name]:,} of {before[name]:,} {name}" for name in ("train", "val", "test") if before[name])
+    return [*lines, f"the images keep the splits of the training ({there} are there), and new ones are left out"] if lines else []
+
+
+def _samples(images: DataSplits, splits: Sequence[str]) -> list[Sample]:
+    source = images.source
+    assert source is not None
+    digests = source.digests or [""] * len(source.ids)
+    labels = [source.classes[k] for k in source.labels.tolist()]
+    return list(map(Sample, source.ids, splits, labels, digests))
