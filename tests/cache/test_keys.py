@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import PIL
@@ -19,16 +19,15 @@ from conftest import made_recipe
 from PIL import features
 from torch import Tensor, nn
 
-from tltrain.cache import disk_store, image_cache
+from tltrain.cache import disk_store, image_cache, keys
 from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.keys import CacheContext
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.data import DataSplits, Split, decode, open_images
 from tltrain.data.views import Preprocess
 from tltrain.models import factory
 from tltrain.models.chain import Block, Chain
 from tltrain.models.factory import Loaded
-from tltrain.training import stage_cache
-from tltrain.training.setup import Run
 
 CUT = 3
 CPU = torch.device("cpu")
@@ -38,7 +37,7 @@ WHOLE = ("blocks", "config", "normalise.0", "normalise.1")
 
 @dataclass(frozen=True)
 class Machine:
-    """What row_key asks of a Runtime."""
+    """What a key says of a Runtime."""
 
     device: torch.device = CPU
     precision: str = "no"
@@ -46,7 +45,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Asked:
-    """Everything that a row's key is made from: a real network and real images, in the place of a Run."""
+    """Everything that a row's key is made from: a real network and real images."""
 
     recipe: Recipe
     images: DataSplits
@@ -60,8 +59,9 @@ class Asked:
     num_views: int = 2
 
     def key(self) -> dict[str, Any]:
-        run = cast(Run, self)
-        return stage_cache.row_key(run, self.kind, self.frozen, self.loaded, self.split, self.augment, self.num_views)
+        machine = self.runtime
+        context = CacheContext.of(self.recipe, self.images, self.student.preprocess, machine.device, machine.precision)
+        return keys.row_key(context, self.kind, self.frozen, self.loaded, self.split, self.augment, self.num_views)
 
 
 Patch = pytest.MonkeyPatch
@@ -149,7 +149,7 @@ def _patched(target: Any, name: str, value: Any) -> Change:
 
 
 def _version(package: str) -> Change:
-    return _patched(stage_cache, "version", lambda name: "0" if name == package else version(name))
+    return _patched(keys, "version", lambda name: "0" if name == package else version(name))
 
 
 def _other_codec(library: str) -> tuple[Any, str, Any]:
@@ -200,7 +200,7 @@ def _renamed(chain: Chain) -> Chain:
 
 CASES: dict[str, tuple[str, Change]] = {
     "kind": ("kind", _fields(kind="logits")),
-    "format": ("format", _patched(stage_cache, "FORMAT", 2)),
+    "format": ("format", _patched(keys, "FORMAT", 2)),
     "weights": ("weights", _chain(_learned)),
     "blocks": ("blocks", _chain(_renamed)),
     "config": ("config", lambda asked, _: replace(asked, loaded=_with_config(asked.loaded, layer_norm_eps=1e-3))),

@@ -15,6 +15,7 @@ from gpu_device import DEVICES, DEVICES_SLOW, on_gpu, running_on, trained
 import tltrain
 from tltrain.cache.cost_model import Choice
 from tltrain.cache.disk_store import read
+from tltrain.cache.filling import CacheFiller
 from tltrain.cache.planner import store_root
 from tltrain.cli.doctor import doctor
 from tltrain.core.output.console import clock
@@ -22,7 +23,6 @@ from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.exporters import export
 from tltrain.evaluation.predict import evaluation_view
 from tltrain.evaluation.trained import load_trained
-from tltrain.training import stage_cache
 
 EXPORTS = [("resnet18", "torchvision"), ("resnet18", "hf"), ("vit-tiny", "onnx"), ("vit-tiny", "torch-export")]
 WITHIN = 0.3
@@ -100,15 +100,15 @@ def test_a_plan_says_what_then_happens(device: str, backbone: str, size: int, tm
     """The bytes of a store exactly, and on a GPU the seconds that it takes to fill. On a CPU others are at work too."""
     monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
     filled: list[tuple[Choice, float]] = []
-    original = stage_cache._fill
+    original = CacheFiller.fill
 
-    def fill(run: Any, opened: Any, choice: Choice, *arguments: Any) -> str | None:
+    def fill(filler: CacheFiller, opened: Any, choice: Choice, *arguments: Any) -> str | None:
         began = clock()
-        why = original(run, opened, choice, *arguments)
+        why = original(filler, opened, choice, *arguments)
         filled.append((choice, clock() - began))
         return why
 
-    monkeypatch.setattr(stage_cache, "_fill", fill)
+    monkeypatch.setattr(CacheFiller, "fill", fill)
     data = {"per_class": None, "size": size, "resize": size}
     recipe = made_recipe(backbone={"name": backbone}, data=data, stages=[HEAD | {"views": 1}])
     trained(recipe, tmp_path / "run", device, "bf16" if device == "cuda" else "no", cache="always", cache_images="never")

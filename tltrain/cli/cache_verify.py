@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,6 +15,7 @@ from tltrain.cache import cost_model, disk_store, image_cache
 from tltrain.cache.disk_store import Standing
 from tltrain.cache.feature_table import Layout
 from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.keys import CacheContext, row_key
 from tltrain.cache.planner import prefix_of, teacher_of
 from tltrain.core import stage_plan
 from tltrain.core.recipe import Augment, Data, Recipe, validate
@@ -24,8 +25,7 @@ from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
 from tltrain.models.factory import Loaded
 from tltrain.runs import run_dir
-from tltrain.training.setup import Run, open_nets
-from tltrain.training.stage_cache import row_key
+from tltrain.training.setup import open_nets
 
 AT_ONCE = 64  # rows that are computed together
 
@@ -84,16 +84,6 @@ class _BaseImages:
 Again = _Answers | _BaseImages
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """What row_key asks of a run."""
-
-    recipe: Recipe
-    runtime: Runtime
-    images: DataSplits
-    student: Loaded
-
-
 class Maker:
     """Makes the rows of one store after the other; a data set that several have in common is opened once."""
 
@@ -130,8 +120,8 @@ def _answers(found: Standing, recipe: Recipe, images: DataSplits, split: Split, 
         frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher
     augment: Augment = stage.spec.augment if training else "none"
     num_views = cost_model.num_views(recipe, stage) if training else 1
-    origin = cast(Run, _Origin(recipe, runtime, images, student))
-    _check(found, row_key(origin, found.kind, frozen, loaded, split, augment, num_views), gone)
+    context = CacheContext.of(recipe, images, student.preprocess, runtime.device, runtime.precision)
+    _check(found, row_key(context, found.kind, frozen, loaded, split, augment, num_views), gone)
     views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
     if found.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:

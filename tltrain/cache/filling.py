@@ -1,0 +1,132 @@
+"""The caches of a run: opened by all processes together, filled where rows are missing. What cannot be filled is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tltrain.cache import disk_store, feature_table, image_cache
+from tltrain.cache.cost_model import Choice
+from tltrain.cache.disk_store import Store
+from tltrain.cache.feature_table import Layout, Made, Rows
+from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.image_cache import ImageCache
+from tltrain.cache.keys import CacheContext, row_key
+from tltrain.cache.planner import CHUNK, store_root
+from tltrain.core.errors import UserError
+from tltrain.core.output.console import Console, clock, duration
+from tltrain.data import Split
+from tltrain.data.loader import item_loader
+from tltrain.data.rendering import to_device
+from tltrain.data.sampler import SampleRef
+from tltrain.data.views import Views
+from tltrain.distributed.consensus import FlagAllReduce
+from tltrain.distributed.runtime import Runtime
+from tltrain.models.factory import Loaded
+
+
+@dataclass(frozen=True)
+class CacheFiller:
+    """Opens and fills caches. Its methods are collective: all processes call them in the same order."""
+
+    context: CacheContext
+    runtime: Runtime
+    console: Console
+    workers: int
+    disk_budget: int
+    """Bytes that all caches of this machine may take."""
+    should_stop: Callable[[str], bool]
+    """Told where the filling is; True where somebody asked this process to stop, and nothing more is filled."""
+
+    def rows(self, choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, views: Views, made_by: dict[str, Any]) -> Rows | None:
+        """The rows that a frozen network gives of views, or None where they could not be filled. made_by: for `tltrain cache`."""
+        place, split = choice.place, views.split
+        assert place is not None
+        layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
+        key = row_key(self.context, kind, frozen, loaded, split, views.augment, choice.num_views) | {"shard_rows": layout.shard_rows}
+        opened = self._hold(choice, kind, key, made_by)
+        if opened is None:
+            return None
+        if self.fill(opened, choice, choice.num_bytes, layout.names(), lambda names: self._make(views, layout, frozen, names)) is not None:
+            opened.close()
+            return None
+        try:
+            return Rows(opened, layout, place, self.runtime.device)
+        except torch.OutOfMemoryError:
+            self.console.say(f"cache   {choice.stage}: {choice.what} read from memory: the device has no room", style="yellow")
+        return Rows(opened, layout, "memory", self.runtime.device)
+
+    def images(self, choice: Choice, split: Split, made_by: dict[str, Any]) -> tuple[Store, ImageCache] | None:
+        """The base images of a split and their store, which the caller closes; None where they could not be filled."""
+        preprocess = self.context.preprocess
+        opened = self._hold(choice, image_cache.KIND, image_cache.key(self.context.fingerprint, split.name, preprocess), made_by)
+        if opened is None:
+            return None
+        found = ImageCache(opened.path, split, preprocess)
+        needed = len(split) * choice.speed.row_bytes
+        with ExitStack() as held:
+            held.enter_context(opened)
+            if self.fill(opened, choice, needed, found.names(), lambda names: found.make(names, self.workers)) is not None:
+                return None
+            held.pop_all()
+        return opened, found
+
+    def fill(self, opened: Store, choice: Choice, needed: int, names: list[str], make: Callable[[list[str]], Made]) -> str | None:
+        """Make room for `needed` bytes, and fill. Returns None, or why the store is not whole, which is said unless somebody asked to stop.
+
+        Collective. One process of each machine makes room: machines may have caches of their own.
+        """
+        runtime, root, limit = self.runtime, opened.path.parent, self.disk_budget
+        try:
+            has_room = runtime.local_rank > 0 or disk_store.make_room(root, needed, limit, opened.path)
+        except OSError:  # an error of one process would let the others wait
+            has_room = False
+        all_have = bool(runtime.gather(torch.tensor([int(has_room)], device=runtime.device)).min())
+        why = None if all_have else f"the other stores in {root} are in use, and leave no room"
+        began = clock()
+
+        def show(where: str) -> bool:
+            self.console.busy(f"cache   {choice.stage}: {choice.what}: {where}")
+            return self.should_stop(where)
+
+        why = why or feature_table.fill(runtime, opened, names, make, show)
+        self.console.busy(None)
+        if why is None and clock() - began > 1:
+            self.console.say(f"cache   {choice.stage}: {choice.what} stand after {duration(clock() - began)}")
+        if why is not None and why != feature_table.ASKED:
+            self.console.say(f"cache   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+        return why
+
+    def _hold(self, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:
+        """A store, held open by every process; None, which is said, where one of them cannot: its disk is full. Collective."""
+        opened, why = None, "another process could not write"
+        try:
+            opened = Store(store_root(), kind, key, made_by)
+        except (OSError, UserError) as error:
+            why = str(error)
+        if not FlagAllReduce(self.runtime, 1).sum_now([int(opened is None)])[0]:
+            return opened
+        if opened is not None:
+            opened.close()
+        self.console.say(f"cache   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+        return None
+
+    def _make(self, views: Views, layout: Layout, frozen: FrozenModel, names: list[str]) -> Made:
+        """Shards in order; images come through the run's data workers, a chunk at a time."""
+        chunk, device = frozen.chunk or CHUNK["cpu"], self.runtime.device
+        batches: list[list[SampleRef]] = []
+        for name in names:
+            view, rows = layout.rows(name)
+            batches += [[SampleRef(i, view) for i in rows[at : at + chunk]] for at in range(0, len(rows), chunk)]
+        loaded = iter(item_loader(views, batches, self.workers, device.type == "cuda"))
+        for name in names:
+            _, rows = layout.rows(name)
+            parts = []
+            for at in range(0, len(rows), chunk):
+                self.should_stop(f"row {at} of shard {name}")  # for the watch; who asks to stop is heard between shards
+                parts.append(frozen(to_device(next(loaded), device)["image"]))
+            yield name, {"rows": torch.cat(parts).cpu()}

@@ -1,0 +1,67 @@
+"""The key of a cache: everything that decides the bytes of its rows. Another key is another cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from tltrain.cache import image_cache
+from tltrain.cache.frozen import FrozenModel
+from tltrain.core.recipe import Augment, Data, Recipe
+from tltrain.data import DataSplits, Split
+from tltrain.data.views import Preprocess
+from tltrain.models.factory import Loaded
+
+FORMAT = 1
+"""Raise it where the code makes other bytes of the same: then no older cache is taken for a new one."""
+VERSIONS = ("torch", "torchvision", "pillow", "numpy", "transformers")
+
+
+@dataclass(frozen=True)
+class CacheContext:
+    """What the keys of all caches of a run have in common: where rows are computed, and of which images."""
+
+    device: torch.device
+    precision: str
+    deterministic: bool
+    fingerprint: str
+    """Of the data set."""
+    preprocess: Preprocess
+    """The student's: a teacher sees the same views."""
+    data: Data
+
+    @classmethod
+    def of(cls, recipe: Recipe, images: DataSplits, preprocess: Preprocess, device: torch.device, precision: str) -> CacheContext:
+        return cls(device, precision, recipe.deterministic, images.fingerprint, preprocess, recipe.data)
+
+
+def row_key(
+    context: CacheContext, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment, num_views: int
+) -> dict[str, Any]:
+    """Everything that decides a row's bytes. The evaluation view is the same whatever augments the others."""
+    chain, preprocess, data = frozen.chain, context.preprocess, context.data
+    augmented = num_views > 1 and augment != "none"
+    device = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"  # large nets add up in another order
+    if context.device.type == "cuda":
+        device = torch.cuda.get_device_name(context.device)
+    return {
+        "kind": kind,
+        "format": FORMAT,
+        "weights": frozen.fingerprint,
+        "blocks": [block.name for block in chain.blocks[: frozen.stop]],
+        "config": {k: v for k, v in loaded.card.config.items() if k not in ("id2label", "label2id")},
+        "normalise": [list(chain.mean), list(chain.std)],
+        "view": [preprocess.size, preprocess.resize, preprocess.interpolation],
+        "augment": [augment, data.flip, data.seed] if augmented else None,
+        "dtype": str(frozen.dtype or next(chain.parameters()).dtype),
+        "chunk": frozen.chunk,
+        "data": [context.fingerprint, split.name, len(split)],
+        "device": [context.device.type, device, context.precision, context.deterministic],
+        "versions": {name: version(name) for name in VERSIONS}
+        | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": image_cache.codecs()},
+        "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE"), torch.backends.cudnn.allow_tf32],
+    }
