@@ -37,8 +37,9 @@ def images(folder: Path) -> DataSplits:
 FILL = """
 import sys
 from pathlib import Path
-from tltrain.data import bases, open_images
+from tltrain.cache import image_cache
 from tltrain.cache.image_cache import ImageCache
+from tltrain.data import open_images
 from tltrain.data.views import Preprocess
 from tltrain.core.recipe import Data
 from tltrain.distributed.runtime import Runtime
@@ -48,7 +49,7 @@ from tltrain.cache.feature_table import fill
 if __name__ == "__main__":
     images = open_images(Data(source=f"folder:{sys.argv[1]}", val_fraction=0, test_fraction=0))
     view = Preprocess(300, 320)
-    with Store(Path(sys.argv[2]), bases.KIND, bases.key(images.fingerprint, "train", view), {}) as store:
+    with Store(Path(sys.argv[2]), image_cache.KIND, image_cache.key(images.fingerprint, "train", view), {}) as store:
         made = ImageCache(store.path, images.train, view)
         workers = int(sys.argv[3])
         asked = lambda where: bool(print(where, flush=True))
