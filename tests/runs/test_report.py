@@ -206,4 +206,4 @@ def test_a_comparison_says_when_a_difference_may_be_luck_or_there_is_none(tmp_pa
     cut_run = fake_run(tmp_path / "cut", DIGITS)
     (cut_run / "test_metrics.json").unlink()
     assert "a: " in Page(write_comparison([cut_run, runs[0]], tmp_path / "c.html", "t")).text
-    assert "No run has come to its test yet." in Page(write_comparison([cut_run], tmp_path / "c.html", "t")).text
+    assert "No run has been tested yet." in Page(write_comparison([cut_run], tmp_path / "c.html", "t")).text

@@ -24,14 +24,16 @@ from tltrain.models.chain import on_device
 from tltrain.runs import run_dir
 
 ROUNDING = 0.002
-"""Share of the images that another device or precision may see otherwise."""
+"""Largest share of images whose prediction may change with the device or the precision."""
 
 
 @torch_settings_kept()
 def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> dict[str, Any]:
-    """The figures of a finished run from its folder alone, or on other images with the same classes. Raises UserError.
+    """Metrics of a finished run's best weights, on its own images or on others with the same classes.
 
-    Its own images keep the splits of the training; `notes` say what is missing, new or changed.
+    path: the run folder. source: a data source in place of the recipe's. which: train, val, test or all. device_batch: images at a time.
+    The run's own images keep the splits of the training, and `notes` lists images that are missing, new or changed.
+    Raises UserError where the run is not finished or the split does not exist.
     """
     recipe = run_dir.read_recipe(path)
     run_dir.finished_weights(path)
@@ -65,7 +67,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
 
 
 def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
-    """A note where the same weights on the same images are not as good as they were at the end of the run."""
+    """A note if the accuracy on the same images differs from the run's own test by more than rounding."""
     kept = run_dir.test_metrics(path)
     if kept is None:
         return []
@@ -74,8 +76,8 @@ def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
     if n == kept["n"] and abs(right - was_right) <= max(1, ROUNDING * n):
         return []
     return [
-        f"the run's own test had {was_right:,} of {kept['n']:,} right, and this evaluation has {right:,} of {n:,}, of the same images: the "
-        "weights, or what computes with them (device, precision, versions), are others than then"
+        f"the run's own test had {was_right:,} of {kept['n']:,} right, and this evaluation has {right:,} of {n:,} on the same images: the "
+        "weights, the device, the precision or the package versions have changed since"
     ]
 
 

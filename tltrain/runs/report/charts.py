@@ -1,6 +1,6 @@
-"""Charts as inline SVG that stretches, with text laid over it as HTML: at every width the type keeps its size.
+"""Charts as inline SVG that stretches with the page. Text is HTML on top of it, so its size does not depend on the width.
 
-Lines do not scale with the drawing (`vector-effect`), and a dot is a line of no length with round ends.
+Line widths do not scale with the drawing (`vector-effect`). A dot is a line of length zero with round ends.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Line:
     """One curve. A point whose y is not finite leaves a gap."""
 
     label: str
-    """What the legend calls it; empty: it has no entry of its own."""
+    """The legend's text; empty for no legend entry."""
     points: Sequence[Point]
     style: str
-    """Its colour's class: s0 to s7."""
+    """CSS class of its colour: s0 to s7."""
     dots: bool = False
-    """Whether each point is marked: for few, measured values."""
+    """Whether each point is marked, for curves of few points."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of the x axis with a name over it: a stage."""
+    """A range of the x axis with a name above it: a stage."""
 
     label: str
     start: float
@@ -39,7 +39,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values to 0 ... 1000 of the drawing."""
+    """Maps values to drawing coordinates from 0 to 1000."""
 
     low: float
     high: float
@@ -55,8 +55,8 @@ class Axis:
 
 
 def axis(low: float, high: float, about: int = 5, step_least: float = 0.0) -> Axis:
-    """An axis over [low, high] with round ticks, about so many, no closer than step_least; its ends are ticks."""
-    if high - low <= max(1e-12, 1e-6 * max(abs(low), abs(high))):  # as good as one value: nothing to tell apart
+    """An axis that covers [low, high] and ends on ticks. It has `about` round ticks, at least `step_least` apart."""
+    if high - low <= max(1e-12, 1e-6 * max(abs(low), abs(high))):  # practically one value
         high = low + (abs(low) if abs(low) > 1e-12 else 1)
     rough = max((high - low) / about, step_least)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -66,7 +66,7 @@ def axis(low: float, high: float, about: int = 5, step_least: float = 0.0) -> Ax
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis over whole powers of ten that hold [low, high]."""
+    """A logarithmic axis between the powers of ten that enclose [low, high]."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
     return Axis(10.0**first, 10.0**last, [10.0**i for i in range(first, last + 1)], log=True)
@@ -83,15 +83,15 @@ def line_chart(
     spans: Sequence[Span] = (),
     best: tuple[Point, str] | None = None,
 ) -> Html:
-    """Curves over an x axis from 0 to x_top, with a legend. `best`: a point to ring, and what the legend says of it."""
+    """Curves over an x axis from 0 to x_top, with a legend. best: a point to mark with a ring, and its legend text."""
     top = max(x_top, 1)
     x = Axis(0, top, [t for t in axis(0, top, about=4, step_least=1).ticks if t <= top])
     drawn = [*_grid(x, y), *_edges(spans, x)]
     keys = [_key(line.style, line.label) for line in lines if line.label and (len(lines) > 1 or best)]
     if best:
-        (bx, by), words = best
+        (bx, by), text = best
         drawn += [_stroke(f"M{x(bx)} {1000 - y(by):.1f}h0", style) for style in ("ring", "hole")]
-        keys.append(el("span", el("i", class_="ring"), words))
+        keys.append(el("span", el("i", class_="ring"), text))
     drawn += [_curve(line, x, y) for line in lines]
     legend = el("span", *keys, class_="legend") if keys else None
     texts = [*_tick_texts(x, y, compact, y_text), *_names(spans, x)]
@@ -100,7 +100,7 @@ def line_chart(
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """Means over equal stretches, so that at most so many points remain. What is not finite is kept as a gap."""
+    """Means over runs of equal length, so that at most `most` points remain. A run with a value that is not finite stays a gap."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
@@ -109,9 +109,9 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def reliability_chart(bins: Sequence[tuple[float, float, float, float, float]], which: str = "") -> Html:
-    """Accuracy over confidence; `which` is added to the title.
+    """The reliability diagram: accuracy over confidence. which: appended to the title.
 
-    bins: (confidence, accuracy, lowest and highest accuracy of the 95 % interval, share of the images) of each bin that holds any.
+    bins: (confidence, accuracy, low and high end of the accuracy's 95 % interval, share of the images) of each bin that is not empty.
     """
     unit = Axis(0, 1, [0, 0.25, 0.5, 0.75, 1])
     drawn = [*_grid(unit, unit), _stroke("M0 1000L1000 0", "ideal")]
@@ -121,7 +121,7 @@ def reliability_chart(bins: Sequence[tuple[float, float, float, float, float]], 
         drawn += [_stroke(f"M{at} {1000 - unit(low)}V{1000 - unit(high)}", "s0 whisker"), dot]
     texts = _tick_texts(unit, unit, _whole_percent, _whole_percent)
     plot = el("div", _svg("Accuracy over confidence", drawn), *texts, class_="plot square")
-    keys = el("span", el("span", el("i", class_="key ideal"), "claimed is what comes true"), class_="legend")
+    keys = el("span", el("span", el("i", class_="key ideal"), "perfect calibration"), class_="legend")
     head = el("figcaption", el("b", f"Accuracy over confidence{which}, %"), keys)
     return el("figure", head, plot, el("p", "confidence, %", class_="axis"), class_="chart narrow")
 
@@ -131,7 +131,7 @@ def _whole_percent(share: float) -> str:
 
 
 def heat_map(matrix: Sequence[Sequence[int]], label: str) -> Html:
-    """A confusion matrix of many classes: each cell by its share of the row, right and wrong in two colours, in eight shades."""
+    """The confusion matrix of many classes as an image. Eight shades show a cell's share of its row; right and wrong differ in colour."""
     shades: dict[str, list[str]] = {}
     for t, row in enumerate(matrix):
         for p, n in enumerate(row):
@@ -181,7 +181,7 @@ def _curve(line: Line, x: Axis, y: Axis) -> Html:
             pen = "M"
             continue
         at = f"{x(px)} {1000 - y(py):.1f}"
-        path.append(f"{pen}{at}h0")  # h0: a point between two gaps is still seen
+        path.append(f"{pen}{at}h0")  # h0 draws a point that stands between two gaps
         dots.append(f"M{at}h0")
         pen = "L"
     drawn = _stroke("".join(path), f"{line.style} line")

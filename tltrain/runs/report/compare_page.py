@@ -1,4 +1,4 @@
-"""One page that compares runs: the same test images, the cost of each, their curves over one another."""
+"""The page that compares runs: accuracy on the same test images, cost, recipes, learning curves."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES
 
-_MOST_VALUES = 15  # that differ between recipes, shown at once
-_MOST_POINTS = 50  # of one curve: single steps are noise, and several curves lie over one another
+_MOST_VALUES = 15  # recipe differences shown without a click
+_MOST_POINTS = 50  # of one curve, fewer than on a run's page, since several curves overlap
 
 
 def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str) -> str:
-    """The whole page; links to the runs' own reports are relative to `out`."""
+    """The HTML page. Links to the runs' own reports are relative to `out`."""
     groups = grouped(entries)
-    said, why = verdict(entries)
+    headline, why = verdict(entries)
     return page(
         title,
         el(
             "header",
             el("h1", title),
             el("div", lead, class_="soft") if lead else None,
-            el("p", said, class_="verdict"),
+            el("p", headline, class_="verdict"),
             el("p", why) if why else None,
         ),
         _seeds(groups),
@@ -46,14 +46,13 @@ def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str)
 
 
 def verdict(entries: Sequence[ComparedRun]) -> tuple[str, str]:
-    """(which run or recipe gets the most test images right, whether chance could have made the difference to the next and how that
-    was judged)."""
+    """(the best run or recipe and its lead over the next, the test by which that lead was judged)."""
     groups = grouped(entries)
     if any(len(group.accuracies) > 1 for group in groups):
         return _verdict_over_seeds(groups)
     ranked = ranking(entries)
     if not ranked:
-        return "No run has come to its test yet.", ""
+        return "No run has been tested yet.", ""
     first, *others = ranked
     assert first.accuracy is not None
     n, share = num_tested(first.run), first.accuracy.value
@@ -64,8 +63,8 @@ def verdict(entries: Sequence[ComparedRun]) -> tuple[str, str]:
     if second.accuracy.value == share:
         return f"{first.name} and {second.name} get the same share of test images right, {percent(share)} of {count(n)}.", ""
     luck, why = _chance(first, second)
-    said = f"{first.name} gets the most test images right: {percent(share)} of {count(n)}"
-    return f"{said}, against {percent(second.accuracy.value)} for {second.name}; {_judged(luck)}.", why
+    best = f"{first.name} gets the most test images right: {percent(share)} of {count(n)}"
+    return f"{best}, against {percent(second.accuracy.value)} for {second.name}; {_judged(luck)}.", why
 
 
 def _judged(luck: bool) -> str:
@@ -73,7 +72,7 @@ def _judged(luck: bool) -> str:
 
 
 def ranking(entries: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """The runs that were tested, the best first."""
+    """The tested runs, the best first."""
     return sorted((e for e in entries if e.accuracy is not None), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
 
 
@@ -88,29 +87,29 @@ def between(figure: Interval) -> str:
 def _verdict_over_seeds(groups: Sequence[Group]) -> tuple[str, str]:
     ranked = sorted((g for g in groups if len(g.accuracies)), key=lambda g: -g.mean)
     first, *others = ranked
-    said = f"{first.name} gets {percent(first.mean)} of test images right, the mean of {plural(len(first.accuracies), 'seed')}"
+    best = f"{first.name} gets {percent(first.mean)} of test images right, the mean of {plural(len(first.accuracies), 'seed')}"
     if not others:
-        return f"{said} (standard deviation {points(first.spread)}).", ""
+        return f"{best} (standard deviation {points(first.spread)}).", ""
     second = others[0]
-    said += f", against {percent(second.mean)} for {second.name}"
+    best += f", against {percent(second.mean)} for {second.name}"
     tested = welch(first, second)
     if tested is None:
-        return f"{said}.", "With fewer than two seeds each, nothing says how much of the difference is luck of the seed."
+        return f"{best}.", "With fewer than two seeds each, the effect of the seed on this difference is unknown."
     difference, p = tested
     why = (
         f"The difference is {points(difference.value)} (95\u202f% interval {points(difference.low)} to {points(difference.high)}; "
         f"Welch's t over seeds, {p_value(p)})."
     )
-    return f"{said}; {_judged(p >= 0.05)}.", why
+    return f"{best}; {_judged(p >= 0.05)}.", why
 
 
 def _chance(first: ComparedRun, second: ComparedRun) -> tuple[bool, str]:
-    """Whether the choice of test images may explain the difference of two runs, and how that was judged."""
+    """(whether the choice of test images may explain the difference of two runs, the test by which that was judged)."""
     pair = paired(first, second)
     if pair is not None:
         return pair.p >= 0.05, (
             f"On the same images, {first.name} alone is right on {count(pair.only_first)}, {second.name} alone on "
-            f"{count(pair.only_second)} (exact McNemar test, {p_value(pair.p)}). That counts the luck of the test images, not of the seed."
+            f"{count(pair.only_second)} (exact McNemar test, {p_value(pair.p)}). It covers the choice of test images, not of the seed."
         )
     assert first.accuracy is not None
     assert second.accuracy is not None
@@ -123,7 +122,7 @@ def p_value(p: float) -> str:
 
 
 def _seeds(groups: Sequence[Group]) -> Html | None:
-    """Mean and spread of each group; None where every run stands alone."""
+    """Mean and standard deviation of each group; None if every group is one run."""
     if all(len(group.entries) == 1 for group in groups):
         return None
     rows: list[list[str]] = []
@@ -145,7 +144,7 @@ def _table(entries: Sequence[ComparedRun], groups: Sequence[Group], out: Path) -
     styles = {id(e): _style(i) for i, group in enumerate(groups) for e in group.entries}
     rows = [_row(styles[id(e)], e, out, low, high) for e in entries]
     marks = f"{100 * low:.0f} to {100 * high:.0f}\u202f%"
-    head = ["RunRecord", "Test accuracy", marks, "F1, mean", "ECE", "Images trained on", "Time", "Device time", "Peak memory"]
+    head = ["Run", "Test accuracy", marks, "F1, mean", "ECE", "Images trained on", "Time", "Device time", "Peak memory"]
     return tables.table(head, rows, class_="wide")
 
 
@@ -163,7 +162,7 @@ def _row(style: str, e: ComparedRun, out: Path, low: float, high: float) -> list
 
 
 def _figure(figure: Interval) -> Html:
-    """A figure with its interval under it."""
+    """A metric with its interval below it."""
     return join(percent(figure.value), el("small", between(figure), class_="below"))
 
 
@@ -172,40 +171,40 @@ def _style(index: int) -> str:
 
 
 def _note(entries: Sequence[ComparedRun]) -> Html:
-    said = [
-        f"95\u202f% intervals are bootstrap intervals: the test images drawn again {RESAMPLES:,} times. The calibration error (ECE) is the "
-        "network's own, before calibration. Device time is time by processes."
+    sentences = [
+        f"95\u202f% intervals are bootstrap intervals over {RESAMPLES:,} resamples of the test images. The calibration error (ECE) is "
+        "measured before calibration. Device time is time multiplied by the number of processes."
     ]
     if any(e.run.recipe.backbone.weights for e in entries):
-        said.append("The cost is each run's own: making the weights it starts from is not counted.")
+        sentences.append("The cost of the weights that a run starts from is not counted.")
     if any(e.run.recipe.distill for e in entries):
-        said.append("Nor is making a teacher.")
-    said.append("Each row is one run; another seed gives other figures.")
-    return el("p", " ".join(said), class_="note under")
+        sentences.append("The cost of a teacher is not counted.")
+    sentences.append("Each row is one run; another seed gives other values.")
+    return el("p", " ".join(sentences), class_="note under")
 
 
 def pairs_with_best(entries: Sequence[ComparedRun]) -> list[Paired]:
-    """The best run with each other one that was tested on the same images, the nearest first."""
+    """The best run paired with each other run that was tested on the same images, the closest first."""
     ranked = ranking(entries)
-    found = [paired(ranked[0], other) for other in ranked[1:]]
-    return [pair for pair in found if pair is not None]
+    pairs = [paired(ranked[0], other) for other in ranked[1:]]
+    return [pair for pair in pairs if pair is not None]
 
 
 def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
-    found = pairs_with_best(entries)
-    if not found:
+    pairs = pairs_with_best(entries)
+    if not pairs:
         return None
-    best = found[0].first.name
+    best = pairs[0].first.name
     rows = [
         [pair.second.name, _points(pair.gain), count(pair.only_first), count(pair.only_second), p_value(pair.p)[2:].removeprefix("= ")]
-        for pair in found
+        for pair in pairs
     ]
-    said = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% bootstrap "
-    said += "interval; p is McNemar's exact test. "
-    if len(found) > 1:
-        said += f"Of {len(found)} such tests about one in twenty comes below .05 by luck alone."
+    text = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% bootstrap "
+    text += "interval; p is McNemar's exact test. "
+    if len(pairs) > 1:
+        text += f"Of {len(pairs)} such tests, about one in twenty has p < .05 by chance alone."
     head = ["Against", "Difference", "Only the best right", "Only the other right", "p"]
-    note = el("p", said, class_="note")
+    note = el("p", text, class_="note")
     return el("section", el("h2", "On the same images"), note, tables.table(head, rows, class_="wide"))
 
 
@@ -215,7 +214,7 @@ def _points(figure: Interval) -> Html:
 
 
 def _recipes(groups: Sequence[Group]) -> Html | None:
-    """What the recipes do not share, a row for each value."""
+    """A row for each value that differs between the recipes."""
     rows = [[el("code", path), *(value_text(v) for v in values)] for path, values in differing(groups)]
     if len(groups) < 2 or not rows:
         return None
@@ -227,12 +226,12 @@ def _recipes(groups: Sequence[Group]) -> Html | None:
 
 
 def value_text(value: Any) -> str:
-    """As YAML has it; a dash where the recipe has no such value."""
+    """A recipe value as YAML shows it; a dash if the recipe has no such value."""
     return DASH if value is ... else value if isinstance(value, str) else json.dumps(value)
 
 
 def _curves(groups: Sequence[Group]) -> Html | None:
-    """Accuracy and loss of every run; runs of one recipe share a colour and an entry of the legend."""
+    """Charts of accuracy and loss of every run. Runs of one recipe share a colour and a legend entry."""
     runs = [(i, group.name if k == 0 else "", e.run) for i, group in enumerate(groups) for k, e in enumerate(group.entries)]
     accuracy = [Line(name, _curve(run, "val", "top1"), _style(i), dots=True) for i, name, run in runs]
     loss = [Line(name, _curve(run, "train", "loss"), _style(i)) for i, name, run in runs]

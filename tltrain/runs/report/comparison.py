@@ -1,4 +1,4 @@
-"""What a comparison of runs rests on: figures with intervals, groups of seeds, paired differences, and where recipes differ."""
+"""Compares runs: metrics with intervals, groups of seeds, paired differences, and differences between recipes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tltrain.runs.record import Predicted, RunRecord, number, read_predictions
 from tltrain.runs.report.stats import bootstrap, f1_macro, gain, mcnemar, wilson
 
 SEEDS = {"seed", "data.seed"}
-"""What may differ within a group."""
+"""Recipe values that may differ within a group."""
 UNLEARNED = {"version", "name", "purpose"}
+"""Recipe values that do not affect training."""
 
 
 class Interval(NamedTuple):
-    """A figure with its 95 % interval."""
+    """A metric with its 95 % interval."""
 
     value: float
     low: float
@@ -35,31 +36,35 @@ class ComparedRun:
     run: RunRecord
     predicted: Predicted | None
     accuracy: Interval | None
-    """None where the run has no test figures."""
+    """Test accuracy; None if the run has no test metrics."""
     f1: Interval | None
-    """None where it has no predictions either."""
+    """Macro F1; None if the run has no test predictions."""
 
     @property
     def device_seconds(self) -> float:
-        """Seconds times processes."""
+        """Seconds of training times number of processes."""
         return self.run.seconds * int((self.run.env.get("accelerate") or {}).get("processes", 1))
 
     @property
     def peak_bytes(self) -> float:
-        """Most memory that one process held, of its device where that is a GPU; NaN where it is not known."""
+        """Largest peak memory of a process in bytes (GPU memory on a GPU, else host memory); NaN if unknown."""
         return number(self.run.outcome or {}, "peak_bytes")
 
 
 def compared_run(name: str, run: RunRecord) -> ComparedRun:
-    """Intervals are bootstrap intervals; where every image is right or wrong, which they take for certain, Wilson's."""
+    """A run with its metrics and their intervals.
+
+    Intervals come from the bootstrap. Where every image is right or every image is wrong, a bootstrap interval would have no width, so it
+    is Wilson's interval.
+    """
     if run.test is None:
         return ComparedRun(name, run, None, None, None)
     predicted, share, n = read_predictions(run.path), number(run.test, "top1"), int(run.test["n"])
     if predicted is None:
         return ComparedRun(name, run, None, Interval(share, *wilson(share, n)), None)
-    sure = predicted.right.all() or not predicted.right.any()
-    ends = wilson(share, n) if sure else bootstrap(_share, predicted.right)
-    f1 = bootstrap(f1_macro, predicted.label, predicted.predicted) if not sure else ends
+    constant = predicted.right.all() or not predicted.right.any()
+    ends = wilson(share, n) if constant else bootstrap(_share, predicted.right)
+    f1 = bootstrap(f1_macro, predicted.label, predicted.predicted) if not constant else ends
     return ComparedRun(name, run, predicted, Interval(share, *ends), Interval(number(run.test, "f1_macro"), *f1))
 
 
@@ -76,13 +81,13 @@ class Paired:
     only_first: int
     only_second: int
     p: float
-    """McNemar's exact test."""
+    """p of McNemar's exact test."""
     gain: Interval
-    """How much larger a share the first gets right; the images are resampled, each with both answers."""
+    """Accuracy of the first minus that of the second, with a paired bootstrap interval over images."""
 
 
 def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
-    """None where they were not tested on the same images."""
+    """Compare two runs on their test images. None if they were not tested on the same images."""
     a, b = first.predicted, second.predicted
     if a is None or b is None or a.samples != b.samples:
         return None
@@ -94,14 +99,14 @@ def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe that differ in their seeds alone."""
+    """Runs of one recipe that differ only in their seeds."""
 
     name: str
     entries: tuple[ComparedRun, ...]
 
     @property
     def accuracies(self) -> np.ndarray:
-        """(n,) of the runs that were tested."""
+        """(n,): test accuracies of the runs that were tested."""
         return np.array([e.accuracy.value for e in self.entries if e.accuracy is not None])
 
     @property
@@ -110,34 +115,37 @@ class Group:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over seeds; NaN for fewer than two."""
+        """Standard deviation over seeds; NaN for fewer than two runs."""
         return float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else math.nan
 
 
 def grouped(entries: Sequence[ComparedRun]) -> list[Group]:
-    """Groups in the order in which their first run stands; a group is called as its recipe, or, where two share that name, by its runs."""
-    found: dict[tuple[str, int], list[ComparedRun]] = {}
+    """Group runs by recipe, in the order of their first runs.
+
+    A group has its recipe's name. If two groups share that name, each is named after its runs.
+    """
+    groups: dict[tuple[str, int], list[ComparedRun]] = {}
     seen: Counter[str] = Counter()
     for e in entries:
         flat = e.run.recipe.flat()
         key = repr({k: v for k, v in flat.items() if k not in SEEDS | UNLEARNED})
         seeds = f"{key} {[flat[k] for k in sorted(SEEDS)]}"
-        found.setdefault((key, seen[seeds]), []).append(e)  # the same seed again is no other seed
+        groups.setdefault((key, seen[seeds]), []).append(e)  # a repeated seed starts another group
         seen[seeds] += 1
-    names = [members[0].run.recipe.name for members in found.values()]
+    names = [members[0].run.recipe.name for members in groups.values()]
     return [
-        Group(_called(members, name if names.count(name) == 1 else None), tuple(members))
-        for name, members in zip(names, found.values(), strict=True)
+        Group(_group_name(members, name if names.count(name) == 1 else None), tuple(members))
+        for name, members in zip(names, groups.values(), strict=True)
     ]
 
 
-def _called(members: Sequence[ComparedRun], recipe: str | None) -> str:
+def _group_name(members: Sequence[ComparedRun], recipe: str | None) -> str:
     first, num_others = members[0].name, len(members) - 1
     return first if num_others == 0 else recipe or f"{first} and {num_others} more"
 
 
 def welch(first: Group, second: Group) -> tuple[Interval, float] | None:
-    """(the difference of the mean accuracies with its interval over seeds, p), by Welch's t; None with fewer than two seeds each."""
+    """Welch's t-test over seeds: (difference of the mean accuracies with its interval, p). None with fewer than two seeds each."""
     a, b = first.accuracies, second.accuracies
     if min(len(a), len(b)) < 2 or a.std() + b.std() == 0:
         return None
@@ -147,7 +155,7 @@ def welch(first: Group, second: Group) -> tuple[Interval, float] | None:
 
 
 def differing(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
-    """(path of a recipe's value, what each group has there) for each value that is not the same in all; ... where one has no such value."""
+    """(path of a recipe value, its value in each group) for each path where groups differ. `...` marks a group without that path."""
     flat = [group.entries[0].run.recipe.flat() for group in groups]
     paths = dict.fromkeys(path for values in flat for path in values if path not in SEEDS | UNLEARNED)
     rows = [(path, [values.get(path, ...) for values in flat]) for path in paths]

@@ -1,4 +1,4 @@
-"""Numbers and sentences as a person reads them."""
+"""Formats numbers, and puts a run's result into one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPACE = "\u202f"  # narrow, and does not break
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """.9123 as 91.2 %, and never 100 % for what is a little less."""
+    """.9123 as 91.2 %. A share below 1 is never rounded up to 100 %."""
     if not math.isfinite(share):
         return DASH
     shown = min(100 * share, 100 - 10.0**-digits) if share < 1 else 100 * share
@@ -22,7 +22,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def tenths(share: float) -> str:
-    """As `percent`, where a heading names the unit."""
+    """Like `percent` but without the unit, for columns whose heading names it."""
     return percent(share).removesuffix(f"{_SPACE}%")
 
 
@@ -57,7 +57,7 @@ def plural(n: int, word: str) -> str:
 
 
 def compact(value: float) -> str:
-    """1500 as 1.5k, for ticks."""
+    """1500 as 1.5k, for axis ticks."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def metric_name(name: str) -> str:
-    """A metric's key in words."""
+    """A metric's title, or its key if it has none."""
     return metric(name).title or name
 
 
@@ -88,13 +88,13 @@ def metric_value(name: str, value: float) -> str:
 
 
 def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(times, true, predicted) of every kind of mistake, the most frequent first."""
+    """(count, true class, predicted class) of every cell off the diagonal that is not 0, the most frequent first."""
     cells = [(n, t, p) for t, row in enumerate(matrix) for p, n in enumerate(row) if n and t != p]
     return sorted(cells, key=lambda c: (-c[0], c[1], c[2]))
 
 
 def verdict(run: RunRecord) -> str:
-    """What came out, in one sentence, with how sure one may be of it."""
+    """The result of a run in one sentence, with a 95 % interval."""
     if run.test is not None:
         return _test_verdict(run)
     best = run.best
@@ -108,13 +108,13 @@ def verdict(run: RunRecord) -> str:
 
 
 def ended(run: RunRecord) -> str:
-    """The outcome in one word; a run that wrote none goes on, or was killed."""
+    """The outcome in one word; `unfinished` for a run that still trains or was killed."""
     return "unfinished" if run.outcome is None else str(run.outcome["outcome"])
 
 
 def _ending(run: RunRecord) -> str:
-    words = {"finished": "The run finished", "failed": "The run failed", "unfinished": "The run has not finished"}
-    how = words.get(ended(run), f"The run was {ended(run)}")
+    endings = {"finished": "The run finished", "failed": "The run failed", "unfinished": "The run has not finished"}
+    how = endings.get(ended(run), f"The run was {ended(run)}")
     row = next((row for row in reversed(run.rows) if row["kind"] != "teacher"), None)
     if row is None:
         return how

@@ -1,4 +1,4 @@
-"""Markup that escapes by default: text is plain until `el` makes an element of it."""
+"""Builds HTML with escaping by default: every str is escaped unless it is an `Html`."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from importlib.resources import files
 
 from tltrain.core.output import escape
 
-# A page loads nothing: the browser itself is told so.
+# Content security policy: the page may load nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 class Html(str):
-    """Markup, already escaped. Every other string is text."""
+    """Escaped markup. Any other string is text that still has to be escaped."""
 
     __slots__ = ()
 
 
 def el(name: str, *children: str | None, **attributes: str | float | None) -> Html:
-    """An element. Children that are None are left out, those that are no Html are escaped, and so is every attribute.
+    """An element. Attributes are escaped, and so are children that are not Html. Children and attributes that are None are left out.
 
-    `class_` means class, `aria_label` means aria-label; an attribute of None is left out.
+    An attribute's trailing underscore is dropped and inner ones become hyphens: `class_` is class, `aria_label` is aria-label.
     """
     attrs = "".join(f' {_attribute(k)}="{escape.html(str(v))}"' for k, v in attributes.items() if v is not None)
     return Html(f"<{name}{attrs}>{join(*children)}</{name}>")
 
 
 def join(*children: str | None) -> Html:
-    """Children one after the other, text escaped."""
+    """Concatenate children; those that are not Html are escaped."""
     return Html("".join(c if isinstance(c, Html) else escape.html(c) for c in children if c is not None))
 
 
 def page(title: str, *body: str | None) -> str:
-    """A whole document with its style inside."""
+    """A whole HTML document with its style sheet inside."""
     style = (files("tltrain.runs.report") / "page.css").read_text(encoding="utf-8")
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),

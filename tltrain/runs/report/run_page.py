@@ -1,4 +1,4 @@
-"""The report of one run: what came out, how it got there, where it errs, how sure it is, what was run."""
+"""The report page of one run: result, learning curves, errors, calibration, preview, plan and environment."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import wilson
 
 _X_LABEL = "optimizer steps"
-_MOST_POINTS = 120  # of one curve in one stage: single steps are noise
+_MOST_POINTS = 120  # of one curve in one stage; more would only show noise
 
 
 def report(run: RunRecord) -> str:
-    """The whole page."""
+    """The HTML page of a run."""
     return page(
         f"{run.recipe.name} {DASH} tltrain",
         _header(run),
@@ -108,14 +108,14 @@ def _learning(run: RunRecord) -> Html | None:
 
 
 def _spans(run: RunRecord) -> list[Span]:
-    """The stages that were begun, in optimizer steps over the whole run."""
+    """The stages that have started, as ranges of optimizer steps over the whole run."""
     ends = list(accumulate(run.stage_steps))
     spans = [Span(s.name, end - n, end) for s, end, n in zip(run.recipe.stages, ends, run.stage_steps, strict=True)]
     return [span for span in spans if span.stop > span.start]
 
 
 def _curve(run: RunRecord, kind: str, key: str) -> list[Point]:
-    """The points of one key, stage by stage with a gap between: a stage may go on from other weights than the last one's."""
+    """The curve of one metric, with a gap between stages, since a stage may start from other weights than the last step's."""
     points: list[Point] = []
     for i in range(len(run.recipe.stages)):
         stage = [(float(run.at(row)), number(row, key)) for row in run.of_kind(kind) if row["stage_index"] == i]
@@ -142,7 +142,7 @@ def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
 
 
 def _select_chart(run: RunRecord, spans: list[Span]) -> Html | None:
-    select = "top1" if run.recipe.select == "loss" else run.recipe.select  # the loss has a chart of its own
+    select = "top1" if run.recipe.select == "loss" else run.recipe.select  # the loss has its own chart
     line = Line("val", _curve(run, "val", select), "s1", dots=True)
     values = _finite(list(line.points))
     if not values:
@@ -166,7 +166,7 @@ def _lr_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     peaks = [stage.lr for stage in run.recipe.stages[: len(spans)]]
     log = max(peaks) >= 8 * min(peaks)
     y = log_axis(min(peaks) / 30, max(*values, min(peaks))) if log else axis(0, max(values))
-    points = [(px, py if py >= y.low else math.nan) for px, py in points]  # a logarithm has no zero to fall to
+    points = [(px, py if py >= y.low else math.nan) for px, py in points]  # a logarithmic axis cannot show 0
     title = "Learning rate of the head" + (", logarithmic" if log else "")
     lines = [Line("lr", points, "s2")]
     return line_chart(title, lines, y, lambda v: f"{v:.3g}".replace("e-0", "e-"), x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
@@ -177,12 +177,12 @@ def _stage_table(run: RunRecord) -> Html:
     rows = []
     before = 0.0
     for i, stage in enumerate(run.recipe.stages):
-        mine = [row for row in run.rows if row["stage_index"] == i and row["kind"] != "teacher"]
-        end = next((row for row in mine if row["kind"] == "stage_end"), None)
-        values = [number(row, select) for row in mine if row["kind"] == "val" and math.isfinite(number(row, select))]
+        own = [row for row in run.rows if row["stage_index"] == i and row["kind"] != "teacher"]
+        end = next((row for row in own if row["kind"] == "stage_end"), None)
+        values = [number(row, select) for row in own if row["kind"] == "val" and math.isfinite(number(row, select))]
         best = (max if metric(select).higher_is_better else min)(values, default=math.nan)
-        how = {"finished": "in full", "early": "early"}.get(end["reason"], end["reason"]) if end else "not ended" if mine else "not begun"
-        time = duration(number(end, "seconds") - before) if end else DASH  # a stage's end says the seconds of the whole run so far
+        how = {"finished": "in full", "early": "early"}.get(end["reason"], end["reason"]) if end else "not ended" if own else "not started"
+        time = duration(number(end, "seconds") - before) if end else DASH  # stage_end rows hold the seconds of the whole run so far
         before = number(end, "seconds") if end else math.nan
         rows.append([stage.name, stage.unfreeze, f"{stage.lr:.3g}", count(run.stage_steps[i]), how, time, metric_value(select, best)])
     return parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
@@ -192,11 +192,11 @@ def _errors(run: RunRecord) -> Html | None:
     if run.test is None:
         return None
     matrix, classes = run.test["confusion"], [str(c) for c in run.test["classes"]]
-    frequent = parts.frequent_mistakes(matrix, classes) if len(classes) > 12 else None  # in a small matrix they are seen at once
+    frequent = parts.frequent_mistakes(matrix, classes) if len(classes) > 12 else None  # a small matrix shows them by itself
     left = el("div", el("h3", "Confusion"), parts.confusion(matrix, classes))
     pairs = el("div", el("h3", "Most frequent mistakes"), frequent) if frequent else None
     by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"]))
-    wide = 14 < len(classes) <= 30  # a table with names and counts that fills the page
+    wide = 14 < len(classes) <= 30  # the confusion table is as wide as the page
     if wide:
         grid = join(left, el("div", pairs, by_class, class_="pair gap"))
     else:
@@ -207,7 +207,7 @@ def _errors(run: RunRecord) -> Html | None:
 def _mistakes(run: RunRecord) -> Html | None:
     if not run.mistakes:
         return None
-    note = el("p", "What the network saw, what it took it for with which confidence, and what it is.", class_="note")
+    note = el("p", "The image as the network saw it, the predicted class with its confidence, and the true class.", class_="note")
     return el("section", el("h2", "Its most confident mistakes"), note, parts.mistakes(run.mistakes))
 
 
@@ -215,20 +215,20 @@ def _calibration(run: RunRecord) -> Html | None:
     bins = [b for b in run.test["reliability"] if b["n"]] if run.test else []
     if run.test is None or not bins:
         return None
-    said = el("p", parts.calibration(bins, number(run.test, "ece")))
+    text = el("p", parts.calibration(bins, number(run.test, "ece")))
     head = el("h2", "How far to trust its confidence")
     note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
     after = run.test.get("calibration") or {"temperature": 1.0}
     if after["temperature"] == 1:
-        return el("section", head, said, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
+        return el("section", head, text, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
     how = (
-        f"Divided by {after['temperature']:.2f}, which was fitted on val, its logits give the probabilities of tltrain predict and of "
-        f"exports: with them the ECE is {decimal(after['ece'])}."
+        f"tltrain predict and exports divide the logits by a temperature of {after['temperature']:.2f}, fitted on val. "
+        f"With it the ECE is {decimal(after['ece'])}."
     )
     calibrated = [b for b in after["reliability"] if b["n"]]
     charts = el("div", _reliability(bins, ", as trained"), _reliability(calibrated, ", calibrated"), class_="pair")
     tables = el("div", _bin_table(bins), _bin_table(calibrated), class_="pair gap")
-    return el("section", head, said, el("p", how), charts, el("div", note, class_="under"), tables)
+    return el("section", head, text, el("p", how), charts, el("div", note, class_="under"), tables)
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]], which: str = "") -> Html:
@@ -247,7 +247,7 @@ def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:
 def _seen(run: RunRecord) -> Html | None:
     if run.preview is None:
         return None
-    note = "Some training images, first as val and test show them, then in the first views of each stage, before normalisation."
+    note = "Training images before normalisation: first the evaluation view, then the first augmented views of each stage."
     source = f"data:image/png;base64,{b64encode(run.preview).decode()}"
     width = int.from_bytes(run.preview[16:20], "big")  # the IHDR chunk of a PNG begins there
     image = el("img", src=source, alt="Training images as the network sees them", width=width)
@@ -257,11 +257,11 @@ def _seen(run: RunRecord) -> Html | None:
 def _background(run: RunRecord) -> Html:
     plan = join(el("h2", "The plan"), el("pre", run.plan)) if run.plan else None
     rest = {k: v for k, v in (run.outcome or {}).items() if k != "error"}
-    facts = [("Environment", run.env), ("Outcome", rest)]
+    details = [("Environment", run.env), ("Outcome", rest)]
     return el(
         "section",
         plan or el("h2", "What was run"),
         el("p"),
-        *(el("details", el("summary", name), parts.facts(value)) for name, value in facts if value),
+        *(el("details", el("summary", name), parts.facts(value)) for name, value in details if value),
         el("details", el("summary", "Recipe"), el("pre", run.recipe.to_yaml())),
     )

@@ -1,4 +1,4 @@
-"""How sure one may be of a share, and of a difference between two runs."""
+"""Statistics: confidence intervals of a share, and tests of the difference between two runs."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 RESAMPLES = 2000
+"""Resamples of a bootstrap interval."""
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share seen in n samples (Wilson 1927): good for small n and near 0 and 1 too."""
+    """The 95 % interval of a share of n samples (Wilson 1927). It also holds for small n, and for shares near 0 and 1."""
     if n == 0:
         return 0.0, 1.0
-    found = scipy_stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    ends = scipy_stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def mcnemar(a_N: np.ndarray, b_N: np.ndarray) -> tuple[int, int, float]:
-    """Two runs, right or wrong on the same images (N,) bool: how many only `a` gets right, how many only `b`, and the exact two-sided
-    p (McNemar 1947): the chance of a split at least as uneven if each such image fell to either run with equal odds."""
+    """McNemar's exact test (1947) of two runs on the same images: (images that only `a` gets right, that only `b` does, two-sided p).
+
+    a_N, b_N: (N,) bool, whether each image is right. p is the chance of a split at least as uneven if both runs were equally good.
+    """
     only_a, only_b = int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum())
     return only_a, only_b, float(scipy_stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of a figure over resampled test images (Efron 1979).
+    """The 95 % percentile interval of a metric over resampled test images (Efron 1979).
 
-    columns: (N,) each, one value an image; they are resampled together, so that a difference of two runs is a paired one.
-    statistic: takes the columns as (..., N) and `axis`, and returns (...).
+    columns: (N,) each, one value for each image. They are resampled together, so a difference of two runs is a paired one.
+    statistic: maps the columns as (..., N), and `axis`, to (...).
     """
     size = max(1, 2_000_000 // len(columns[0]))
-    found = scipy_stats.bootstrap(
+    result = scipy_stats.bootstrap(
         columns, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=size, method="percentile", rng=seed
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def f1_macro(label: np.ndarray, predicted: np.ndarray, axis: int = -1) -> np.ndarray:
-    """F1, mean over the classes that occur; integer columns (..., N)."""
+    """Macro F1 (...): the mean F1 of the classes that occur. label, predicted: (..., N) integers."""
     label_RN, predicted_RN = (column.reshape(-1, column.shape[-1]) for column in (label, predicted))
     num_classes = 1 + int(max(label.max(), predicted.max()))
     offset_R1 = num_classes * np.arange(len(label_RN))[:, None]
@@ -55,5 +58,5 @@ def f1_macro(label: np.ndarray, predicted: np.ndarray, axis: int = -1) -> np.nda
 
 
 def gain(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    """How much larger a share of the same images `b` gets right than `a`; columns (..., N) bool."""
+    """Accuracy of `b` minus accuracy of `a` (...) on the same images. a, b: (..., N) bool, whether each image is right."""
     return b.mean(axis) - a.mean(axis)

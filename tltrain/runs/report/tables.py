@@ -1,4 +1,4 @@
-"""The parts of a report that are not charts: tables, the confusion matrix, the mistakes."""
+"""Report elements other than charts: tables, the confusion matrix, the mistakes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _IN_CLASS_ORDER = 12  # classes up to which the per-class table keeps the class 
 
 
 def figures(items: Sequence[tuple[str, str, str]]) -> Html:
-    """Key figures: (name, value, what to know about it)."""
+    """A row of key figures. items: (name, value, note) of each."""
     cells = (el("div", el("dt", name), el("dd", value), el("dd", note, class_="note") if note else None) for name, value, note in items)
     return el("dl", *cells, class_="figures")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str | None]], texts: int = 1, class_: str = "") -> Html:
-    """A table; the first `texts` columns are text, the others numbers."""
+    """A table. The first `texts` columns hold text, the others numbers."""
     kinds = ["t" if i < texts else "n" for i in range(len(head))]
     top = el("tr", *(el("th", h, scope="col", class_=k) for h, k in zip(head, kinds, strict=True)))
     body = (el("tr", *(el("td", c, class_=k) for c, k in zip(row, kinds, strict=True))) for row in rows)
@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | None]], texts: int 
 
 
 def strip(share: float, low: float, high: float, start: float, stop: float = 1.0, style: str = "s0") -> Html:
-    """A share and its interval as a mark on a small scale from start to stop."""
+    """A share and its interval [low, high] as a mark and a band on a small scale from start to stop."""
 
     def at(value: float) -> float:
         return 100 * min(1.0, max(0.0, (value - start) / (stop - start)))
@@ -41,7 +41,7 @@ def strip(share: float, low: float, high: float, start: float, stop: float = 1.0
 
 
 def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """Precision, recall and F1 of each class; of many classes the worst first."""
+    """Precision, recall and F1 of each class. Many classes are sorted, the worst first."""
     many = len(rows) > _IN_CLASS_ORDER
     shown = sorted(rows, key=lambda r: r["f1"]) if many else rows
     low = max(0.0, axis(min((wilson(r["recall"], int(r["support"]))[0] for r in rows if r["support"]), default=0.0), 1).low)
@@ -56,7 +56,7 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
-    """The confusion matrix as a table with counts, or for many classes as a picture; and the most frequent mistakes in words."""
+    """The confusion matrix: a table of counts, or an image if there are many classes."""
     note = el(
         "p",
         "Rows are the true class, columns the predicted one. The deeper the colour, the larger the share of the row: ",
@@ -86,21 +86,21 @@ def _cells(row: Sequence[int], true: int, classes: Sequence[str]) -> list[Html]:
         if n == 0:
             cells.append(el("td"))
             continue
-        depth = math.sqrt(n / total)  # so that a few mistakes are seen
+        depth = math.sqrt(n / total)  # square root, so that rare mistakes are visible
         kind = ("right" if p == true else "wrong") + (" deep" if depth > 0.7 else "")
-        said = f"{classes[true]} taken for {classes[p]}: {n} of {total}"
-        cells.append(el("td", str(n), class_=kind, style=f"--share:{100 * depth:.0f}%", title=said))
+        text = f"{classes[true]} taken for {classes[p]}: {n} of {total}"
+        cells.append(el("td", str(n), class_=kind, style=f"--share:{100 * depth:.0f}%", title=text))
     return cells
 
 
 def frequent_mistakes(matrix: Sequence[Sequence[int]], classes: Sequence[str], most: int = 10) -> Html | None:
-    """The kinds of mistakes made most often; None where there is none."""
+    """A table of the most frequent pairs of true and predicted class; None if there are no mistakes."""
     rows = [[classes[t], classes[p], count(n), percent(n / sum(matrix[t]), 0)] for n, t, p in confusions(matrix)[:most]]
     return table(["True", "Taken for", "Times", "of class"], rows, texts=2) if rows else None
 
 
 def mistakes(items: Sequence[Mapping[str, Any]]) -> Html:
-    """The most confident mistakes as pictures."""
+    """The most confident mistakes as images with captions."""
     return el("div", *(_mistake(m) for m in items), class_="mistakes")
 
 
@@ -108,12 +108,12 @@ def _mistake(item: Mapping[str, Any]) -> Html:
     label, predicted, png = str(item["label"]), str(item["predicted"]), str(item["png"])
     width = int.from_bytes(b64decode(png)[16:20], "big")  # the IHDR chunk of a PNG begins there
     image = el("img", src=f"data:image/png;base64,{png}", alt=f"{label} taken for {predicted}", class_="coarse" if width <= 96 else None)
-    words = el("figcaption", el("b", predicted), el("small", "is ", label), el("small", percent(float(item["confidence"])), " sure"))
-    return el("figure", image, words, title=f"{item['id']}: {label} taken for {predicted}")
+    caption = el("figcaption", el("b", predicted), el("small", "is ", label), el("small", percent(float(item["confidence"])), " sure"))
+    return el("figure", image, caption, title=f"{item['id']}: {label} taken for {predicted}")
 
 
 def facts(value: Mapping[str, Any]) -> Html:
-    """Nested plain values as a list of name and value."""
+    """Nested plain values as a flat list of names and values."""
     return el("dl", *(join(el("dt", k), el("dd", v)) for k, v in _flat(value, "")), class_="facts")
 
 
@@ -128,10 +128,10 @@ def _flat(value: Any, name: str) -> list[tuple[str, str]]:
 def calibration(rows: Sequence[Mapping[str, Any]], ece: float) -> str:
     """The reliability table in one sentence."""
     n = sum(int(r["n"]) for r in rows)
-    said = sum(r["n"] * r["confidence"] for r in rows if r["n"]) / n
-    came = sum(r["n"] * r["accuracy"] for r in rows if r["n"]) / n
-    way = "too sure of itself" if said > came else "not sure enough of itself"
-    if abs(said - came) < 0.01:
-        way = "about as sure as it is right"
-    means = f"Its confidence is {percent(said)} on average and its accuracy {percent(came)}"
-    return f"{means}: it is {way}. The expected calibration error (ECE) is {decimal(ece)}."
+    confidence = sum(r["n"] * r["confidence"] for r in rows if r["n"]) / n
+    accuracy = sum(r["n"] * r["accuracy"] for r in rows if r["n"]) / n
+    judgement = "overconfident" if confidence > accuracy else "underconfident"
+    if abs(confidence - accuracy) < 0.01:
+        judgement = "about as confident as it is accurate"
+    means = f"Its mean confidence is {percent(confidence)} and its accuracy {percent(accuracy)}"
+    return f"{means}: it is {judgement}. The expected calibration error (ECE) is {decimal(ece)}."

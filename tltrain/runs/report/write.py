@@ -1,4 +1,4 @@
-"""report.html of a run, and one page that compares several: self-contained, without scripts, from the run folders alone."""
+"""Writes report.html of a run, and a page that compares several runs. Pages are self-contained and have no scripts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["read_rows", "write_comparison", "write_entries", "write_report"]
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write a report of what a run folder holds, however far the run came, to `out` or RUN/report.html; returns its path.
+    """Write the report of a run, finished or not, to `out` (default: RUN/report.html). Returns its path.
 
-    Raises UserError.
+    Raises UserError if the run cannot be read or the page cannot be written.
     """
     out = out or run_dir.report_file(run)
     _write(out, report(read_run(run)))
@@ -28,23 +28,24 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 
 def write_comparison(runs: Sequence[Path], out: Path, title: str, lead: str = "", names: Sequence[str] | None = None) -> Path:
-    """Write one page to `out` that compares runs on the same test images; returns `out`. Raises UserError.
+    """Write a page to `out` that compares runs on the same test images. Returns `out`.
 
-    names: what to call each run; None calls it by its folder's name.
+    names: the name of each run on the page; None uses the names of the folders.
+    Raises UserError if a run cannot be read or the page cannot be written.
     """
-    called = [run.resolve().name for run in runs] if names is None else list(names)
-    entries = [compared_run(name, read_run(run)) for name, run in zip(called, runs, strict=True)]
+    shown = [run.resolve().name for run in runs] if names is None else list(names)
+    entries = [compared_run(name, read_run(run)) for name, run in zip(shown, runs, strict=True)]
     return write_entries(entries, out, title, lead)
 
 
 def write_entries(entries: Sequence[ComparedRun], out: Path, title: str, lead: str = "") -> Path:
-    """As `write_comparison`, of runs that are read already."""
+    """Like `write_comparison`, for runs that are already read."""
     _write(out, comparison(entries, out, title, lead))
     return out
 
 
 def _write(out: Path, text: str) -> None:
-    """Class names may come from file names that are no UTF-8: what cannot be written shows as a question mark."""
+    """Class names may come from file names that are not valid UTF-8. Invalid characters become question marks."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(out, text.encode("utf-8", errors="replace"))

@@ -1,6 +1,6 @@
-"""Tells trackers what happens in a run. This is the one place that calls them, and what goes wrong in them ends here.
+"""Calls the trackers of a run and contains their errors. No other module calls a tracker.
 
-The rows in the run folder are the truth; a tracker shows them elsewhere and can neither stop a run nor hold it up for long.
+The run folder holds all rows. A tracker shows them elsewhere. It cannot stop a run or delay it for long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tltrain.runs.trackers.base import RunTracker, TrackedRun
 __all__ = ["RunTracker", "TrackedRun", "Trackers", "chosen"]
 
 ANSWER_S = 60.0
-"""Longest wait for a tracker while the run goes on, seconds. Opening one may import a large client from a slow disk."""
+"""Longest wait for a tracker's call during a run, seconds. Opening one may import a large client from a slow disk."""
 UPLOAD_S = 300.0
 """Longest wait for a tracker's server at the end of a run, seconds."""
 
@@ -27,16 +27,16 @@ Make = Callable[[], RunTracker]
 
 
 def chosen(flags: RunFlags) -> dict[str, Make]:
-    """Name to class of the trackers that the flags ask for, imported. Raises UserError for one that is unknown or cannot be imported."""
+    """The trackers that the flags name: name to class, imported. Raises UserError for one that is unknown or cannot be imported."""
     names = dict.fromkeys([*([] if flags.wandb == "disabled" else ["wandb"]), *flags.trackers])
     return {name: registry.find("trackers", name, f"--trackers has {name!r}") for name in names}
 
 
 class Trackers(RunTracker):
-    """All trackers of one start of a run, as one that never raises."""
+    """All trackers of one start of a run behind one tracker that never raises."""
 
     def __init__(self, classes: Mapping[str, Make], say: Callable[[str], None], answer_s: float = ANSWER_S) -> None:
-        """answer_s: longest wait for an answer of each while the run goes on, seconds."""
+        """say: prints a line. answer_s: longest wait for each call during the run, seconds."""
         self.answer_s = answer_s
         self.guarded = [_Guarded(name, make, say) for name, make in classes.items()]
 
@@ -47,7 +47,7 @@ class Trackers(RunTracker):
         self._tell(lambda tracker: tracker.open(run))
 
     def log(self, row: dict[str, Any]) -> None:
-        self._tell(lambda tracker: tracker.log(dict(row)))  # each has its own: the run still uses this one
+        self._tell(lambda tracker: tracker.log(dict(row)))  # a copy for each tracker: the run still uses this row
 
     def plan(self, text: str) -> None:
         self._tell(lambda tracker: tracker.plan(text))
@@ -79,17 +79,17 @@ class Trackers(RunTracker):
 
 
 class _Guarded:
-    """One tracker on a thread of its own.
+    """One tracker on its own thread, so that a call that never returns can be abandoned.
 
-    A call that does not return can then be given up. It is one thread for all calls, because some clients keep their run in a variable of
-    the thread. The caller waits for each answer: a tracker may change what belongs to the whole process, such as the temporary folder.
+    All calls use the same thread, because some clients store their run in a thread-local variable. The caller waits for each call, because
+    a tracker may change process-wide state such as the temporary folder.
     """
 
     def __init__(self, name: str, make: Make, say: Callable[[str], None]) -> None:
         self.name, self.say = name, say
         self.failed = self.stuck = False
         self.calls: SimpleQueue[tuple[Callable[[RunTracker], None], Future[None]] | None] = SimpleQueue()
-        Thread(target=self._answer, args=(make,), daemon=True, name=f"tracker {name}").start()  # a stuck one must not keep the process
+        Thread(target=self._answer, args=(make,), daemon=True, name=f"tracker {name}").start()  # a stuck one must not block the exit
 
     def tell(self, call: Callable[[RunTracker], None], limit_s: float) -> None:
         """Make one call, unless an earlier one has failed."""
@@ -97,7 +97,7 @@ class _Guarded:
             self._call(call, limit_s)
 
     def close(self) -> None:
-        """End the tracker, failed or not, and its thread."""
+        """Close the tracker, also after a failure, and end its thread."""
         if not self.stuck:
             self._call(lambda tracker: tracker.close(), UPLOAD_S)
         self.calls.put(None)
@@ -126,7 +126,7 @@ class _Guarded:
             try:
                 tracker = make() if tracker is None else tracker
                 call(tracker)
-            except BaseException as error:  # SystemExit too: on this thread it can only be the tracker's, and it would end it in silence
+            except BaseException as error:  # also SystemExit: it would end this thread without a message
                 answer.set_exception(error)
             else:
                 answer.set_result(None)

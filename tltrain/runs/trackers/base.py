@@ -1,4 +1,4 @@
-"""What a tracker is: something outside the run folder that is told what happens in a run."""
+"""The interface of a tracker: it receives the events of a run and shows them outside the run folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tltrain.core.flags import RunFlags
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker knows of a run before its first row."""
+    """The description of a run that a tracker gets before the first row."""
 
     path: Path
-    """The run folder. Whatever a tracker writes to disk belongs in it."""
+    """The run folder. A tracker writes its own files into it and nowhere else."""
     name: str
     """The folder's name."""
     recipe: Mapping[str, Any]
-    """The recipe's values, as plain data."""
+    """The recipe as plain data."""
     stage_steps: Sequence[int]
     """Planned optimizer steps of each stage."""
     flags: RunFlags
@@ -29,36 +29,36 @@ class TrackedRun:
 
 
 class RunTracker:
-    """A tracker overrides what it cares about; here nothing is done with anything.
+    """Base class whose methods do nothing. A tracker overrides those that it needs.
 
-    `tltrain.runs.trackers.Trackers` makes one for each start of a run, on the main process, and calls all its methods on one thread.
-    They may raise whatever they like: it is said once, the tracker is then told nothing more but `close`, and the run goes on.
+    `tltrain.runs.trackers.Trackers` creates one for each start of a run, on the main process, and calls all its methods on one thread.
+    A method may raise anything: the error is printed once, only `close` is called after it, and the run goes on.
     """
 
     def open(self, run: TrackedRun) -> None:
-        """A start of a run begins; a run that is resumed has several. What a tracker must remember between them stands in run.path."""
+        """A start of a run begins. A resumed run has several. State that must outlive a start belongs in run.path."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row as it stands in metrics-*.jsonl: kind (teacher, train, val, stage_end, test), stage, stage_index, step (within the stage),
-        run_step, epoch, and figures. After a resume, rows behind the checkpoint come a second time."""
+        """A row of metrics-*.jsonl: kind (teacher, train, val, stage_end, test), stage, stage_index, step (within the stage), run_step,
+        epoch, and metrics. After a resume, rows after the checkpoint come a second time."""
 
     def plan(self, text: str) -> None:
-        """plan.txt, as it is printed."""
+        """The text of plan.txt."""
 
     def preview(self, path: Path) -> None:
-        """The picture of what the network sees."""
+        """The image file preview.png: training images as the network sees them."""
 
     def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
-        """The test's confusion matrix: a row for each actual class, a column for each predicted one."""
+        """The confusion matrix of the test: a row for each actual class, a column for each predicted one."""
 
     def mistakes(self, items: Sequence[Mapping[str, Any]]) -> None:
         """The most confident mistakes on the test split, as in mistakes.json: id, png (base64), label, predicted, confidence."""
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Figures of the whole run, such as test/top1."""
+        """Metrics of the whole run, such as test/top1."""
 
     def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
-        """The best weights of a finished run, and the recipe's name. teacher: the same two of a teacher that is a run of ours."""
+        """The best weights of a finished run, and the recipe's name. teacher: the same two values, if the teacher is a tltrain run."""
 
     def close(self) -> None:
-        """This start of the run ends, finished or not. It is also called where another method has raised."""
+        """This start of the run ends, finished or not. Also called after another method has raised."""

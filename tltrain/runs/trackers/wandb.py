@@ -1,4 +1,4 @@
-"""Weights & Biases: the rows, plan, pictures and weights of a run, as its client draws them."""
+"""Weights & Biases tracker: logs rows, plan, images and weights of a run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tltrain.runs.trackers.base import RunTracker, TrackedRun
 class WandbTracker(RunTracker):
     """A Weights & Biases run.
 
-    All that its client writes stands in the run folder, so that a run that is killed leaves nothing elsewhere; the client is only
-    imported where it is asked for, since the import alone makes temporary folders.
+    The client writes all its files into the run folder, so a killed run leaves nothing elsewhere. `open` imports the client, since the
+    import alone creates temporary folders.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class WandbTracker(RunTracker):
         self.stage_steps: Sequence[int] = ()
         self.folder = Path()
         self.variables: dict[str, str] = {}
-        """What this tracker has set in the environment."""
+        """Environment variables that this tracker has set."""
 
     def open(self, run: TrackedRun) -> None:
-        """Begin, or go on with, the W&B run whose id stands in the run folder. Online without a key becomes offline, and says so."""
+        """Start or resume the W&B run whose id is in the run folder. Without a key, online mode becomes offline and prints a line."""
         flags = run.flags
         mode = "online" if flags.wandb == "disabled" else flags.wandb  # disabled, and yet here: `--trackers wandb`
         if mode == "online" and not has_key():
@@ -52,8 +52,8 @@ class WandbTracker(RunTracker):
         id_file = run.path / "wandb_id"
         if not id_file.exists():
             files.write_atomic(id_file, uuid.uuid4().hex[:10])
-        places = {"WANDB_DATA_DIR": self.folder / "data", "WANDB_CACHE_DIR": self.folder / "cache"}  # else in the home folder
-        self.variables = {name: str(path) for name, path in places.items() if name not in os.environ}
+        folders = {"WANDB_DATA_DIR": self.folder / "data", "WANDB_CACHE_DIR": self.folder / "cache"}  # else in the home folder
+        self.variables = {name: str(path) for name, path in folders.items() if name not in os.environ}
         self.folder.mkdir(exist_ok=True)
         os.environ.update(self.variables)
         with self._temporary():
@@ -69,7 +69,7 @@ class WandbTracker(RunTracker):
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[None]:
-        """What is temporary inside the block is made in the run folder."""
+        """Inside the block, temporary files are created in the run folder."""
         before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
         try:
             yield
@@ -77,7 +77,7 @@ class WandbTracker(RunTracker):
             tempfile.tempdir = before
 
     def log(self, row: dict[str, Any]) -> None:
-        """A row under its kind: train/loss, val/top1. Rows carry run_step, which W&B counts by. The best val row goes to the summary."""
+        """Log a row under its kind (train/loss, val/top1) at its run_step. The best val row also goes to the summary."""
         if "run_step" in row:
             own = {"kind", "run_step", "stage"}
             numbers = {k: v for k, v in row.items() if k not in own and isinstance(v, int | float)}
@@ -88,22 +88,22 @@ class WandbTracker(RunTracker):
                 self.summary({f"best/{k}": v for k, v in numbers.items() if k != "best"})
 
     def _stages(self, row: dict[str, Any]) -> float:
-        """A place on the axis `stages`, on which each stage is one unit long: 1.5 is half-way through the second."""
+        """The value on the axis `stages`, where each stage is one unit long: 1.5 is half-way through the second."""
         index, step = int(row.get("stage_index", 0)), int(row.get("step", 0))
         return index + (step / self.stage_steps[index] if index < len(self.stage_steps) else 0.0)
 
     def plan(self, text: str) -> None:
-        """It goes out with the first row."""
+        """Sent with the first row."""
         with self._temporary():
             self.run.log({"plan": self.client.Html(f"<pre>{escape(text)}</pre>", inject=False)}, commit=False)
 
     def preview(self, path: Path) -> None:
-        """It goes out with the first row."""
+        """Sent with the first row."""
         with self._temporary():
             self.run.log({"preview": self.client.Image(str(path))}, commit=False)
 
     def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
-        """The matrix, as W&B draws one."""
+        """Log the matrix as a W&B confusion-matrix chart."""
         cells = [[t, p, n] for t, line in zip(classes, matrix, strict=True) for p, n in zip(classes, line, strict=True)]
         columns = ["Actual", "Predicted", "nPredictions"]
         with self._temporary():
@@ -112,7 +112,7 @@ class WandbTracker(RunTracker):
             self.run.log({"test/confusion": self.client.plot_table("wandb/confusion_matrix/v1", table, fields, texts)})
 
     def mistakes(self, items: Sequence[Mapping[str, Any]]) -> None:
-        """A table with thumbnails of what the network saw."""
+        """Log a table with thumbnails of the images as the network saw them."""
         with self._temporary():
             rows = [[m["id"], self._image(m["png"]), m["label"], m["predicted"], m["confidence"]] for m in items]
             table = self.client.Table(columns=["id", "seen", "label", "predicted", "confidence"], data=rows)
@@ -123,10 +123,10 @@ class WandbTracker(RunTracker):
             self.run.summary.update(values)
 
     def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
-        """A run's weights as an artifact of this run, after its teacher's as an input, if it has one; only with --wandb-weights.
+        """With --wandb-weights, log the weights as an output artifact, and a teacher's weights as an input artifact.
 
-        An artifact is called by its name and the hash of its file: the teacher's own run, or another student's, made the same one,
-        and W&B draws them together. Offline, where nothing can be an input, the student's artifact says the teacher's name.
+        An artifact's name holds the hash of its file. So the teacher's own run and all its students share one artifact, and W&B links them.
+        Offline, W&B allows no input artifacts, so the student's metadata names the teacher instead.
         """
         if not self.uploads_weights:
             return
@@ -137,14 +137,14 @@ class WandbTracker(RunTracker):
             self.run.log_artifact(self._artifact(weights, name, metadata), aliases=["best"])
 
     def close(self) -> None:
-        for name in self.variables:  # first, since finish() may wait for ever
+        for name in self.variables:  # first, since finish() may never return
             os.environ.pop(name, None)
         if self.run is not None:
             self.run.finish()
 
     def _artifact(self, weights: Path, name: str, metadata: dict[str, Any]) -> Any:
         artifact = self.client.Artifact(_artifact_name(weights, name), type="model", metadata=metadata)
-        # as it stands, without copies; `wandb sync` may look for it from elsewhere
+        # Not copied. The path is absolute, since `wandb sync` may run in another folder.
         artifact.add_file(str(weights.resolve()), name="weights.safetensors", skip_cache=True, policy="immutable")
         return artifact
 
@@ -158,7 +158,7 @@ def _artifact_name(weights: Path, name: str) -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B could log in: a key in the environment or in the netrc file. The key itself is not read into anything we write."""
+    """Whether the environment or the netrc file holds a W&B key. The key itself is never written anywhere."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
