@@ -62,7 +62,7 @@ class Lines(RunTracker):
             file.write(json.dumps(told) + "\\n")
 
 
-class ConsistencyError(RunTracker):
+class Broken(RunTracker):
     def fail(self, *told):
         raise ConnectionError("no way home")
 
