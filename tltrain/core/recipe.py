@@ -21,6 +21,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.registry import named
 
 VERSION = 1
+MOST_PIXELS = 8192
+"""The largest side of images; one of that size takes 200 MB before the network has seen it."""
 LOSS, DISTILL_LOSS = "cross_entropy", "kd"
 
 Augment = Literal["none", "light", "strong"]
@@ -37,9 +39,9 @@ class Data(_Model):
     """folder:PATH, csv:FILE, cifar10, cifar100, digits (scikit-learn) or printed (the demo's source task)."""
     seed: int = 0
     """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
-    size: int | None = Field(None, ge=8)
+    size: int | None = Field(None, ge=8, le=MOST_PIXELS)
     """Side of the square the network sees, pixels; null takes the weights' own size."""
-    resize: int | None = Field(None, ge=8)
+    resize: int | None = Field(None, ge=8, le=MOST_PIXELS)
     """Shorter side before the crop, pixels; null keeps the weights' own ratio of resize to size."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Part of train that becomes val, stratified, where the source has no val split; 0 trains on all, without val."""
@@ -174,7 +176,7 @@ class Recipe(_Model):
     """Seeds the sample order, mixup, dropout and new weights."""
     deterministic: bool = True
     """true: bit for bit the same on the same hardware, versions and number of processes; false: faster kernels."""
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=1_000_000)
     """Samples per optimizer step over all processes; micro-batches and accumulation follow from it."""
     select: Annotated[str, *named("metrics")] = "top1"
     """The val metric by which weights are best: top1, loss, f1_macro, ... (`tltrain schema`), or one of another package."""

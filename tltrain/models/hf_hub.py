@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,25 +17,64 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
+from tltrain.core import untrusted
 from tltrain.core.errors import UserError
-from tltrain.models.metadata import WeightsMetadata
+from tltrain.core.recipe import MOST_PIXELS
+from tltrain.models.metadata import WeightsMetadata, checked
 from tltrain.models.state_dict import listed
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _HEAD, _MAY_DIFFER = "classifier.", ("classifier.", "pooler.", "vit.pooler.")
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype")
+_REFUSED = {
+    "auto_map": "that is code of its own, which is never run here; take weights that are a plain ViT",
+    "quantization_config": "quantised weights cannot be fine-tuned here; take the plain ones (float32, float16 or bfloat16)",
+    "attn_implementation": "attention is PyTorch's here, and no kernels are fetched; take the key out of config.json",
+    "_attn_implementation": "attention is PyTorch's here, and no kernels are fetched; take the key out of config.json",
+}
+_MOST = {
+    "image_size": MOST_PIXELS, "patch_size": 1024, "hidden_size": 16_384, "num_hidden_layers": 256, "num_attention_heads": 256,
+    "intermediate_size": 131_072, "num_channels": 64,
+}  # fmt: skip
+"""The largest of each: several times what the largest ViT has (22 B parameters: 48 layers, width 6,144, 48 heads)."""
 
 
 def build(card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
-    """The net of a card on the current default device, with random weights."""
-    config = ViTConfig.from_dict(card.config)
+    """The net of a card on the current default device, with random weights. Raises UserError where no net is like that."""
+    config = _config(card.config, f"the card of {card.name}")
     config.num_labels = num_classes
-    return ViTForImageClassification(config)
+    try:
+        return ViTForImageClassification(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"the configuration of {card.name} is that of no ViT: {type(error).__name__}: {error}") from error
 
 
 def plain_config(values: dict[str, Any]) -> dict[str, Any]:
     """A whole configuration as a card keeps it, from the values that differ from transformers' own."""
     return _plain(ViTConfig.from_dict(values))
+
+
+def check_config(values: Mapping[str, Any], origin: str) -> None:
+    """Look at a configuration that anybody may have written. Raises UserError for what would load other code or other kernels, for what is
+    not plain weights, and for sizes that no ViT has."""
+    for key, remedy in _REFUSED.items():
+        if values.get(key) not in (None, {}, "eager", "sdpa"):
+            raise UserError(f"{origin} sets {key} to {untrusted.cut(values[key])}; {remedy}")
+    for key, most in _MOST.items():
+        value = values.get(key, 1)
+        if key in ("image_size", "patch_size") and isinstance(value, list | tuple):
+            raise UserError(f"{origin} has {key} {untrusted.cut(value)}; only squares, given as one number, can be used")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(f"{origin} has {key} {untrusted.cut(value)}; it must be a whole number from 1 to {most:,}")
+
+
+def _config(values: Mapping[str, Any], origin: str) -> ViTConfig:
+    """Raises UserError as `check_config` does, and for whatever else makes no ViT."""
+    check_config(values, origin)
+    try:
+        return ViTConfig.from_dict(dict(values))
+    except Exception as error:  # whatever transformers makes of values that it does not expect
+        raise UserError(f"{origin} is the configuration of no ViT: {type(error).__name__}: {error}") from error
 
 
 def download(repo: str, *, network: bool) -> Path:
@@ -78,23 +117,21 @@ def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
     """
     try:
         raw, _ = ViTConfig.get_config_dict(folder)
-        kind = raw.get("model_type")
-        if kind != "vit":
-            raise UserError(f"{folder / _CONFIG} has model_type {kind!r}; of transformers' networks only 'vit' can be used")
-        config: Any = ViTConfig.from_dict(raw)
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{folder / _CONFIG} cannot be read: {error}") from error
-    for key in ("image_size", "patch_size"):
-        if not isinstance(getattr(config, key), int):
-            raise UserError(f"{folder / _CONFIG} has {key} {getattr(config, key)}; only squares, given as one number, can be used")
+    if (kind := raw.get("model_type")) != "vit":
+        raise UserError(f"{folder / _CONFIG} has model_type {kind!r}; of transformers' networks only 'vit' can be used")
+    config: Any = _config(raw, str(folder / _CONFIG))
     if config.num_channels != 3:
         raise UserError(f"{folder / _CONFIG} has num_channels {config.num_channels}; images here have 3")
+    if set(config.id2label) != set(range(config.num_labels)):
+        raise UserError(f"{folder / _CONFIG} has id2label {untrusted.cut(config.id2label)}; its numbers must be 0, 1, 2, and so on")
     classes = tuple(config.id2label[i] for i in range(config.num_labels)) or None
     half, size = (0.5, 0.5, 0.5), config.image_size
     card = WeightsMetadata("vit", _plain(config), half, half, size, size, "bilinear", classes)
     if (folder / _PROCESSOR).exists():
-        return _with_processor(card, folder), ()
-    return card, (f"it has no {_PROCESSOR}: mean and std are 0.5, the size is the configuration's, {size}",)
+        return checked(_with_processor(card, folder), str(folder / _PROCESSOR)), ()
+    return checked(card, str(folder / _CONFIG)), (f"it has no {_PROCESSOR}: mean and std are 0.5, the size is the configuration's, {size}",)
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -104,7 +141,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
 def convert(state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
     """As `read_state`, from tensors under any names that transformers knows: old or new, with or without `vit.`."""
-    config = ViTConfig.from_dict(card.config)
+    config = _config(card.config, f"the card of {origin}")
     head = state.get(f"{_HEAD}weight")
     if head is not None:
         config.num_labels = len(head)
@@ -119,8 +156,8 @@ def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
             arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             loaded: Any = ViTForImageClassification.from_pretrained(**arguments)
             net, info = loaded
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"weights {origin} cannot be loaded: {error}") from error
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"weights {origin} cannot be loaded: {type(error).__name__}: {error}") from error
     mismatched = {name: f"{name} is {tuple(was)}, not {tuple(want)}" for name, was, want in info["mismatched_keys"]}
     wrong = [
         listed("missing", (n for n in info["missing_keys"] if not n.startswith(_MAY_DIFFER))),
@@ -143,8 +180,10 @@ def _plain(config: ViTConfig) -> dict[str, Any]:
 def _with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
     try:
         processor: Any = ViTImageProcessor.from_pretrained(folder)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / _PROCESSOR} cannot be read: {error}") from error
+    except Exception as error:  # as for the configuration
+        raise UserError(f"{folder / _PROCESSOR} cannot be read: {type(error).__name__}: {error}") from error
+    if getattr(processor, "auto_map", None):
+        raise UserError(f"{folder / _PROCESSOR} sets auto_map to {untrusted.cut(processor.auto_map)}; {_REFUSED['auto_map']}")
     resize = processor.size.shortest_edge or _side(processor.size)
     size = _side(processor.crop_size) if processor.do_center_crop and processor.crop_size else _side(processor.size)
     interpolations: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}

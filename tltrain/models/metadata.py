@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tltrain.core import files
+from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
+from tltrain.core.recipe import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,49 @@ def read_card(path: str | Path) -> WeightsMetadata | None:
         raise UserError(f"weights {path} cannot be read as safetensors: {_reason(error)}") from error
     if text is None:
         return None
-    raw = json.loads(text)
+    raw = untrusted.parse_json(text, f"the card in {path}")
+    if not isinstance(raw, dict):
+        raise UserError(f"the card in {path} is {untrusted.cut(raw)}, which is no description of weights; get the file anew")
     known = {field.name for field in fields(WeightsMetadata)}
     needed = {field.name for field in fields(WeightsMetadata) if field.default is MISSING}
     if not needed <= set(raw) <= known:
         differ = ", ".join(sorted((needed - set(raw)) | (set(raw) - known)))
         raise UserError(f"the card in {path} was written by another version of tltrain (it differs in {differ}); use that version")
-    lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if raw[key] is not None}
-    return WeightsMetadata(**{**raw, **lists})
+    lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if isinstance(raw[key], list)}
+    return checked(WeightsMetadata(**{**raw, **lists}), f"the card in {path}")
+
+
+def checked(card: WeightsMetadata, origin: str) -> WeightsMetadata:
+    """The same card. `origin` is what the message calls it. Raises UserError for values that no network can have: it may be anybody's."""
+    for key, (holds, rule) in _RULES.items():
+        if not holds(value := getattr(card, key)):
+            raise UserError(f"{origin} says that {key} is {untrusted.cut(value)}; it must be {rule}. Get the weights anew, or other ones")
+    return card
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _three(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(map(_number, value))
+
+
+def _side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PIXELS
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda v: isinstance(v, str) and v != "", "the name of a network"),
+    "config": (lambda v: isinstance(v, dict), "a mapping"),
+    "mean": (_three, "three finite numbers"),
+    "std": (lambda v: _three(v) and min(v) > 0, "three numbers above 0"),
+    "size": (_side, f"a whole number of pixels up to {MOST_PIXELS}"),
+    "resize": (_side, f"a whole number of pixels up to {MOST_PIXELS}"),
+    "interpolation": (lambda v: v in ("bilinear", "bicubic"), "bilinear or bicubic"),
+    "classes": (lambda v: v is None or (isinstance(v, tuple) and all(isinstance(name, str) for name in v)), "a list of names, or null"),
+    "temperature": (lambda v: _number(v) and v > 0, "a number above 0"),
+}
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

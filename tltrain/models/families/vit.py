@@ -78,7 +78,12 @@ class VitFamily(Family):
         return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head, dropout)]
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
-        """Raises UserError where the patch does not divide the size."""
+        """Raises UserError where the patch does not divide the size, and for a configuration that is no ViT's."""
+        from tltrain.models import hf_hub
+
+        if missing := {*_SHAPE, "image_size"} - set(card.config):
+            raise UserError(f"the card of {card.name} has no {', '.join(sorted(missing))}; get the weights anew, or other ones")
+        hf_hub.check_config(card.config, f"the card of {card.name}")
         patch = card.config["patch_size"]
         if size % patch:
             near = " or ".join(str(n * patch) for n in (size // patch, size // patch + 1) if n)
@@ -164,7 +169,7 @@ def _differences(name: str, config: Mapping[str, Any]) -> list[str]:
     """Where a configuration is not what `name` says: one `hidden_size 192, not 768` each."""
     if name == ANY:
         return []
-    return [f"{key} {config[key]}, not {want}" for key, want in zip(_SHAPE, SIZES[name], strict=True) if config[key] != want]
+    return [f"{key} {config.get(key)}, not {want}" for key, want in zip(_SHAPE, SIZES[name], strict=True) if config.get(key) != want]
 
 
 def _embed(net: nn.Module, x_BCHW: Tensor) -> Tensor:
