@@ -160,6 +160,40 @@ def test_other_processes_of_the_user_hear_ctrl_c(tmp_path: Path) -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+UNGUARDED = """
+import sys
+from dataclasses import replace
+from tltrain.data import open_images
+from tltrain.data.loader import eval_loader
+from tltrain.data.views import Preprocess, Views
+from tltrain.core.recipe import Data
+
+print("runs", flush=True)
+
+class Read:
+    def __init__(self, read):
+        self.read = read
+    def __call__(self, number):
+        return self.read(number)
+
+if __name__ == "__main__" or "own" not in sys.argv:
+    split = open_images(Data(source="digits", per_class=2)).train
+    if "own" in sys.argv:
+        split = replace(split, read=Read(split.read))
+    print(len(list(eval_loader(Views(split, Preprocess(32, 32), "none", False, 0), 0, 1, 16, None, 1, False))), flush=True)
+"""
+
+
+@pytest.mark.parametrize("words", [[], pytest.param(["own"], marks=pytest.mark.slow)])
+def test_a_worker_runs_the_users_script_only_where_it_needs_it(words: list[str], tmp_path: Path) -> None:
+    """A script without `if __name__ == "__main__"` trains; what a class of its own reads is read by workers too."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "script.py"), *words]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == (["runs", "runs", "2"] if words else ["runs", "2"]), done.stderr
+
+
 def _descendants(pid: int) -> list[int]:
     children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [grandchild for child in children for grandchild in _descendants(child)]

@@ -64,12 +64,19 @@ _SERVER.set_forkserver_preload([PRELOADED])
 
 class _Popen(popen_forkserver.Popen):
     def _launch(self, process_obj: Any) -> None:
-        """Line by line Python's own (multiprocessing/popen_forkserver.py), which knows its one server alone."""
-        data = io.BytesIO()
+        """Python's own (multiprocessing/popen_forkserver.py), which knows its one server alone, except for the caller's main module.
+
+        Python runs that anew in each process: a script would need its `if __name__ == "__main__"`, and a program imports everything that
+        it has. Here only a worker that is handed something from there does so.
+        """
+        data, work, preparation = io.BytesIO(), io.BytesIO(), spawn.get_preparation_data(process_obj._name)
         set_spawning_popen(self)
         try:
-            reduction.dump(spawn.get_preparation_data(process_obj._name), data)
-            reduction.dump(process_obj, data)
+            reduction.dump(process_obj, work)
+            if b"__main__" not in work.getvalue():
+                preparation = {key: value for key, value in preparation.items() if not key.startswith("init_main_from_")}
+            reduction.dump(preparation, data)
+            data.write(work.getbuffer())
         finally:
             set_spawning_popen(None)
         self.sentinel, write_end = _SERVER.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
