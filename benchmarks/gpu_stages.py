@@ -146,10 +146,10 @@ def _sized(net: str, batch: int, scale: Scale, **stage: Any) -> Recipe:
 
 
 def head(book: Any, scratch: Scratch) -> None:
-    """A head stage whose store is empty at first."""
+    """A head stage whose store is empty at first. Its images are in memory, where tltrain by itself takes no data workers."""
     net, num, epochs = scratch.scale.head
     made = _sized(net, min(512, num // 2), scratch.scale, name="head", unfreeze="head", steps=None, epochs=epochs, lr=1e-3)
-    done = scratch.train(made, scratch.random_images(num), 50 if num > 1000 else 1, cache="always", workers=_workers(scratch))
+    done = scratch.train(made, scratch.random_images(num), 50 if num > 1000 else 1, cache="always", workers=0)
     behind = done.stage_s - done.fill_s
     text = f"head of {net}, {num:,} images, {epochs} epochs: the store is filled in {done.fill_s:.1f} s ({num / done.fill_s:,.0f} images/s)"
     steps = f"{behind:.2f} s behind that, {done.images_per_s:,.0f} images/s in its steps of {made.batch}"
@@ -167,7 +167,7 @@ def suffix(book: Any, scratch: Scratch) -> None:
         part = _sized(net, batch, scale, name="top", unfreeze=cut, steps=scale.num_steps)
         few = {"rows_every": max(1, scale.num_steps // 8), "workers": _workers(scratch)}
         full = scratch.train(whole, images, cache="never", **few)
-        stored = scratch.train(part, images, cache="always", **few)
+        stored = scratch.train(part, images, cache="always", **few | {"workers": 0})  # only its filling reads images
         computed = scratch.train(part, images, cache="never", **few)
         bounds = _bounds(net, cut, scale.size)
         for name, done, bound in (("from the store", stored, bounds[0]), ("frozen blocks in each step", computed, bounds[1])):
