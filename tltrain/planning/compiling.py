@@ -16,9 +16,9 @@ from tltrain.core.stage_plan import StagePlan
 from tltrain.models.factory import Loaded
 
 GAIN = {"no": 1.21, "bf16": 1.36, "fp16": 1.36}
-"""Speed of a compiled training step against one that is not. bf16: `python -m benchmarks.gpu` on an H200, torch 2.11: ResNet-50 1.45, ViT-B/16
-1.28, here their geometric mean; fp16 is taken for the same. fp32: not measured by us; the mean over 163 networks on an A100, as PyTorch
-published it for its 2.0 (pytorch.org/get-started/pytorch-2-x)."""
+"""Speed of a compiled training step against one that is not. bf16: the geometric mean of ResNet-50 (1.45) and ViT-B/16 (1.28), as
+`python -m benchmarks.gpu` measured them on an H200 with torch 2.11; fp16 is taken for the same. fp32: not measured by us, the mean over 163
+networks on an A100 that PyTorch published for its 2.0 (pytorch.org/get-started/pytorch-2-x)."""
 COMPILE_S = 55.0
 """Seconds to compile a whole network for training, nothing compiled before: the same command, ResNet-50 69 s, ViT-B/16 42 s, four such
 processes at once on 16 cores. What stands in torch's cache already takes 2 to 4 s."""
