@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,7 +10,7 @@ from pathlib import Path
 from launcher import jobs
 from launcher.target import Target
 from tltrain.core import registry
-from tltrain.core.errors import UserError
+from tltrain.core.errors import Parser, UserError
 from tltrain.core.output import escape
 from tltrain.runs import run_dir
 
@@ -53,7 +52,7 @@ def usage() -> str:
 
 def look_at(verb: str, words: Sequence[str]) -> int:
     """Print, or cancel, the jobs of a run folder."""
-    parser = argparse.ArgumentParser(prog=f"tltrain launch {verb}", description=look_at.__doc__)
+    parser = Parser(prog=f"tltrain launch {verb}", description=look_at.__doc__)
     parser.add_argument("run", type=Path, help="a run folder, or the folder that holds an array's runs")
     path = parser.parse_args(words).run
     job = jobs.latest(path)

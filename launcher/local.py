@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import socket
@@ -20,7 +19,7 @@ from launcher.command import read, split
 from launcher.slurm.batch import outcome_since
 from launcher.supervise import supervise
 from launcher.target import Target
-from tltrain.core.errors import UserError
+from tltrain.core.errors import Parser, UserError
 from tltrain.runs import heartbeat, run_dir
 
 BF16_FROM = 8.0  # compute capability
@@ -31,7 +30,7 @@ EXIT = {"finished": 0, "stopped": 75}  # as `tltrain train` itself
 def main(words: Sequence[str]) -> int:
     """Check the command, start it by `accelerate launch`, wait. Returns what `tltrain train` would: 0, 1 failed, 75 stopped and saved."""
     own, trainings = split(words)
-    parser = argparse.ArgumentParser(prog="tltrain launch local", description=main.__doc__)
+    parser = Parser(prog="tltrain launch local", description=main.__doc__)
     parser.add_argument("--accelerate", help="a name in accelerate_configs/ such as ddp, or a file; the default follows from the GPUs")
     parser.add_argument("--processes", type=int, help="number of processes; the default is one for each GPU, or one")
     parser.add_argument("--dry-run", action="store_true", help="print the command and start nothing")

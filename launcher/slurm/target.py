@@ -18,6 +18,7 @@ from launcher.slurm import client, script, site
 from launcher.slurm.job import Job, sbatch_arguments
 from launcher.target import Target
 from tltrain.core.errors import UserError
+from tltrain.core.flags import parse_flags
 from tltrain.runs import run_dir
 
 USAGE = """\
@@ -46,7 +47,7 @@ def main(words: Sequence[str]) -> int:
     """Check everything, then submit one job, or a chain of jobs, and print their ids."""
     own, trainings = split(words)
     about = f"{main.__doc__} Site defaults stand in {site.path()}."
-    parsed = tyro.cli(_Words, default=_Words(site.defaults()), args=own, prog="tltrain launch slurm", description=about)
+    parsed = parse_flags(_Words(site.defaults()), own, "tltrain launch slurm", about)
     command = ["tltrain", "launch", "slurm", *words]
     if parsed.job.array and len(trainings) > 1:
         raise UserError("--array and a chain of commands cannot be had at once; submit the array first, and the rest with --dependency")

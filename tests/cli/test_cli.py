@@ -67,6 +67,29 @@ def test_a_mistake_in_the_words(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evaluate"], "the following arguments are required: run; see `tltrain evaluate --help`"),
+        (["evaluate", "x", "--bacth", "3"], "there is no flag --bacth (did you mean --batch?); see `tltrain evaluate --help`"),
+        (["train", "digits-resnet", "--bacth=3"], "there is no flag --bacth (did you mean --batch?); see `tltrain train digits"),
+        (["plan", "digits-resnet", "--zz", "3"], "there is no flag --zz; see `tltrain plan digits-resnet --help`"),
+        (["recipes", "a", "b"], "there is no place for b; see `tltrain recipes --help`"),
+        (["train", "digits-resnet", "b"], "there is no place for b; see `tltrain train digits-resnet --help`"),
+        (["predict", "x", "y", "--top", "many"], "argument --top: invalid int value: 'many'; see `tltrain predict --help`"),
+        (["train", "digits-resnet", "--seed"], "missing value for argument '--seed'. Expected 1 values; see `tltrain train digits-"),
+        (["launch", "slurm", "--tme", "3", "--", "train", "digits-vit"], "there is no flag --tme (did you mean --time?); see `"),
+        (["launch", "local", "--procs", "3", "--", "train", "digits-vit"], "there is no flag --procs (did you mean --processes?); see `"),
+        (["evaluate", "x", "--js"], "there is no flag --js"),
+    ],
+)  # fmt: skip
+def test_every_verb_says_a_mistake_in_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake(words, capsys)
+    assert message.startswith(f"tltrain: {says}")
+    assert message.count("\n") == 1
+    assert message.endswith(" --help`\n")
+
+
 def test_an_empty_class_and_an_image_that_is_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ from typing import Literal
 
 from tltrain import __version__
 from tltrain.core import files
+from tltrain.core.errors import Parser
 
 GIB = 1024**3
 LEAST_SHARED_GIB, LEAST_DISK_GIB, LEAST_MEMORY_GIB = 1, 5, 4
@@ -46,7 +46,7 @@ class Finding:
 
 def doctor(words: Sequence[str]) -> int:
     """Look at this machine: GPUs, memory, disk, network of processes, Slurm, keys and caches, with a remedy for each problem."""
-    parser = argparse.ArgumentParser(prog="tltrain doctor", description=doctor.__doc__)
+    parser = Parser(prog="tltrain doctor", description=doctor.__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will stand (default: runs)")
     folder = parser.parse_args(words).folder
     checks: list[Callable[[], list[Finding]]] = [versions, gpus, memory, lambda: disk(folder), pair, slurm, wandb_key, hub_cache]

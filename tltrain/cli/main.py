@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -10,9 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tltrain import __version__
-from tltrain.cli.parser import parser_of, print_help, two_columns
-from tltrain.core.errors import UserError
+from tltrain.core.errors import Parser, UserError, parser_of
 from tltrain.core.output import escape, streams
+from tltrain.core.output.help import print_help, two_columns
 
 RENAMED = {"store": "cache"}
 """Verbs by the names they had in 0.1, which 0.2 still understands."""
@@ -189,7 +188,7 @@ def export(words: Sequence[str]) -> int:
 
 def preview(words: Sequence[str]) -> int:
     """Draw one picture of what a recipe's network will see: samples by views of each stage."""
-    parser = argparse.ArgumentParser(prog="tltrain preview", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="tltrain preview", add_help=False)
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture's file (default: preview.png)")
     parser.add_argument("--rows", type=int, default=8, help="samples of each stage (default: 8)")
     arguments, rest = parser.parse_known_args(words)

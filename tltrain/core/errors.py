@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -48,3 +49,31 @@ def explain(error: ValidationError, origin: str, keys_at: Callable[[tuple[int | 
         else:
             lines.append(f"  {where}: {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}")
     return "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UserError for a mistake, so that it is said as every other mistake of the user."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            message = unknown_argument(unknown.split(" "), [name for action in self._actions for name in action.option_strings])
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parser_of(verb: str, function: Callable[..., int]) -> Parser:
+    """The parser of a verb, described by its function's docstring."""
+    return Parser(prog=f"tltrain {verb}", description=function.__doc__)
+
+
+def unknown_argument(arguments: Iterable[str], known: Iterable[str]) -> str:
+    """What is said of arguments that a parser does not know. known: its flags, with their dashes."""
+    first = next((word for word in arguments if word.startswith("-")), None)
+    if first is None:
+        return f"there is no place for {' '.join(arguments)}"
+    first = first.partition("=")[0]
+    near = get_close_matches(first, list(known), n=1)
+    return f"there is no flag {first}" + (f" (did you mean {near[0]}?)" if near else "")

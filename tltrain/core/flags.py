@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import ValidationError
 
 from tltrain.core import recipe as recipes
 from tltrain.core import registry
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, unknown_argument
 from tltrain.core.recipe import Recipe
 
+T = TypeVar("T")
 MINIMUM = {
     "max_device_batch": 1,
     "workers": 0,
@@ -126,6 +130,36 @@ def _renamed(argument: str) -> str:
     return f"{flag}{equals}{value}"
 
 
+def parse_flags(default: T, argv: Sequence[str], prog: str, description: str | None = None) -> T:
+    """Parse the fields of a dataclass as flags, with `default`'s values. Raises UserError for a mistake; --help ends the process."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed, unknown = tyro.cli(
+                type(default), default=default, args=list(argv), prog=prog, description=description, return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),
+            )  # fmt: skip
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_without_box(printed.getvalue())}; see `{prog} --help`") from None
+    sys.stderr.write(printed.getvalue())
+    if unknown:
+        names = [field.name for part in vars(default).values() for field in (fields(part) if is_dataclass(part) else ())]
+        recipe = getattr(default, "recipe", None)
+        known = [f"--{name}".replace("_", "-") for name in (*names, *(recipe.flat() if recipe is not None else ()))]
+        raise UserError(f"{unknown_argument(unknown, known)}; see `{prog} --help`")
+    return parsed
+
+
+def _without_box(text: str) -> str:
+    """tyro's message out of the box that it draws, of lines or, where the terminal has none, of dashes: what follows the title."""
+    lines = [line.strip("│ ") for line in text.splitlines()[1:]]
+    parts = [" ".join(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
+    message = parts[0].rstrip(".") if parts else text.strip()
+    return message[:1].lower() + message[1:]
+
+
 @dataclass(frozen=True)
 class _Arguments:
     run_flags: Annotated[RunFlags, tyro.conf.arg(name="")]
@@ -133,7 +167,7 @@ class _Arguments:
 
 
 def parse(verb: str, argv: Sequence[str]) -> tuple[Recipe, RunFlags]:
-    """Parse ``RECIPE [flags and overrides]``. tyro ends the process with code 2 and a suggestion for an unknown flag. Raises UserError."""
+    """Parse ``RECIPE [flags and overrides]``. Raises UserError; --help ends the process."""
     return parse_with(verb, argv, [{}])[0]
 
 
@@ -148,10 +182,7 @@ def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, An
     recipe = recipes.load(argv[0])
     argv = [argv[0], *map(_renamed, argv[1:])]
     try:
-        config = (tyro.conf.AvoidSubcommands,)
-        parsed = tyro.cli(
-            _Arguments, default=_Arguments(RunFlags(), recipe), args=list(argv[1:]), prog=f"tltrain {verb} {argv[0]}", config=config
-        )
+        parsed = parse_flags(_Arguments(RunFlags(), recipe), argv[1:], f"tltrain {verb} {argv[0]}")
     except ValidationError as error:
         raise UserError(recipes.explain(error, f"recipe {argv[0]} with these overrides")) from error
     overridden = [recipe.override({**parsed.recipe.model_dump(mode="json"), **change}) for change in changes]

@@ -1,14 +1,8 @@
-"""How a verb reads its words, and how help looks."""
+"""How help looks."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
-
-
-def parser_of(verb: str, function: Callable[..., int]) -> argparse.ArgumentParser:
-    """The parser of a verb, described by its function's docstring."""
-    return argparse.ArgumentParser(prog=f"tltrain {verb}", description=function.__doc__)
+from collections.abc import Mapping
 
 
 def two_columns(rows: dict[str, str]) -> object:
