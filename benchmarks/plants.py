@@ -81,7 +81,7 @@ def record_and_stop(folder: str, num_steps: int) -> None:
 
 
 def fill_head(original: Callable[..., Any], *arguments: Any) -> Any:
-    """Around setup.open_nets: a student in float64 whose head is not zero, so that its first step is as telling as any other."""
+    """Around experiment.open_nets: a student in float64 whose head is not zero, so that its first step is as telling as any other."""
     student, teacher = original(*arguments)
     chain = student.chain.double()
     generator = torch.Generator().manual_seed(7)
@@ -93,7 +93,7 @@ def fill_head(original: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def begin_with_a_head() -> None:
-    wrap(import_module("tltrain.training.setup"), "open_nets", fill_head)
+    wrap(import_module("tltrain.training.experiment"), "open_nets", fill_head)
 
 
 def record_masks(file: str) -> None:

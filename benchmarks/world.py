@@ -175,8 +175,8 @@ def force_strategy(strategy: str, world: int) -> None:
 
 def use_float64() -> None:
     """Compare worlds where rounding cannot hide a mistake."""
-    setup: Any = importlib.import_module("tltrain.training.setup")
-    opened = setup.open_nets
+    experiment: Any = importlib.import_module("tltrain.training.experiment")
+    opened = experiment.open_nets
 
     def open_nets(*arguments: Any) -> Any:
         nets = opened(*arguments)
@@ -185,7 +185,7 @@ def use_float64() -> None:
                 net.chain.double()
         return nets
 
-    setup.open_nets = open_nets
+    experiment.open_nets = open_nets
 
 
 def _free_port() -> int:

@@ -20,8 +20,8 @@ from tltrain.distributed.runtime import Runtime, rounds_products, torch_settings
 from tltrain.models import factory
 from tltrain.planning import compiling
 from tltrain.planning.compiling import COMPILE_S, GAIN, Estimate, estimates, line
+from tltrain.training.plan_table import describe_device
 from tltrain.training.run import train
-from tltrain.training.setup import describe_device
 
 Made = Callable[..., Recipe]
 

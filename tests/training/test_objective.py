@@ -23,7 +23,7 @@ from tltrain.data import Split, open_images
 from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.runs.metrics_log import read_rows
-from tltrain.training import setup
+from tltrain.training import experiment
 from tltrain.training.run import train
 
 COUNTS = (2, 9, 4, 6, 3, 7, 2, 5, 8, 3)  # images of each digit: unbalanced
@@ -60,7 +60,7 @@ def recipe_of(photos: Path, *stages: dict[str, Any], net: str = "resnet-tiny", *
 def plain_nets(recipe: Recipe) -> tuple[PlainNet, PlainNet | None]:
     """The networks that the run begins with."""
     images = open_images(recipe.data)
-    student, teacher = plants.fill_head(setup.open_nets, recipe, images)
+    student, teacher = plants.fill_head(experiment.open_nets, recipe, images)
     return tuple(None if n is None else PlainNet(n.chain.net.eval(), n.chain.mean, n.chain.std) for n in (student, teacher))  # type: ignore[return-value]
 
 
@@ -88,7 +88,7 @@ def _batch(items: Sequence[SampleRef], split: Split, views: Views) -> PlainBatch
 @pytest.fixture
 def with_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this process in float64, from a head that is not zero."""
-    monkeypatch.setattr(setup, "open_nets", partial(plants.fill_head, setup.open_nets))
+    monkeypatch.setattr(experiment, "open_nets", partial(plants.fill_head, experiment.open_nets))
 
 
 def losses_of(run: Path) -> list[float]:

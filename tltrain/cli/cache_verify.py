@@ -17,7 +17,6 @@ from tltrain.cache.feature_table import Layout
 from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.keys import CacheContext, row_key
 from tltrain.cache.planner import prefix_of, teacher_of
-from tltrain.core import stage_plan
 from tltrain.core.recipe import Augment, Data, Recipe, validate
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
@@ -25,7 +24,7 @@ from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
 from tltrain.models.factory import Loaded
 from tltrain.runs import run_dir
-from tltrain.training.setup import open_nets
+from tltrain.training.experiment import Experiment
 
 AT_ONCE = 64  # rows that are computed together
 
@@ -108,8 +107,8 @@ class Maker:
 
 def _answers(found: Standing, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _Answers:
     runtime = Runtime(recipe.deterministic)
-    student, teacher = open_nets(recipe, images)
-    planned = stage_plan.plan(recipe, student.chain, len(images.train), images.val is not None)
+    experiment = Experiment.open(recipe, images)
+    student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     stage, training = planned[found.made_by["stage"]], split.name == "train"
     autocast, gone, chunk = runtime.accelerator.autocast, None, found.key.get("chunk")
     if found.kind == "features":

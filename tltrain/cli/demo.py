@@ -13,17 +13,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import duration
 from tltrain.core.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
 from tltrain.data import open_images
-from tltrain.models import factory
 from tltrain.runs import run_dir
 from tltrain.runs.report.stats import wilson
 from tltrain.runs.report.write import write_comparison
 from tltrain.training import optim
+from tltrain.training.experiment import Experiment
 from tltrain.training.run import train
 
 PER_CLASS, NUM_CLASSES = 5, 10
@@ -120,8 +119,8 @@ def read_figures(path: Path) -> dict[str, float]:
 
 def num_trained(recipe: Recipe) -> int:
     """Parameters that train in the stage that trains most."""
-    chain = factory.skeleton(recipe.backbone, NUM_CLASSES, None, None).chain
-    return max(optim.trainable(chain, stage) for stage in stage_plan.plan(recipe, chain, NUM_LABELS, has_val=False))
+    experiment = Experiment.outline(recipe, open_images(recipe.data))
+    return max(optim.trainable(experiment.student.chain, stage) for stage in experiment.plan)
 
 
 def results(planned: Sequence[Arm], out: Path) -> Table:

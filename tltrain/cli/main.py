@@ -70,8 +70,8 @@ def plan(words: Sequence[str]) -> int:
     from tltrain.core import flags
 
     recipe, start = flags.parse("plan", words)
+    from tltrain.cli.plan import show_plan
     from tltrain.core.output.console import Console
-    from tltrain.training.setup import show_plan
 
     show_plan(recipe, start, Console(enabled=True))
     return 0
@@ -197,7 +197,7 @@ def preview(words: Sequence[str]) -> int:
     from tltrain.core import flags
 
     recipe, _ = flags.parse("preview", rest)
-    from tltrain.cli.preview import preview as draw
+    from tltrain.cli.plan import preview as draw
 
     print(draw(recipe, arguments.out, arguments.rows))
     return 0

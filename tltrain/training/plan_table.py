@@ -14,7 +14,11 @@ from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal, size
 from tltrain.core.recipe import DISTILL_LOSS, LOSS, Recipe
 from tltrain.core.stage_plan import StagePlan
+from tltrain.data import DataSplits
+from tltrain.data.sources.names import count_classes
 from tltrain.models.chain import Chain
+from tltrain.models.factory import Loaded
+from tltrain.planning.view_device import ViewDevice
 from tltrain.training import optim
 
 
@@ -82,3 +86,18 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
         rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
         lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
     return lines
+
+
+def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str:
+    sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
+    view = student.preprocess
+    seen = f"seen at {view.size} px (shorter side {view.resize})"
+    made = f"\nviews   strong ones are made {views.why}" if views.why else ""
+    classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"
+    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}{made}"
+
+
+def describe_device(device: str, precision: str, tf32: bool) -> str:
+    """The start line of a GPU. device: its name."""
+    rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
+    return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"

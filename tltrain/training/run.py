@@ -32,7 +32,7 @@ from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
 from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
 from tltrain.training.loop import NotFinite, StageResult, check_finite
-from tltrain.training.setup import TAKEN_OVER, Run, describe_data, describe_device, open_run
+from tltrain.training.setup import TAKEN_OVER, Run, open_run
 from tltrain.training.stage import run_stage, save_stage_weights
 from tltrain.training.stage_cache import base_images
 
@@ -132,9 +132,9 @@ def _announce(run: Run, restored: State | None) -> None:
     """Say and write down where this start begins."""
     runtime, plan_ = run.runtime, run.plan
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
-    about = describe_data(run.images, run.student, run.strong_views)
+    about = plan_table.describe_data(run.images, run.student, run.strong_views)
     if runtime.device.type == "cuda":
-        about += "\n" + describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
+        about += "\n" + plan_table.describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
     about += f"\n{run.compiling}" if run.compiling else ""
     table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, micro, about, run.choices.lines())
     if not runtime.is_main:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,17 +14,14 @@ from tltrain.cache import cost_model
 from tltrain.cache.image_cache import ImageCache
 from tltrain.cache.measure import Machine
 from tltrain.cache.planner import Choices, survey
-from tltrain.core import metric, registry, stage_plan
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.core.stage_plan import StagePlan
-from tltrain.data import DataSplits, Split, open_images, outline_images
+from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
-from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
-from tltrain.data.sources.names import count_classes
 from tltrain.data.views import Views
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
@@ -33,7 +29,7 @@ from tltrain.distributed.strategies import check
 from tltrain.distributed.watchdog import Watch
 from tltrain.evaluation import kept_data
 from tltrain.evaluation.kept_data import Decision
-from tltrain.models import factory, weights
+from tltrain.models import weights
 from tltrain.models.factory import Loaded
 from tltrain.planning import compiling
 from tltrain.planning.view_device import ViewDevice, view_device
@@ -41,8 +37,8 @@ from tltrain.runs import run_dir
 from tltrain.runs.checkpoint import Saver, State
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
-from tltrain.training import optim, plan_table
-from tltrain.training.losses import objective
+from tltrain.training import optim
+from tltrain.training.experiment import Experiment, check_objective
 
 T = TypeVar("T")
 TAKEN_OVER = "a newer start"
@@ -54,14 +50,10 @@ class Run:
     """What stays the same over the stages of a run."""
 
     path: Path
-    recipe: Recipe
+    experiment: Experiment
     start: RunFlags
     runtime: Runtime
     console: Console
-    images: DataSplits
-    student: Loaded
-    teacher: Loaded | None
-    plan: Sequence[StagePlan]
     choices: Choices
     device_batch: int
     chunk: int | None
@@ -79,6 +71,26 @@ class Run:
     """Where they are made."""
     compiling: str = ""
     """A line of the plan: whether --compile pays."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.experiment.recipe
+
+    @property
+    def images(self) -> DataSplits:
+        return self.experiment.images
+
+    @property
+    def student(self) -> Loaded:
+        return self.experiment.student
+
+    @property
+    def teacher(self) -> Loaded | None:
+        return self.experiment.teacher
+
+    @property
+    def plan(self) -> Sequence[StagePlan]:
+        return self.experiment.plan
 
     def save(self, state: State) -> None:
         """Hand a checkpoint to the background writer of process 0."""
@@ -133,8 +145,8 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     images, kept_images = _open_images(path, recipe, start, runtime)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
-    student, teacher = open_nets(recipe, images)
-    planned = stage_plan.plan(recipe, student.chain, len(images.train.labels), images.val is not None)
+    experiment = Experiment.open(recipe, images)
+    student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     check_objective(recipe, images)
     if recipe.batch < runtime.world:
         raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
@@ -173,7 +185,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
     saver = Saver(run_dir.checkpoints(path), generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
     sizes = device_batch, kept.get("chunk")
-    opened = path, recipe, start, runtime, console, images, student, teacher, planned, choices, *sizes, generation, watch, saver
+    opened = path, experiment, start, runtime, console, choices, *sizes, generation, watch, saver
     return Run(*opened, strong_views=views, compiling=pays)
 
 
@@ -193,19 +205,6 @@ def _open_images(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) 
         ranks = ", ".join(str(rank) for rank, other in enumerate(others) if other)
         raise UserError(f"rank {ranks} finds other images in {recipe.data.source} than rank 0; give every machine the same files")
     return decision.apply(drawn), decision
-
-
-def check_objective(recipe: Recipe, images: DataSplits) -> None:
-    """Raise UserError where a loss or a metric cannot be had, a loss is none, or `select` says nothing of these classes."""
-    num_classes = len(images.classes)
-    if recipe.select == "top5" and num_classes <= 5:
-        raise UserError(f"select is top5, and there are only {num_classes} classes, so that it is always right; choose top1")
-    for name in registry.names("metrics"):
-        metric.metric(name)
-    for name in dict.fromkeys(stage.loss for stage in recipe.stages):
-        objective.label_loss(name, num_classes)
-    if recipe.distill is not None:
-        objective.distill_loss(recipe.distill.loss, num_classes)
 
 
 def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept: dict[str, Any]) -> None:
@@ -244,55 +243,3 @@ def _shared(runtime: Runtime, work: Callable[[], T], path: Path | None = None) -
     if isinstance(found, UserError):
         raise found
     return cast(T, found)
-
-
-def open_nets(recipe: Recipe, images: DataSplits) -> tuple[Loaded, Loaded | None]:
-    """The student with a new head for these classes, and the frozen teacher. Raises UserError."""
-    data = recipe.data
-    student = factory.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
-    if recipe.distill is None:
-        return student, None
-    view = student.preprocess
-    spec = recipe.distill.teacher
-    teacher = factory.load(spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed)
-    teacher.chain.freeze(len(teacher.chain.blocks), norm_stats=False).eval()
-    return student, teacher
-
-
-def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str:
-    sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
-    view = student.preprocess
-    seen = f"seen at {view.size} px (shorter side {view.resize})"
-    made = f"\nviews   strong ones are made {views.why}" if views.why else ""
-    classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"
-    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}{made}"
-
-
-def describe_device(device: str, precision: str, tf32: bool) -> str:
-    """The start line of a GPU. device: its name."""
-    rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
-    return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"
-
-
-def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
-    """`tltrain plan`: the table, without reading weights and without training."""
-    check_apart(recipe.data.source, run_path(recipe, start))
-    images = outline_images(recipe.data)
-    for note in images.notes:
-        console.say(f"data    {note}", style="yellow")
-    loaded = factory.skeleton(recipe.backbone, len(images.classes), recipe.data.size, recipe.data.resize)
-    planned = stage_plan.plan(recipe, loaded.chain, len(images.train.labels), images.val is not None)
-    check_objective(recipe, images)
-    micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
-    teacher, view = None, loaded.preprocess
-    if recipe.distill is not None:
-        try:
-            teacher = factory.skeleton(recipe.distill.teacher, len(images.classes), view.size, view.resize)
-        except UserError as error:  # often it is still to be trained
-            console.say(f"teacher planned without it: {error}", style="yellow")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
-    choices = survey(recipe, start, images, loaded, teacher, planned, machine)
-    views = view_device(recipe, start, images.train, loaded, planned, machine, choices)
-    about = "\n".join(filter(None, (describe_data(images, loaded, views), compiling.note(start, loaded, planned, machine))))
-    console.show(plan_table.render(recipe, loaded.chain, planned, 1, micro, about, choices.lines()))

@@ -1,0 +1,59 @@
+"""`tltrain plan` and `tltrain preview`: what a run would do and see, without reading weights and without training."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from tltrain.cache.measure import Machine
+from tltrain.cache.planner import survey
+from tltrain.core import files
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.output.console import Console
+from tltrain.core.recipe import Recipe
+from tltrain.data import open_images, outline_images
+from tltrain.data.sampler import num_micro
+from tltrain.data.sources.folder import check_apart
+from tltrain.planning import compiling
+from tltrain.planning.view_device import view_device
+from tltrain.training import plan_table
+from tltrain.training.experiment import Experiment, check_objective
+from tltrain.training.setup import DEVICE_BATCH, num_workers
+
+
+def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
+    """`tltrain plan`: the table, without reading weights and without training."""
+    check_apart(recipe.data.source, run_path(recipe, start))
+    images = outline_images(recipe.data)
+    for note in images.notes:
+        console.say(f"data    {note}", style="yellow")
+    experiment = Experiment.outline(recipe, images, lambda text: console.say(text, style="yellow"))
+    student, planned = experiment.student, experiment.plan
+    check_objective(recipe, images)
+    micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
+    choices = survey(recipe, start, images, student, experiment.teacher, planned, machine)
+    views = view_device(recipe, start, images.train, student, planned, machine, choices)
+    about = "\n".join(filter(None, (plan_table.describe_data(images, student, views), compiling.note(start, student, planned, machine))))
+    console.show(plan_table.render(recipe, student.chain, planned, 1, micro, about, choices.lines()))
+
+
+def preview(recipe: Recipe, out: Path, rows: int = 8) -> Path:
+    """Write the picture of a recipe's data; reads no weights. Raises UserError."""
+    if rows < 1:
+        raise UserError(f"--rows is {rows}; it must be at least 1")
+    images = open_images(recipe.data)
+    from tltrain.planning.preview import picture  # matplotlib takes long to import: `tltrain plan` does without
+
+    experiment = Experiment.outline(recipe, images)
+    drawn = picture(recipe, images, experiment.student.preprocess, experiment.plan, rows)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(out, drawn)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; give another place with --out") from error
+    return out
