@@ -19,7 +19,10 @@ from tltrain.core.stage_plan import StagePlan
 from tltrain.training import loop as engine
 from tltrain.training import stage as staging
 
-LOOP = ("engine.py", "inference.py", "losses.py", "store.py", "blocks.py", "staging.py", "replicas.py")
+LOOP = (
+    "loop.py", "stage.py", "objective.py", "cross_entropy.py", "distillation.py", "evaluator.py", "frozen.py", "feature_table.py", "mixing.py",
+    "precision.py", "chain.py", "ddp.py",
+)  # fmt: skip
 """Files through which every step goes, and which see tensors of the device."""
 ASKS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__index__")
 """What makes the host wait for a number."""
