@@ -36,7 +36,7 @@ DRY = Scale(
     num_photos=16, memory_batch=2,
 )  # fmt: skip
 NEEDS_S = {"memory": 15, "speeds": 215, "head": 80, "suffix": 110, "distill": 70, "files": 75}
-"""With less than that left a part is not begun: what the first three took on an H200 with 3 rounds; of the others no whole one was timed."""
+"""With less than that left a part is not begun: what the first three took on an H200 with 3 rounds; no other was timed whole."""
 
 
 @dataclass
