@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 POLL_S = 0.1
 
@@ -90,13 +92,10 @@ def _ignores(process: int, number: int) -> bool:
 
 
 def _children(process: int) -> list[int]:
-    """Direct children of a process, by Linux's /proc or by ps."""
-    listed = Path(f"/proc/{process}/task/{process}/children")
-    with contextlib.suppress(OSError):
-        return [int(word) for word in listed.read_text().split()]
-    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False)
-    pairs = [line.split() for line in done.stdout.splitlines()]
-    return [int(pid) for pid, parent in pairs if int(parent) == process]
+    """Direct children of a process."""
+    with contextlib.suppress(psutil.Error):  # it has ended
+        return [child.pid for child in psutil.Process(process).children()]
+    return []
 
 
 def _pump(child: subprocess.Popen[bytes], output: Callable[[bytes], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
+from tltrain.distributed.memory import free_memory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
@@ -91,21 +91,6 @@ def survey(
     return Choices(made, _choose_images(start, images, made, planned, surveyor.meter, budget), budget)
 
 
-def _limits() -> list[int]:
-    """Bytes that control groups leave this process, as containers and Slurm set them."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        number, kinds, path = line.split(":", 2)
-        root, name = ("/sys/fs/cgroup", "memory.max") if number == "0" else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        if number != "0" and "memory" not in kinds.split(","):
-            continue
-        here = Path(root + path)
-        for folder in (here, *here.parents):
-            with contextlib.suppress(OSError, ValueError):  # no limit here, or "max"
-                found.append(int((folder / name).read_text()))
-    return found
-
-
 class _Surveyor:
     def __init__(
         self, recipe: Recipe, start: RunFlags, images: DataSplits, student: Loaded, teacher: Loaded | None, machine: Machine, budget: Budget
@@ -149,20 +134,10 @@ def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budg
     on_device = 0
     if device.type == "cuda":
         on_device = torch.cuda.mem_get_info(device)[0] // 4
-    memory, disk = _free_memory() // 2 // local_world, disk_store.default_limit(store_root())
+    memory, disk = free_memory() // 2 // local_world, disk_store.default_limit(store_root())
     flags = (start.cache_device_gb, start.cache_memory_gb, start.cache_disk_gb)
     found = [default if flag is None else int(flag * 1e9) for flag, default in zip(flags, (on_device, memory, disk), strict=True)]
     return Budget(found[0] if device.type == "cuda" else 0, found[1], found[2])
-
-
-def _free_memory() -> int:
-    """Bytes of host memory that could be had."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        return min(free, *(_limits() or [free]))
-    except (OSError, StopIteration):
-        return 2 * 2**30  # a system that does not say
 
 
 def _choose_images(

@@ -100,14 +100,16 @@ def gpus() -> list[Finding]:
 
 
 def memory() -> list[Finding]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    from tltrain.distributed.memory import free_memory, total_memory
+
+    free, total = free_memory() / GIB, total_memory() / GIB
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    few = total < LEAST_MEMORY_GIB
+    few = free < LEAST_MEMORY_GIB
     found = [
         Finding(
             "note" if few else "ok",
             "memory",
-            f"{total:.0f} GiB, {cores} processor cores",
+            f"{free:.0f} of {total:.0f} GiB free, {cores} processor cores",
             "choose a small --max-device-batch" if few else "",
         )
     ]
