@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +37,8 @@ def check(trained: TrainedModel) -> None:
 
 
 def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports its steps there
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # the exporter reports its steps there
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # torch 2.11 on its own code
         made = torch.onnx.export(
             traced(trained, example_BCHW), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False, external_data=False
         )

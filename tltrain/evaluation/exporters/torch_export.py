@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,13 +48,19 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(folder / FILE).module()
+    return _load(folder).module()
 
 
 def classes(folder: Path) -> list[str]:
     extra = {CLASSES: ""}
-    torch.export.load(folder / FILE, extra_files=extra)
+    _load(folder, extra)
     return list(json.loads(extra[CLASSES]))
+
+
+def _load(folder: Path, extra_files: dict[str, str] | None = None) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():  # torch 2.11 reads its own file into a buffer that it then warns of
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.export.load(folder / FILE, extra_files=extra_files)
 
 
 EXPORTER = Exporter(USAGE, write, read, classes)
