@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -101,6 +102,16 @@ def remove_folder(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     folder.rename(hidden)
     shutil.rmtree(hidden)
+
+
+def remedy(error: BaseException) -> str:
+    """What a person can do about a disk that refused."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.EPERM, errno.EACCES, errno.EROFS):
+        return "This user may not write there (permissions, a read-only disk, or chattr +i): allow it, and start again"
+    if code in (errno.ENOENT, errno.ESTALE):
+        return "The folder was renamed or deleted: put it back, and start again"
+    return "Make room, and start again"
 
 
 def sha256(path: Path) -> str:

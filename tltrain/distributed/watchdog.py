@@ -46,6 +46,8 @@ class Watch:
         self.interval_s = min(BEAT_S, timeout_s / 4)
         self.place, self.since = ("", 0, "start"), time.monotonic()
         self.left_since: float | None = None
+        found = self.folder.stat()
+        self.identity = found.st_dev, found.st_ino
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._live, name="tltrain-watch", daemon=True)
         self._beat()
@@ -59,14 +61,27 @@ class Watch:
         self.over.set()
         self.thread.join(timeout=10)
 
+    def present(self) -> bool:
+        """Whether the run folder is still where this start found it: not renamed, deleted, or replaced by another."""
+        try:
+            found = self.folder.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a file server that does not answer for a while
+            return True
+        return (found.st_dev, found.st_ino) == self.identity
+
+    def may_write(self) -> bool:
+        return not self.taken_over and self.present()
+
     def _live(self) -> None:
         while not self.over.wait(self.interval_s):
             self._beat()
             if self.rank == 0 and not self.taken_over:
                 newest = newest_generation(self.folder)
-                if newest > self.generation:
+                if newest > self.generation or not self.present():
                     self.taken_over = True
-                    self.superseded(newest)
+                    self.superseded(newest if newest > self.generation else 0)
             if self.world > 1 and time.monotonic() - self.since > self.timeout_s:
                 details = self._hang_report()
                 sys.stderr.write(f"tltrain: {details['error']}\n")

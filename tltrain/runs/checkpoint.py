@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -81,21 +82,33 @@ def save(folder: Path, state: State, generation: int, keep: int) -> Path:
     final, temporary = folder / name, folder / f".{name}.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary.mkdir()  # no parents: a run folder that was renamed meanwhile is not begun anew under its old name
         _write(temporary, state)
         if final.exists():
             files.remove_folder(final)
         files.commit_folder(temporary, final)
     except (OSError, SafetensorError, RuntimeError) as error:  # on a full disk, safetensors and torch raise errors of their own
         shutil.rmtree(temporary, ignore_errors=True)
-        remedy = "older checkpoints are untouched. Make room, and start again"
-        raise UserError(f"checkpoint {name} could not be written to {folder}: {_disk_error(error)}; {remedy}") from error
+        cause = _disk_error(error)
+        text = f"checkpoint {name} could not be written to {folder}: {cause}; older checkpoints are untouched. {files.remedy(cause)}"
+        raise UserError(text) from error
     for old in committed(folder)[keep:]:
-        files.remove_folder(old)
-    for partial in folder.glob(".[0-9]*"):  # earlier starts were killed while they wrote or deleted these
-        if int(partial.name[1:7]) < generation:
+        _remove(old)
+    for partial in folder.glob(".[0-9]*"):  # starts were killed while they wrote or deleted these; nothing of this one is under way
+        if partial.name[1:7].isdigit() and int(partial.name[1:7]) <= generation:
             shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def _remove(old: Path) -> None:
+    """Delete a checkpoint that is not kept. Where that fails (another owner, NFS holds a file) the new one stands all the same."""
+    try:
+        if old.is_symlink():
+            old.unlink()  # the link alone: what it leads to may be anybody's
+        else:
+            files.remove_folder(old)
+    except OSError as error:
+        sys.stderr.write(f"tltrain: the old checkpoint {old} could not be deleted: {error}; the run goes on, delete it by hand\n")
 
 
 def _disk_error(error: BaseException) -> BaseException:

@@ -185,14 +185,18 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
     if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
         return
     beat = heartbeat.read_beat(signed, newest, 0)
-    age_s = time.time() - (beat or owner)["time"]
+    age_s = time.time() - float((beat or owner)["time"])
     if age_s > stale_s:
         return
     who = f"process {owner['pid']} on {owner['host']}" + (f" (Slurm job {owner['job']})" if owner["job"] else "")
     raise UserError(
-        f"{run} is in use by {who}, which gave a sign of life {age_s:.0f} s ago; wait for it, stop it, choose another folder with "
+        f"{run} is in use by {who}, which gave a sign of life {_ago(age_s)}; wait for it, stop it, choose another folder with "
         "--folder, or take the run over with --take-over"
     )
+
+
+def _ago(age_s: float) -> str:
+    return f"{age_s:.0f} s ago" if age_s > -1 else f"by a clock that is {-age_s:.0f} s ahead of this machine's (its age is not known)"
 
 
 def _is_alive(pid: int) -> bool:

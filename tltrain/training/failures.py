@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import math
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.data.sampler import num_micro
 from tltrain.distributed.out_of_memory import ChunkTooLarge, first_line, is_out_of_memory
@@ -91,11 +93,16 @@ def root_cause(run: Run, error: Exception) -> Exception:
     if isinstance(error, SaveFailed) and run.saver is not None:
         try:
             run.saver.wait()
-        except UserError as cause:
+        except Exception as cause:  # whatever it met: nothing here may hide how the run ended
             return cause
     full = isinstance(error, SafetensorError) and "os error" in str(error)
-    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
-        return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. Make room, and start again")
+    if isinstance(error, OSError):
+        inside = error.filename is not None and Path(str(error.filename)).is_relative_to(run.path)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or (inside and error.errno in (errno.EPERM, errno.EACCES))
+    if full:
+        return UserError(f"{run.path} cannot be written: {error}; what stands there is untouched. {files.remedy(error)}")
+    if isinstance(error, OSError) and error.errno == errno.ENOENT and not run.watch.present():
+        return UserError(f"{run.path} was renamed or deleted while the run went on, which ends here; put it back, and start again")
     return error
 
 
@@ -122,6 +129,9 @@ def record_failure(run: Run, details: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:  # the disk may be what failed
         run.console.say(f"outcome.json could not be written: {error}", style="bold red")
     if run.runtime.is_main:
-        results.report(run.path, run.console.say)
+        try:
+            results.report(run.path, run.console.say)
+        except (OSError, ValueError) as error:
+            run.console.say(f"the report could not be written: {error}", style="bold red")
         run.console.say(f"failed: {details['error']}", style="bold red")
     return details

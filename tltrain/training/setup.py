@@ -176,14 +176,15 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     _shared(runtime, lambda: _write_environment(path, runtime, images, kept), path)
 
     def superseded(newer: int) -> None:
-        console.say(f"generation {newer} has taken {path} over from this one ({generation}), which stops without writing", style="bold red")
+        why = f"generation {newer} has taken {path} over from this one ({generation})" if newer else f"{path} was renamed or deleted"
+        console.say(f"{why}: this start stops without writing", style="bold red")
         stop.signal = TAKEN_OVER
 
     def failed(details: dict[str, Any]) -> None:
         run_dir.write_failure(path, generation, details)
 
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
-    saver = Saver(run_dir.checkpoints(path), generation, start.keep, lambda: not watch.taken_over) if runtime.is_main else None
+    saver = Saver(run_dir.checkpoints(path), generation, start.keep, watch.may_write) if runtime.is_main else None
     sizes = device_batch, kept.get("chunk")
     opened = path, experiment, start, runtime, console, choices, *sizes, generation, watch, saver
     return Run(*opened, strong_views=views, compiling=pays)
