@@ -16,6 +16,9 @@ from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models.precision import full_precision
 
+COLUMNS = ("index", "weight", "label", "predicted", "confidence", "loss", "in_top5", "calibrated")
+"""What is gathered of each sample. Probabilities of all classes would be K columns: 400 MB for 50,000 images of 1,000 classes."""
+
 
 class Interrupted(Exception):
     """A stop was requested in the middle of a split. Raised on all processes."""
@@ -34,9 +37,11 @@ def predict(
     temperature: divides the logits of the calibrated confidence only.
     should_stop: called before each batch and must return the same on all processes. True raises Interrupted.
     """
-    rows_N8 = _gathered(runtime, model, loader, partial(_row, temperature), entry, should_stop)
-    index, label, predicted = (rows_N8[:, i].astype(np.int64) for i in (0, 2, 3))
-    return Predictions(index, label, predicted, rows_N8[:, 4], rows_N8[:, 5], rows_N8[:, 6] > 0, rows_N8[:, 7], temperature)
+    rows_NC = _gathered(runtime, model, loader, partial(_row, temperature), entry, should_stop)
+    column_N = dict(zip(COLUMNS, rows_NC.T, strict=True))
+    del column_N["weight"]
+    whole = {name: column_N.pop(name).astype(np.int64) for name in ("index", "label", "predicted")}
+    return Predictions(**whole, in_top5=column_N.pop("in_top5") > 0, **column_N, temperature=temperature)
 
 
 def logits(
@@ -80,15 +85,18 @@ def _gathered(
 
 
 def _row(temperature: float, logits_BK: Tensor, batch: Batch) -> Tensor:
-    """(B, 8) float64: index, weight, label, predicted, confidence, loss, in the top five, calibrated confidence."""
+    """(B, C) float64, a column for each name of COLUMNS."""
     log_p_BK = logits_BK.double().log_softmax(1)
     calibrated_B = (logits_BK.double() / temperature).softmax(1).amax(1)
     confidence_B, predicted_B = log_p_BK.exp().max(1)
     label_B1 = batch["label"].unsqueeze(1)
     loss_B = -log_p_BK.gather(1, label_B1).squeeze(1)
     top5_B = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B1).any(1)
-    columns = [predicted_B, confidence_B, loss_B, top5_B, calibrated_B]
-    return torch.stack([batch["index"], batch["weight"], batch["label"], *columns], dim=1).double()
+    column_B = {
+        "index": batch["index"], "weight": batch["weight"], "label": batch["label"], "predicted": predicted_B,
+        "confidence": confidence_B, "loss": loss_B, "in_top5": top5_B, "calibrated": calibrated_B,
+    }  # fmt: skip
+    return torch.stack([column_B[name] for name in COLUMNS], dim=1).double()
 
 
 def _logits_row(logits_BK: Tensor, batch: Batch) -> Tensor:
