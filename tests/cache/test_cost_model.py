@@ -106,9 +106,9 @@ def test_always_without_room_is_refused_with_the_numbers_and_the_remedy() -> Non
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mixup": 0.2}, "mixup mixes images before the cut, anew in each step (set mixup: 0)"),
-        ({"cutmix": 1.0}, "cutmix mixes images before the cut, anew in each step (set cutmix: 0)"),
-        ({"views": None}, "fresh views are different each time (set views)"),
+        ({"mixup": 0.2}, "mixup mixes images before the frozen blocks, differently in each step (set mixup: 0)"),
+        ({"cutmix": 1.0}, "cutmix mixes images before the frozen blocks, differently in each step (set cutmix: 0)"),
+        ({"views": None}, "views is null, so every step gets a new view (set views)"),
         ({"views": None, "mixup": 0.2}, "mixup mixes"),
         ({}, None),
     ],
@@ -122,7 +122,7 @@ def test_obstacles_and_their_refusal(changes: dict[str, Any], says: str | None) 
         cost_model.check_always("always", recipe, chain_of(recipe), [stage])
         return
     assert str(cost_model.why_not_cacheable(stage)).startswith(says)
-    with pytest.raises(UserError, match="--cache always, and stage head cannot be stored") as refused:
+    with pytest.raises(UserError, match="--cache always, but stage head cannot be cached") as refused:
         cost_model.check_always("always", recipe, chain_of(recipe), [stage])
     assert says in str(refused.value)
     assert "take --cache auto" in str(refused.value)

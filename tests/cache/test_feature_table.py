@@ -285,14 +285,14 @@ def test_what_is_unused_makes_room_and_what_is_in_use_does_not(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mixup": 0.2}, "mixup mixes images before the cut, anew in each step (set mixup: 0)"),
+        ({"mixup": 0.2}, "mixup mixes images before the frozen blocks, differently in each step (set mixup: 0)"),
         ({"cutmix": 1.0}, "(set cutmix: 0)"),
-        ({"views": None}, "fresh views are different each time (set views)"),
+        ({"views": None}, "views is null, so every step gets a new view (set views)"),
     ],
 )
 def test_always_refuses_what_cannot_be_stored(changes: dict[str, Any], says: str, watched: Watched, tmp_path: Path) -> None:
     spec = trials.recipe(stages=[HEAD | VIEWS | changes])
-    with pytest.raises(UserError, match="--cache always, and stage head cannot be stored") as refused:
+    with pytest.raises(UserError, match="--cache always, but stage head cannot be cached") as refused:
         run(spec, tmp_path / "run", cache="always")
     assert says in str(refused.value)
     assert not (tmp_path / "run").exists()

@@ -121,7 +121,7 @@ def test_another_package_is_used_as_ours_are(site: Path, tmp_path: Path) -> None
     assert "resnet50" in listed
     assert "head: features before head not stored: blocks of this network cannot run one by one" in planned
     assert "backbone.name is 'toy-cn'; did you mean toy-cnn?" in unknown
-    assert "--cache always, and stage head cannot be stored: blocks of this network cannot run one by one; or take --cache auto" in stored
+    assert "--cache always, but stage head cannot be cached: blocks of this network cannot run one by one; or take --cache auto" in stored
     assert "--recompute works block by block, and blocks of this network cannot run one by one; drop it" in recomputed
     for refused in (unknown, stored, recomputed):
         assert "exit 2" in refused

@@ -1,1 +1,1 @@
-"""Computing once: stored base images, features of a frozen prefix, a teacher's logits."""
+"""Caches of what does not change during a run: base images, features of frozen blocks, a teacher's logits."""

@@ -1,4 +1,4 @@
-"""What is worth storing, and where: arithmetic over what a stage will ask for again and again. Nothing is stored here."""
+"""Cost model: does caching pay off, and where should the cache be read from?"""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tltrain.models.chain import Chain
 
 Mode = Literal["auto", "always", "never"]
 LEAST_SAVED_S = 1.0
-"""A saving below it is not worth files."""
+"""Smallest saving for which a cache is written, seconds."""
 DISK_BYTES_S = 1e9
-"""What a disk is taken to write, check and read in a second."""
+"""Assumed rate at which a disk writes, checks and reads, bytes a second."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that a store may take, by where its rows are read from."""
+    """Bytes that a cache may take, by the place its rows are read from."""
 
     device: int
     memory: int
     disk: int
 
     def place(self, num_bytes: int) -> Place | None:
-        """The quickest place that holds them; None where not even the disk does, to which all are written."""
+        """The fastest place with room for `num_bytes`. None if they exceed the disk budget: every cache is written to disk."""
         if num_bytes > self.disk:
             return None
         return "device" if num_bytes <= self.device else "memory" if num_bytes <= self.memory else "disk"
 
     def without(self, choice: Choice | None) -> Budget:
-        """What is left beside a store that is open at the same time."""
+        """The budget that remains beside a cache that is open at the same time."""
         num_bytes = 0 if choice is None else choice.num_bytes
         on_device, in_memory = (num_bytes * (choice is not None and choice.place == place) for place in ("device", "memory"))
         return Budget(self.device - on_device, self.memory - in_memory, self.disk)
@@ -44,15 +44,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Speed:
-    """What one image costs here, and what a row of it takes."""
+    """The cost of one image on this machine, and the size of its cached row."""
 
     image_s: float
     """Seconds to make a view: read, decode, resize, augment."""
     frozen_s: float
-    """Seconds of the frozen blocks."""
+    """Seconds of the frozen blocks' forward pass."""
     row_bytes: int
     overlaps: bool = False
-    """Whether a view is made while the device computes: then the slower of the two counts."""
+    """Whether views are made while the device computes. The total is then the slower of the two."""
 
     @property
     def total_s(self) -> float:
@@ -61,17 +61,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether one thing is stored for one stage."""
+    """The decision whether to cache one kind of row for one stage."""
 
     stage: str
     what: str
-    """features before layer4.0 of train, logits of the teacher, ..."""
+    """The kind of row, such as `features before layer4.0, train` or `the teacher's logits`."""
     num_rows: int = 0
     num_views: int = 0
     speed: Speed = Speed(0, 0, 0)
     saved_s: float = 0.0
     place: Place | None = None
-    """Where its rows are read from; None: it is not stored."""
+    """Where the rows are read from; None if they are not cached."""
     why_not: str = ""
 
     @property
@@ -83,6 +83,7 @@ class Choice:
         return self.num_rows * self.speed.total_s
 
     def line(self) -> str:
+        """The decision as one line of the plan."""
         begin = f"{self.stage}: {self.what}"
         if not self.num_rows:
             return f"{begin} not stored: {self.why_not}"
@@ -99,19 +100,20 @@ def choose(
     what: str,
     num_images: int,
     num_views: int,
-    num_asked: float,
+    num_reads: float,
     speed: Speed,
     budget: Budget,
     flag: str = "--cache",
 ) -> Choice:
-    """Store it or not. num_asked: how many rows the stage asks for in all.
+    """Decide whether to cache the rows of `num_images` images in `num_views` views each.
 
-    Raises UserError where mode is always and no place holds the bytes.
+    num_reads: number of rows that the stage reads in all. flag: the flag that set `mode`, for messages.
+    Raises UserError where mode is always and the rows exceed the disk budget.
     """
     num_rows = num_images * num_views
     place = budget.place(num_rows * speed.row_bytes)
-    moved = speed.row_bytes * (2 * num_rows + (num_asked if place == "disk" else num_rows))  # written, checked, read
-    saved_s = (num_asked - num_rows) * speed.total_s - moved / DISK_BYTES_S
+    moved = speed.row_bytes * (2 * num_rows + (num_reads if place == "disk" else num_rows))  # written, checked, read
+    saved_s = (num_reads - num_rows) * speed.total_s - moved / DISK_BYTES_S
     choice = Choice(stage, what, num_rows, num_views, speed, saved_s)
     why_not = ""
     if mode == "never":
@@ -120,43 +122,43 @@ def choose(
         why_not = f"the budget on the disk is {size(budget.disk)}"
         if mode == "always":
             views = "lower views, " if num_views > 1 else ""
-            raise UserError(f"{flag} always, and {choice.line()}{why_not}; raise --cache-disk-gb, {views}or take {flag} auto")
+            raise UserError(f"{flag} always, but {choice.line()}{why_not}; raise --cache-disk-gb, {views}or take {flag} auto")
     elif mode == "auto" and saved_s < LEAST_SAVED_S:
         why_not = f"it saves less than {LEAST_SAVED_S:g} s"
     return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not)
 
 
 def why_not_cacheable(stage: StagePlan) -> str | None:
-    """Why the training images of a stage cannot be looked up: what it asks for is never asked for again, or exists only once mixed."""
+    """The reason why a stage's training rows cannot be cached: its views never repeat, or it mixes images. None if they can."""
     spec = stage.spec
     if spec.mixup or spec.cutmix:
         name = "mixup" if spec.mixup else "cutmix"
-        return f"{name} mixes images before the cut, anew in each step (set {name}: 0)"
+        return f"{name} mixes images before the frozen blocks, differently in each step (set {name}: 0)"
     if spec.views is None and spec.augment == "none":
-        return "views is null, which asks for a fresh one each time (set views: 1; without augmentation all are the same)"
-    return "fresh views are different each time (set views)" if spec.views is None else None
+        return "views is null, so every step gets a new view (set views: 1; without augmentation all views are equal)"
+    return "views is null, so every step gets a new view (set views)" if spec.views is None else None
 
 
 def uncut(chain: Chain) -> str | None:
-    """Why nothing in front of a block can be looked up, whatever a stage asks for."""
+    """The reason why no features of this network can be cached, whatever the stage. None if they can."""
     return "blocks of this network cannot run one by one" if chain.runs_whole else None
 
 
 def num_views(recipe: Recipe, stage: StagePlan) -> int:
-    """Views of each image that a stage with a finite number of them asks for."""
+    """The number of different views of each image that a stage uses. The stage's `views` must not be null."""
     assert stage.spec.views is not None
     epochs = math.ceil(stage.num_steps * stage.batch / stage.num_samples)
     return stage.spec.views if recipe.data.balance == "sampler" else min(stage.spec.views, epochs)
 
 
 def num_evaluations(stage: StagePlan) -> int:
-    """Times that val is evaluated in a stage that runs to its end."""
+    """The number of evaluations of val in a stage that runs to its end."""
     return 1 + max(1, math.ceil(stage.epoch(stage.num_steps) / stage.spec.eval_epochs - 1e-9))
 
 
 def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[StagePlan]) -> None:
-    """Raises UserError where everything shall be stored and a stage asks for what cannot be."""
+    """Raises UserError for --cache always with a stage that cannot be cached."""
     for stage in planned if mode == "always" else ():
         why = why_not_cacheable(stage) or (uncut(chain) if stage.first > 0 else None)
         if why is not None and (stage.first > 0 or recipe.distill is not None):
-            raise UserError(f"--cache always, and stage {stage.spec.name} cannot be stored: {why}; or take --cache auto")
+            raise UserError(f"--cache always, but stage {stage.spec.name} cannot be cached: {why}; or take --cache auto")

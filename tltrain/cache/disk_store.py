@@ -1,7 +1,7 @@
-"""Stores on disk: folders of files that can be made again, each written whole, named by its own checksum, evicted by a size limit.
+"""Stores on disk: folders of shard files that can be computed again. The least recently used are deleted when the disk budget is full.
 
-A store's folder is named by the hash of its key: everything that decides what its bytes are. Another key is another folder,
-so that nothing in it is ever out of date.
+A shard is written atomically, and its name holds its checksum. A store's folder is named by the hash of its key, which holds everything
+that decides its bytes. So a store never becomes stale: a changed key names another folder.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ from torch import Tensor
 from tltrain.core import files
 
 ABOUT, LOCK = "about.json", "lock"
-LEFT_OVER_S = 3600.0  # a temporary file that nobody has touched for so long was left by a killed process
+LEFT_OVER_S = 3600.0  # a temporary file that is older belongs to a killed process
 NOT_LOCKED = (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
 class Store:
-    """One store, held open: nobody evicts it meanwhile. Any number of processes may fill the same one at the same time."""
+    """One open store. It cannot be evicted while it is open. Any number of processes may fill it at the same time."""
 
     def __init__(self, root: Path, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> None:
-        """root: the folder of all stores. key: JSON values; made_by: what could make the same bytes again, kept and not compared."""
+        """Open a store, and create it if absent. Raises OSError if it cannot be written.
+
+        root: the folder of all stores. key: JSON values that decide the store's bytes. made_by: what is needed to compute the store again;
+        it is recorded but not compared.
+        """
         self.path = root / f"{kind}-{digest(key)}"
         self.handle = _lock_shared(self.path)
         try:
@@ -45,26 +49,26 @@ class Store:
         except OSError:
             self.close()
             raise
-        for left in self.path.glob(".*.tmp"):
-            with suppress(OSError):  # gone already, or another user's
-                if time.time() - left.stat().st_mtime > LEFT_OVER_S:
-                    left.unlink()
+        for temporary in self.path.glob(".*.tmp"):
+            with suppress(OSError):  # already gone, or another user's
+                if time.time() - temporary.stat().st_mtime > LEFT_OVER_S:
+                    temporary.unlink()
 
     def list_shards(self) -> dict[str, Path]:
-        """Name to file of every shard that is there; whether its bytes are sound says `sound`."""
+        """Name to file of every shard on disk. `verify_shard` checks a shard's bytes."""
         return list_shards(self.path)
 
     def verify_shard(self, file: Path) -> bool:
-        """Whether a shard's bytes are those that were written. A damaged one is removed: it can be made again."""
+        """Whether a shard's bytes match its checksum. A damaged shard is deleted, since it can be computed again."""
         with _gone_already(), file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest()[:32] == file.name.split(".")[1]:
                 return True
-            if os.path.samestat(os.fstat(opened.fileno()), file.stat()):  # not what another process has put there meanwhile
+            if os.path.samestat(os.fstat(opened.fileno()), file.stat()):  # unless another process has replaced it meanwhile
                 file.unlink()
         return False
 
     def write(self, name: str, tensors: dict[str, Tensor]) -> Path:
-        """Write a shard: temporary name, fsync, rename. The checksum is part of the final name. Raises OSError."""
+        """Write a shard atomically: temporary name, fsync, rename. The final name holds the checksum. Raises OSError."""
         content = save(tensors)
         final = self.path / f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         with files.replacing(final) as temporary:
@@ -84,7 +88,7 @@ class Store:
 
 
 def list_shards(path: Path) -> dict[str, Path]:
-    """Name to file of every shard in a store's folder, the same file for every reader where one was made twice with different bytes."""
+    """Name to file of every shard in a store's folder. If a shard exists twice with different bytes, every reader gets the same file."""
     return {file.name.partition(".")[0]: file for file in sorted(path.glob("*.safetensors"))}
 
 
@@ -94,12 +98,13 @@ def read(file: Path) -> dict[str, Tensor]:
 
 
 def digest(key: dict[str, Any]) -> str:
+    """Hash of a key, as it stands in folder names."""
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A store as it lies on the disk."""
+class StoreInfo:
+    """A description of one store on disk."""
 
     path: Path
     kind: str
@@ -108,22 +113,22 @@ class Standing:
     bytes: int
     num_shards: int
     used: float
-    """Seconds since the epoch at which it was last opened."""
+    """When it was last opened, seconds since the epoch."""
 
 
-def stores(root: Path) -> list[Standing]:
-    """Every store below `root`, the one that was used longest ago first."""
-    found = []
+def stores(root: Path) -> list[StoreInfo]:
+    """Every store below `root`, the least recently used first."""
+    infos = []
     for about in root.glob(f"[!.]*/{ABOUT}"):
-        with suppress(OSError):  # gone already, or another user's
+        with suppress(OSError):  # already gone, or another user's
             size = sum(sizes := [path.stat().st_size for path in about.parent.glob("*.safetensors")])
             used = (about.parent / LOCK).stat().st_mtime
-            found.append(Standing(about.parent, *_about(about), size, len(sizes), used))
-    return sorted(found, key=lambda store: store.used)
+            infos.append(StoreInfo(about.parent, *_about(about), size, len(sizes), used))
+    return sorted(infos, key=lambda store: store.used)
 
 
 def _about(file: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(kind, key, made_by). Of a file that does not say them, the folder's kind alone: such a store is listed and removed as any other."""
+    """(kind, key, made_by). If the file is missing or invalid, the kind from the folder's name, so the store can be listed and removed."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         kind, key, made_by = raw["kind"], raw["key"], raw["made_by"]
@@ -133,10 +138,10 @@ def _about(file: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 
 def owned_by_other(path: Path) -> str | None:
-    """Whose a store is that this process may not delete; None for one that it may."""
+    """The owner of a store that this process may not delete; None if it may."""
     try:
         owner, root, me = path.stat().st_uid, path.parent.stat(), os.geteuid()
-    except FileNotFoundError:  # gone already
+    except FileNotFoundError:  # already gone
         return None
     sticky = root.st_mode & stat.S_ISVTX and me not in (0, owner, root.st_uid)
     if not sticky and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
@@ -147,10 +152,10 @@ def owned_by_other(path: Path) -> str | None:
         return f"user {owner}"
 
 
-def remove(store: Standing) -> bool:
-    """Delete a store; False, and nothing done, where a process has it open. Raises OSError for one that `owned_by_other` names."""
-    with _lock_exclusive(store.path) as alone:
-        if not alone:
+def remove(store: StoreInfo) -> bool:
+    """Delete a store. Returns False, with no change, if a process has it open. Raises OSError if it is another user's."""
+    with _lock_exclusive(store.path) as locked:
+        if not locked:
             return not store.path.exists()
         hidden = _hide(store.path)
     _delete(hidden)
@@ -158,12 +163,12 @@ def remove(store: Standing) -> bool:
 
 
 def make_room(root: Path, needed: int, limit: int, keep: Path) -> bool:
-    """Delete stores, the longest unused first, until `needed` bytes fit under `limit`. False, and nothing deleted, where they cannot.
+    """Delete stores, the least recently used first, until `needed` bytes fit under `limit`. If they cannot, returns False, deletes none.
 
-    keep: the store that the bytes are for; needed: all of its bytes, those that stand included.
+    needed: the size of the store `keep` once it is full, including what is already written.
     """
-    for left in root.glob(".*.old"):  # a process was killed while it deleted
-        _delete(left)
+    for partial in root.glob(".*.old"):  # a process was killed while it deleted this
+        _delete(partial)
     others = [store for store in stores(root) if store.path != keep]
     too_many = sum(store.bytes for store in others) + needed - limit
     with ExitStack() as locks:
@@ -181,19 +186,19 @@ def make_room(root: Path, needed: int, limit: int, keep: Path) -> bool:
 
 
 def default_limit(root: Path) -> int:
-    """Bytes that all stores together may take where nothing is said: half of what is free or theirs already."""
+    """The default disk budget of all stores, bytes: half of the free space plus what the stores already take."""
     return (shutil.disk_usage(root).free + sum(store.bytes for store in stores(root))) // 2
 
 
 def _lock_shared(path: Path) -> int:
-    """An open handle with a shared lock on a store's folder, which is made if absent."""
-    while True:  # until it is not evicted between two of these calls
+    """A file handle with a shared lock on a store's folder, which is created if absent."""
+    while True:  # again if another process evicts the folder between two of these calls
         path.mkdir(parents=True, exist_ok=True)
         with _gone_already():
             handle = _open_lock(path / LOCK, os.O_CREAT)
             try:
                 _lock(handle, fcntl.LOCK_SH)
-                with suppress(PermissionError):  # of another user, whose store it stays
+                with suppress(PermissionError):  # another user's store
                     os.utime(path / LOCK)
                 if _is_at(handle, path / LOCK):
                     return os.dup(handle)
@@ -202,7 +207,7 @@ def _lock_shared(path: Path) -> int:
 
 
 def _open_lock(file: Path, flags: int = 0) -> int:
-    """A lock file to be locked, which needs no right to write: that of another user's store is only read."""
+    """Open a lock file. Another user's is opened read-only, since a lock needs no write permission."""
     try:
         return os.open(file, os.O_RDWR | flags, 0o666)
     except PermissionError:
@@ -211,10 +216,13 @@ def _open_lock(file: Path, flags: int = 0) -> int:
 
 @contextmanager
 def _lock_exclusive(path: Path) -> Iterator[bool]:
-    """Whether no other process has a store open; inside, none can open it. False as well where that cannot be known."""
+    """Yields whether the store is locked exclusively: no process has it open, and none can open it inside the block.
+
+    Yields False if the lock cannot be taken for any reason.
+    """
     try:
         handle = _open_lock(path / LOCK)
-    except OSError:  # gone, or another user's who lets nobody read it
+    except OSError:  # gone, or another user's and unreadable
         yield False
         return
     try:
@@ -224,7 +232,7 @@ def _lock_exclusive(path: Path) -> Iterator[bool]:
 
 
 def _lock(handle: int, how: int) -> bool:
-    """False where another process has the lock, or where the file system has none: a store there is used, and never evicted."""
+    """Take a lock. False if another process holds it or the file system has no locks. Stores on such a file system are never evicted."""
     try:
         fcntl.flock(handle, how)
     except OSError as error:
@@ -235,23 +243,23 @@ def _lock(handle: int, how: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name: meanwhile another process may have evicted its folder and made a new one."""
+    """Whether an open file is still the file at `path`. Another process may have evicted its folder and created a new one."""
     with _gone_already():
         return os.path.samestat(os.fstat(handle), path.stat())
     return False
 
 
 def _hide(path: Path) -> Path:
-    """Take a store away under a name that nobody opens, in one step."""
+    """Rename a store to a name that no process opens. Returns the new path."""
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.old")
     path.rename(hidden)
     return hidden
 
 
 def _delete(hidden: Path) -> None:
-    shutil.rmtree(hidden, ignore_errors=True)  # two processes may do it at once; what is left, make_room deletes the next time
+    shutil.rmtree(hidden, ignore_errors=True)  # two processes may do this at once; make_room deletes any remainder
 
 
 def _gone_already() -> suppress:
-    """Another process may evict or replace what this one looks at."""
+    """Ignore files that another process has evicted or replaced meanwhile."""
     return suppress(FileNotFoundError)

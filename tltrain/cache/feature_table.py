@@ -1,6 +1,7 @@
-"""What is frozen, computed once: rows by (index, view) in shards of fixed size, filled by all processes, looked up by any.
+"""Tables of cached rows, such as features or logits, looked up by (index, view). All processes fill a table together.
 
-Shards are the same whatever the number of processes. A killed fill goes on where it was; a damaged shard is made again.
+Rows lie in shards of fixed size that do not depend on the number of processes. An interrupted fill continues where it stopped. A damaged
+shard is computed again.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from tltrain.distributed.runtime import Runtime
 
 Place = Literal["device", "memory", "disk"]
 SHARD_BYTES, SHARD_ROWS = 16 * 2**20, 512
-ASKED = "it was asked to stop"
-STOP, ERROR = range(2)  # the facts that ranks agree on
+ASKED = "it was should_stop to stop"
+STOP, ERROR = range(2)  # the flags that ranks all-reduce
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where rows lie: each view has its own shards, so that a stage finds those of another with fewer augmented views."""
+    """The shards of a table and their rows. Each view has its own shards, so that stages with different numbers of views share them."""
 
     num_samples: int
     num_views: int
@@ -34,19 +35,21 @@ class Layout:
 
     @classmethod
     def of(cls, num_samples: int, num_views: int, row_bytes: int, chunk: int) -> Layout:
-        """chunk: rows that are computed together; a shard holds a multiple of it."""
+        """chunk: rows that are computed together. A shard holds a multiple of it."""
         rows = min(SHARD_ROWS, max(1, SHARD_BYTES // row_bytes))
         return cls(num_samples, num_views, max(1, rows // chunk) * chunk)
 
     @property
     def per_view(self) -> int:
+        """Shards of one view."""
         return -(-self.num_samples // self.shard_rows)
 
     def names(self) -> list[str]:
+        """The names of all shards, view by view."""
         return [f"v{view:04d}-{shard:06d}" for view in range(self.num_views) for shard in range(self.per_view)]
 
     def rows(self, name: str) -> tuple[int, range]:
-        """(view, the samples) of a shard."""
+        """(view, samples) of a shard."""
         view, shard = (int(part) for part in name[1:].split("-"))
         return view, range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.num_samples))
 
@@ -55,46 +58,47 @@ Made = Iterator[tuple[str, dict[str, Tensor]]]
 
 
 def fill(
-    runtime: Runtime, store: Store, names: Sequence[str], make: Callable[[list[str]], Made], asked: Callable[[str], bool]
+    runtime: Runtime, store: Store, names: Sequence[str], make: Callable[[list[str]], Made], should_stop: Callable[[str], bool]
 ) -> str | None:
-    """Make every shard that is missing or damaged, each by one process. Collective. Returns None, or why the store is not whole.
+    """Compute and write every shard that is missing or damaged, each on one process. Collective.
 
-    make: from names to (name, tensors), in that order. asked(where): called before each shard; True where somebody asked this
-    process to stop. All processes go from shard to shard together, so that none waits for another longer than one shard takes.
+    Returns None, or the reason why the store is incomplete.
+    make: maps names to (name, tensors) in the same order. should_stop(where): called before each shard; True if a stop was requested.
+    All processes advance one shard at a time, so that none waits for another longer than one shard takes.
     """
     agreement = FlagAllReduce(runtime, 2)
-    missing = _missing(runtime, store, names, asked)
-    why = _rounds(agreement, store, missing, make, asked, runtime.rank, runtime.world)
+    missing = _missing(runtime, store, names, should_stop)
+    why = _rounds(agreement, store, missing, make, should_stop, runtime.rank, runtime.world)
     if why is None and missing and (missing := _missing(runtime, store, names, None)):
-        # Folders that the machines of a cluster do not share: each machine fills its own, in as many rounds as the smallest needs.
+        # The machines do not share their cache folders. Each fills its own, in as many rounds as the one with the fewest processes needs.
         parts = int(runtime.gather(torch.tensor([runtime.local_world], device=runtime.device)).min())
-        why = _rounds(agreement, store, missing, make, asked, runtime.local_rank, parts)
+        why = _rounds(agreement, store, missing, make, should_stop, runtime.local_rank, parts)
         if why is None and _missing(runtime, store, names, None):
             why = "the processes of one machine do not share a store: their devices differ, or their cache folders"
     return why
 
 
-def _missing(runtime: Runtime, store: Store, names: Sequence[str], asked: Callable[[str], bool] | None) -> list[str]:
-    """Shards that at least one process does not find, or finds damaged. The processes of a machine share the reading.
+def _missing(runtime: Runtime, store: Store, names: Sequence[str], should_stop: Callable[[str], bool] | None) -> list[str]:
+    """Shards that are absent or damaged for at least one process. The processes of a machine divide the checking among them.
 
-    asked: as in `fill`; whom it stops calls the rest missing. None: nothing is read.
+    should_stop: as in `fill`; after a stop, the remaining shards count as missing. None: shards are listed but not checked.
     """
-    standing = store.list_shards()
+    shards = store.list_shards()
     gone = torch.zeros(len(names), dtype=torch.int64)
     for i, name in enumerate(names):
         mine = i % runtime.local_world == runtime.local_rank
-        if name not in standing:
+        if name not in shards:
             gone[i] = 1
-        elif asked is not None and mine:
-            gone[i] = asked(f"reading shard {i + 1} of {len(names)}") or not _sound(store, standing[name])
+        elif should_stop is not None and mine:
+            gone[i] = should_stop(f"reading shard {i + 1} of {len(names)}") or not _is_valid(store, shards[name])
     gone = runtime.gather(gone.unsqueeze(0).to(runtime.device)).amax(0).cpu()
     return [name for name, is_gone in zip(names, gone.tolist(), strict=True) if is_gone]
 
 
-def _sound(store: Store, file: Path) -> bool:
+def _is_valid(store: Store, file: Path) -> bool:
     try:
         return store.verify_shard(file)
-    except OSError:  # what cannot be read is made again; an error of one process would let the others wait
+    except OSError:  # computed again; an exception on one process would leave the others waiting
         return False
 
 
@@ -103,17 +107,18 @@ def _rounds(
     store: Store,
     missing: list[str],
     make: Callable[[list[str]], Made],
-    asked: Callable[[str], bool],
+    should_stop: Callable[[str], bool],
     part: int,
     parts: int,
 ) -> str | None:
+    """Write shards part, part + parts, ... of `missing`. Returns None, or the reason why some are not written. Collective."""
     mine = missing[part::parts] if part < parts else []
-    made, why = iter(make(mine)) if mine else iter(()), ""
+    computed, why = iter(make(mine)) if mine else iter(()), ""
     for number in range(-(-len(missing) // parts)):
-        stop = asked(f"shard {number * parts + part + 1} of {len(missing)}")
+        stop = should_stop(f"shard {number * parts + part + 1} of {len(missing)}")
         if number < len(mine) and not why and not stop:
             try:
-                store.write(*next(made))
+                store.write(*next(computed))
             except OSError as error:
                 why = str(error)
         flags = agreement.sum_now([int(stop), int(bool(why))])
@@ -125,13 +130,13 @@ def _rounds(
 
 
 class Rows:
-    """A filled store's rows, ready to be looked up: on the device, in memory, or memory-mapped from the disk."""
+    """Looks up rows of a filled store: on the device, in host memory, or memory-mapped from disk."""
 
     def __init__(self, store: Store, layout: Layout, place: Place, device: torch.device) -> None:
-        """Holds the store open until `close`."""
+        """The store stays open until `close`."""
         self.store, self.layout, self.place, self.device = store, layout, place, device
-        standing = store.list_shards()
-        parts = [disk_store.read(standing[name])["rows"] for name in layout.names()]
+        shards = store.list_shards()
+        parts = [disk_store.read(shards[name])["rows"] for name in layout.names()]
         self.parts: list[Tensor] = parts
         if place != "disk":
             where = device if place == "device" else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Frozen networks, whose answers are computed once: the prefix of a stage and the teacher."""
+"""Forward passes of frozen networks whose outputs can be cached: the frozen blocks of a stage, and the teacher."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tltrain.distributed.out_of_memory import ChunkTooLarge, is_out_of_memory
 from tltrain.models.chain import Chain
 
 FEATURES, TEACHER = "features", "teacher"
-"""What a batch holds beside, or in place of, its images: what a frozen prefix, or a teacher, says of them."""
+"""Keys of a batch for outputs of frozen blocks and of a teacher, beside the images or in place of them."""
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """What does not change in a stage: the first blocks of a student, or a whole teacher.
+    """A network that does not change during a stage: the first blocks of a student, or a whole teacher.
 
-    Its output is rounded to one dtype, and computed in chunks of one size, the last padded: what it says of an image depends
-    neither on the images beside it nor on when it is asked, and a stored answer is bit for bit the one computed now.
+    Outputs are computed in chunks of one size (the last one padded) and rounded to one dtype. An output therefore does not depend on the
+    other images of the batch, and a cached output equals a newly computed one bit for bit.
     """
 
     chain: Chain
     stop: int | None
-    """The first block that it does not run; None runs all."""
+    """The first block that is not run; None runs all blocks."""
     dtype: torch.dtype | None
-    """None leaves what comes out as it is."""
+    """The dtype of outputs; None keeps the network's own."""
     chunk: int | None
-    """None runs a batch as it is: for answers that nobody could store."""
+    """Images at a time; None runs a batch as it is, for outputs that cannot be cached."""
     autocast: Callable[[], AbstractContextManager[None]]
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class FrozenModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the parameters and buffers of its blocks, read once: every store of a stage asks for it."""
+        """Hash of the blocks' parameters and buffers. Cached, since every cache key of a stage contains it."""
         state = hashlib.blake2b(digest_size=16)
         for i in range(len(self.chain.blocks[: self.stop])):
             buffers = ((f"{name}.{key}", b) for name, module in self.chain.modules_of(i) for key, b in module.named_buffers(recurse=False))
@@ -62,7 +62,7 @@ class FrozenModel:
         try:
             if n < chunk:
                 part = torch.cat([part, part.new_zeros((chunk - n, *part.shape[1:]))])
-            return self.chain.forward(part, stop=self.stop)[:n]  # not through a call, which may be compiled for training
+            return self.chain.forward(part, stop=self.stop)[:n]  # not __call__, which may be compiled for training
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise ChunkTooLarge(error, chunk) from error
@@ -71,14 +71,14 @@ class FrozenModel:
 
 @dataclass(frozen=True)
 class InputAdapter:
-    """Where batches enter a model: as images at its first block, or behind a frozen prefix."""
+    """Turns a batch into a model's input: images for the first block, or features for the first block after the frozen ones."""
 
     prefix: FrozenModel | None = None
     cut: int = 0
-    """The first block behind the prefix."""
+    """The first block after the prefix."""
 
     def __call__(self, batch: Batch) -> tuple[Tensor, int]:
-        """(what the model is given, the block it starts with)."""
+        """(input tensor, index of the block that takes it)."""
         if FEATURES in batch:
             return batch[FEATURES], self.cut
         images = batch["image"]
@@ -86,7 +86,7 @@ class InputAdapter:
 
 
 WHOLE = InputAdapter()
-"""The network runs from its images on: nothing before it is frozen or stored."""
+"""The whole network runs on images."""
 
 
 Autocast = Callable[[], AbstractContextManager[None]]

@@ -1,4 +1,4 @@
-"""Base images of one split, decoded and resized once: uint8, memory-mapped. Every view is taken from its base, so that none changes."""
+"""Cache of one split's base images, decoded and resized once: uint8, memory-mapped. Views are made from the same base images either way."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tltrain.data.workers import Loader, worker_options
 KIND = "images"
 SHARD_IMAGES = 32
 MAPPED = 10_000
-"""Shards that one process keeps mapped: they take no memory, but Linux maps 65,530 places a process unless told otherwise."""
+"""Shards that one process keeps mapped. They take no memory, but by default Linux allows 65,530 mappings in a process."""
 
 FORMAT = 1
-"""Another number where the code makes other bytes of the same files: then no older store is taken for a new one."""
+"""Increase it when the code produces other bytes for the same files, so that older caches are not used."""
 
-CODECS = ("jpg", "libjpeg_turbo", "libtiff", "webp")  # those whose pixels depend on the library behind Pillow
+CODECS = ("jpg", "libjpeg_turbo", "libtiff", "webp")  # formats whose pixels depend on a library that Pillow uses
 
 
 def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
-    """What the bytes depend on, as JSON values; not the crop, the seed, or what is done to the image afterwards.
+    """Everything that decides the cached bytes, as JSON values. Crop, seed and augmentation do not affect base images.
 
-    fingerprint: of the Images that the split belongs to. split: its name.
+    fingerprint: of the data set. split: name of the split.
     """
     return {
         "data": fingerprint,
@@ -50,19 +50,19 @@ def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
 
 
 def codecs() -> dict[str, str | None]:
-    """Versions of the libraries behind Pillow, and of what we make of what they say."""
+    """Versions of the libraries that Pillow decodes with, and of our own decoding code."""
     return {name: features.version(name) for name in CODECS} | {"decoder": str(decode.VERSION)}
 
 
 class ImageCache:
-    """The base images of a split, by position: `bases[i]` once the store is filled. Can be pickled, as a path.
+    """The base images of a split, by position: `cache[i]`, once the store is filled. Its pickle holds no pixels.
 
-    A shard holds the images of SHARD_IMAGES positions: {"pixels": uint8, flat, one image after the other, "size": int32 (n, 2), height
-    and width}.
+    A shard holds the images of SHARD_IMAGES positions: {"pixels": uint8 (num_bytes,), the images one after the other, "size": int32 (n, 2),
+    their heights and widths}.
     """
 
     def __init__(self, folder: Path, split: Split, preprocess: Preprocess) -> None:
-        """folder: a Store's path; whoever reads here keeps that store open meanwhile, so that nobody evicts it."""
+        """folder: the path of a Store. Keep that store open while reading, so that it is not evicted."""
         self.folder, self.split, self.preprocess = folder, split, preprocess
         self._files: dict[str, Path] = {}
         self._mapped: dict[int, _Shard] = {}
@@ -71,7 +71,7 @@ class ImageCache:
         return len(self.split)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """uint8 (h, w, 3), read-only: bytes of the file, as far as they are looked at."""
+        """uint8 (h, w, 3), read-only and memory-mapped."""
         number, place = divmod(i, SHARD_IMAGES)
         shard = self._mapped.get(number)
         if shard is None:
@@ -86,12 +86,12 @@ class ImageCache:
         return [f"{number:06d}" for number in range(-(-len(self) // SHARD_IMAGES))]
 
     def make(self, names: Sequence[str], workers: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """(name, tensors) of each shard, in this order, computed by `workers` processes, or by this one. Raises UserError."""
+        """(name, tensors) of each shard in this order, computed by `workers` processes (0: by this one). Raises UserError."""
         numbers = [int(name) for name in names]
         if not numbers:
             return
-        made = Loader(_Shards(self.split, self.preprocess), batch_size=None, sampler=numbers, **worker_options(workers))
-        yield from zip(names, made, strict=True)
+        shards = Loader(_Shards(self.split, self.preprocess), batch_size=None, sampler=numbers, **worker_options(workers))
+        yield from zip(names, shards, strict=True)
 
     def _map(self, number: int) -> _Shard:
         self._files = self._files or disk_store.list_shards(self.folder)
@@ -108,12 +108,12 @@ class _Shard(NamedTuple):
     pixels: np.ndarray
     size_N2: np.ndarray
     ends: np.ndarray
-    """(N,) where each image's bytes end."""
+    """(N,): end of each image's bytes."""
 
 
 @dataclass(frozen=True)
 class _Shards(Dataset[Batch]):
-    """Shards by number, computed."""
+    """A dataset that computes shards by number."""
 
     split: Split
     preprocess: Preprocess
@@ -137,7 +137,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(split: Split, preprocess: Preprocess, num: int = 16) -> Estimate:
-    """From `num` images of the split, spread evenly over it. Raises UserError where one cannot be read."""
+    """Estimate size and time from `num` images, spread evenly over the split. Raises UserError if one cannot be read."""
     positions = sorted({i * len(split) // num for i in range(num)})
     began = time.perf_counter()
     num_bytes = sum(base_of(split, preprocess, i).nbytes for i in positions)

@@ -1,4 +1,4 @@
-"""Times of this machine: of an image, of a frozen network."""
+"""Measures on this machine the seconds per image of loading views and of frozen forward passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tltrain.models.factory import Loaded
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run goes on, as far as its stores are concerned."""
+    """The properties of this process that decide about caches."""
 
     device: torch.device
     precision: str
@@ -35,7 +35,7 @@ class Machine:
 
 
 def timed(chain: Chain, device: torch.device) -> Chain:
-    """The network as it can be timed: on the device, with weights or with numbers in their place. The original stays as it is."""
+    """A network on the device that can be timed: a copy if the original lies elsewhere. Meta tensors get arbitrary values."""
     if next(chain.parameters()).device.type == device.type:
         return chain
     chain = copy.deepcopy(chain)
@@ -51,7 +51,7 @@ def timed(chain: Chain, device: torch.device) -> Chain:
 
 
 class _Meter:
-    """Times of this machine, each taken once."""
+    """Measures times, each one once."""
 
     def __init__(self, images: DataSplits, student: Loaded, recipe: Recipe, device: torch.device, workers: int) -> None:
         self.split, self.student, self.recipe, self.device, self.workers = images.train, student, recipe, device, workers
@@ -59,8 +59,8 @@ class _Meter:
         self.base_s, self.base_bytes = self._base()
 
     @property
-    def kept(self) -> bool:
-        """Whether a process keeps all base images in memory anyway."""
+    def in_memory(self) -> bool:
+        """Whether this process keeps all base images in memory without a cache."""
         return self.workers == 0 and self.base_bytes * len(self.split) <= KEPT_BYTES
 
     def speed(self, frozen: FrozenModel, augment: Augment, with_image: bool = True) -> Speed:
@@ -76,21 +76,21 @@ class _Meter:
             self.known["view", augment] = (
                 _seconds(lambda: [views.view(i, 1) for i in self._sample()]) / len(self._sample()) if self.readable else 0
             )
-        return (self.known["view", augment] + (0 if self.kept else self.base_s)) / max(1, self.workers)
+        return (self.known["view", augment] + (0 if self.in_memory else self.base_s)) / max(1, self.workers)
 
     def _sample(self) -> list[int]:
         return [i * len(self.split) // 4 for i in range(4)]
 
     def _base(self) -> tuple[float, float]:
-        """Seconds and bytes of one base image, on average."""
+        """(seconds, bytes) of one base image, on average."""
         num = len(self.split)
         try:
-            found = image_cache.estimate(self.split, self.student.preprocess)
-        except (UserError, IndexError):  # an outline of a data set that is not there yet
+            estimate = image_cache.estimate(self.split, self.student.preprocess)
+        except (UserError, IndexError):  # a plan for a data set that is absent
             self.readable = False
             return 0.0, 3.0 * self.student.preprocess.resize**2
         self.readable = True
-        return found.seconds / num, found.bytes / num
+        return estimate.seconds / num, estimate.bytes / num
 
 
 def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> Views:
@@ -98,9 +98,9 @@ def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> V
 
 
 def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[float, int]:
-    """(seconds an image, bytes of its row): of one image first, and of several where that is quick."""
+    """(seconds per image, bytes of its row). Times one image first, then a chunk of images if one image was quick."""
 
-    def once(num: int) -> tuple[float, Tensor]:
+    def run(num: int) -> tuple[float, Tensor]:
         images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, device=device)
         began = time.perf_counter()
         with torch.no_grad(), frozen.autocast():
@@ -109,15 +109,15 @@ def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[f
             float(out.flatten()[0])  # waits for the device
         return time.perf_counter() - began, out
 
-    tries = [once(1) for _ in range(2)]
+    tries = [run(1) for _ in range(2)]
     spent, out = tries[-1]
     row_bytes = out.numel() * out.element_size()
-    if spent < 1.0:  # the least of some: what else this machine does must not look like the network's cost
-        spent = min(once(1)[0] for _ in range(3))
+    if spent < 1.0:  # the minimum excludes other load on this machine
+        spent = min(run(1)[0] for _ in range(3))
     if spent < 0.1:
         num = frozen.chunk or 8 if device.type == "cuda" else 8
-        with contextlib.suppress(torch.OutOfMemoryError):  # then what one image takes must do
-            spent = min(once(num)[0] for _ in range(3)) / num
+        with contextlib.suppress(torch.OutOfMemoryError):  # then the time of one image is used
+            spent = min(run(num)[0] for _ in range(3)) / num
     return spent, row_bytes
 
 

@@ -1,4 +1,4 @@
-"""What a run could compute once: measured on this machine, and decided stage by stage before the first step."""
+"""Plans the caches of a run before its first step: measures costs on this machine, and decides stage by stage."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
 CHUNK = {"cpu": 32, "cuda": 64}
-"""Images that a frozen network sees at a time; part of every store's key."""
+"""Images at a time in a frozen forward pass, by device. Part of every cache key."""
 ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What features are rounded to under autocast; without it they stay as they are."""
+"""The dtype of features under autocast. Without autocast they keep the network's dtype."""
 LOGITS = {"float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
 class StageChoices:
-    """What one stage stores: its training images' features, those of val, the teacher's logits. None: it has no such thing."""
+    """The caches of one stage: features of train, features of val, the teacher's logits. None where the stage has no such rows."""
 
     train: Choice | None = None
     val: Choice | None = None
@@ -39,31 +39,35 @@ class StageChoices:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a run stores."""
+    """The caches of a run."""
 
     stages: tuple[StageChoices, ...]
     images: Choice | None
     budget: Budget
 
     def lines(self) -> list[str]:
+        """The decisions as lines of the plan."""
         each = [choice for stage in self.stages for choice in (stage.train, stage.val, stage.teacher)]
         return [choice.line() for choice in (*each, self.images) if choice is not None]
 
 
 def store_root() -> Path:
-    """The folder of all stores of this machine's cache."""
+    """The folder of all caches of this machine, created if absent."""
     root = cache_root() / "store"
     root.mkdir(exist_ok=True)
     return root
 
 
 def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
-    """The blocks before `cut`, frozen. finite: what it says could be stored, so that it runs in chunks. chunk: None for the usual one."""
+    """The frozen blocks before `cut`.
+
+    finite: whether its outputs can be cached, so that it runs in chunks. chunk: images at a time; None takes CHUNK.
+    """
     return FrozenModel(chain, cut, ROUNDED.get(precision), (chunk or _usual_chunk(chain)) if finite else None, autocast)
 
 
 def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
-    """The whole teacher. Its logits are always rounded, so that a run does not depend on whether they were stored."""
+    """The whole teacher. Its logits are always rounded, so that a run does not depend on whether they are cached."""
     assert recipe.distill is not None
     return FrozenModel(chain, None, LOGITS[recipe.distill.logits], (chunk or _usual_chunk(chain)) if finite else None, autocast)
 
@@ -81,14 +85,14 @@ def survey(
     planned: Sequence[StagePlan],
     machine: Machine,
 ) -> Choices:
-    """Decide what is stored. Nothing of it changes what is learned. Raises UserError where --cache always cannot be had."""
+    """Decide what to cache. The decision does not affect the trained weights. Raises UserError where --cache always is impossible."""
     cost_model.check_always(start.cache, recipe, student.chain, planned)
     if start.cache == "never" and start.cache_images == "never":
         return Choices(tuple(StageChoices() for _ in planned), None, Budget(0, 0, 0))
     budget = find_budget(start, machine.device, machine.local_world)
     surveyor = _Surveyor(recipe, start, images, student, teacher, machine, budget)
-    made = tuple(surveyor.stage(stage) for stage in planned)
-    return Choices(made, _choose_images(start, images, made, planned, surveyor.meter, budget), budget)
+    choices = tuple(surveyor.stage(stage) for stage in planned)
+    return Choices(choices, _choose_images(start, images, choices, planned, surveyor.meter, budget), budget)
 
 
 class _Surveyor:
@@ -110,23 +114,23 @@ class _Surveyor:
             train = self._train(stage, f"{where}, train", prefix, True, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0
             if num_val:
-                asked = cost_model.num_evaluations(stage) * min(num_val, self.recipe.data.eval_limit or num_val)
+                num_reads = cost_model.num_evaluations(stage) * min(num_val, self.recipe.data.eval_limit or num_val)
                 speed = self.meter.speed(prefix, "none")
                 left = self.budget.without(train)
-                val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, asked, speed, left)
+                val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, num_reads, speed, left)
         if self.teacher is not None:
             whole = teacher_of(self.teacher, self.recipe, True, self.machine.autocast)
             logits = self._train(stage, "the teacher's logits", whole, False, self.budget.without(train).without(val))
         return StageChoices(train, val, logits)
 
     def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, with_image: bool, budget: Budget) -> Choice:
-        """with_image: a stored row spares the image too."""
+        """with_image: whether a cached row also saves loading the image."""
         why_not = cost_model.why_not_cacheable(stage)
         if why_not is not None:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
-        num_views, asked = cost_model.num_views(self.recipe, stage), stage.num_steps * stage.batch
-        return cost_model.choose(self.start.cache, stage.spec.name, what, len(self.images.train), num_views, asked, speed, budget)
+        num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_steps * stage.batch
+        return cost_model.choose(self.start.cache, stage.spec.name, what, len(self.images.train), num_views, num_reads, speed, budget)
 
 
 def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budget:
@@ -136,24 +140,24 @@ def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budg
         on_device = torch.cuda.mem_get_info(device)[0] // 4
     memory, disk = free_memory() // 2 // local_world, disk_store.default_limit(store_root())
     flags = (start.cache_device_gb, start.cache_memory_gb, start.cache_disk_gb)
-    found = [default if flag is None else int(flag * 1e9) for flag, default in zip(flags, (on_device, memory, disk), strict=True)]
-    return Budget(found[0] if device.type == "cuda" else 0, found[1], found[2])
+    limits = [default if flag is None else int(flag * 1e9) for flag, default in zip(flags, (on_device, memory, disk), strict=True)]
+    return Budget(limits[0] if device.type == "cuda" else 0, limits[1], limits[2])
 
 
 def _choose_images(
-    start: RunFlags, images: DataSplits, made: Sequence[StageChoices], planned: Sequence[StagePlan], meter: _Meter, budget: Budget
+    start: RunFlags, images: DataSplits, stages: Sequence[StageChoices], planned: Sequence[StagePlan], meter: _Meter, budget: Budget
 ) -> Choice | None:
-    """Base images are stored where they must be read from files again and again."""
-    if not meter.readable or (meter.kept and start.cache_images == "auto"):
+    """Decide whether to cache base images: only if they would be read from files more than once."""
+    if not meter.readable or (meter.in_memory and start.cache_images == "auto"):
         return None
-    asked, limit = 0.0, meter.recipe.data.eval_limit
-    for choices, stage in zip(made, planned, strict=True):
+    num_reads, limit = 0.0, meter.recipe.data.eval_limit
+    for choices, stage in zip(stages, planned, strict=True):
         stored = choices.train is not None and choices.train.place is not None
         rows = choices.train.num_rows if choices.train is not None else 0
-        asked += rows if stored else stage.num_steps * stage.batch
+        num_reads += rows if stored else stage.num_steps * stage.batch
         if images.val is not None and (choices.val is None or choices.val.place is None):
-            asked += cost_model.num_evaluations(stage) * min(len(images.val), limit or len(images.val))
+            num_reads += cost_model.num_evaluations(stage) * min(len(images.val), limit or len(images.val))
     num = len(images.train) + (len(images.val) if images.val is not None else 0)
     speed = Speed(meter.base_s / max(1, meter.workers), 0.0, int(meter.base_bytes))
-    mapped = Budget(0, 0, budget.disk)  # their widths differ: they are never copied into one tensor
-    return cost_model.choose(start.cache_images, "images", "base images", num, 1, asked, speed, mapped, "--cache-images")
+    mapped = Budget(0, 0, budget.disk)  # images differ in size, so they stay memory-mapped
+    return cost_model.choose(start.cache_images, "images", "base images", num, 1, num_reads, speed, mapped, "--cache-images")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tltrain.cache import disk_store
-from tltrain.cache.disk_store import Standing, Store
+from tltrain.cache.disk_store import Store, StoreInfo
 from tltrain.cache.planner import store_root
 from tltrain.cli.cache_verify import Again, CannotSay, Maker
 from tltrain.core.errors import UserError
@@ -41,7 +41,7 @@ def show(as_json: bool) -> int:
     return 0
 
 
-def describe(store: Standing) -> dict[str, Any]:
+def describe(store: StoreInfo) -> dict[str, Any]:
     """A store in JSON values. rows: those that stand; used: seconds since the epoch."""
     what, recipe, stage = _what(store)
     standing = disk_store.list_shards(store.path)
@@ -61,7 +61,7 @@ def describe(store: Standing) -> dict[str, Any]:
     }
 
 
-def _what(store: Standing) -> tuple[str, str | None, str | None]:
+def _what(store: StoreInfo) -> tuple[str, str | None, str | None]:
     """(what a store holds, the recipe that it was made for, its stage), as far as it says so."""
     made = store.made_by
     try:
@@ -88,9 +88,9 @@ def _caches(num: int) -> str:
     return f"{num} cache{'' if num == 1 else 's'}"
 
 
-def _in_use(store: Standing) -> bool:
-    with disk_store._lock_exclusive(store.path) as alone:
-        return not alone
+def _in_use(store: StoreInfo) -> bool:
+    with disk_store._lock_exclusive(store.path) as locked:
+        return not locked
 
 
 def clear(names: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
     return int(num_wrong > 0)
 
 
-def _named(names: Sequence[str]) -> list[Standing]:
+def _named(names: Sequence[str]) -> list[StoreInfo]:
     """The stores of these names, or all. Raises UserError."""
     found = disk_store.stores(store_root())
     known = [store.path.name for store in found]
@@ -145,7 +145,7 @@ def _num_rows(file: Path) -> int:
     return 0
 
 
-def _verify(maker: Maker, found: Standing, num_rows: int, draw: random.Random) -> tuple[list[str], str]:
+def _verify(maker: Maker, found: StoreInfo, num_rows: int, draw: random.Random) -> tuple[list[str], str]:
     """(what is wrong, what else there is to say) of one store."""
     name = found.path.name
     remedy = f"remove it: tltrain cache clear {name}"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tltrain.cache import cost_model, disk_store, image_cache
-from tltrain.cache.disk_store import Standing
+from tltrain.cache.disk_store import StoreInfo
 from tltrain.cache.feature_table import Layout
 from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.keys import CacheContext, row_key
@@ -89,7 +89,7 @@ class Maker:
     def __init__(self) -> None:
         self._opened: tuple[Data, DataSplits] | None = None
 
-    def again(self, found: Standing, tensors: dict[str, Tensor]) -> Again:
+    def again(self, found: StoreInfo, tensors: dict[str, Tensor]) -> Again:
         """What makes the rows of a store. tensors: of any of its shards. Raises CannotSay, UserError, OSError, SafetensorError."""
         recipe = validate(found.made_by["recipe"], str(found.path / disk_store.ABOUT), kept=True)
         if self._opened is None or self._opened[0] != recipe.data:
@@ -105,7 +105,7 @@ class Maker:
         return _answers(found, recipe, images, split, tensors["rows"])
 
 
-def _answers(found: Standing, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _Answers:
+def _answers(found: StoreInfo, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _Answers:
     runtime = Runtime(recipe.deterministic)
     experiment = Experiment.open(recipe, images)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
@@ -141,7 +141,7 @@ def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePl
     return None
 
 
-def _check(found: Standing, key: dict[str, Any], gone: str | None = None) -> None:
+def _check(found: StoreInfo, key: dict[str, Any], gone: str | None = None) -> None:
     """Raises CannotSay where what was built now is not what made a store."""
     for name in ("device", "versions", *key):
         here, there = key.get(name), found.key.get(name)
