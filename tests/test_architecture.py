@@ -49,6 +49,14 @@ def test_rooms_import_only_from_rooms_above_them() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_picture_of_the_rooms_shows_them_all() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = text.partition("## The rooms")[2].split("```")[1]
+    assert tuple(line.split()[0] for line in picture.strip().splitlines()) == tuple(room for room in ROOMS if room != "__main__")
+    run = text.partition("## One run")[2].split("```")[1]
+    assert all((PACKAGE / f"{line.split()[0]}.py").is_file() for line in run.strip().splitlines())
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     names = {_name(path) for path in MODULES} - {"tltrain"}  # the package's own door imports what is asked for
     arrows = {_name(path): {module for _, module in _imports(path) if module in names} - {_name(path)} for path in MODULES}
