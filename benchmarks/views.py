@@ -89,7 +89,7 @@ def rates(preprocess: Preprocess, batch: int, workers: Sequence[int], seconds: f
 
 def loaded(views: Views, batch: int, workers: int, seconds: float, device: torch.device) -> float:
     """Images a second through the loader to the device, once the batches that were read ahead are gone."""
-    ahead = 4 * workers + 2  # each worker has two under way; the first ones also make their base images
+    ahead = 2 * workers + 2  # each worker has two under way; the first one also makes all its base images
     stream = SampleStream(0, 0, NUM_IMAGES, batch, None, 0)
     loader = train_loader(views, stream, 0, 1_000_000, 0, 1, 1, workers, pin=device.type == "cuda")
     with closing(on_device(loader, device)) as batches:  # type: ignore[type-var]
