@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from launcher import jobs
+from launcher.command import FinishedRun
 from launcher.target import Target
 from tltrain.core import registry
 from tltrain.core.errors import Parser, UserError
@@ -33,7 +34,11 @@ def main(words: Sequence[str]) -> int:
         near = get_close_matches(verb, known, n=1)
         raise UserError(f"launch knows no {verb!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"))
     target: Target = registry.find("targets", verb, f"launch knows {verb!r}")
-    return target.main(rest)
+    try:
+        return target.main(rest)
+    except FinishedRun as done:  # as `train` itself says it: the same line twice in a script must not fail
+        print(escape.line(str(done)))
+        return 0
 
 
 def usage() -> str:

@@ -13,6 +13,10 @@ from tltrain.core.recipe import Recipe
 from tltrain.runs import run_dir
 
 
+class FinishedRun(UserError):
+    """The one run that was to be started is finished: nothing is started, and that is no mistake."""
+
+
 @dataclass(frozen=True)
 class Training:
     """One run: its whole recipe, its start-up flags, its folder."""
@@ -45,7 +49,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 
 
 def read(words: Sequence[str]) -> Training:
-    """Read `train RECIPE …` and check it against the run folder. Raises UserError; tyro ends the process with 2 for an unknown flag."""
+    """Read `train RECIPE …` and check it against the run folder. Raises FinishedRun and UserError; tyro ends the process with 2 for an
+    unknown flag."""
     return _checked(parse(words))
 
 
@@ -66,7 +71,10 @@ def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[P
     parent = run_path(recipe, start).absolute()
     parent = parent.with_name(f"{parent.name}-by-{key}")
     runs = [Training(r, replace(s, folder=parent / v), parent / v) for (r, s), v in zip(first, values, strict=True)]
-    return parent, [_checked(run) for run in runs]
+    try:
+        return parent, [_checked(run) for run in runs]
+    except FinishedRun as error:
+        raise UserError(f"{error}. Leave that value out of --array") from None
 
 
 def flags(start: RunFlags) -> list[str]:
@@ -90,5 +98,6 @@ def flags(start: RunFlags) -> list[str]:
 def _checked(training: Training) -> Training:
     run_dir.check_recipe(training.run, training.recipe)
     if run_dir.outcome(training.run).get("outcome") == "finished":
-        raise UserError(f"{training.run} is finished already; see report.html there, or choose another folder with --folder")
+        remedy = "choose another folder behind --: -- train RECIPE --folder ANOTHER"
+        raise FinishedRun(f"{training.run} is finished already: see {run_dir.report_file(training.run)}, or {remedy}")
     return training

@@ -13,7 +13,7 @@ import tyro
 
 from launcher import accelerate, jobs, shell
 from launcher.accelerate import World
-from launcher.command import Training, read, read_array, split
+from launcher.command import FinishedRun, Training, read, read_array, split
 from launcher.slurm import client, script, site
 from launcher.slurm.job import Job, sbatch_arguments
 from launcher.target import Target
@@ -53,7 +53,12 @@ def main(words: Sequence[str]) -> int:
         raise UserError("--array and a chain of commands cannot be had at once; submit the array first, and the rest with --dependency")
     if parsed.job.dependency and len(trainings) > 1:
         raise UserError("--dependency and a chain of commands cannot be had at once; submit each by itself")
-    prepared = [prepare(parsed.job, part, command) for part in trainings]
+    try:
+        prepared = [prepare(parsed.job, part, command) for part in trainings]
+    except FinishedRun as error:
+        if len(trainings) == 1:
+            raise
+        raise UserError(f"{error}. Leave it out of the chain") from None
     if parsed.dry_run:
         show(prepared)
         return 0

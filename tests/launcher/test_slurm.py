@@ -63,8 +63,8 @@ def test_what_is_submitted_is_kept_in_the_run_folder(tools: Path, capsys: pytest
     with pytest.raises(UserError, match="another recipe"):
         main([*words, "--seed", "6"])
     run_dir.write_outcome(run, 0, {"outcome": "finished"})
-    with pytest.raises(UserError, match=r"finished already; .* choose another folder with --folder$"):
-        main(words)
+    assert main(words) == 0, "a finished run is no mistake"
+    assert not (tools.parent / "submitted.10").exists()
 
 
 def test_a_dry_run_submits_nothing(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,7 @@ def test_a_record_of_somebody_else_reaches_no_command_of_slurm(tools: Path, tmp_
     assert not (tmp_path / "called").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"job": "\udcff', "1" * 5000])
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"job": "8', "1" * 5000])
 def test_a_record_that_is_no_json_is_named(tools: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "run" / "jobs").mkdir(parents=True)
     (tmp_path / "run" / "jobs" / "8.json").write_text(content)
@@ -203,6 +203,19 @@ def test_sbatch_that_names_no_number_is_said(tools: Path, said: str) -> None:
     with pytest.raises(UserError, match="named no number"):
         main(["slurm", "--", "train", "digits-resnet"])
     assert not list(Path("runs/digits-resnet/jobs").glob("*.json"))
+
+
+def test_a_finished_run_is_no_mistake_but_one_of_a_chain_is(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir.create(Path("runs/digits-resnet"), recipe.load("digits-resnet"))
+    (Path("runs/digits-resnet") / "outcome.json").write_text('{"outcome": "finished", "generation": 1}')
+    for words in (["slurm", "--", "train", "digits-resnet"], ["local", "--", "train", "digits-resnet"]):
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert "is finished already" in said
+        assert "-- train RECIPE --folder" in said
+    assert not (Path("runs/digits-resnet") / "jobs").exists()
+    with pytest.raises(UserError, match="out of the chain"):
+        main(["slurm", "--", "train", "digits-resnet", "--", "train", "digits-vit"])
 
 
 def test_a_greeting_before_the_number_is_passed_over(tools: Path) -> None:
