@@ -64,8 +64,10 @@ def test_the_model_is_a_plain_module_of_images(made_recipe: Made, tmp_path: Path
     assert run.classes[int(run.model(picture[None]).argmax())] == top.label
 
 
-def test_train_takes_a_recipe_and_overrides(made_recipe: Made, tmp_path: Path) -> None:
-    run = tltrain.train(made_recipe(), folder=str(tmp_path / "run"), workers=0, data={"per_class": 3}, **{"stages.1.lr": 0.003})
+def test_train_takes_a_recipe_and_overrides(made_recipe: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags: dict[str, Any] = {"folder": str(tmp_path / "run"), "workers": 0, "store": "never"}
+    run = tltrain.train(made_recipe(), **flags, data={"per_class": 3}, **{"stages.1.lr": 0.003})
+    assert "store is now called cache" in capsys.readouterr().err
     assert run.path == tmp_path / "run"
     assert run.recipe.data.per_class == 3
     assert run.recipe.data.source == "digits"

@@ -111,7 +111,6 @@ class StoreInfo:
     key: dict[str, Any]
     made_by: dict[str, Any]
     bytes: int
-    num_shards: int
     used: float
     """When it was last opened, seconds since the epoch."""
 
@@ -121,9 +120,9 @@ def stores(root: Path) -> list[StoreInfo]:
     infos = []
     for about in root.glob(f"[!.]*/{ABOUT}"):
         with suppress(OSError):  # already gone, or another user's
-            size = sum(sizes := [path.stat().st_size for path in about.parent.glob("*.safetensors")])
+            size = sum(path.stat().st_size for path in about.parent.glob("*.safetensors"))
             used = (about.parent / LOCK).stat().st_mtime
-            infos.append(StoreInfo(about.parent, *_about(about), size, len(sizes), used))
+            infos.append(StoreInfo(about.parent, *_about(about), size, used))
     return sorted(infos, key=lambda store: store.used)
 
 
