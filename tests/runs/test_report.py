@@ -153,7 +153,7 @@ def test_a_run_without_rows_of_one_kind_leaves_out_their_curves(tmp_path: Path, 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", DIGITS)
     (run / "test_metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"test_metrics\.json is no JSON"):
+    with pytest.raises(UserError, match=r"test_metrics\.json is damaged"):
         write_report(run)
 
 

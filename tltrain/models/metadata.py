@@ -16,6 +16,7 @@ from torch import Tensor
 from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import MOST_PIXELS
+from tltrain.runs import manifest
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file on the CPU. Raises UserError."""
+    manifest.check(Path(path))
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

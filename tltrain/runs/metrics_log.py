@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core.errors import UserError
-from tltrain.runs import run_dir
+from tltrain.runs import manifest, run_dir
 from tltrain.runs.links import append_only
 
 KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "stage_end": 2, "test": 3}
@@ -54,7 +54,7 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for path in run_dir.metrics_files(run):
-        new = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line)) is not None]
+        new = _read(path)
         origin = next((row.get("from") for row in new if row["kind"] == "start"), None)
         begin = tuple(origin) if origin else (-1, 0, 0)
         rows = [row for row in rows if row["kind"] == "start" or _position(row) <= begin] + new
@@ -69,9 +69,27 @@ def _position(row: dict[str, Any]) -> tuple[int, int, int]:
     return (row["stage_index"], row["step"], KIND_ORDER[row["kind"]])
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and "kind" in row else None
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file. Raises UserError, with the line, for one that is no row: only the last may have been cut short."""
+    manifest.check(path)
+    rows = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(_checked(json.loads(line)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}: it is damaged, and no row of metrics ({error}); copy the file from a backup, or delete the line"
+            ) from error
+    return rows
+
+
+def _checked(row: Any) -> dict[str, Any]:
+    """The same. Raises ValueError, KeyError or TypeError where it has no place in a run."""
+    if row["kind"] != "start":
+        _position(row)
+    elif row.get("from") is not None and not all(isinstance(n, int) for n in row["from"]):
+        raise ValueError("from is no position")
+    return dict(row)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.recipe import Recipe
-from tltrain.runs import run_dir
+from tltrain.runs import manifest, run_dir
 from tltrain.runs.metrics_log import read_rows
 
 Row = dict[str, Any]
@@ -76,6 +77,7 @@ class RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """Read a run folder. Raises UserError if `path` is not a run folder, or if one of its files is not valid."""
+    manifest.check(run_dir.preview_file(path))
     return RunRecord(
         path=path,
         recipe=run_dir.read_recipe(path),
@@ -111,9 +113,13 @@ def read_predictions(run: Path) -> Predicted | None:
     path = run_dir.predictions_file(run)
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        cells = ({key: escape.from_csv(row[key]) for key in ("id", "label", "predicted")} for row in csv.DictReader(file))
-        rows = sorted(cells, key=lambda row: row["id"])
+    manifest.check(path)
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            cells = ({key: escape.from_csv(row[key]) for key in ("id", "label", "predicted")} for row in csv.DictReader(file))
+            rows = sorted(cells, key=lambda row: row["id"])
+    except (csv.Error, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); copy it from a backup, or delete it") from error
     names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
     label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
     return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted)

@@ -21,7 +21,7 @@ from tltrain import __version__
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, parse
-from tltrain.runs import heartbeat
+from tltrain.runs import heartbeat, manifest
 from tltrain.runs.links import check_links
 
 OUT_OF_MEMORY = "out of memory"
@@ -79,7 +79,11 @@ def read_recipe(run: Path) -> Recipe:
     file = recipe_file(run)
     if not file.is_file():
         raise UserError(f"{run} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
-    return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
+    manifest.check(file)
+    try:
+        return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
+    except ValueError as error:
+        raise UserError(f"{error}\n{file} belongs to a run and may be damaged; copy it from a backup, or begin a new run") from error
 
 
 def finished_weights(run: Path) -> Path:
@@ -92,28 +96,28 @@ def finished_weights(run: Path) -> Path:
 
 def test_metrics(run: Path) -> dict[str, Any] | None:
     """The figures of the test; None where the run has not come to it. Raises UserError where the file is no JSON, as the next three do."""
-    found = _json(run / "test_metrics.json")
-    return None if found is None else dict(found)
+    return manifest.read_json(run / "test_metrics.json", dict, ("n", "top1"))
 
 
 def mistakes(run: Path) -> list[dict[str, Any]]:
     """The most confident mistakes of the test; empty where the run has not come to it."""
-    return list(_json(run / "mistakes.json") or [])
+    return manifest.read_json(run / "mistakes.json", list) or []
 
 
 def environment(run: Path) -> dict[str, Any]:
     """What `write_environment` wrote; empty before the first start."""
-    return dict(_json(run / "env.json") or {})
+    return manifest.read_json(run / "env.json", dict) or {}
 
 
 def outcome(run: Path) -> dict[str, Any]:
     """What `write_outcome` wrote; empty where no start has ended."""
-    return dict(_json(run / "outcome.json") or {})
+    return manifest.read_json(run / "outcome.json", dict) or {}
 
 
 def plan(run: Path) -> str:
     """The table of stages as it was printed; empty before the first start."""
     file = run / "plan.txt"
+    manifest.check(file)
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
@@ -128,14 +132,15 @@ def write_test(run: Path, figures: dict[str, Any], predictions: bytes, surest_mi
     files.write_json(run / "test_metrics.json", figures)
 
 
-def _json(file: Path) -> Any:
-    """None where there is no such file."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}); delete it to go on without it") from error
+def _written_by_a_start(run: Path) -> list[Path]:
+    """What each start writes anew."""
+    names = ("env.json", "plan.txt", "mistakes.json", "test_metrics.json")
+    return [weights_file(run), predictions_file(run), *(run / name for name in names)]
+
+
+def seal(run: Path) -> None:
+    """Keep the checksums of what a start has written; see `manifest`. Not of outcome.json, which any process may write last."""
+    manifest.cover(run, [*_written_by_a_start(run), recipe_file(run), preview_file(run), *metrics_files(run)], anew=False)
 
 
 def check_recipe(run: Path, recipe: Recipe) -> None:
@@ -227,6 +232,7 @@ def claim(run: Path) -> int:
 def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: dict[str, Any], data: dict[str, Any]) -> None:
     """env.json: versions, hardware, git revision, how the run is spread, the command, which data, and the start-up flags a resumed run
     keeps."""
+    manifest.uncover(run, _written_by_a_start(run))
     hardware = {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
     known = {
         "versions": {"tltrain": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -248,6 +254,7 @@ def kept(run: Path) -> dict[str, Any]:
 def keep(run: Path, flags: dict[str, Any]) -> None:
     """Change start-up flags that a resumed run keeps."""
     known = environment(run)
+    manifest.uncover(run, [run / "env.json"])
     files.write_json(run / "env.json", {**known, "kept": {**known["kept"], **flags}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,8 @@ def _one_start(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, co
     finally:
         run.watch.close()
         run.close_log()
+        with contextlib.suppress(OSError):  # on a full disk: what stands there is then read unchecked
+            run.seal()
 
 
 def _alive(run: Run, call: str) -> Callable[[], bool]:

@@ -105,6 +105,11 @@ class Run:
             self.metrics_log.log(row)
         self.trackers.log(row)
 
+    def seal(self) -> None:
+        """Keep the checksums of the run folder's files, which nobody writes any more."""
+        if self.runtime.is_main and not self.watch.taken_over:
+            run_dir.seal(self.path)
+
     def close_log(self) -> None:
         """Force the rows to the disk, and end the trackers. Raises UserError as MetricsLog.close does."""
         try:

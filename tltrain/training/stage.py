@@ -27,7 +27,7 @@ from tltrain.distributed.strategies import Strategy, is_sharded, spread
 from tltrain.distributed.sync_batchnorm import share_statistics
 from tltrain.models.chain import Chain, is_batch_norm, on_device
 from tltrain.models.metadata import write_weights
-from tltrain.runs import run_dir
+from tltrain.runs import manifest, run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.training import loop, optim
 from tltrain.training.loop import Job, StageResult
@@ -225,7 +225,9 @@ def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[
     file = run_dir.stage_weights_file(run.path, stage.name)
     if run.runtime.is_main:
         file.parent.mkdir(exist_ok=True)
+        manifest.uncover(run.path, [file])
         write_weights(file, fit.best if stage.spec.carry == "best" and fit.best is not None else last, run.student.card)
+        manifest.cover(run.path, [file])
     run.log({"kind": "stage_end", **stage.place(fit.progress.step), "reason": fit.reason, "seconds": fit.progress.seconds})
     if fit.reason == "early":
         run.console.say(f"{stage.spec.name:>8}  ends early: {stage.spec.patience} evaluations without a better {run.recipe.select}")

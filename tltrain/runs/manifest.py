@@ -1,0 +1,89 @@
+"""manifest.json: the checksums of a run folder's files, so that a damaged one is seen when it is read again.
+
+A file is covered once nobody writes it any more: a stage's weights when the stage ends, the rest when a start ends. A start first drops
+those that it will write anew. Files without an entry are read as they are: runs of tltrain 0.1.0 have no manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tltrain.core import files
+from tltrain.core.errors import UserError
+
+NAME = "manifest.json"
+LEVELS = 3  # RUN/stages/0-head/weights.safetensors lies three below its run
+
+
+def cover(run: Path, paths: Iterable[Path], anew: bool = True) -> None:
+    """Keep the checksums of these files, of those that exist. anew: also of those that have one already."""
+    known = _read(run)
+    wanted = {path.relative_to(run).as_posix(): path for path in paths if path.is_file() and not path.is_symlink()}
+    found = {name: files.sha256(path) for name, path in wanted.items() if anew or name not in known}
+    if found:
+        _write(run, known | found)
+
+
+def uncover(run: Path, paths: Iterable[Path]) -> None:
+    """Forget the checksums of files that are about to be written anew: whatever comes between, none is taken for damaged."""
+    known = _read(run)
+    kept = known.keys() - {path.relative_to(run).as_posix() for path in paths}
+    if len(kept) < len(known):
+        _write(run, {name: known[name] for name in kept})
+
+
+def check(path: Path) -> None:
+    """Raise UserError where a run folder has another checksum of this file than its content."""
+    for run in list(path.parents)[:LEVELS]:
+        if (run / NAME).is_file():
+            kept = _read(run).get(path.relative_to(run).as_posix())
+            if kept is not None and path.is_file() and files.sha256(path) != kept:
+                raise UserError(
+                    f"{path} is not as its run wrote it: its checksum is not the one in {run / NAME}; it may be damaged. Copy it from a "
+                    f"backup, or train again. If you changed it yourself, delete {NAME}, and nothing of this run is checked any more"
+                )
+            return
+
+
+def read_json(file: Path, kind: type[dict[str, Any]] | type[list[Any]], keys: Iterable[str] = ()) -> Any:
+    """The value in a file of a run; None where there is no such file.
+
+    Raises UserError where it is not as the run wrote it, or holds no value of this kind with these keys.
+    """
+    if not file.is_file():
+        return None
+    check(file)
+    try:
+        found: Any = json.loads(files.read_bytes(file))
+        if not isinstance(found, kind) or any(key not in found for key in keys):
+            raise ValueError("it is no " + " with ".join([f"JSON {kind.__name__}", *keys]))
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error}); copy it from a backup, or delete it to go on without it") from error
+
+
+def _read(run: Path) -> dict[str, str]:
+    """Checksum by name. Raises UserError for a manifest that does not match its own checksum."""
+    file = run / NAME
+    if not file.is_file():
+        return {}
+    try:
+        raw = json.loads(files.read_bytes(file))
+        if raw["sha256"] != _digest(raw["files"]):
+            raise ValueError("it does not match its own checksum")
+        return dict(raw["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete it: the files of this run are then read unchecked") from error
+
+
+def _write(run: Path, checksums: dict[str, str]) -> None:
+    ordered = dict(sorted(checksums.items()))
+    files.write_json(run / NAME, {"files": ordered, "sha256": _digest(ordered)})
+
+
+def _digest(checksums: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
