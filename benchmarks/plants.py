@@ -9,23 +9,23 @@ import os
 import signal
 import weakref
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
-
-from tltrain.core.output.console import Console
 
 
 def after_steps(num_steps: int, act: Callable[[], None]) -> None:
     """Call `act` once this process has taken `num_steps` optimizer steps."""
     taken = iter(range(1, 10**9))
 
-    def step(self: Console) -> None:
+    def on_step(stage: str, step: int) -> None:
         if next(taken) == num_steps:
             act()
 
-    Console.step = step  # type: ignore[method-assign]
+    run: Any = import_module("tltrain.training.run")
+    run.train = partial(run.train, on_step=on_step)
 
 
 def own_rank() -> int:

@@ -131,7 +131,7 @@ def _train(trial: Trial) -> int:
     force_strategy(trial.strategy, trial.world)
     from tltrain.core.flags import RunFlags
     from tltrain.core.recipe import validate
-    from tltrain.training.run import train
+    from tltrain.training import run
 
     if trial.float64:
         use_float64()
@@ -141,7 +141,7 @@ def _train(trial: Trial) -> int:
         plant(*trial.arguments)
     flags: dict[str, Any] = {"workers": 0, "folder": Path(trial.folder)} | trial.start
     start = RunFlags(**flags)
-    return DONE.get(train(validate(trial.recipe, "trial"), start)["outcome"], 1)
+    return DONE.get(run.train(validate(trial.recipe, "trial"), start)["outcome"], 1)
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import yaml
 from tltrain.cli import demo
 from tltrain.cli.main import main
 from tltrain.core import recipe, stage_plan
-from tltrain.core.output.console import Console
 from tltrain.core.recipe import Backbone, Data
 from tltrain.data import open_images
 from tltrain.data.loader import eval_loader
@@ -146,9 +146,14 @@ def test_an_arm_in_miniature(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 def test_the_demo_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arms = [replace(arm, recipe=arm.recipe.smoke()) for arm in demo.arms(demo.demo_data(0), 0, tmp_path)[1:3]]
     taken = iter(range(1, 10**6))
+
+    def on_step(stage: str, step: int) -> None:
+        if next(taken) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
     with monkeypatch.context() as patch:
         patch.setattr(demo, "arms", lambda data, seed, out: arms)
-        patch.setattr(Console, "step", lambda self: os.kill(os.getpid(), signal.SIGINT) if next(taken) == 3 else None)
+        patch.setattr(demo, "train", partial(demo.train, on_step=on_step))
         assert demo.run_demo(tmp_path, 0) == "stopped"
         said = capsys.readouterr().out
         assert "1/2  ResNet, head only        top-1" in said

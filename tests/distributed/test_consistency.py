@@ -13,12 +13,11 @@ import torch
 from accelerate import Accelerator
 from conftest import slow
 
-from benchmarks import plants, trials, world
+from benchmarks import trials, world
 from benchmarks.schedules import draw_schedules, schedule_problems
 from benchmarks.trials import HEAD, LAST, MIDDLE
 from benchmarks.world import Trial
 from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console
 from tltrain.core.recipe import Backbone, validate
 from tltrain.distributed import runtime
 from tltrain.models import factory
@@ -117,10 +116,8 @@ def test_a_last_step_that_fp16_leaves_out_is_no_bug_of_the_start_that_takes_it_a
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
     spec, start = validate(trials.recipe(stages=[ADAM | {"steps": 3}]), "test"), RunFlags(folder=tmp_path / "run", workers=0)
-    with monkeypatch.context() as planted:
-        planted.setattr(Console, "step", Console.step)  # put back at the end
-        plants.after_steps(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(spec, start)["outcome"] == "stopped"
+    taken = iter([lambda: os.kill(os.getpid(), signal.SIGTERM)])
+    assert train(spec, start, lambda stage, step: next(taken, lambda: None)())["outcome"] == "stopped"
     assert trials.position(start.folder or tmp_path)[:2] == (0, 2)
     assert train(spec, start)["outcome"] == "finished"
 

@@ -20,25 +20,25 @@ from sklearn.metrics import accuracy_score, f1_score
 from benchmarks import trials
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe, load
 from tltrain.data.mixing import apply_mixup
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.runs.metrics_log import read_rows
+from tltrain.training.loop import OnStep
 from tltrain.training.run import train
 
 Made = Callable[..., Recipe]
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int, number: int = signal.SIGTERM) -> None:
+def stop_after(num_steps: int, number: int = signal.SIGTERM) -> OnStep:
     """Send this process a signal once it has taken `num_steps` optimizer steps."""
     taken = iter(range(1, 10**6))
 
-    def step(self: Console) -> None:
+    def on_step(stage: str, step: int) -> None:
         if next(taken) == num_steps:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Console, "step", step)
+    return on_step
 
 
 def test_a_run_leaves_everything_a_person_needs(finished_run: Path) -> None:
@@ -92,12 +92,10 @@ def test_a_stage_changes_exactly_the_blocks_it_trains(finished_run: Path, made_r
 
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 5, 8, 9])
 def test_a_stopped_run_goes_on_and_ends_bit_for_bit_where_it_would_have(
-    num_steps: int, finished_run: Path, made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_steps: int, finished_run: Path, made_recipe: Made, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_after(patch, num_steps)
-        outcome = train(made_recipe(), RunFlags(folder=run, workers=0))
+    outcome = train(made_recipe(), RunFlags(folder=run, workers=0), stop_after(num_steps))
     assert outcome["outcome"] == "stopped"
     assert outcome["signal"] == "SIGTERM"
     assert (run / "report.html").exists()
@@ -258,9 +256,7 @@ def test_the_loss_scale_of_fp16_goes_on_with_the_run(made_recipe: Made, tmp_path
 
     monkeypatch.setattr(runtime, "Accelerator", with_scaler)
     monkeypatch.setattr(Strategy, "load_extra", recorded)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "stopped"
+    assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0), stop_after(2))["outcome"] == "stopped"
     assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
     assert len(taken) == 1
     assert taken[0] > 8.0

@@ -56,6 +56,14 @@ class SaveFailed(RuntimeError):
     """A checkpoint under way could not be written; the process that wrote it knows why."""
 
 
+OnStep = Callable[[str, int], None]
+"""Called after each optimizer step with the name of the stage and the number of its steps that are done."""
+
+
+def ignore_step(stage: str, step: int) -> None:
+    """No hook."""
+
+
 @dataclass
 class Job:
     """One stage, prepared: everything the loop needs."""
@@ -80,6 +88,7 @@ class Job:
     watch: Watch
     check_steps: int
     console: Console
+    on_step: OnStep
     save_seconds: float
     save_steps: int | None
 
@@ -172,6 +181,7 @@ class _TrainLoop:
         norm = job.spread.step()
         self._watch(step, sum(shares[1:], shares[0]))
         job.console.step()
+        job.on_step(stage.spec.name, step + 1)
         progress = replace(progress, step=step + 1, evaluated=False)
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
 

@@ -32,7 +32,7 @@ from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
 from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
-from tltrain.training.loop import NotFinite, StageResult, check_finite
+from tltrain.training.loop import NotFinite, OnStep, StageResult, check_finite, ignore_step
 from tltrain.training.setup import TAKEN_OVER, Run, open_run
 from tltrain.training.stage import run_stage, save_stage_weights
 from tltrain.training.stage_cache import base_images
@@ -40,8 +40,11 @@ from tltrain.training.stage_cache import base_images
 
 @lasting_output()
 @torch_settings_kept()
-def train(recipe: Recipe, start: RunFlags) -> dict[str, Any]:
-    """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError."""
+def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dict[str, Any]:
+    """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError.
+
+    on_step(stage, step): called in every process after each optimizer step. step: those of the stage that are done.
+    """
     path = run_path(recipe, start)
     run_dir.check_recipe(path, recipe)
     runtime = Runtime(recipe.deterministic, 60 * start.timeout_minutes)
@@ -54,16 +57,19 @@ def train(recipe: Recipe, start: RunFlags) -> dict[str, Any]:
         return finished
     with StopSignal().listening() as stop:
         try:
-            while (ended := _one_start(path, recipe, start, runtime, console, stop)) is None:
+            while (ended := _one_start(path, recipe, start, runtime, console, stop, on_step)) is None:
                 release()  # here, where no frame of the start that had no room holds a tensor
             return ended
         finally:
             runtime.close()
 
 
-def _one_start(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> dict[str, Any] | None:
+def _one_start(
+    path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal, on_step: OnStep
+) -> dict[str, Any] | None:
     """From the newest checkpoint to the outcome; None where the next start, which asks for less at a time, can follow in this process."""
     run = open_run(path, recipe, start, runtime, console, stop)
+    run.on_step = on_step
     try:
         return _run_stages(run, stop)
     except NotFinite as error:

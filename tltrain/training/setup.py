@@ -39,6 +39,7 @@ from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
 from tltrain.training.experiment import Experiment, check_objective
+from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
 TAKEN_OVER = "a newer start"
@@ -71,6 +72,8 @@ class Run:
     """Where they are made."""
     compiling: str = ""
     """A line of the plan: whether --compile pays."""
+    on_step: OnStep = ignore_step
+    """What the caller of `train` does after each step."""
 
     @property
     def recipe(self) -> Recipe:

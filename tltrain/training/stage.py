@@ -161,6 +161,7 @@ def _job(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, s
         watch=run.watch,
         check_steps=start.check_steps,
         console=run.console,
+        on_step=run.on_step,
         save_seconds=60 * start.save_minutes,
         save_steps=start.save_steps,
     )
