@@ -132,7 +132,7 @@ def test_a_stage_that_freezes_nothing_is_no_obstacle_to_always_unless_there_is_a
     recipe, stage = planned(stage={"unfreeze": "all", "views": None})
     cost_model.check_always("always", recipe, chain_of(recipe), [stage])
     taught, stage = planned(stage={"unfreeze": "all", "views": None}, distill={"teacher": {"name": "resnet-micro"}})
-    with pytest.raises(UserError, match="fresh views"):
+    with pytest.raises(UserError, match="every step gets a new view"):
         cost_model.check_always("always", taught, chain_of(taught), [stage])
 
 

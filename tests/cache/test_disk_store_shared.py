@@ -43,7 +43,7 @@ def test_the_store_of_another_user_is_read_and_kept(cache: Path, capsys: pytest.
         assert "in use" not in said
         assert said.splitlines()[0].endswith(f", of {owner}")
         assert main(["cache", "clear", path.name]) == 1
-        assert f"{path.name}, which {owner} alone can delete" in capsys.readouterr().out
+        assert f"{path.name}, which only {owner} can delete" in capsys.readouterr().out
         assert main(["cache", "clear", "--all"]) == 0
         assert "0 in use, 1 of others" in capsys.readouterr().out
         assert not disk_store.make_room(cache / "store", 0, 1, cache / "other"), "it is nobody's room to take"

@@ -200,7 +200,7 @@ def test_verify_removes_a_damaged_shard_which_the_next_run_makes_again(root: Pat
     assert code == 1
     shard = file.name.partition(".")[0]
     assert lines(text)[name] == [
-        f"{name}  shard {shard} was damaged, and is removed: the next run that asks for it makes it again",
+        f"{name}  shard {shard} was damaged, and is removed: the next run that needs it computes it again",
         f"{name}  3 shards sound; 64 of 92 rows computed again, 64 equal bit for bit"
         if shard.endswith("1")
         else f"{name}  3 shards sound; 64 of 88 rows computed again, 64 equal bit for bit",

@@ -1,1 +1,1 @@
-"""The command `tltrain`, a module for each verb that is more than a call."""
+"""The command `tltrain`. Each larger verb has its own module."""

@@ -1,4 +1,4 @@
-"""`tltrain cache`: what was computed once and kept here, whether it is what would be computed now, and its removal."""
+"""`tltrain cache`: lists caches, verifies them against newly computed rows, and deletes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from tltrain.cache import disk_store
 from tltrain.cache.disk_store import Store, StoreInfo
 from tltrain.cache.planner import store_root
-from tltrain.cli.cache_verify import Again, CannotSay, Maker
+from tltrain.cli.cache_verify import CannotRecompute, Maker, RowSource
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.output.console import size
@@ -26,7 +26,7 @@ from tltrain.distributed.runtime import torch_settings_kept
 
 
 def show(as_json: bool) -> int:
-    """One line for each store, the one that was used longest ago first. Returns the exit code, as `verify` and `clear` do."""
+    """Print the caches, the least recently used first. Returns the exit code, like `verify` and `clear`."""
     root = store_root()
     found = [describe(store) for store in disk_store.stores(root)]
     if as_json:
@@ -42,9 +42,9 @@ def show(as_json: bool) -> int:
 
 
 def describe(store: StoreInfo) -> dict[str, Any]:
-    """A store in JSON values. rows: those that stand; used: seconds since the epoch."""
+    """A cache as JSON values. rows: rows written so far. used: seconds since the epoch."""
     what, recipe, stage = _what(store)
-    standing = disk_store.list_shards(store.path)
+    shards = disk_store.list_shards(store.path)
     return {
         "name": store.path.name,
         "kind": store.kind,
@@ -52,8 +52,8 @@ def describe(store: StoreInfo) -> dict[str, Any]:
         "recipe": recipe,
         "stage": stage,
         "run": store.made_by.get("run"),
-        "views": None if stage is None else len({name.partition("-")[0] for name in standing}),
-        "rows": sum(_num_rows(file) for file in standing.values()),
+        "views": None if stage is None else len({name.partition("-")[0] for name in shards}),
+        "rows": sum(_num_rows(file) for file in shards.values()),
         "bytes": store.bytes,
         "used": store.used,
         "in_use": _in_use(store),
@@ -62,7 +62,7 @@ def describe(store: StoreInfo) -> dict[str, Any]:
 
 
 def _what(store: StoreInfo) -> tuple[str, str | None, str | None]:
-    """(what a store holds, the recipe that it was made for, its stage), as far as it says so."""
+    """(contents, recipe's name, stage's name) of a cache, as far as its about.json records them."""
     made = store.made_by
     try:
         split, recipe = made["split"], str(made["recipe"]["name"])
@@ -94,39 +94,39 @@ def _in_use(store: StoreInfo) -> bool:
 
 
 def clear(names: Sequence[str]) -> int:
-    """Delete the stores of these names, or all, that nobody uses. 1 where one that was named stays. Raises UserError."""
+    """Delete the named caches, or all, except those in use. Returns 1 if a named one could not be deleted. Raises UserError."""
     freed = kept = foreign = 0
     for store in _named(names):
-        said = f"{size(store.bytes)}: {escape.line(store.path.name)}"
+        text = f"{size(store.bytes)}: {escape.line(store.path.name)}"
         owner = disk_store.owned_by_other(store.path)
         if owner is not None:
             foreign += 1
-            print(f"stays   {said}, which {owner} alone can delete")
+            print(f"stays   {text}, which only {owner} can delete")
         elif disk_store.remove(store):
             freed += store.bytes
-            print(f"freed   {said}")
+            print(f"freed   {text}")
         else:
             kept += 1
-            print(f"in use  {said}, which stays: a run has it open")
+            print(f"in use  {text}, which stays: a run has it open")
     print(f"{size(freed)} freed in {store_root()}, {kept} in use" + (f", {foreign} of others" if foreign else ""))
     return int(bool(names and kept + foreign))
 
 
 @torch_settings_kept()
 def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
-    """Look at every shard's checksum, compute `num_rows` rows of each store again, and print what is found. 1 where one is wrong."""
+    """Check every shard's checksum, compute `num_rows` rows of each cache source, and print the results. Returns 1 if one is wrong."""
     maker, chosen, num_wrong = Maker(), _named(names), 0
     for store in chosen:
-        wrong, said = _verify(maker, store, num_rows, random.Random(f"{seed} {store.path.name}"))
+        wrong, text = _verify(maker, store, num_rows, random.Random(f"{seed} {store.path.name}"))
         num_wrong += bool(wrong)
-        for line in (*wrong, said):
+        for line in (*wrong, text):
             print(escape.line(f"{store.path.name}  {line}"), flush=True)
     print(f"{_caches(len(chosen))} in {store_root()}, {num_wrong} with something wrong")
     return int(num_wrong > 0)
 
 
 def _named(names: Sequence[str]) -> list[StoreInfo]:
-    """The stores of these names, or all. Raises UserError."""
+    """The caches of these names, or all. Raises UserError for an unknown name."""
     found = disk_store.stores(store_root())
     known = [store.path.name for store in found]
     for name in names:
@@ -138,7 +138,7 @@ def _named(names: Sequence[str]) -> list[StoreInfo]:
 
 
 def _num_rows(file: Path) -> int:
-    """Rows of a shard, by its header; 0 where it has none that can be read: `verify` says so."""
+    """Rows of a shard, read from its header; 0 if the header cannot be read, which `verify` reports."""
     with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
         names = opened.keys()
         return int(opened.get_slice("rows" if "rows" in names else "size").get_shape()[0])
@@ -146,45 +146,45 @@ def _num_rows(file: Path) -> int:
 
 
 def _verify(maker: Maker, found: StoreInfo, num_rows: int, draw: random.Random) -> tuple[list[str], str]:
-    """(what is wrong, what else there is to say) of one store."""
+    """(problems, summary) of one cache."""
     name = found.path.name
     remedy = f"remove it: tltrain cache clear {name}"
     if name != f"{found.kind}-{disk_store.digest(found.key)}":
         return [f"{disk_store.ABOUT} does not say what this is; {remedy}"], "nothing was computed again"
     with Store(found.path.parent, found.kind, found.key, found.made_by) as store:
-        standing = store.list_shards()
-        sound = {shard: file for shard, file in sorted(standing.items()) if store.verify_shard(file)}
-        damaged = sorted(standing.keys() - sound)
-        wrong = [f"shard {shard} was damaged, and is removed: the next run that asks for it makes it again" for shard in damaged]
-        said = f"{len(sound)} shard{'' if len(sound) == 1 else 's'} sound"
-        places = [(shard, place) for shard, file in sound.items() for place in range(_num_rows(file))]
+        shards = store.list_shards()
+        valid = {shard: file for shard, file in sorted(shards.items()) if store.verify_shard(file)}
+        damaged = sorted(shards.keys() - valid)
+        wrong = [f"shard {shard} was damaged, and is removed: the next run that needs it computes it again" for shard in damaged]
+        text = f"{len(valid)} shard{'' if len(valid) == 1 else 's'} sound"
+        places = [(shard, place) for shard, file in valid.items() for place in range(_num_rows(file))]
         picks = draw.sample(places, min(num_rows, len(places)))
         if not picks:
-            return wrong, said
+            return wrong, text
         try:
-            again = maker.again(found, disk_store.read(next(iter(sound.values()))))
-        except (CannotSay, UserError, OSError, SafetensorError) as why:
-            return wrong, f"{said}; no row can be computed again here: {why}"
+            source = maker.again(found, disk_store.read(next(iter(valid.values()))))
+        except (CannotRecompute, UserError, OSError, SafetensorError) as why:
+            return wrong, f"{text}; no row can be computed again here: {why}"
         except (KeyError, IndexError, TypeError):
-            return wrong, f"{said}; no row can be computed again here: {disk_store.ABOUT} does not say how they were made"
-        differ = _compare(again, picks, sound)
+            return wrong, f"{text}; no row can be computed again here: {disk_store.ABOUT} does not say how they were made"
+        differ = _compare(source, picks, valid)
     if differ:
         more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""
         wrong.append(f"{differ[0]}{more}: not what is computed now; {remedy}")
-    return wrong, f"{said}; {len(picks):,} of {len(places):,} rows computed again, {len(picks) - len(differ):,} equal bit for bit"
+    return wrong, f"{text}; {len(picks):,} of {len(places):,} rows computed source, {len(picks) - len(differ):,} equal bit for bit"
 
 
-def _compare(again: Again, picks: list[tuple[str, int]], sound: dict[str, Path]) -> list[str]:
-    """The rows that differ, as a person calls them."""
+def _compare(source: RowSource, picks: list[tuple[str, int]], shards: dict[str, Path]) -> list[str]:
+    """Names of the rows that differ from newly computed ones. picks: (shard, row within it)."""
     differ = []
     picks, mapped = sorted(picks), dict[str, dict[str, Tensor]]()
-    wanted = [again.where(*pick) for pick in picks]
-    for (shard, place), (index, view), made in zip(picks, wanted, again.made(wanted), strict=True):
+    wanted = [source.where(*pick) for pick in picks]
+    for (shard, place), (index, view), computed in zip(picks, wanted, source.compute(wanted), strict=True):
         if shard not in mapped:
-            mapped = {shard: disk_store.read(sound[shard])}
-        kept = again.kept(mapped[shard], place)
-        if kept.dtype != made.dtype or kept.shape != made.shape or not torch.equal(_bytes(kept), _bytes(made)):
-            differ.append(f"{again.split.ids[index]}, view {view}, shard {shard}")
+            mapped = {shard: disk_store.read(shards[shard])}
+        stored = source.stored(mapped[shard], place)
+        if stored.dtype != computed.dtype or stored.shape != computed.shape or not torch.equal(_bytes(stored), _bytes(computed)):
+            differ.append(f"{source.split.ids[index]}, view {view}, shard {shard}")
     return differ
 
 

@@ -1,4 +1,4 @@
-"""The rows of a store computed again, from what its about.json says of the run that made it."""
+"""Computes rows of a cache again, from the description of its run in about.json."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tltrain.training.experiment import Experiment
 AT_ONCE = 64  # rows that are computed together
 
 
-class CannotSay(Exception):
-    """Why rows cannot be computed again here: no fault of the store."""
+class CannotRecompute(Exception):
+    """Rows cannot be computed again here, although the cache itself is intact."""
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """Features of a prefix, or logits of a teacher, computed again."""
+class _FrozenOutputs:
+    """Computes features of frozen blocks, or logits of a teacher, again."""
 
     split: Split
     frozen: FrozenModel
@@ -44,16 +44,16 @@ class _Answers:
     device: torch.device
 
     def where(self, name: str, place: int) -> tuple[int, int]:
-        """(position in the split, view) of the row at a place of a shard."""
+        """(position in the split, view) of row `place` of a shard."""
         view, samples = self.layout.rows(name)
         return samples[place], view
 
-    def kept(self, tensors: dict[str, Tensor], place: int) -> Tensor:
-        """The row as it is stored."""
+    def stored(self, tensors: dict[str, Tensor], place: int) -> Tensor:
+        """The stored row. tensors: the shard's."""
         return tensors["rows"][place]
 
-    def made(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
-        """Rows of these (position, view), computed now."""
+    def compute(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
+        """Newly computed rows of these (position, view)."""
         for at in range(0, len(wanted), AT_ONCE):
             images = torch.stack([self.views.view(i, v) for i, v in wanted[at : at + AT_ONCE]])
             yield from self.frozen(images.to(self.device)).cpu()
@@ -61,7 +61,7 @@ class _Answers:
 
 @dataclass(frozen=True)
 class _BaseImages:
-    """Base images, decoded again."""
+    """Decodes base images again."""
 
     split: Split
     preprocess: Preprocess
@@ -69,43 +69,43 @@ class _BaseImages:
     def where(self, name: str, place: int) -> tuple[int, int]:
         return int(name) * image_cache.SHARD_IMAGES + place, 0
 
-    def kept(self, tensors: dict[str, Tensor], place: int) -> Tensor:
+    def stored(self, tensors: dict[str, Tensor], place: int) -> Tensor:
         size_N2 = tensors["size"].long()
         ends = (3 * size_N2.prod(1)).cumsum(0)
         height, width = size_N2[place].tolist()
         return tensors["pixels"][int(ends[place]) - 3 * height * width : int(ends[place])].view(height, width, 3)
 
-    def made(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
+    def compute(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
         for i, _ in wanted:
             yield torch.tensor(base_of(self.split, self.preprocess, i))
 
 
-Again = _Answers | _BaseImages
+RowSource = _FrozenOutputs | _BaseImages
 
 
 class Maker:
-    """Makes the rows of one store after the other; a data set that several have in common is opened once."""
+    """Opens the row sources of several caches in turn. Caches of the same data set share its images."""
 
     def __init__(self) -> None:
         self._opened: tuple[Data, DataSplits] | None = None
 
-    def again(self, found: StoreInfo, tensors: dict[str, Tensor]) -> Again:
-        """What makes the rows of a store. tensors: of any of its shards. Raises CannotSay, UserError, OSError, SafetensorError."""
+    def again(self, found: StoreInfo, tensors: dict[str, Tensor]) -> RowSource:
+        """The source of a cache's rows. tensors: of any of its shards. Raises CannotRecompute, UserError, OSError, SafetensorError."""
         recipe = validate(found.made_by["recipe"], str(found.path / disk_store.ABOUT), kept=True)
         if self._opened is None or self._opened[0] != recipe.data:
             self._opened = recipe.data, open_images(recipe.data)
         images, name = self._opened[1], found.made_by["split"]
         split = next((s for s in (images.train, images.val, images.test) if s is not None and s.name == name), None)
         if split is None:
-            raise CannotSay(f"{recipe.data.source} has no {name} split any more")
+            raise CannotRecompute(f"{recipe.data.source} has no {name} split any more")
         if found.kind == image_cache.KIND:
             preprocess = Preprocess(found.key["resize"], found.key["resize"], found.key["interpolation"])
             _check(found, image_cache.key(images.fingerprint, split.name, preprocess))
             return _BaseImages(split, preprocess)
-        return _answers(found, recipe, images, split, tensors["rows"])
+        return _frozen_outputs(found, recipe, images, split, tensors["rows"])
 
 
-def _answers(found: StoreInfo, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _Answers:
+def _frozen_outputs(found: StoreInfo, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _FrozenOutputs:
     runtime = Runtime(recipe.deterministic)
     experiment = Experiment.open(recipe, images)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
@@ -124,12 +124,15 @@ def _answers(found: StoreInfo, recipe: Recipe, images: DataSplits, split: Split,
     views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
     if found.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
-        raise CannotSay(f"it was made with {found.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")
-    return _Answers(split, frozen, views, layout, runtime.device)
+        raise CannotRecompute(f"it was made with {found.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")
+    return _FrozenOutputs(split, frozen, views, layout, runtime.device)
 
 
 def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePlan], stage: StagePlan) -> str | None:
-    """Load the weights that a stage began with; where they are gone, why: those of the start are often the same before the cut."""
+    """Load the weights that a stage began with. Returns None, or the reason why they are gone.
+
+    Without them, the run's first weights may do: they are often equal in the frozen blocks.
+    """
     if stage.index == 0:
         return None
     file = run_dir.stage_weights_file(run, planned[stage.index - 1].name)
@@ -142,18 +145,18 @@ def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePl
 
 
 def _check(found: StoreInfo, key: dict[str, Any], gone: str | None = None) -> None:
-    """Raises CannotSay where what was built now is not what made a store."""
+    """Raises CannotRecompute where the key computed now differs from the cache's."""
     for name in ("device", "versions", *key):
         here, there = key.get(name), found.key.get(name)
         if here == there:
             continue
         if name == "weights":
-            raise CannotSay(gone or "the weights of its frozen blocks are others now")
+            raise CannotRecompute(gone or "the weights of its frozen blocks are others now")
         if name == "data":
-            raise CannotSay("the images, their labels or their splits have changed")
+            raise CannotRecompute("the images, their labels or their splits have changed")
         if isinstance(here, dict) and isinstance(there, dict):
             here, there = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((here, there), (there, here)))
         remedy = ""
         if name == "device" and key[name][:2] == found.key[name][:2] and key[name][2] != found.key[name][2]:
             remedy = f"; set ACCELERATE_MIXED_PRECISION={found.key[name][2]}, as it was then"
-        raise CannotSay(f"it was made with {name} {there}, and here is {here}{remedy}")
+        raise CannotRecompute(f"it was made with {name} {there}, and here is {here}{remedy}")

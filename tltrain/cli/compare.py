@@ -1,4 +1,4 @@
-"""`tltrain compare`: runs in one table on the terminal, and in one page."""
+"""`tltrain compare`: compares runs in a table on the terminal and on a page."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
 
 
 def names(paths: Sequence[Path]) -> list[str]:
-    """Each folder's name, or its path where two have the same name."""
+    """The name of each folder, or its path if two folders share a name."""
     short = [path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
 def rendered(entries: Sequence[ComparedRun]) -> RenderableType:
-    """Runs, groups of seeds, paired differences, recipes, and the verdict."""
-    said, why = verdict(entries)
+    """The terminal's output: runs, groups of seeds, paired differences, recipes, and the verdict."""
+    headline, why = verdict(entries)
     tables: list[RenderableType] = [_runs(entries), *_seeds(entries), *_pairs(entries), *_recipes(entries)]
     blocks: list[RenderableType] = [block for table in tables for block in (table, Text())]
-    return Group(*blocks, Text(escape.line(said), style="bold"), *([_name(why)] if why else []), Text())
+    return Group(*blocks, Text(escape.line(headline), style="bold"), *([_name(why)] if why else []), Text())
 
 
 def _runs(entries: Sequence[ComparedRun]) -> Table:

@@ -1,4 +1,4 @@
-"""The command `tltrain`. Heavy imports stand inside the verbs, so that help, recipes and schema answer at once."""
+"""The command `tltrain`. Verbs import torch and other large packages themselves, so that help, recipes and schema start quickly."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def train(words: Sequence[str]) -> int:
-    """Fine-tune a backbone by a recipe, in stages; the same command again resumes."""
+    """Fine-tune a backbone by a recipe, in stages. The same command resumes a stopped run."""
     from tltrain.core import flags
 
     recipe, start = flags.parse("train", words)
@@ -66,7 +66,7 @@ def train(words: Sequence[str]) -> int:
 
 
 def plan(words: Sequence[str]) -> int:
-    """Print what a recipe would train: block by stage, steps, memory; reads no weights."""
+    """Print what a recipe would train: blocks of each stage, steps, memory. Reads no weights."""
     from tltrain.core import flags
 
     recipe, start = flags.parse("plan", words)
@@ -149,7 +149,7 @@ def report(words: Sequence[str]) -> int:
 
 
 def predict(words: Sequence[str]) -> int:
-    """Say what a run's network sees in image files, in folders, or in paths from standard input (-)."""
+    """Predict the classes of image files, of folders, or of paths from standard input (-)."""
     parser = parser_of("predict", predict)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument(
@@ -228,7 +228,7 @@ def demo(words: Sequence[str]) -> int:
 
 
 def cache(words: Sequence[str]) -> int:
-    """List, verify or clear what was computed once and kept: features, teachers' logits, base images."""
+    """List, verify or clear cached features, teachers' logits and base images."""
     parser = parser_of("cache", cache)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="ls|verify|clear")
     ls = verbs.add_parser("ls", help="one line for each cache, the one unused for longest first")
@@ -255,14 +255,14 @@ def cache(words: Sequence[str]) -> int:
 
 
 def launch(words: Sequence[str]) -> int:
-    """Start a run on all GPUs of this machine, or on a Slurm cluster; look at it, and cancel it."""
+    """Start a run on all GPUs of this machine or on a Slurm cluster, show its state, or cancel it."""
     from launcher.cli import main as launcher_main
 
     return launcher_main(words)
 
 
 def doctor(words: Sequence[str]) -> int:
-    """Say what this machine offers for training, what is wrong with it, and the remedy."""
+    """Check this machine for training, and print a remedy for each problem."""
     from tltrain.cli.doctor import doctor as examine
 
     return examine(words)

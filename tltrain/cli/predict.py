@@ -1,4 +1,4 @@
-"""`tltrain predict`: predictions of files as a person reads them, and as programs do."""
+"""`tltrain predict`: prints predictions for files as a table, as JSON or as CSV."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str], top: int) -> None
 
 
 def table(predictions: Iterable[Prediction]) -> Table:
-    """One line a file: its class, how sure, and what comes next."""
+    """A table with one line for each file: its class, the confidence, and the next classes."""
     out = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for head in ("file", "class", "sure", "then"):
         out.add_column(head, justify="right" if head == "sure" else "left", overflow="fold")
