@@ -115,11 +115,12 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
     job.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
     try:
         while True:
-            # what is due first, then the step
+            # Due at this position, before its step: a resumed run enters here too, and finds out the same.
             step = progress.step
             evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
             saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
             job.watch.at(stage.spec.name, step, "agree")
+            # All ranks must act alike. Their flags are summed beside the steps, one step late, and at once only where the ranks wait anyway.
             flags = [job.stop.requested, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
             sums = agreement.sum_now(flags) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(flags)
             if sums[BAD]:
@@ -134,6 +135,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
             progress = replace(progress, seconds=seconds_before + clock() - began)
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
+                # Losses reach the host late: settle them first, so that no checkpoint holds weights that are not finite.
                 if agreement.sum_now([0, 0, loop.settle(), 0])[BAD]:
                     raise loop.not_finite()
                 progress = loop.save(progress, best)
@@ -144,6 +146,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
                 guard.replicas(step)
                 guard.finish(job.spread.weights(), stage, range(first, step))
                 return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
+            # Opened here and not above: a stage that is over, or only evaluated and stopped, starts no data workers.
             batches = batches or on_device(job.batches(step), job.runtime.device)
             job.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)

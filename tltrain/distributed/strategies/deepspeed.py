@@ -19,6 +19,7 @@ class Zero(Strategy):
 
     def _prepare(self, chain: Chain, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         accelerator = self.runtime.accelerator
+        # The configuration is complete only now: the recipe owns the batch and the clipping, and each stage may clip otherwise.
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = 1  # DeepSpeed requires it, for its log only
         settings["gradient_clipping"] = self.clip or 0.0
@@ -30,14 +31,17 @@ class Zero(Strategy):
 
     def _restore(self, chain: Chain, engine: nn.Module) -> None:
         """Undo two effects of DeepSpeed's set-up: weights rounded to its dtype, and an optimizer step on zero gradients."""
+        # Trained weights live in sharded fp32 masters: those get the exact values, and the rounded copies follow from them.
         for name, parameter in chain.net.named_parameters():
             if parameter.requires_grad:
                 self._put(parameter, self.initial_weights[name].to(self.runtime.device, torch.float32), None)
+        # Buffers have no masters. Batch-norm statistics must not be rounded: val is evaluated with them.
         for name, module in chain.net.named_modules():
             for key, buffer in module._buffers.items():
                 path = f"{name}.{key}" if name else key
                 if buffer is not None and path in self.initial_weights:
                     module._buffers[key] = self.initial_weights[path].to(self.runtime.device, copy=True)
+        # DeepSpeed allocates the moments by a step on zero gradients. It is undone here.
         for state in self._inner(engine.optimizer).state.values():
             for key, value in state.items():
                 if isinstance(value, Tensor):
@@ -56,6 +60,7 @@ class Zero(Strategy):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Backward pass. For the last micro-batch it also clips and updates the weights."""
+        # The engine counts micro-batches of its own; sync_gradients tells it instead which one is the last of the step.
         wrapped = self.runtime.accelerator.deepspeed_engine_wrapped
         wrapped.backward(loss, sync_gradients=last)
 
@@ -82,6 +87,7 @@ class Zero(Strategy):
     def load_optimizer_state(self, saved: OptimizerState) -> None:
         zero: Any = self._raw_optimizer()
         inner, example = self._inner(zero), next(iter(saved.values()), {})
+        # State that the optimizer has not made yet begins as zeros. Below it is filled, parameter by parameter.
         flats = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO-3; ZeRO-1 and 2 keep them in the groups
         for flat in flats or [flat for group in inner.param_groups for flat in group["params"]]:
             state = inner.state[flat]
