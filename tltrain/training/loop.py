@@ -120,7 +120,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
             evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
             saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
             job.watch.at(stage.spec.name, step, "agree")
-            # All ranks must act alike. Their flags are summed beside the steps, one step late, and at once only where the ranks wait anyway.
+            # All ranks must act alike. Their flags are summed beside the steps, one step late; at once only where the ranks wait anyway.
             flags = [job.stop.requested, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
             sums = agreement.sum_now(flags) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(flags)
             if sums[BAD]:
