@@ -125,7 +125,7 @@ def setting(recipe: Recipe) -> Setting:
     views = Views(images.train, loaded.preprocess, "none", data.flip, data.seed)
     images_NCHW = torch.stack([views.view(i, 0) for i in range(len(images.train))])
     stream = SampleStream(recipe.seed, stage.index, len(images.train), recipe.batch, stage.spec.views, stage.first_epoch)
-    order_SB = torch.tensor([[item.index for item in stream.step(s)] for s in range(stage.num_steps)])
+    order_SB = torch.tensor([[item.position for item in stream.step(s)] for s in range(stage.num_steps)])
     return Setting(recipe, loaded.chain, stage, images_NCHW, torch.from_numpy(images.train.labels), order_SB)
 
 

@@ -19,7 +19,7 @@ from tltrain.cli import demo
 from tltrain.cli.demo import Arm
 from tltrain.core.recipe import Data
 from tltrain.data import Split, open_images
-from tltrain.data.sampler import key
+from tltrain.data.sampler import derive_seed
 from tltrain.data.splits import keep_per_class
 
 NUM_RESAMPLES = 10_000
@@ -84,7 +84,7 @@ def plan(out: Path, train: Split, test: Split, seed: int, per_class: int) -> tup
     folder = out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     table = folder / "digits.csv"
-    labelled = keep_per_class(train.labels, per_class, key(seed, "labelled"))
+    labelled = keep_per_class(train.labels, per_class, derive_seed(seed, "labelled"))
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "label", "split"])

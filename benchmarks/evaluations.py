@@ -39,7 +39,7 @@ class Numbered(Dataset[dict[str, Tensor]]):
         return len(self.labels_N)
 
     def __getitems__(self, items: Sequence[SampleRef]) -> dict[str, Tensor]:
-        index_B = torch.tensor([item.index for item in items])
+        index_B = torch.tensor([item.position for item in items])
         weight_B = torch.tensor([item.weight for item in items])
         return {"image": index_B, "label": torch.from_numpy(self.labels_N)[index_B], "weight": weight_B, "index": index_B}
 

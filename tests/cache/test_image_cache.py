@@ -49,7 +49,7 @@ def test_views_are_equal_with_and_without_the_store(images: DataSplits, tmp_path
             assert torch.equal(without.base(i), stored.base(i))
             assert all(torch.equal(without.view(i, v), stored.view(i, v)) for v in range(3)), split.ids[i]
         assert len({made[i].shape for i in range(NUM)}) > 7
-        assert stored._kept == {}
+        assert stored._cached == {}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -48,10 +48,10 @@ def test_positions_without_images_are_those_of_the_items(
         found = list(train_positions(labels, stream, 1, 5, rank, world, num_micro))
         assert len(found) == len(asked) == 4 * num_micro
         for items, batch_B in zip(asked, found, strict=True):
-            assert batch_B["index"].tolist() == [item.index for item in items]
+            assert batch_B["index"].tolist() == [item.position for item in items]
             assert batch_B["view"].tolist() == [item.view for item in items]
             assert batch_B["weight"].tolist() == [item.weight for item in items]
-            assert batch_B["label"].tolist() == [5 * item.index for item in items]
+            assert batch_B["label"].tolist() == [5 * item.position for item in items]
             dtypes = [batch_B[name].dtype for name in ("index", "view", "label", "weight")]
             assert dtypes == [torch.int64, torch.int64, torch.int64, torch.float32]
 

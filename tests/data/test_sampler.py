@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tltrain.data import class_weights, sampler
 from tltrain.data.loader import StepSampler, eval_batches
-from tltrain.data.sampler import SampleRef, SampleStream, key, micro_batches, num_micro, rank_slice, shuffled, uniform
+from tltrain.data.sampler import SampleRef, SampleStream, derive_seed, micro_batches, num_micro, rank_slice, shuffled, uniform
 from tltrain.data.splits import cut, keep_per_class
 
 small = st.integers(1, 40)
@@ -31,7 +31,7 @@ def test_each_epoch_is_a_permutation_and_no_batch_is_short(n: int, batch: int, s
     assert all(len(stream.step(s)) == batch for s in range(num_steps))
     for epoch in range(3):
         part = items[epoch * n : (epoch + 1) * n]
-        assert sorted(item.index for item in part) == list(range(n))
+        assert sorted(item.position for item in part) == list(range(n))
         assert {item.view for item in part} == {1 + 7 + epoch}
 
 
@@ -80,7 +80,7 @@ def test_the_position_is_found_without_what_stands_before_it(monkeypatch: pytest
     monkeypatch.setattr(sampler, "shuffled", counted)
     stream = SampleStream(0, 0, 50_000, 512, None, 0, mixup=0.2)
     far = stream.step(10_000_000)
-    assert drawn == [key(0, "order", 0, 102_400)]
+    assert drawn == [derive_seed(0, "order", 0, 102_400)]
     before = SampleStream(0, 0, 50_000, 512, None, 0, mixup=0.2)
     before.step(9_999_999)
     assert before.step(10_000_000) == far  # whatever was asked for before
@@ -88,20 +88,26 @@ def test_the_position_is_found_without_what_stands_before_it(monkeypatch: pytest
 
 def test_order_is_the_same_on_every_version() -> None:
     """Frozen: a change here changes every run that is resumed."""
-    assert key(0, "order", 1, 2) == 9063001024455624354
-    assert shuffled(key(0, "order", 0, 0), 8).tolist() == [5, 0, 3, 1, 4, 7, 6, 2]
+    assert derive_seed(0, "order", 1, 2) == 9063001024455624354
+    assert shuffled(derive_seed(0, "order", 0, 0), 8).tolist() == [5, 0, 3, 1, 4, 7, 6, 2]
     assert uniform(3, 2).tolist() == [0.08564916714362436, 0.2368105065960997]
 
 
 def test_keys_tell_their_parts_apart() -> None:
-    assert len({key(1, 23), key(12, 3), key("1", 23), key(123), key("1,23"), key(1, "23")}) == 6
-    assert key(np.int64(4), "a") == key(4, "a")  # type: ignore[arg-type]
-    assert 0 <= key(1) < 2**63
+    assert (
+        len({derive_seed(1, 23), derive_seed(12, 3), derive_seed("1", 23), derive_seed(123), derive_seed("1,23"), derive_seed(1, "23")})
+        == 6
+    )
+    assert derive_seed(np.int64(4), "a") == derive_seed(4, "a")  # type: ignore[arg-type]
+    assert 0 <= derive_seed(1) < 2**63
 
 
 def test_stages_and_seeds_have_orders_of_their_own() -> None:
     orders = [
-        [item.index for item in SampleStream(seed, stage, 30, 30, None, 0).step(s)] for seed in (0, 1) for stage in (0, 1) for s in (0, 1)
+        [item.position for item in SampleStream(seed, stage, 30, 30, None, 0).step(s)]
+        for seed in (0, 1)
+        for stage in (0, 1)
+        for s in (0, 1)
     ]
     assert len({tuple(order) for order in orders}) == 8
 
@@ -111,11 +117,11 @@ def test_stages_and_seeds_have_orders_of_their_own() -> None:
 def test_mixup_partners_are_of_the_same_batch(batch: int, n: int, alpha: float, step: int) -> None:
     plain = SampleStream(0, 0, n, batch, None, 0).step(step)
     apply_mixup = SampleStream(0, 0, n, batch, None, 0, mixup=alpha).step(step)
-    assert [(m.index, m.view) for m in apply_mixup] == [(p.index, p.view) for p in plain]
-    assert Counter((m.partner, m.partner_view) for m in apply_mixup) == Counter((p.index, p.view) for p in plain)
+    assert [(m.position, m.view) for m in apply_mixup] == [(p.position, p.view) for p in plain]
+    assert Counter((m.partner, m.partner_view) for m in apply_mixup) == Counter((p.position, p.view) for p in plain)
     assert all(0 <= m.lam <= 1 and m.box is None and m.weight == 1 for m in apply_mixup)
     if batch <= n and step == 0:
-        assert all(m.partner != m.index for m in apply_mixup)
+        assert all(m.partner != m.position for m in apply_mixup)
 
 
 def test_lam_is_beta_distributed() -> None:
@@ -154,16 +160,16 @@ def test_balanced_draws() -> None:
     weights = class_weights(labels, 2)
     stream = SampleStream(0, 0, 1000, 1000, None, 0, tuple(weights[labels]))
     items = stream.step(0)
-    assert abs(sum(labels[item.index] == 1 for item in items) - 500) < 60
-    assert len({(item.index, item.view) for item in items}) == 1000  # drawn again is seen again, in another view
-    assert not {(item.index, item.view) for item in items} & {(item.index, item.view) for item in stream.step(1)}
+    assert abs(sum(labels[item.position] == 1 for item in items) - 500) < 60
+    assert len({(item.position, item.view) for item in items}) == 1000  # drawn again is seen again, in another view
+    assert not {(item.position, item.view) for item in items} & {(item.position, item.view) for item in stream.step(1)}
     cycled = SampleStream(0, 0, 1000, 1000, 3, 0, tuple(weights[labels])).step(0)
     assert {item.view for item in cycled} == {0, 1, 2}
 
 
 def test_a_sample_of_weight_zero_is_never_drawn() -> None:
     items = SampleStream(0, 0, 4, 500, None, 0, (0.0, 1.0, 0.0, 1.0)).step(0)
-    assert {item.index for item in items} == {1, 3}
+    assert {item.position for item in items} == {1, 3}
 
 
 @quick
@@ -184,13 +190,13 @@ def test_evaluation_sees_every_sample_once(n: int, world: int, batch: int, limit
     assert len(shapes) == 1
     assert max(shapes.pop()) <= batch
     items = [item for batches in per_rank for part in batches for item in part]
-    counted = [item.index for item in items if item.weight == 1]
+    counted = [item.position for item in items if item.weight == 1]
     assert len(counted) == len(set(counted)) == min(n, limit or n)
-    assert all(item.view == 0 and 0 <= item.index < n for item in items)
+    assert all(item.view == 0 and 0 <= item.position < n for item in items)
 
 
 def test_a_limited_evaluation_is_spread_over_the_split() -> None:
-    items = [item.index for part in eval_batches(1000, 0, 1, 64, 10) for item in part]
+    items = [item.position for part in eval_batches(1000, 0, 1, 64, 10) for item in part]
     assert items == [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
 
 

@@ -152,10 +152,10 @@ def test_bases_are_read_once_and_not_pickled(split: Split, monkeypatch: pytest.M
         Path(path).unlink()
     assert torch.equal(views.view(1, 2), first)  # out of memory
     assert abs(len(pickle.dumps(views)) - size) < 20
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
     none_kept = pickle.loads(pickle.dumps(views))
     none_kept.view(5, 1)
-    assert none_kept._kept == {}
+    assert none_kept._cached == {}
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:

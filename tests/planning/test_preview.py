@@ -46,7 +46,7 @@ def test_the_views_are_those_that_training_takes(made_recipe: Made) -> None:
         stream = SampleStream(recipe.seed, stage.index, n, n, stage.spec.views, stage.first_epoch)  # an epoch of the training is one step
         views = Views(images.train, preprocess, stage.spec.augment, recipe.data.flip, recipe.data.seed)
         for epoch, column in enumerate(found):
-            items = {item.index: item for item in stream.step(epoch)}
+            items = {item.position: item for item in stream.step(epoch)}
             for row, i in enumerate(chosen):
                 np.testing.assert_array_equal(column.images[row], views[items[i]]["image"].permute(1, 2, 0).numpy())
             assert column.title == ("evaluation view" if items[chosen[0]].view == 0 or num == 1 else f"view {items[chosen[0]].view}")

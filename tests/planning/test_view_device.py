@@ -25,7 +25,7 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.data import Split, open_images, rendering
 from tltrain.data.rendering import DRAWN, PIXELS, to_device
-from tltrain.data.sampler import SampleRef, key
+from tltrain.data.sampler import SampleRef, derive_seed
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
 from tltrain.planning import view_device
@@ -67,7 +67,7 @@ def _both(split: Split, preprocess: Preprocess, flip: bool = True) -> tuple[View
 def test_the_device_makes_pillows_pixels(preprocess: Preprocess, device: str, split: Split) -> None:
     """View 0 among them, which is the plain centre; more at once than are made together."""
     host, on_device = _both(split, preprocess)
-    num = rendering._AT_ONCE + 9 if preprocess is SMALL or device == "cuda" else 16
+    num = rendering._CHUNK + 9 if preprocess is SMALL or device == "cuda" else 16
     items = [SampleRef(n % len(split), n // len(split)) for n in range(num)]
     batch = on_device.batch(items)
     assert "image" not in batch
@@ -132,7 +132,7 @@ def test_a_strong_view_is_torchvisions_under_its_own_seed(flip: bool, split: Spl
     for i, v in [(0, 1), (3, 2), (5, 7)]:
         base = Image.fromarray(host.base(i).permute(1, 2, 0).numpy())
         with torch.random.fork_rng():
-            torch.manual_seed(key(5, "view", 3 * i, v))
+            torch.manual_seed(derive_seed(5, "view", 3 * i, v))
             expected = transform(base)
         assert torch.equal(host.view(i, v), expected)
         assert torch.equal(on_device[SampleRef(i, v)]["image"], expected)
@@ -206,7 +206,7 @@ def test_the_plan_measures_and_says_which(device: str, made_recipe: Made) -> Non
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_device_that_makes_other_pixels_is_refused(device: str, made_recipe: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = made_recipe(stages=[STRONG])
-    turned = rendering._turn
+    turned = rendering._rotation
     monkeypatch.setattr(rendering, "_turn", lambda angle, size: turned(angle + 1, size))
     with pytest.raises(UserError, match=r"--views device, and here the device makes other pixels than Pillow, by up to \d+ grey levels"):
         _decided(recipe, RunFlags(views="device"), device)

@@ -76,8 +76,8 @@ def plain_batches(recipe: Recipe, index: int, first_epoch: int = 0, draw_weights
 
 
 def _batch(items: Sequence[SampleRef], split: Split, views: Views) -> PlainBatch:
-    pixels = torch.stack([views.view(item.index, item.view) for item in items])
-    labels = torch.tensor([int(split.labels[item.index]) for item in items])
+    pixels = torch.stack([views.view(item.position, item.view) for item in items])
+    labels = torch.tensor([int(split.labels[item.position]) for item in items])
     if items[0].partner < 0:
         return PlainBatch(pixels, labels)
     partners = torch.stack([views.view(item.partner, item.partner_view) for item in items])

@@ -18,7 +18,7 @@ from tltrain.cache.frozen import Autocast, FrozenModel
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.data import DataSplits, Split
-from tltrain.data.views import KEPT_BYTES, Views
+from tltrain.data.views import MEMORY_BYTES, Views
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
@@ -61,7 +61,7 @@ class _Meter:
     @property
     def in_memory(self) -> bool:
         """Whether this process keeps all base images in memory without a cache."""
-        return self.workers == 0 and self.base_bytes * len(self.split) <= KEPT_BYTES
+        return self.workers == 0 and self.base_bytes * len(self.split) <= MEMORY_BYTES
 
     def speed(self, frozen: FrozenModel, augment: Augment, with_image: bool = True) -> Speed:
         key = (id(frozen.chain), frozen.stop)

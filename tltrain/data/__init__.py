@@ -1,4 +1,4 @@
-"""Where images come from: sources, splits, decoding, views, order, loaders."""
+"""The data pipeline: sources, splits, decoding, augmented views, sample order, loaders."""
 
 from tltrain.data.dataset import DataSplits, Source, SourceKind, Split, class_weights
 from tltrain.data.splits import assign, open_images, outline_images, split_names

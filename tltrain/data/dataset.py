@@ -1,4 +1,4 @@
-"""What a data set is once it is open: classes, splits, and how to read one image."""
+"""Data types of an open data set: Source (all samples), Split (train, val or test), DataSplits (all three)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Read = Callable[[int], Image.Image]
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of train, val or test. A position counts within the split, from 0 to N - 1."""
+    """The samples of train, val or test. A position is an index into the split, from 0 to N - 1."""
 
     name: str
     labels: np.ndarray
     """(N,) int64, the class of each sample."""
     ids: tuple[str, ...]
-    """What a person calls each sample: a path below the source, or digits/17."""
+    """Readable name of each sample: a path relative to the source, or digits/17."""
     index: np.ndarray
-    """(N,) int64, each sample's number in the source; its views are seeded by it, so that they survive another split."""
+    """(N,) int64, each sample's number in the source. It seeds the sample's views, so they do not depend on the split."""
     read: Read
-    """The image at a position, RGB. It can be pickled."""
+    """Reads the RGB image at a position. Picklable."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,65 +34,65 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """An open data set. The class list is one for all splits."""
+    """An open data set. All splits share one class list."""
 
     classes: tuple[str, ...]
     train: Split
     val: Split | None
     test: Split | None
     fingerprint: str
-    """Hash of the class names, of every sample's bytes and label, and of who is in which split."""
+    """Hash of the class names, every sample's bytes and label, and the members of each split."""
     notes: tuple[str, ...] = ()
-    """Lines a person should see."""
+    """Messages for the user."""
     in_memory: bool = False
-    """Whether reading an image takes no decoding worth a data worker."""
+    """Whether images are so cheap to read that data workers would not help."""
     source: Source | None = None
-    """What was split, with the samples that no split has; None where it was never whole."""
+    """The source before the split, including samples that belong to no split. None where it is not available."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Every readable sample of a source, before it is split."""
+    """All readable samples of a data source, before they are split."""
 
     classes: tuple[str, ...]
     labels: np.ndarray
     """(N,) int64."""
     ids: tuple[str, ...]
     numbers: np.ndarray
-    """(N,) int64, what `read` takes; they have gaps where a file is unreadable."""
+    """(N,) int64, the argument of `read` for each sample. Unreadable files leave gaps."""
     declared: np.ndarray
-    """(N,) str, the split that the source itself puts a sample in: train, val or test. A split that is nowhere is cut out of train."""
+    """(N,) str, the split that the source declares for each sample: train, val or test. A split without samples is cut from train."""
     groups: np.ndarray
-    """(N,) int64; samples of one group stay together when train is cut."""
+    """(N,) int64. Samples of one group stay together when a split is cut from train."""
     read: Read
-    """The image with a number, RGB. It can be pickled."""
+    """Reads the RGB image with a number. Picklable."""
     fingerprint: str
     """Hash of classes, ids, labels and contents."""
     digests: tuple[str, ...] = ()
-    """(N,) hash of each file's bytes, or empty: then byte-identical images are not looked for."""
+    """(N,) hash of each file's bytes. Empty: byte-identical images are not searched for."""
     notes: tuple[str, ...] = ()
     in_memory: bool = False
-    """Whether reading an image takes no decoding worth a data worker."""
+    """Whether images are so cheap to read that data workers would not help."""
 
 
 Opener = Callable[[str | None, Data, Path], Source]
-"""(what stands behind the colon, or None; the recipe's data; the folder of downloads) -> every readable sample. Raises UserError."""
+"""(the part of data.source after the colon, or None; the recipe's data; the download folder) -> Source. Raises UserError."""
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One thing that data.source can be. It is registered by name (tltrain/registry.py, kind sources)."""
+    """One kind of data source, registered by name (tltrain/core/registry.py, kind sources)."""
 
     open: Opener
     argument: str = ""
-    """What a message calls the part behind the colon, such as PATH; empty: the source is a name alone."""
+    """Name of the part after the colon in messages, such as PATH. Empty: the source has no such part."""
     outline: Callable[[str | None, Data, Path], Source | None] | None = None
-    """For a plan: what is known of a data set before it is downloaded; None where it is there."""
+    """For `tltrain plan`: returns a Source with the known sizes of a data set that is not downloaded yet, or None if it is there."""
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """`read` by position in a split."""
+    """Reads by position in a split, given a reader by number in the source."""
 
     read: Read
     numbers: np.ndarray
@@ -102,9 +102,9 @@ class Indexed:
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Weights (num_classes,) inverse to class frequency: n / (K n_c), 1 on average over the samples; 0 for a class that has none.
+    """Loss weights (num_classes,) inverse to class frequency: n / (K n_c). Their mean over the samples is 1.
 
-    K counts the classes that have samples.
+    K is the number of classes that have samples. A class without samples has weight 0.
     """
     count_K = np.bincount(labels, minlength=num_classes)
     present = count_K > 0

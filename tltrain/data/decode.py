@@ -1,4 +1,4 @@
-"""One image file to RGB pixels as a person would see them, or the reason why not."""
+"""Decodes one image file to RGB as a viewer shows it: EXIF orientation, colour profile, transparency, 16 bits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from tltrain.core.errors import UserError
 
 VERSION = 2
-"""Of what this file makes of the same bytes. It is part of every key of what was read or stored, so that a mended decoder reads anew."""
+"""Version of the decoder. It is part of every cache key, so that a change of the decoder invalidates the caches."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
-"""Those that are read. Pillow knows more, and starts Ghostscript for PostScript, whatever the file is called."""
+"""Pillow formats that are accepted. Others are not safe: for PostScript, Pillow starts Ghostscript, whatever the file's suffix is."""
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif",
     ".jp2", ".j2k", ".pgm", ".ppm",
 )  # fmt: skip
 MAX_ASPECT = 50
-"""Longer side over shorter side; beyond it, resizing the shorter side would need gigabytes."""
+"""Largest ratio of the longer side to the shorter. Beyond it, resizing by the shorter side would need gigabytes."""
 ORIENTATION = 0x0112
 _SUBFILE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284  # tags of TIFF 6.0
 
@@ -33,16 +33,16 @@ _SUBFILE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284  # tags of TIFF 6.0
 def decode(content: bytes) -> Image.Image:
     """RGB image from a file's bytes: turned upright, in sRGB, transparency on white, 16 bits scaled to 8.
 
-    Raises whatever Pillow raises for bytes it cannot read (OSError, ValueError, SyntaxError, ...), and ValueError for what it would
-    show wrong.
+    Raises Pillow's own errors for bytes it cannot read (OSError, ValueError, SyntaxError, ...), and ValueError for images that Pillow
+    would decode wrongly.
     """
-    known = _something_else(content)
-    if known is not None:
-        raise ValueError(known)
+    problem = _why_not_an_image(content)
+    if problem is not None:
+        raise ValueError(problem)
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         if image.format == "PNG":
             with Image.open(io.BytesIO(content), formats=["PNG"]) as checked:
-                checked.verify()  # load() stops at the last row, and passes over the checksums that tell a flipped bit
+                checked.verify()  # load() stops at the last row and skips the checksums that reveal a flipped bit
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _choose_page(image)
         if max(image.size) > MAX_ASPECT * min(image.size):
@@ -52,30 +52,30 @@ def decode(content: bytes) -> Image.Image:
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it, from an image of any mode that Pillow has opened. Raises ValueError for a mode whose white is not known."""
+    """RGB image from an opened image of any mode. Raises ValueError for a mode with an unknown white level."""
     profile = image.info.get("icc_profile")
     return _to_rgb(_upright(image), image, profile)
 
 
 def read_image(path: Path, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
-    """RGB image from a file that was readable when the data was scanned. Tried again, each time after a longer wait; then UserError."""
+    """RGB image from a file that was readable when the data was scanned. Retries with growing waits, then raises UserError."""
     for attempt in range(tries):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the scan has said what Pillow warns of
+                warnings.simplefilter("ignore")  # the scan has reported Pillow's warnings
                 return decode(path.read_bytes())
-        except Exception as error:  # Pillow has no common base for what a broken file makes it raise
+        except Exception as error:  # Pillow's errors for broken files have no common base class
             problem = describe(error)
         if attempt + 1 < tries:
             time.sleep(wait_s * 4**attempt)
     raise UserError(
         f"{path} could be read when the data was scanned, and now cannot: {problem} (tried {tries} times); "
-        "nothing is put in its place: mend the file or the disk and start again"
+        "no other image is used in its place: mend the file or the disk and start again"
     )
 
 
 def describe(error: Exception) -> str:
-    """One line; Pillow's own text names a buffer, not a file."""
+    """An error as one line. Pillow's own text would name a memory buffer in place of the file."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a kind that is read here"
     if isinstance(error, OSError) and error.strerror:
@@ -85,15 +85,15 @@ def describe(error: Exception) -> str:
 
 @lru_cache
 def formats() -> list[str]:
-    """Those of FORMATS that this Pillow reads, HEIF by pillow-heif where it is installed."""
+    """The FORMATS that this Pillow can read. HEIF needs pillow-heif."""
     Image.init()
     with contextlib.suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _something_else(content: bytes) -> str | None:
-    """What a file is that is no image, for those that people meet; None for all others."""
+def _why_not_an_image(content: bytes) -> str | None:
+    """A message for common files that are not images, such as a Git LFS pointer or a web page. None for all other bytes."""
     start = content[:512].lstrip().lower()
     if not content:
         return "the file is empty"
@@ -109,7 +109,7 @@ def _something_else(content: bytes) -> str | None:
 
 
 def _choose_page(image: TiffImagePlugin.TiffImageFile) -> None:
-    """The first page that is no thumbnail of another. Raises ValueError for what Pillow reads wrong."""
+    """Seek to the first page that is not a thumbnail. Raises ValueError for a layout that Pillow decodes wrongly."""
     for page in range(getattr(image, "n_frames", 1)):
         image.seek(page)
         if not int(image.tag_v2.get(_SUBFILE, 0)) & 1:
@@ -122,40 +122,40 @@ def _choose_page(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says, or XMP where EXIF says nothing."""
+    """Rotated by the orientation tag of EXIF, else of XMP."""
     exif = image.getexif()
     if ORIENTATION in exif:
         return ImageOps.exif_transpose(image)
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-    found = re.search(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])", xmp if isinstance(xmp, bytes) else str(xmp).encode())
-    if found is None:
+    match = re.search(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])", xmp if isinstance(xmp, bytes) else str(xmp).encode())
+    if match is None:
         return image
-    exif[ORIENTATION] = int(found[1])
-    turned = ImageOps.exif_transpose(image)
-    del exif[ORIENTATION]  # the image may be somebody's
-    return turned
+    exif[ORIENTATION] = int(match[1])
+    upright = ImageOps.exif_transpose(image)
+    del exif[ORIENTATION]  # leave the caller's image unchanged
+    return upright
 
 
 def _to_rgb(image: Image.Image, opened: Image.Image, profile: bytes | None) -> Image.Image:
-    """image: upright. opened: the same as it came from the file, with its format and tags."""
+    """image: already upright. opened: the image as Pillow opened it, with its format and tags."""
     if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
         image = _from_16_bit(image, opened)
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known white; save the image with 8 or 16 bits")
     if opened.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-        image = image.convert("RGB")  # most programs leave the fourth byte empty, and all of them show the image
+        image = image.convert("RGB")  # most programs write zeros as the fourth byte, so it is not transparency
     if not image.has_transparency_data:
         return _to_srgb(image, profile)
     if image.mode == "1":
         image = image.convert("L")
     image = image.convert("RGBA")
-    seen = _to_srgb(image.convert("RGB"), profile)
-    seen.putalpha(image.getchannel("A"))
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), seen).convert("RGB")
+    rgba = _to_srgb(image.convert("RGB"), profile)
+    rgba.putalpha(image.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in the colours of sRGB. profile: ICC, of the image; None is taken for sRGB, as browsers do, and so is one that does not fit."""
+    """Convert to sRGB. profile: the image's ICC profile. None or an unusable one is treated as sRGB, as browsers do."""
     if profile:
         mode = image.mode if image.mode in ("RGB", "L", "CMYK") else "RGB"
         transform = _transform(profile, mode)
@@ -166,7 +166,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None where the profile is sRGB, damaged, or of another mode."""
+    """The transform from a profile to sRGB. None if the profile is sRGB already, damaged, or of another mode."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(opened).lower():
@@ -177,12 +177,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _from_16_bit(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """Grey with 8 bits, from 0 to 65535; Pillow's own conversion clips everything above 255 to white."""
+    """Scale grey values 0 to 65535 to 8 bits. Pillow's own conversion clips everything above 255 to white."""
     pixels_HW, white = np.asarray(image).astype(np.uint32), 65535
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        if opened.tag_v2.get(_BITS) == (12,):  # packed, and not scaled by Pillow
+        if opened.tag_v2.get(_BITS) == (12,):  # 12-bit values, which Pillow unpacks without scaling
             white = 4095
-        if opened.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds with 8 bits alone
+        if opened.tag_v2.get(_PHOTOMETRIC) == 0:  # zero is white, which Pillow honours for 8 bits only
             pixels_HW = white - pixels_HW
     grey = Image.fromarray(((pixels_HW * 255 + white // 2) // white).astype(np.uint8))
     transparent = image.info.get("transparency")

@@ -1,4 +1,4 @@
-"""Data loaders: what each rank reads at each step."""
+"""Data loaders for training and evaluation: the micro-batches of each rank at each step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tltrain.data.workers import Loader, worker_options
 
 @dataclass(frozen=True)
 class StepSampler:
-    """For each step from start to stop (exclusive), this rank's micro-batches: num_micro lists of items."""
+    """Batch sampler: for each step from start to stop (exclusive), num_micro micro-batches of this rank."""
 
     stream: SampleStream
     start: int
@@ -32,29 +32,30 @@ class StepSampler:
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for s in range(self.start, self.stop):
             items = self.stream.step(s)
-            mine = items[rank_slice(len(items), self.rank, self.world)]
-            yield from micro_batches(mine or [items[0]._replace(weight=0.0)], self.num_micro)
+            local_items = items[rank_slice(len(items), self.rank, self.world)]
+            # a rank without samples gets one with weight 0, so that every rank runs the same number of forward passes
+            yield from micro_batches(local_items or [items[0]._replace(weight=0.0)], self.num_micro)
 
 
 def train_loader(
     views: Views, stream: SampleStream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int, workers: int, pin: bool
 ) -> Loader:
-    """Batches of this rank, num_micro for each step: dictionaries as Views makes them, stacked."""
+    """Training batches of this rank, num_micro for each step, as `Views.batch` makes them."""
     return _loader(views, StepSampler(stream, start_step, stop_step, rank, world, num_micro), workers, pin)
 
 
 def item_loader(views: Views, batches: Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
-    """These items, batch by batch."""
+    """Loads the given batches of samples in order."""
     return _loader(views, batches, workers, pin)
 
 
 def train_positions(
     labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int
 ) -> Iterator[Batch]:
-    """As train_loader without the images: label, weight, index and view, for those who look the rest up."""
-    places = range(stream.batch)[rank_slice(stream.batch, rank, world)]
-    parts = [places[rank_slice(len(places), i, num_micro)] for i in range(num_micro)]
-    filled = [part or places[:1] or range(1) for part in parts]  # in place of an empty part one sample with weight 0, as StepSampler has it
+    """As train_loader without the images: label, weight, index and view. For training on cached features."""
+    local = range(stream.batch)[rank_slice(stream.batch, rank, world)]
+    parts = [local[rank_slice(len(local), i, num_micro)] for i in range(num_micro)]
+    filled = [part or local[:1] or range(1) for part in parts]  # an empty part becomes one sample with weight 0, as in StepSampler
     for s in range(start_step, stop_step):
         index_B, view_B = (torch.from_numpy(array_B) for array_B in stream.positions(s))
         label_B = torch.from_numpy(labels[index_B.numpy()])
@@ -64,13 +65,13 @@ def train_positions(
 
 
 def eval_positions(labels: np.ndarray, rank: int, world: int, batch: int, limit: int | None) -> list[Batch]:
-    """As eval_loader without the images."""
+    """As eval_loader without the images: label, weight, index and view."""
     return list(_positions(labels, eval_batches(len(labels), rank, world, batch, limit)))
 
 
 def _positions(labels: np.ndarray, batches: Iterable[list[SampleRef]]) -> Iterator[Batch]:
     for items in batches:
-        index_B = np.array([item.index for item in items])
+        index_B = np.array([item.position for item in items])
         yield {
             "label": torch.from_numpy(labels[index_B]),
             "weight": torch.tensor([item.weight for item in items]),
@@ -82,13 +83,14 @@ def _positions(labels: np.ndarray, batches: Iterable[list[SampleRef]]) -> Iterat
 def eval_loader(views: Views, rank: int, world: int, batch: int, limit: int | None, workers: int, pin: bool) -> Loader:
     """View 0 of every sample once over all ranks, in batches of at most `batch`.
 
-    Every rank gets the same number of batches of the same size; what fills the last ones carries weight 0.
-    limit: evaluate this many samples, spread evenly over the split, which may be sorted by class; None for all.
+    Every rank gets the same number of batches of the same size. Padding samples have weight 0.
+    limit: evaluate only this many samples, spread evenly over the split because it may be sorted by class. None: all.
     """
     return _loader(views, eval_batches(len(views), rank, world, batch, limit), workers, pin)
 
 
 def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int | None) -> list[list[SampleRef]]:
+    """The batches of `eval_loader` for this rank: view 0 of each sample, padded with samples of weight 0."""
     num = min(num_samples, limit or num_samples)
     positions = [i * num_samples // num for i in range(num)]
     per_rank = math.ceil(num / world)
@@ -96,8 +98,8 @@ def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int
     size = math.ceil(per_rank / num_batches)
     items = [SampleRef(p, 0) for p in positions]
     items += [SampleRef(positions[0], 0, weight=0.0)] * (num_batches * size * world - num)
-    mine = items[rank::world]
-    return [mine[b * size : (b + 1) * size] for b in range(num_batches)]
+    local_items = items[rank::world]
+    return [local_items[b * size : (b + 1) * size] for b in range(num_batches)]
 
 
 def _loader(views: Views, batches: StepSampler | Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
@@ -105,22 +107,22 @@ def _loader(views: Views, batches: StepSampler | Sequence[list[SampleRef]], work
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on the device; on a GPU the next one travels while this one is worked on."""
+    """Moves batches to the device. On a GPU the next batch is copied while the current one is used."""
     if device.type != "cuda":
         yield from (to_device(batch, device) for batch in batches)
         return
-    source, side, here = iter(batches), torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    source, copy_stream, compute_stream = iter(batches), torch.cuda.Stream(device), torch.cuda.current_stream(device)
 
     def fetch() -> Batch | None:
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(copy_stream):
             batch = next(source, None)
             return None if batch is None else to_device(batch, device)
 
-    coming = fetch()
-    while coming is not None:
-        here.wait_stream(side)
-        batch = coming
+    prefetched = fetch()
+    while prefetched is not None:
+        compute_stream.wait_stream(copy_stream)
+        batch = prefetched
         for tensor in batch.values():
-            tensor.record_stream(here)  # its memory is not given to the side stream again before it was read here
-        coming = fetch()
+            tensor.record_stream(compute_stream)  # the copy stream may not reuse its memory before it has been read
+        prefetched = fetch()
         yield batch

@@ -8,7 +8,7 @@ from tltrain.data.views import Batch
 
 
 def apply_mixup(batch: Batch) -> Batch:
-    """The batch with the images that the net and the teacher see: as loaded (uint8), or mixed with their partners (floats in [0, 1])."""
+    """The batch with each image mixed with its partner: floats (B, 3, S, S) in [0, 1]. A batch without partners is returned as it is."""
     if "partner_image" not in batch:
         return batch
     x_BCHW, y_BCHW = batch["image"].float() / 255, batch["partner_image"].float() / 255

@@ -1,4 +1,4 @@
-"""Cuts val and test out of train: stratified, by seed, and never through a group."""
+"""Splits a source into train, val and test: stratified by class, seeded, groups kept whole. Opens the source that a recipe names."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.paths import data_root
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import DataSplits, Indexed, Source, SourceKind, Split
-from tltrain.data.sampler import key, shuffled
+from tltrain.data.sampler import derive_seed, shuffled
 
 TINY = 5
-"""A class with fewer training images than this is worth a note."""
+"""A class with fewer training images than this is reported."""
 
 
 def split(source: Source, spec: Data) -> DataSplits:
-    """Train, val and test of a source. A split that the source declares is taken as it is; the others are cut out of train.
+    """Train, val and test of a source. A split that the source declares is used as it is. The others are cut from train.
 
-    Raises UserError if train, or a split that is asked for, would be empty.
+    Raises UserError if train, or a split with a fraction above 0, would be empty.
     """
     train = np.flatnonzero(source.declared == "train")
     parts: dict[str, np.ndarray] = {}
     for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction)):
         parts[name] = np.flatnonzero(source.declared == name)
         if len(parts[name]) == 0 and fraction > 0:
-            leaves = cut(source.labels[train], source.groups[train], fraction, key(spec.seed, name))
+            leaves = cut(source.labels[train], source.groups[train], fraction, derive_seed(spec.seed, name))
             parts[name], train = train[leaves], train[~leaves]
             if len(parts[name]) == 0:
                 raise _too_few(source, spec, train, name)
     notes = [*source.notes, *_tiny(source, train, parts)]
     if spec.per_class is not None:
-        train = train[keep_per_class(source.labels[train], spec.per_class, key(spec.seed, "per_class"))]
+        train = train[keep_per_class(source.labels[train], spec.per_class, derive_seed(spec.seed, "per_class"))]
     return _data_splits(source, {"train": train, **parts}, notes)
 
 
 def assign(source: Source, names: Sequence[str], to_train: bool) -> DataSplits:
-    """As `split`, with the splits given and not drawn. names: (N,) of each sample; one in no split has another name.
+    """Build the splits from given assignments in place of random ones.
 
-    to_train: raises UserError if a class has no training image.
+    names: (N,) the split of each sample. A sample with any other name belongs to no split.
+    to_train: raise UserError if a class has no training image.
     """
     name_N = np.array(names, dtype=object)
     parts = {name: np.flatnonzero(name_N == name) for name in ("train", "test", "val")}
@@ -54,7 +55,7 @@ def assign(source: Source, names: Sequence[str], to_train: bool) -> DataSplits:
 
 
 def split_names(images: DataSplits) -> list[str]:
-    """(N,) the split of each sample of the source; empty for one in none."""
+    """The split of each sample of the source (N,). Empty for a sample that belongs to no split."""
     assert images.source is not None
     name_of = {int(number): s.name for s in (images.train, images.val, images.test) if s is not None for number in s.index}
     return [name_of.get(number, "") for number in images.source.numbers.tolist()]
@@ -70,11 +71,11 @@ def _data_splits(source: Source, parts: dict[str, np.ndarray], notes: list[str])
 
 
 def _too_few(source: Source, spec: Data, train: np.ndarray, name: str) -> UserError:
-    """What to say where train has no image to give. The remedy names each split that would be refused next."""
+    """The error for a split that gets no image. The remedy names every fraction that has to be 0."""
     fractions = {"test": spec.test_fraction, "val": spec.val_fraction}
     num_groups = len(np.unique(source.groups[train]))
     also = name == "test" and spec.val_fraction > 0 and not (source.declared == "val").any()
-    also = also and not cut(source.labels[train], source.groups[train], spec.val_fraction, key(spec.seed, "val")).any()
+    also = also and not cut(source.labels[train], source.groups[train], spec.val_fraction, derive_seed(spec.seed, "val")).any()
     none = "data.test_fraction and data.val_fraction" if also else f"data.{name}_fraction"
     return UserError(
         f"{spec.source}: {name}_fraction = {fractions[name]:g} of {len(train)} images in {num_groups} groups leaves no image for {name}; "
@@ -83,17 +84,17 @@ def _too_few(source: Source, spec: Data, train: np.ndarray, name: str) -> UserEr
 
 
 def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Mask (N,) of the samples that leave: close to `fraction` of each class, whole groups only, some of every class left behind.
+    """Mask (N,) of the samples to cut from train: about `fraction` of each class, whole groups only, never all of a class.
 
-    Groups are tried in an order drawn by `seed`; one leaves if that brings the class counts closer to what is wanted. A class of two
-    samples or more gives at least one, if its groups allow.
+    Groups are tried in a random order by `seed`. A group is cut if that brings the class counts closer to their targets. A class with
+    two or more samples gives at least one, if its groups allow it.
     """
     leaves = np.zeros(len(label_N), dtype=bool)
     count_K = np.bincount(label_N)
     wanted_K = np.where(count_K > 1, np.clip(fraction * count_K, 1, np.maximum(count_K - 1, 1)), 0).tolist()
     room_K = (count_K - 1).tolist()
     taken_K = [0] * len(count_K)
-    labels = label_N.tolist()  # plain integers: numpy is slow one by one
+    labels = label_N.tolist()  # Python integers: indexing numpy arrays one by one is slow
     for members in _groups(group_N, seed):
         counts = Counter([labels[i] for i in members])
         gain = sum(abs(wanted_K[c] - taken_K[c]) - abs(wanted_K[c] - taken_K[c] - n) for c, n in counts.items())
@@ -105,14 +106,14 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
 
 
 def keep_per_class(label_N: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Positions, in order, of at most `num` samples of each class, drawn by `seed`."""
+    """Sorted positions of at most `num` samples of each class, drawn by `seed`."""
     order = shuffled(seed, len(label_N))
-    kept = [order[label_N[order] == c][:num] for c in np.unique(label_N)]
-    return np.sort(np.concatenate(kept))
+    drawn = [order[label_N[order] == c][:num] for c in np.unique(label_N)]
+    return np.sort(np.concatenate(drawn))
 
 
 def _groups(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
-    """The positions of each group, groups in an order drawn by `seed`."""
+    """The positions of each group, in a random order of groups by `seed`."""
     by_group = np.argsort(group_N, kind="stable")
     ends = np.flatnonzero(np.diff(group_N[by_group], append=group_N.max() + 1)) + 1
     starts = np.concatenate([[0], ends[:-1]])
@@ -127,7 +128,7 @@ def _split(source: Source, name: str, samples: np.ndarray) -> Split:
 
 
 def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:
-    """Notes on classes that have few images to train on, or none to evaluate on. Raises UserError if train misses a class."""
+    """Notes on classes with few training images, or without evaluation images. Raises UserError if a class has no training image."""
     count_K = np.bincount(source.labels[train], minlength=len(source.classes))
     absent = [name for name, n in zip(source.classes, count_K, strict=True) if n == 0]
     if absent:
@@ -137,15 +138,15 @@ def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> li
     if few:
         notes.append(f"classes with fewer than {TINY} training images: {some(few)}")
     for split_name in ("val", "test"):
-        here = set(source.labels[parts[split_name]].tolist())
-        missing = [name for c, name in enumerate(source.classes) if c not in here]
-        if here and missing:
+        present = set(source.labels[parts[split_name]].tolist())
+        missing = [name for c, name in enumerate(source.classes) if c not in present]
+        if present and missing:
             notes.append(f"{split_name} has no image of class {some(missing)}")
     return notes
 
 
 def _twins(source: Source, parts: dict[str, np.ndarray]) -> list[str]:
-    """A note on byte-identical images that are in more than one split."""
+    """A note on byte-identical images in different splits."""
     if not source.digests:
         return []
     first: dict[str, tuple[str, int]] = {}
@@ -166,16 +167,16 @@ def _fingerprint(source: Source, parts: dict[str, np.ndarray]) -> str:
 
 
 def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
-    """As open_images, for a plan: nothing is downloaded, and a known data set that is absent is planned with its published numbers."""
+    """As open_images, without downloads, for `tltrain plan`. An absent known data set is outlined by its published sizes."""
     kind, argument = _find(spec.source)
     source = None if kind.outline is None else kind.outline(argument, spec, root or data_root())
     return open_images(spec, root) if source is None else split(source, spec)
 
 
 def open_images(spec: Data, root: Path | None = None) -> DataSplits:
-    """The data set that a recipe names, read through once and split.
+    """Open, scan and split the data set that a recipe names.
 
-    root: where downloads lie; by default TLTRAIN_DATA, else the user's cache folder.
+    root: folder of downloads. Default: TLTRAIN_DATA, else the user's cache folder.
     Raises UserError for a data set that cannot be trained on.
     """
     kind, argument = _find(spec.source)
@@ -183,7 +184,7 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
 
 
 def _find(source: str) -> tuple[SourceKind, str | None]:
-    """The kind, and what stands behind the colon. Raises UserError for an unknown kind, and for one with too much or too little."""
+    """The source kind, and the part after the colon. Raises UserError for an unknown kind, and for a missing or unexpected argument."""
     name, colon, argument = source.partition(":")
     known = registry.names("sources")
     if name in known and bool(colon) == bool(_kind(name).argument):
@@ -199,7 +200,7 @@ def _kind(name: str) -> SourceKind:
 
 
 def _form(name: str) -> str:
-    """How a recipe names a source of this kind; its name alone where another package's cannot be imported."""
+    """How a recipe writes a source of this kind, such as folder:PATH. Only the name if its package cannot be imported."""
     try:
         argument = _kind(name).argument
     except UserError:

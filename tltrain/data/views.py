@@ -1,4 +1,4 @@
-"""Views of an image as pure functions of (data.seed, the sample's number in its source, view)."""
+"""Augmented views of images. A view is a pure function of (data.seed, the sample's number in its source, view number)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from torchvision.transforms.v2 import functional as F
 
 from tltrain.core.errors import UserError
 from tltrain.data.dataset import Split
-from tltrain.data.rendering import DRAWN, PIXELS, Drawn, packed, to_device
-from tltrain.data.sampler import SampleRef, key
+from tltrain.data.rendering import DRAWN, PIXELS, Drawn, pack, to_device
+from tltrain.data.sampler import SampleRef, derive_seed
 
 Augment = Literal["none", "light", "strong"]
 Batch = dict[str, Tensor]
 
-KEPT_BYTES = 128 * 2**20
-"""Base images that one process keeps in memory, bytes. What came first stays: an epoch comes round in another order."""
+MEMORY_BYTES = 128 * 2**20
+"""Size of each process's cache of base images, bytes. Nothing is evicted: each epoch has another order, so LRU would not help."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a network wants to see images."""
+    """Preprocessing of a network: resize the shorter side, then crop a square."""
 
     size: int
-    """Side of the square that the network sees, pixels."""
+    """Side of the square input, pixels."""
     resize: int
     """Shorter side before the crop, pixels; at least `size`."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -46,17 +46,17 @@ class Preprocess:
 
 
 class BaseImages(Protocol):
-    """Base images by position in the split, kept somewhere."""
+    """Cached base images by position in the split."""
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """uint8 (h, w, 3)."""
+        """The base image, uint8 (h, w, 3)."""
         ...
 
 
 class Views(Dataset[Batch]):
-    """The views of one split. view(i, v) is the same in every process and whatever was asked for before.
+    """The views of one split. view(i, v) is the same in every process and does not depend on earlier calls.
 
-    Pillow does the work, not torch: its results depend neither on the number of threads nor on the processor.
+    Pillow computes the views: its results do not depend on the number of threads or on the processor, as torch's would.
     """
 
     def __init__(
@@ -69,36 +69,37 @@ class Views(Dataset[Batch]):
         bases: BaseImages | None = None,
         on_device: bool = False,
     ) -> None:
-        """bases: the store of this split's base images at this size; without it they are made when they are asked for.
+        """bases: cached base images of this split at this size. None: they are decoded on the fly.
 
-        on_device: batches hold what `rendering.to_device` makes strong views of, the same pixels. Others cost less to make than to move.
+        on_device: batches hold the inputs of `rendering.to_device`, which renders strong views on the device with the same pixels.
+        It applies to strong views only: other views are cheaper to make than to move.
         """
         self.split, self.preprocess, self.augment, self.flip, self.seed, self.bases = split, preprocess, augment, flip, seed, bases
         self.renders = on_device and augment == "strong"
         self._transform = _transform(augment, flip, preprocess)
-        self._kept: dict[int, np.ndarray] = {}
-        self._kept_bytes = 0
+        self._cached: dict[int, np.ndarray] = {}
+        self._cached_bytes = 0
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, item: SampleRef) -> Batch:
-        """As `batch`, without the first dimension."""
+        """One sample of `batch`, without the batch dimension."""
         return {name: tensor[0] for name, tensor in to_device(self.batch([item]), torch.device("cpu")).items()}
 
     def __getitems__(self, items: Sequence[SampleRef]) -> Batch:
-        """What a DataLoader asks for where it can have a whole batch; `batches_as_they_are` is the collate_fn beside it."""
+        """The DataLoader's hook to fetch a whole batch. Use `batches_as_they_are` as its collate_fn."""
         return self.batch(items)
 
     def batch(self, items: Sequence[SampleRef]) -> Batch:
         """image uint8 (B, 3, S, S), label int64 (B,), weight float32, index int64 (position in the split), view int64.
 
-        If they are mixed, also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.
-        Where strong views are made on the device, image.pixels and image.drawn stand in place of image, and so for partner_image.
+        With mixing also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.
+        With strong views made on the device, image.pixels and image.drawn replace image. The same holds for partner_image.
         """
-        index_B = np.array([item.index for item in items])
+        index_B = np.array([item.position for item in items])
         batch = {
-            **self._images("image", [(item.index, item.view) for item in items]),
+            **self._images("image", [(item.position, item.view) for item in items]),
             "label": torch.from_numpy(self.split.labels[index_B]),
             "weight": torch.tensor([item.weight for item in items]),
             "index": torch.from_numpy(index_B),
@@ -112,25 +113,25 @@ class Views(Dataset[Batch]):
         return batch
 
     def base(self, i: int) -> Tensor:
-        """uint8 (3, h, w), the decoded image with its shorter side `resize` long, antialiased. Every view is taken from it."""
+        """The base image, uint8 (3, h, w): decoded, its shorter side resized to `resize`, antialiased. All views are made from it."""
         return _to_tensor(self._base(i))
 
     def view(self, i: int, v: int) -> Tensor:
-        """uint8 (3, size, size). View 0 is the evaluation view, the centre of the base; others are augmented, if anything is."""
+        """View v of sample i, uint8 (3, size, size). View 0 is the evaluation view, the centre crop. Other views are augmented."""
         return _to_tensor(self._view(i, v))
 
-    def _images(self, name: str, asked: Sequence[tuple[int, int]]) -> Batch:
+    def _images(self, name: str, samples: Sequence[tuple[int, int]]) -> Batch:
         if not self.renders:
-            return {name: self._stack(asked)}
-        boxes, drawn = zip(*(self._drawn(i, v) for i, v in asked), strict=True)
-        pixels_P3, drawn_BN = packed(boxes, drawn, self.preprocess.size, self.preprocess.interpolation == "bicubic")
+            return {name: self._stack(samples)}
+        boxes, drawn = zip(*(self._crop_and_draw(i, v) for i, v in samples), strict=True)
+        pixels_P3, drawn_BN = pack(boxes, drawn, self.preprocess.size, self.preprocess.interpolation == "bicubic")
         return {name + PIXELS: pixels_P3, name + DRAWN: drawn_BN}
 
-    def _stack(self, asked: Sequence[tuple[int, int]]) -> Tensor:
+    def _stack(self, samples: Sequence[tuple[int, int]]) -> Tensor:
         """uint8 (B, 3, size, size)."""
         side = self.preprocess.size
-        out_BCHW = np.empty((len(asked), 3, side, side), dtype=np.uint8)
-        for n, (i, v) in enumerate(asked):
+        out_BCHW = np.empty((len(samples), 3, side, side), dtype=np.uint8)
+        for n, (i, v) in enumerate(samples):
             out_BCHW[n] = self._view(i, v).transpose(2, 0, 1)
         return torch.from_numpy(out_BCHW)
 
@@ -143,8 +144,8 @@ class Views(Dataset[Batch]):
         with self._seeded(i, v):
             return np.asarray(self._transform(Image.fromarray(base)))
 
-    def _drawn(self, i: int, v: int) -> tuple[np.ndarray, Drawn]:
-        """The box of the base image that a strong view shows, uint8 (h, w, 3), and all that was drawn for it."""
+    def _crop_and_draw(self, i: int, v: int) -> tuple[np.ndarray, Drawn]:
+        """The crop box of a strong view, uint8 (h, w, 3), and its drawn parameters."""
         base, side = self._base(i), self.preprocess.size
         if v == 0:
             drawn = Drawn(*_centre(base, side), side, side)
@@ -156,40 +157,40 @@ class Views(Dataset[Batch]):
 
     @contextmanager
     def _seeded(self, i: int, v: int) -> Iterator[None]:
-        """Inside, torch draws what belongs to a view."""
+        """Inside, torch's CPU generator is seeded for this view. It is restored afterwards."""
         with torch.random.fork_rng(devices=[]):
-            # not torch.manual_seed: that seeds CUDA too, which fork_rng leaves alone here, and dropout would notice
-            torch.default_generator.manual_seed(key(self.seed, "view", int(self.split.index[i]), v))
+            # torch.manual_seed would seed CUDA too, which fork_rng does not restore here: dropout would change
+            torch.default_generator.manual_seed(derive_seed(self.seed, "view", int(self.split.index[i]), v))
             yield
 
     def _base(self, i: int) -> np.ndarray:
         """uint8 (h, w, 3)."""
         if self.bases is not None:
             return self.bases[i]
-        base = self._kept.get(i)
+        base = self._cached.get(i)
         if base is None:
             base = base_of(self.split, self.preprocess, i)
-            if self._kept_bytes + base.nbytes <= KEPT_BYTES:
-                self._kept[i] = base
-                self._kept_bytes += base.nbytes
+            if self._cached_bytes + base.nbytes <= MEMORY_BYTES:
+                self._cached[i] = base
+                self._cached_bytes += base.nbytes
         return base
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": {}, "_kept_bytes": 0}
+        return self.__dict__ | {"_cached": {}, "_cached_bytes": 0}
 
 
 def batches_as_they_are(batch: Any) -> Any:
-    """collate_fn for `Views.__getitems__`."""
+    """The collate_fn for `Views.__getitems__`: returns the batch unchanged."""
     return batch
 
 
 def base_of(split: Split, preprocess: Preprocess, i: int) -> np.ndarray:
-    """uint8 (h, w, 3), read, decoded and resized now. Raises UserError where it cannot be read."""
+    """Read, decode and resize a base image: uint8 (h, w, 3). Raises UserError where it cannot be read."""
     return np.asarray(_resized(split.read(i), preprocess))
 
 
 def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Compose | None:
-    """PIL image to PIL image (size, size). light is the tutorial's, strong what it advises for small data."""
+    """The augmentation from a PIL image to a PIL image (size, size). None for no augmentation."""
     size, interpolation = preprocess.size, F.InterpolationMode(preprocess.interpolation)
     flips: list[v2.Transform] = [v2.RandomHorizontalFlip()] if flip else []
     if augment == "none":
@@ -205,19 +206,19 @@ def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Compo
 
 
 def _draw(transforms: Sequence[v2.Transform], height: int, width: int) -> Drawn:
-    """What the transforms of a strong view would draw for a base image of this size, by their own hands and in their order."""
+    """Draw the parameters of a strong view for a base image of this size, by the transforms' own methods and in their order."""
     crop, *flips, rotation, jitter = transforms
     box = crop.make_params([torch.empty((3, height, width), device="meta")])
-    flip = any(float(torch.rand(1)) < one.p for one in flips)
+    flip = any(float(torch.rand(1)) < transform.p for transform in flips)
     angle = rotation.make_params([])["angle"]
-    drawn = jitter.make_params([])
-    factors = [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
-    ops = [op for op in drawn["fn_idx"].tolist() if factors[op] is not None]
+    colour = jitter.make_params([])
+    factors = [colour[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
+    ops = [op for op in colour["fn_idx"].tolist() if factors[op] is not None]
     return Drawn(box["top"], box["left"], box["height"], box["width"], flip, angle, tuple((op, factors[op]) for op in ops))
 
 
 def _centre(base: np.ndarray, side: int) -> tuple[int, int]:
-    """(top, left) of the middle, as torchvision's center_crop."""
+    """(top, left) of the centre crop, rounded as torchvision's center_crop."""
     height, width = base.shape[:2]
     return round((height - side) / 2), round((width - side) / 2)
 

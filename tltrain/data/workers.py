@@ -1,4 +1,4 @@
-"""The processes that read ahead: DataLoader workers, forked from a server of their own."""
+"""DataLoader worker processes, forked from a separate fork server that holds no CUDA context and ignores stop signals."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from torch.utils.data import DataLoader
 from tltrain.core.errors import UserError
 
 PRELOADED = "tltrain.data.views"
-"""What every worker needs, imported once in the server."""
+"""Module that the fork server imports once for all workers."""
 
 
 class Loader(DataLoader[dict[str, Tensor]]):
-    """A DataLoader whose workers' UserErrors keep their own text, without the worker's stack trace around it."""
+    """A DataLoader that re-raises a worker's UserError with its original text, without the worker's stack trace."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except UserError as error:
-            # It holds the workers, which end now. Found by the collector, they have lost their queues already, and torch waits 5 s each.
+            # The traceback keeps the workers alive. Dropping it ends them now: left to the garbage collector, they lose their queues first
+            # and torch waits 5 s for each.
             error.__traceback__ = None
             raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:
-    """What a DataLoader is told to have this many workers; nothing for none."""
+    """DataLoader arguments for this many workers. Empty for 0."""
     if num_workers == 0:
         return {}
     return {"num_workers": num_workers, "multiprocessing_context": _Context(), "worker_init_fn": _die_with_parent}
 
 
 class _Server(forkserver.ForkServer):
-    """A fresh interpreter that workers are forked from, beside the one that Python has for everybody else.
+    """A fork server of our own, beside Python's default one.
 
-    Forked from the trainer they would hold its CUDA context, its sockets and its signal handlers: after a crash the device's memory
-    stays taken and other ranks wait. The server, and so its workers, starts with those signals blocked that tell the trainer to save
-    and stop: Ctrl-C and Slurm send them to every process, and the trainer needs its workers until it has finished its step.
-    Python's own server must not be started so: processes that a notebook or another library forks from it would be deaf.
+    Workers forked from the trainer would inherit its CUDA context, sockets and signal handlers. After a crash they would keep the
+    device's memory, and other ranks would wait for them. The server starts with the stop signals blocked, and its workers inherit that.
+    Ctrl-C and Slurm send these signals to every process, but the trainer needs its workers until it has finished its step.
+    Python's default server must stay unchanged: processes that a notebook or another library forks from it need their signals.
     """
 
     def ensure_running(self) -> None:
-        resource_tracker.ensure_running()  # first, because starting it unblocks signals
+        resource_tracker.ensure_running()  # start it first: its start unblocks signals
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2})
         try:
             super().ensure_running()
@@ -80,14 +81,14 @@ class _Popen(popen_forkserver.Popen):
         finally:
             set_spawning_popen(None)
         self.sentinel, write_end = _SERVER.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
-        parent_end = os.dup(write_end)  # the child takes its closing for the parent's end
+        parent_end = os.dup(write_end)  # the child sees the parent die when this descriptor closes
         self.finalizer = util.Finalize(self, util.close_fds, (parent_end, self.sentinel))  # type: ignore[attr-defined]
         with open(write_end, "wb", closefd=True) as file:
             file.write(data.getbuffer())
         self.pid = forkserver.read_signed(self.sentinel)
 
     def terminate(self) -> None:
-        """At exit Python terminates its daemons and waits for them, without end for a worker that does not hear SIGTERM."""
+        """Kill the worker. At exit Python sends SIGTERM to daemons and waits for them, but workers block SIGTERM."""
         self.kill()
 
 
@@ -102,7 +103,7 @@ class _Context(ForkServerContext):
 
 
 def _die_with_parent(worker: int) -> None:
-    """torch watches its worker's parent process, which here is the server, and that lives on when the trainer is killed."""
+    """End the worker when the trainer dies. torch's own watchdog sees the fork server as the parent, which lives on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -77,7 +77,7 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePl
     views = _views(recipe, split, preprocess, spec.augment)
     found = []
     for epoch in range(num):
-        items = sorted(stream.step(epoch), key=lambda item: item.index)
+        items = sorted(stream.step(epoch), key=lambda item: item.position)
         title = "evaluation view" if items[0].view == 0 or spec.augment == "none" else f"view {items[0].view}"
         notes = tuple(_mixture(item, split, chosen) if mixes else "" for item in items)
         placed = [_placed(item, chosen) for item in items]
@@ -87,7 +87,7 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePl
 
 def _placed(item: SampleRef, chosen: Sequence[int]) -> SampleRef:
     """An item of the small stream with positions in the split."""
-    return item._replace(index=chosen[item.index], partner=chosen[item.partner] if item.partner >= 0 else -1)
+    return item._replace(position=chosen[item.position], partner=chosen[item.partner] if item.partner >= 0 else -1)
 
 
 def _mixture(item: SampleRef, split: Split, chosen: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data.loader import on_device
 from tltrain.data.mixing import apply_mixup
-from tltrain.data.sampler import key
+from tltrain.data.sampler import derive_seed
 from tltrain.data.views import Batch
 from tltrain.distributed.consensus import FlagAllReduce
 from tltrain.distributed.runtime import Runtime
@@ -173,7 +173,7 @@ class _TrainLoop:
         shares = []
         for micro in range(job.num_micro):
             batch = apply_mixup(next(batches))
-            runtime.seed(key(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
+            runtime.seed(derive_seed(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
             last = micro == job.num_micro - 1
             with job.spread.accumulating(last):
                 loss_B = job.objective(job.spread.model(*job.entry(batch)), batch)

@@ -1,1 +1,1 @@
-"""Where images come from: a folder, a CSV file, arrays. Each is a `SourceKind`, registered by name."""
+"""Data sources: image folder, CSV file, arrays. Each is a `SourceKind`, registered by name."""

@@ -1,4 +1,4 @@
-"""Data sets that come as arrays: scikit-learn's digits, CIFAR-10 and CIFAR-100 through torchvision."""
+"""Data sets in the form of arrays: scikit-learn's digits, and CIFAR-10 and CIFAR-100 from torchvision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tltrain.data.dataset import Source, SourceKind
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Images of an array in memory. Can be pickled, by value."""
+    """Reads images from an array in memory. Pickled by value."""
 
     pixels_NHW: np.ndarray
 
@@ -30,7 +30,7 @@ class ArrayReader:
 
 @dataclass(frozen=True)
 class MappedReader:
-    """Images (N, H, W, 3) of a .npy file that all processes of a machine share in its page cache. Pickled as a path."""
+    """Reads images from a memory-mapped .npy file (N, H, W, 3), which all processes of a machine share. Pickled as a path."""
 
     file: Path
 
@@ -50,7 +50,7 @@ def open_digits() -> Source:
 
 
 def open_cifar(name: str, root: Path) -> Source:
-    """cifar10 or cifar100 below `root`, downloaded if it is not there. Raises UserError if that fails."""
+    """cifar10 or cifar100 in `root`, downloaded if absent. Raises UserError if the download fails."""
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -59,16 +59,16 @@ def open_cifar(name: str, root: Path) -> Source:
     content = hashlib.blake2b(repr([*kind.train_list, *kind.test_list]).encode(), digest_size=16).hexdigest()
     file = cache_root() / f"{name}-{content}.npy"
     if not file.exists():
-        with files.replacing(file) as temporary, temporary.open("wb") as opened:  # given a path, numpy adds a suffix
+        with files.replacing(file) as temporary, temporary.open("wb") as opened:  # np.save adds a suffix to a path, but not to a file
             np.save(opened, np.concatenate([train.data, test.data]))
     declared = ["train"] * len(train) + ["test"] * len(test)
     return from_arrays(name, tuple(train.classes), labels_N, declared, MappedReader(file), content)
 
 
 def outline_cifar(name: str, root: Path) -> Source | None:
-    """What is known of cifar10 or cifar100 before it is downloaded: numbers and classes, for a plan. None where it is there.
+    """The known sizes of cifar10 or cifar100 before the download, for `tltrain plan`. None if it is there.
 
-    Its images cannot be read, and its class names are their numbers.
+    The images of this source cannot be read. Its class names are numbers.
     """
     from torchvision import datasets
 
@@ -85,20 +85,20 @@ def outline_cifar(name: str, root: Path) -> Source | None:
 def from_arrays(
     name: str, classes: tuple[str, ...], labels_N: np.ndarray, declared: list[str], read: ArrayReader | MappedReader, content: str
 ) -> Source:
-    """A source whose samples are all readable and each its own group. content: hash of pixels and labels."""
+    """A source in which every sample is readable and its own group. content: hash of pixels and labels."""
     numbers_N = np.arange(len(labels_N), dtype=np.int64)
     ids = tuple(f"{name}/{i}" for i in numbers_N)
     return Source(classes, labels_N, ids, numbers_N, np.array(declared), numbers_N, read, f"{name}-{content}", in_memory=True)
 
 
 def _downloaded(kind: Any, root: Path) -> tuple[Any, Any]:
-    """torchvision's train and test set; torchvision checks every file's md5."""
+    """torchvision's train and test set, downloaded if needed. torchvision checks the md5 of every file."""
     try:
         return kind(root, train=True), kind(root, train=False)
-    except RuntimeError:  # torchvision's word for absent or damaged
+    except RuntimeError:  # torchvision raises this for absent and for damaged files
         writable(root, "TLTRAIN_DATA")
     try:
-        with FileLock(root / f".{kind.filename}.lock"):  # of several processes one downloads
+        with FileLock(root / f".{kind.filename}.lock"):  # one process downloads, the others wait
             return kind(root, train=True, download=True), kind(root, train=False)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(

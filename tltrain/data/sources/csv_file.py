@@ -1,4 +1,4 @@
-"""csv:FILE: a table with the columns path and label, and if wanted split and group."""
+"""The source csv:FILE: a table with the columns path and label, and optionally split and group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = ("path", "label", "split", "group")
 
 
 def open_csv(argument: str, spec: Data) -> Source:
-    """Relative paths count from the table's folder. Raises UserError for a table that contradicts itself, with the line."""
+    """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table."""
     file = Path(argument).expanduser().absolute()
     rows, columns = read_rows(file, COLUMNS[:2])
     listed = [_listed(file, line, row, "split" in columns) for line, row in rows]
@@ -33,29 +33,29 @@ def _listed(file: Path, line: int, row: dict[str, str], has_split: bool) -> List
     empty = [column for column in COLUMNS[:2] if not row[column]]
     if empty:
         raise UserError(f"{file}, line {line}: {some(empty)} is empty; every line needs a path and a label")
-    written = row["split"] if has_split else "train"
-    split = split_of(written)
+    split_name = row["split"] if has_split else "train"
+    split = split_of(split_name)
     if split is None:
-        raise UserError(f"{file}, line {line}: split is {written!r}; it must be train, val or test")
-    path, name = _found(file.parent, row["path"])
+        raise UserError(f"{file}, line {line}: split is {split_name!r}; it must be train, val or test")
+    path, name = _resolve(file.parent, row["path"])
     return Listed(path, name, split, row["label"], row.get("group", ""))
 
 
-def _found(folder: Path, written: str) -> tuple[Path, str]:
-    r"""The file, and what it is called: as it is written, or with / for \ where only that is there. ~ is the user's home."""
+def _resolve(folder: Path, written: str) -> tuple[Path, str]:
+    r"""The image file and its name. Expands ~. Replaces \ by / where only that path exists."""
     try:
         path = folder / Path(written).expanduser()
-    except RuntimeError:  # ~x, where nobody is called x
+    except RuntimeError:  # ~x without a user x
         path = folder / written
     if "\\" in written and not os.path.lexists(path):
-        turned = written.replace("\\", "/")
-        if os.path.lexists(folder / turned):
-            return folder / turned, turned
+        with_slashes = written.replace("\\", "/")
+        if os.path.lexists(folder / with_slashes):
+            return folder / with_slashes, with_slashes
     return path, written
 
 
 def _check(file: Path, rows: list[Row], listed: list[Listed]) -> None:
-    """No path twice, in whatever spelling; no group in two splits; no class without training images."""
+    """Raise UserError for a path listed twice, a group in two splits, or a class without training images."""
     paths: dict[str, tuple[Listed, int]] = {}
     groups: dict[str, tuple[str, int]] = {}
     for (line, _), sample in zip(rows, listed, strict=True):
@@ -75,7 +75,7 @@ def _check(file: Path, rows: list[Row], listed: list[Listed]) -> None:
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    """Whether two paths that read alike are one file: a/../x is another x where a is a link."""
+    """Whether two paths with the same normal form are one file. a/../x may differ from x where a is a link."""
     try:
         return path == other or path.samefile(other)
     except OSError:
@@ -87,9 +87,9 @@ def _notes(rows: list[Row], columns: list[str], listed: list[Listed]) -> tuple[s
     unused = [column for column in columns if column not in COLUMNS]
     if unused:
         notes.append(f"columns that are not used: {some(unused)}")
-    turned = sum(row["path"] != sample.id for (_, row), sample in zip(rows, listed, strict=True))
-    if turned:
-        notes.append(f"{turned} of the paths are written with \\ and are read with /")
+    num_with_slashes = sum(row["path"] != sample.id for (_, row), sample in zip(rows, listed, strict=True))
+    if num_with_slashes:
+        notes.append(f"{num_with_slashes} of the paths are written with \\ and are read with /")
     for group in sorted({sample.group for sample in listed if sample.group.casefold() in MISSING}):
         num = sum(sample.group == group for sample in listed)
         notes.append(f"{counted(num)} of group {group!r}, which reads like a missing value: they stay together as one group")
@@ -111,14 +111,14 @@ _MARKS = (
 
 
 Row = tuple[int, dict[str, str]]
-"""(number of its line, value by column)."""
+"""(line number, value by column)."""
 
 
 def read_rows(file: Path, needed: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """Each line with something on it, and the columns in lower case; nothing has spaces around it.
+    """The non-empty rows, and the column names in lower case, all stripped of surrounding spaces.
 
-    Raises UserError, with the line where there is one: a table that cannot be read, that lacks a column of `needed`, or that has one
-    twice; a line with more values than columns.
+    Raises UserError, with the line where there is one, for a table that cannot be read, lacks a column of `needed`, names a column
+    twice, or has a line with more values than columns.
     """
     text = _text(file)
     delimiter, first = _delimiter(text, needed)
@@ -134,7 +134,7 @@ def read_rows(file: Path, needed: Sequence[str]) -> tuple[list[Row], list[str]]:
 
 
 def _text(file: Path) -> str:
-    """Raises UserError for what is no text, with the line."""
+    """The file decoded as UTF-8, or by its byte order mark. Raises UserError, with the line, for anything else."""
     try:
         content = read_bytes(file)
     except OSError as error:
@@ -157,7 +157,7 @@ def _text(file: Path) -> str:
 
 
 def _delimiter(text: str, needed: Sequence[str]) -> tuple[str, int]:
-    """What stands between values, and the number of the line that names the columns: Excel may put sep=; above it."""
+    """The delimiter, and the index of the header line. Excel may write a line sep=; above the header."""
     first = io.StringIO(text, newline="").readline().rstrip("\r\n")
     if first.lower().startswith("sep=") and len(first) == 5:
         return first[4], 1
@@ -178,7 +178,7 @@ def _check_columns(file: Path, columns: Sequence[str], needed: Sequence[str]) ->
 
 
 def _by_column(file: Path, line: int, values: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
-    """A line with fewer values ends in empty ones. Raises UserError for one with more: a comma in a label would cut it short."""
+    """Values by column. Missing values at the end are empty. Raises UserError for too many values: an unquoted comma would cut a label."""
     more = [value for value in values[len(columns) :] if value]
     if more:
         raise UserError(

@@ -1,4 +1,4 @@
-"""folder:PATH: one subfolder per class, either at once or below train, val and test."""
+"""The source folder:PATH: one subfolder per class, directly in PATH or in its train, val and test."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tltrain.data.sources.tree import Tree, is_run, unreadable
 
 
 def open_folder(argument: str, spec: Data) -> Source:
-    """Raises UserError for a folder that is missing, has no classes, or has an empty one."""
+    """Open an image folder. Raises UserError if it is missing, has no class folders, or has a class without images."""
     root = _root(argument)
     if not argument or not _is_folder(root):
-        words = f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class"
-        raise UserError(shown(words))
+        message = f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class"
+        raise UserError(shown(message))
     tree = Tree(root)
     folders, notes = find_classes(tree)
     others = Counter(tree.look(root).others)
@@ -42,7 +42,7 @@ def open_folder(argument: str, spec: Data) -> Source:
 
 
 def check_apart(source: str, run: Path) -> None:
-    """Raise UserError if a new run's folder would lie among the images it learns from."""
+    """Raise UserError if a new run folder would lie inside its own image folder."""
     kind, _, argument = source.partition(":")
     if kind != "folder" or not argument or is_run(run):
         return
@@ -53,13 +53,13 @@ def check_apart(source: str, run: Path) -> None:
 
 
 def _root(argument: str) -> Path:
-    with contextlib.suppress(RuntimeError):  # ~x, where nobody is called x
+    with contextlib.suppress(RuntimeError):  # ~x without a user x
         return Path(argument).expanduser().absolute()
     return Path(argument).absolute()
 
 
 def _is_folder(path: Path) -> bool:
-    """Raises UserError where the permissions hide it."""
+    """Whether the path is a folder. Raises UserError if permissions prevent the check."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -69,7 +69,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _empty(folder: Path, inside: Counter[str], has_splits: bool) -> str:
-    """The words on a class without training images."""
+    """The error message for a class without training images."""
     held = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(inside.items()))
     out = f"take {folder.name} out of every split" if has_splits else "remove the folder"
     return f"class folder {folder} has no image ({' '.join(SUFFIXES)}){f', but files: {held}' if held else ''}; add images or {out}"

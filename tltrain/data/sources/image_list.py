@@ -1,4 +1,4 @@
-"""A source out of a list of image files: scanned, the unreadable ones left out."""
+"""Builds a source from a list of image files: scans them and leaves out unreadable ones."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tltrain.data.sources.scan import check_readable, odd_ones, scan
 
 
 class Listed(NamedTuple):
-    """An image file, as a folder or a table lists it."""
+    """One image file with its id, split, label and group, as listed by a folder or a table."""
 
     path: Path
     id: str
     split: str
     label: str
     group: str = ""
-    """Samples of one group stay together; empty: byte-identical images do."""
+    """Samples of one group stay in one split. Empty: byte-identical images form a group."""
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """The image with a number. Can be pickled."""
+    """Reads the image file with a number. Picklable."""
 
     paths: tuple[str, ...]
 
@@ -40,39 +40,39 @@ class FileReader:
 
 
 def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, notes: tuple[str, ...]) -> Source:
-    """Raises UserError if too many files are unreadable, or if there are fewer than two classes."""
+    """The source of these files. Raises UserError for too many unreadable files, and for fewer than two classes."""
     classes = tuple(sorted({sample.label for sample in listed}))
     if len(classes) < 2:
-        raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); two and more can be told apart")
+        raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     paths = [sample.path for sample in listed]
     scanned = scan(paths, origin)
     notes += (*check_readable(scanned, paths, max_unreadable, origin), *odd_ones(scanned, paths))
-    numbers = np.array([i for i, found in enumerate(scanned) if not found.problem], dtype=np.int64)
-    kept = [listed[i] for i in numbers]
+    numbers = np.array([i for i, result in enumerate(scanned) if not result.problem], dtype=np.int64)
+    readable = [listed[i] for i in numbers]
     digests = tuple(scanned[i].digest for i in numbers)
     number_of = {name: k for k, name in enumerate(classes)}
-    label_N = np.array([number_of[s.label] for s in kept], dtype=np.int64)
-    notes += (*doubtful(classes, label_N), *_two_labels(kept, digests))
-    groups = [f"group {s.group}" if s.group else digest for s, digest in zip(kept, digests, strict=True)]
+    label_N = np.array([number_of[s.label] for s in readable], dtype=np.int64)
+    notes += (*doubtful(classes, label_N), *_two_labels(readable, digests))
+    groups = [f"group {s.group}" if s.group else digest for s, digest in zip(readable, digests, strict=True)]
     return Source(
         classes=classes,
         labels=label_N,
-        ids=tuple(s.id for s in kept),
+        ids=tuple(s.id for s in readable),
         numbers=numbers,
-        declared=np.array([s.split for s in kept]),
+        declared=np.array([s.split for s in readable]),
         groups=_numbered(groups),
         read=FileReader(tuple(map(str, paths))),
-        fingerprint=_fingerprint(kept, digests),
+        fingerprint=_fingerprint(readable, digests),
         digests=digests,
         notes=notes,
     )
 
 
-def _two_labels(kept: Sequence[Listed], digests: Sequence[str]) -> tuple[str, ...]:
-    """A note on byte-identical images that have different labels, whichever splits they are in."""
+def _two_labels(samples: Sequence[Listed], digests: Sequence[str]) -> tuple[str, ...]:
+    """A note on byte-identical images with different labels, in any split."""
     first: dict[str, Listed] = {}
     pairs = []
-    for sample, digest in zip(kept, digests, strict=True):
+    for sample, digest in zip(samples, digests, strict=True):
         other = first.setdefault(digest, sample)
         if other.label != sample.label:
             pairs.append(f"{other.id} ({other.label}) = {sample.id} ({sample.label})")
@@ -82,14 +82,14 @@ def _two_labels(kept: Sequence[Listed], digests: Sequence[str]) -> tuple[str, ..
 
 
 def _numbered(groups: Sequence[str]) -> np.ndarray:
-    """(N,) int64, groups counted in the order in which they first appear."""
+    """Group numbers (N,) int64, in order of first appearance."""
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)
 
 
-def _fingerprint(kept: Sequence[Listed], digests: Sequence[str]) -> str:
-    """Without the paths' common root: the same data in another place is the same data."""
+def _fingerprint(samples: Sequence[Listed], digests: Sequence[str]) -> str:
+    """Hash of the samples and their contents. Ids are relative paths, so moving the data keeps the fingerprint."""
     state = hashlib.blake2b(digest_size=16)
-    for sample, digest in zip(kept, digests, strict=True):
+    for sample, digest in zip(samples, digests, strict=True):
         state.update(repr((sample.id, sample.split, sample.label, sample.group, digest)).encode())
     return state.hexdigest()

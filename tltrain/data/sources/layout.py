@@ -1,4 +1,4 @@
-"""What a data folder means: its classes and its splits, or why that cannot be told."""
+"""Finds the classes and splits of an image folder by its layout. Refuses ambiguous layouts with a remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What folders and tables call a split, in lower case."""
+"""Accepted names of a split in folders and tables, in lower case."""
 _NEARLY = re.compile(r"[\W_]*(?:set|images|imgs|data|split)?[\W_]*\d*$")
 
 ClassFolder = tuple[str, Path]
@@ -25,13 +25,16 @@ ClassFolder = tuple[str, Path]
 
 
 def split_of(name: str) -> str | None:
-    """train, val or test, where the name means one of them, in any case."""
+    """train, val or test for one of their accepted names, in any case. Else None."""
     return SPLITS.get(name.strip().lower())
 
 
 def find_classes(tree: Tree) -> tuple[list[ClassFolder], tuple[str, ...]]:
-    """The class folders, sorted, and notes on images that have no class. A root whose train has subfolders has splits; else its own
-    subfolders are the classes. Raises UserError where neither can have been meant, with what probably was."""
+    """The sorted class folders, and notes on images without a class.
+
+    If the root has a train folder with subfolders, it has splits. Otherwise its own subfolders are the classes.
+    Raises UserError, with a suggestion, for a layout that fits neither.
+    """
     root, top = tree.root, tree.look(tree.root)
     if not top.folders:
         held = f"{len(top.images)} images and no subfolders" if top.images else "no subfolders"
@@ -50,13 +53,13 @@ def find_classes(tree: Tree) -> tuple[list[ClassFolder], tuple[str, ...]]:
 
 
 def _classes(tree: Tree) -> list[ClassFolder]:
-    """The root's own subfolders. Raises UserError if they look like splits, a wrapper, or classes that stand one level below."""
+    """The root's own subfolders as classes. Raises UserError if they look like splits, or if the classes are one level deeper."""
     root, folders = tree.root, tree.look(tree.root).folders
     if len(folders) == 1:
         _refuse_wrapper(tree, folders[0])
     exact = [folder for folder in folders if split_of(folder.name)]
     called = {folder: split for folder in folders if (split := _like_split(folder.name))}
-    alone = [split_of(folder.name) for folder in exact] == ["train"]  # it may be a class, beside "bus"
+    alone = [split_of(folder.name) for folder in exact] == ["train"]  # "train" may be a class, beside "bus"
     if (exact and not alone) or {"train"} < set(called.values()):
         are = "are called like splits" if len(called) > 1 else "is called like a split"
         raise UserError(f"{root}: {some(_names(called))} {are}, and would be learned as a class; {_remedy(tree, called)}")
@@ -73,7 +76,7 @@ def _classes(tree: Tree) -> list[ClassFolder]:
 
 
 def _refuse_wrapper(tree: Tree, folder: Path) -> None:
-    """Raise UserError if the only folder holds the data folder that was probably meant."""
+    """Raise UserError if the only subfolder contains the data folder that was probably meant."""
     inner = folder
     while len(tree.look(inner).folders) == 1 and not tree.look(inner).images and not split_of(tree.look(inner).folders[0].name):
         inner = tree.look(inner).folders[0]
@@ -84,7 +87,7 @@ def _refuse_wrapper(tree: Tree, folder: Path) -> None:
 
 
 def _remedy(tree: Tree, called: dict[Path, str]) -> str:
-    """What to do with folders that are called like splits and are not laid out like them."""
+    """The remedy for folders with names like splits that are not laid out as splits."""
     train = [folder for folder, split in called.items() if split == "train"]
     if any(tree.look(folder).folders for folder in train):  # Trainset/cat
         moves = [(folder, folder.with_name(split)) for folder, split in called.items() if not split_of(folder.name)]
@@ -99,24 +102,24 @@ def _remedy(tree: Tree, called: dict[Path, str]) -> str:
 
 
 def _split_classes(tree: Tree, meant: dict[Path, str]) -> list[ClassFolder]:
-    """The class folders below train, val and test. Raises UserError if train has none that can be meant, or another split has more."""
-    found = [(split, folder) for place, split in meant.items() for folder in tree.look(place).folders]
-    trained = [folder for split, folder in found if split == "train"]
+    """The class folders in train, val and test. Raises UserError if train's subfolders cannot be classes, or another split has more."""
+    class_folders = [(split, folder) for place, split in meant.items() for folder in tree.look(place).folders]
+    trained = [folder for split, folder in class_folders if split == "train"]
     place = trained[0].parent
     inner_splits = {split_of(folder.name) for folder in trained}
     if None not in inner_splits and len(inner_splits) > 1:
-        meant_ = shlex.quote(f"folder:{place}")
-        raise UserError(f"{place} holds {some(_names(trained))}, which are called like splits; did you mean {meant_}?")
+        suggestion = shlex.quote(f"folder:{place}")
+        raise UserError(f"{place} holds {some(_names(trained))}, which are called like splits; did you mean {suggestion}?")
     inner = tree.look(trained[0]).folders
     if len(trained) == 1 and len(inner) > 1:
         held = f"{trained[0].name} alone, which holds {some(_names(inner))}"
         raise UserError(f"{place} holds {held}; if those are the classes, move them up into {place}")
     names = {folder.name for folder in trained}
-    strange = [folder for split, folder in found if split != "train" and folder.name not in names]
+    strange = [folder for split, folder in class_folders if split != "train" and folder.name not in names]
     if strange:
         listed = some([folder.relative_to(tree.root).as_posix() for folder in strange])
         raise UserError(f"{tree.root}: {listed} has no counterpart below train; {_counterpart(strange, names)}")
-    return found
+    return class_folders
 
 
 def _counterpart(strange: list[Path], trained: set[str]) -> str:
@@ -128,14 +131,14 @@ def _counterpart(strange: list[Path], trained: set[str]) -> str:
 
 
 def _loose(tree: Tree, folder: Path) -> tuple[str, ...]:
-    """A note on images that stand where only class folders should."""
+    """A note on images directly in a folder that should hold only class folders."""
     num = len(tree.look(folder).images)
     place = "beside the class folders" if folder == tree.root else f"right in {folder.name}"
     return (f"{counted(num)} {place} without a class: not used",) if num else ()
 
 
 def _unused(tree: Tree, meant: dict[Path, str]) -> Iterator[str]:
-    """Notes on what stands beside train, and on splits without classes."""
+    """Notes on folders beside train, and on splits without class folders."""
     for folder in tree.look(tree.root).folders:
         if folder not in meant:
             others: Counter[str] = Counter()
@@ -150,7 +153,7 @@ def _unused(tree: Tree, meant: dict[Path, str]) -> Iterator[str]:
 
 
 def _like_split(name: str) -> str | None:
-    """train, val or test, where a name begins like one: train2017, test_images, Trainset."""
+    """train, val or test for a name that begins like one, such as train2017, test_images or Trainset. Else None."""
     low = name.strip().lower()
     for word in sorted(SPLITS, key=len, reverse=True):
         if low.startswith(word) and _NEARLY.fullmatch(low[len(word) :]):

@@ -1,8 +1,8 @@
-"""A source task made from nothing: printed characters, bent until they look written by hand.
+"""A synthetic source task: printed characters, distorted to look like handwriting.
 
-Characters of matplotlib's own fonts are drawn once, as signed distances to their outline. An image warps one of them (rotation,
-shear, perspective, a smooth elastic bend, the width of the pen), cuts out the box around the ink, and counts 4 x 4 blocks of a
-32 x 32 bitmap, as scikit-learn's digits were made (Alpaydin and Kaynak 1998).
+Characters of matplotlib's fonts are rendered once, as signed distances to their outline. An image warps one of them by rotation, shear,
+perspective, elastic deformation and stroke width. The box around the ink becomes a 32 x 32 bitmap, and each pixel counts the ink of a
+4 x 4 block, as in scikit-learn's digits (Alpaydin and Kaynak 1998).
 
 An image is a pure function of (seed, number): its random numbers are hashes of (seed, number, slot).
 """
@@ -33,7 +33,7 @@ FONTS = (
 )  # fmt: skip
 
 SIDE = 8
-"""Of an image, pixels, as in scikit-learn's digits."""
+"""Side of an image, pixels, as in scikit-learn's digits."""
 _FIELD, _GLYPH = 64, 36  # side of a character's distance field, and the character's height in it
 _FRAME, _INK = 44, 32  # side of the frame it is warped into, and of the bitmap whose 4 x 4 blocks are counted
 _SLOTS, _KNOTS, _CHUNK = 64, 4, 512  # random numbers of an image, control points of the bend a side, images rendered at a time
@@ -49,7 +49,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PrintedReader:
-    """Images of one seed, rendered a chunk at a time when they are first asked for. Pickled as its seed."""
+    """Reads images of one seed, rendered in chunks on first use. Pickled as the seed."""
 
     seed: int
     chunks: dict[int, NDArray[np.uint8]] = field(default_factory=dict, compare=False)
@@ -66,10 +66,10 @@ class PrintedReader:
 
 
 def open_printed() -> Source:
-    """40,000 images of 8 x 8 pixels, 36 classes (0 to 9, A to Z). Nothing is rendered before it is read, but for a first chunk."""
+    """40,000 images of 8 x 8 pixels, 36 classes (0 to 9, A to Z). Only the first chunk is rendered now."""
     numbers_N = np.arange(NUM_IMAGES, dtype=np.int64)
     labels_N = labels(numbers_N, SEED)
-    # the first chunk changes with the renderer, the fonts and the libraries, as all others would
+    # the first chunk stands for all: it changes with the renderer, the fonts and the libraries
     content = hashlib.blake2b(render_batch(numbers_N[:_CHUNK], SEED).tobytes() + labels_N.tobytes(), digest_size=16).hexdigest()
     ids = tuple(f"printed/{i}" for i in numbers_N)
     declared = np.full(NUM_IMAGES, "train")
@@ -93,7 +93,7 @@ def render(number: int, seed: int) -> NDArray[np.uint8]:
 
 
 def render_batch(numbers_N: Ints, seed: int) -> NDArray[np.uint8]:
-    """Images (N, 8, 8), grey from 0 to 16. Each is what it would be alone."""
+    """Images (N, 8, 8), grey from 0 to 16. Each is independent of the rest of the batch."""
     return np.concatenate([_render(_uniforms(numbers_N[i : i + _CHUNK], seed)) for i in range(0, len(numbers_N), _CHUNK)])
 
 
@@ -111,7 +111,7 @@ def _render(u_NS: Floats) -> NDArray[np.uint8]:
 
 
 def _warp(u_NS: Floats) -> tuple[Floats, Floats]:
-    """Where each pixel of the frame looks in the field: x and y (N, FRAME, FRAME), from -1 to 1 around the field's centre."""
+    """Source coordinates of each frame pixel in the field: x and y (N, FRAME, FRAME), from -1 to 1 around the field's centre."""
     num = len(u_NS)
     line_W = np.linspace(-1, 1, _FRAME, dtype=np.float32) * np.float32(_FRAME / _FIELD * 1.25)
     knots = (u_NS[:, 20 : 20 + 2 * _KNOTS * _KNOTS] * 2 - 1).reshape(num, 2, _KNOTS, _KNOTS)
@@ -126,7 +126,7 @@ def _warp(u_NS: Floats) -> tuple[Floats, Floats]:
 
 
 def _pen(signed_NHW: Floats, u_N: Floats) -> Floats:
-    """How far each outline moves (N, 1, 1), so that the stroke gets the width of a random pen."""
+    """Offset of each outline (N, 1, 1) that gives the stroke a random width."""
     num = len(signed_NHW)
     deepest = np.sort(signed_NHW.reshape(num, -1), axis=1)[:, -20].reshape(num, 1, 1)
     thin, thick = _PEN
@@ -135,7 +135,7 @@ def _pen(signed_NHW: Floats, u_N: Floats) -> Floats:
 
 
 def _box(ink_NHW: NDArray[np.bool_], u_NS: Floats) -> tuple[Floats, Floats]:
-    """Where each pixel of the bitmap looks in the frame, x and y (N, INK, INK): the box around the ink, brought to full height."""
+    """Source coordinates of each bitmap pixel in the frame, x and y (N, INK, INK): the box around the ink, scaled to full height."""
     num = len(ink_NHW)
     has_x, has_y = np.any(ink_NHW, axis=1), np.any(ink_NHW, axis=2)
     x0, x1 = has_x.argmax(axis=1), _FRAME - has_x[:, ::-1].argmax(axis=1)
@@ -152,7 +152,7 @@ def _box(ink_NHW: NDArray[np.bool_], u_NS: Floats) -> tuple[Floats, Floats]:
 
 
 def _sample(fields: Floats, which_N: Ints, x_NHW: Floats, y_NHW: Floats) -> Floats:
-    """fields[which] at pixel coordinates x, y, bilinear."""
+    """Bilinear samples of fields[which] at pixel coordinates x, y."""
     side = fields.shape[-1]
     x, y = np.clip(x_NHW, 0, side - 1.001), np.clip(y_NHW, 0, side - 1.001)
     x0, y0 = x.astype(np.int32), y.astype(np.int32)
@@ -166,7 +166,7 @@ def _sample(fields: Floats, which_N: Ints, x_NHW: Floats, y_NHW: Floats) -> Floa
 
 
 def _bend(knots_NKK: Floats) -> Floats:
-    """Control values spread smoothly over the frame (N, FRAME, FRAME)."""
+    """Control values interpolated smoothly over the frame (N, FRAME, FRAME)."""
     at_F = np.linspace(0, _KNOTS - 1, _FRAME, dtype=np.float32)
     bumps_FK = np.exp(-((at_F[:, None] - np.arange(_KNOTS, dtype=np.float32)) ** 2) / 0.8)
     bumps_FK = (bumps_FK / bumps_FK.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -204,7 +204,7 @@ def _choice(u_N: Floats, num: int) -> Ints:
 
 
 def _spread(u_NS: Floats, slot: int, width: float) -> Floats:
-    """A symmetric, roughly normal number of each image (N, 1, 1), at most 2 `width` from zero; it takes two slots."""
+    """A symmetric, roughly normal random number for each image (N, 1, 1), within 2 `width` of zero. Uses two slots."""
     return ((u_NS[:, slot] + u_NS[:, slot + 1] - 1) * np.float32(width * 2)).reshape(len(u_NS), 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""Reads every image file once before the first step, and remembers the answer by path, size and time."""
+"""Scans image files before training: decodes each once, and caches the results by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from tltrain.data import decode as decoder
 from tltrain.data.decode import decode, describe
 
 DECODED_BYTES = 2**30
-"""Decoded images that are in memory at the same time, bytes: a dozen of 6000 x 6000 pixels in six threads took 4 GiB."""
+"""Limit for decoded images in memory at the same time, bytes. Without it, six threads took 4 GiB for images of 6000 x 6000."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Scanned:
-    """What reading a file said: the hash of its bytes, or why it cannot be used."""
+    """Scan result of one file: the hash of its bytes, and the problem if it cannot be used."""
 
     digest: str
     problem: str | None
     note: str | None = None
-    """What is odd about an image that can be used."""
+    """An oddity of a usable image, such as being all black."""
 
 
 def scan(paths: Sequence[Path], origin: str) -> list[Scanned]:
-    """Each file read and decoded, in parallel; files known by path, size and time are not read again.
+    """Read and decode each file, in parallel. Files whose path, size and time are in the cache are not read again.
 
-    origin: what the user calls the source; it picks the cache file. Of several processes one scans and the others read its answer.
+    origin: the user's name of the source. It selects the cache file. One process scans, and the others read its results.
     """
     name = hashlib.blake2b(f"{origin}|{PIL.__version__}|{decoder.VERSION}".encode(), digest_size=8).hexdigest()
     cache = cache_root() / "scans" / f"{name}.json"
@@ -59,19 +59,19 @@ def scan(paths: Sequence[Path], origin: str) -> list[Scanned]:
             _log.info("%s: reading %d images once (%d known from before)", origin, len(new), len(paths) - len(new))
             try:
                 unsaved = _read_all(new, known)
-            finally:  # what is known stays known when the scan is interrupted
+            finally:  # an interrupted scan keeps its results so far
                 _save(cache, known, keys)
-    answers = known | unsaved
-    return [answers[key] for key in keys]
+    results = known | unsaved
+    return [results[key] for key in keys]
 
 
 def check_readable(scanned: Sequence[Scanned], paths: Sequence[Path], limit: float, origin: str) -> tuple[str, ...]:
-    """A note that lists the unreadable files, or none. Raises UserError if they are more than `limit`, a fraction of all, rounded up."""
-    bad = [f"{path} ({found.problem})" for path, found in zip(paths, scanned, strict=True) if found.problem]
+    """A note that lists the unreadable files, if any. Raises UserError for more than `limit`, a fraction of all files, rounded up."""
+    bad = [f"{path} ({result.problem})" for path, result in zip(paths, scanned, strict=True) if result.problem]
     if not bad:
         return ()
     counted = f"{len(bad)} of {len(paths)} images cannot be read"
-    allowed = math.ceil(limit * len(paths) - 1e-9)  # whole files: 1 % of 19 is one
+    allowed = math.ceil(limit * len(paths) - 1e-9)  # round up: 1 % of 19 files is one file
     if len(bad) > allowed:
         raise UserError(
             f"{origin}: {counted}, and max_unreadable = {limit:g} allows {allowed}: {some(bad)}; "
@@ -81,11 +81,11 @@ def check_readable(scanned: Sequence[Scanned], paths: Sequence[Path], limit: flo
 
 
 def odd_ones(scanned: Sequence[Scanned], paths: Sequence[Path]) -> tuple[str, ...]:
-    """A note for each kind of oddity, with the files."""
+    """One note for each kind of oddity, with its files."""
     files: dict[str, list[str]] = {}
-    for path, found in zip(paths, scanned, strict=True):
-        if found.note and not found.problem:
-            files.setdefault(found.note, []).append(str(path))
+    for path, result in zip(paths, scanned, strict=True):
+        if result.note and not result.problem:
+            files.setdefault(result.note, []).append(str(path))
     return tuple(f"{len(names)} image{'s' * (len(names) > 1)} {what}: {some(names)}" for what, names in files.items())
 
 
@@ -98,29 +98,29 @@ def _key(path: Path) -> str:
 
 
 def _read_all(new: Sequence[tuple[Path, str]], known: dict[str, Scanned]) -> dict[str, Scanned]:
-    """Adds to `known`; returns what must not be remembered: a disk's error may be gone the next time."""
-    passing: dict[str, Scanned] = {}
-    with _warnings_by_thread(), ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        for start in range(0, len(new), 1024):  # not all at once: an interrupt waits for what is under way
+    """Scan files and add the results to `known`. Returns temporary failures, which must not be cached: the disk may recover."""
+    temporary: dict[str, Scanned] = {}
+    with _warnings_by_thread(), ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
+        for start in range(0, len(new), 1024):  # in parts, because an interrupt waits for the submitted files
             part = new[start : start + 1024]
-            for (_, key), (found, lasting) in zip(part, pool.map(_read, [path for path, _ in part]), strict=True):
-                (known if lasting else passing)[key] = found
-    return passing
+            for (_, key), (result, permanent) in zip(part, pool.map(_read, [path for path, _ in part]), strict=True):
+                (known if permanent else temporary)[key] = result
+    return temporary
 
 
 def _read(path: Path) -> tuple[Scanned, bool]:
-    """What the file says, and whether it will say the same again."""
+    """The scan result of a file, and whether it is permanent."""
     try:
         content = read_bytes(path)
     except OSError as error:
         return Scanned("", describe(error)), False
-    digest, _said.by_pillow = hashlib.blake2b(content, digest_size=16).hexdigest(), None
+    digest, _thread.pillow_warning = hashlib.blake2b(content, digest_size=16).hexdigest(), None
     try:
         with _MEMORY.room_for(_decoded_bytes(content)):
-            return Scanned(digest, None, _oddity(decode(content)) or _said.by_pillow), True
-    except MemoryError as error:  # of this moment, not of the file
+            return Scanned(digest, None, _oddity(decode(content)) or _thread.pillow_warning), True
+    except MemoryError as error:  # temporary: not the fault of the file
         return Scanned(digest, describe(error)), False
-    except Exception as error:  # Pillow has no common base for what a broken file makes it raise
+    except Exception as error:  # Pillow's errors for broken files have no common base class
         return Scanned(digest, describe(error)), True
 
 
@@ -132,16 +132,16 @@ def _oddity(image: Image.Image) -> str | None:
 
 
 def _decoded_bytes(content: bytes) -> int:
-    """About what decoding takes: the pixels as they are, and as RGB."""
+    """Estimated memory for decoding, bytes: the original pixels and their RGB copy."""
     try:
         with Image.open(io.BytesIO(content), formats=decoder.formats()) as image:
             return 7 * image.width * image.height
-    except Exception:  # decode says it better
+    except Exception:  # decode() reports the error
         return 0
 
 
 class _Memory:
-    """Lets threads wait until what they are about to decode fits beside what the others hold; one alone always may."""
+    """Limits the memory of concurrent decodes. A thread waits until its image fits. A single image is always admitted."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held, self.changed = limit, 0, threading.Condition()
@@ -160,19 +160,19 @@ class _Memory:
 
 
 _MEMORY = _Memory(DECODED_BYTES)
-_said = threading.local()
+_thread = threading.local()
 
 
 @contextlib.contextmanager
 def _warnings_by_thread() -> Iterator[None]:
-    """Inside, what Pillow warns of is kept for the thread that decodes, and printed by nobody: without a file's name it helps nobody."""
+    """Inside, Pillow's warnings are recorded for the decoding thread, and not printed: they do not name the file."""
 
-    def keep(message: Warning | str, *rest: Any, **named: Any) -> None:
-        _said.by_pillow = f"of which Pillow warns ({str(message).strip().splitlines()[0]})"
+    def record(message: Warning | str, *rest: Any, **named: Any) -> None:
+        _thread.pillow_warning = f"of which Pillow warns ({str(message).strip().splitlines()[0]})"
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = keep
+        warnings.showwarning = record
         yield
 
 
@@ -180,13 +180,13 @@ def _load(cache: Path) -> dict[str, Scanned]:
     if not cache.exists():
         return {}
     try:
-        return {key: Scanned(*found) for key, found in json.loads(cache.read_text(encoding="utf-8")).items()}
+        return {key: Scanned(*values) for key, values in json.loads(cache.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError):
         _log.warning("%s is damaged; the images are read again", cache)
         return {}
 
 
 def _save(cache: Path, known: dict[str, Scanned], keys: Iterable[str]) -> None:
-    """Only files that are there now, so that the cache does not grow for ever."""
+    """Save the results of the current files only, so that the cache does not grow forever."""
     current = {key: (known[key].digest, known[key].problem, known[key].note) for key in keys if key in known}
     write_atomic(cache, json.dumps(current))

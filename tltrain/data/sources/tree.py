@@ -1,4 +1,4 @@
-"""What lies below a data folder: images, and what is passed over and counted."""
+"""Walks an image folder: finds images and class folders, and records what is skipped."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from tltrain.data.decode import SUFFIXES
 from tltrain.data.sources.names import check_utf8, shown
 
 SYSTEM = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
-"""Folders that systems and network disks put beside the files, in lower case."""
+"""Folders created by operating systems and network disks, in lower case."""
 
 Identity = tuple[int, int] | str
 
 
 @dataclass(frozen=True)
 class Below:
-    """What stands right in a folder, each sorted by name."""
+    """The direct contents of a folder, sorted by name."""
 
     folders: tuple[Path, ...]
     images: tuple[Path, ...]
     others: tuple[str, ...]
-    """Suffixes of the files that are no images by their suffix, in lower case."""
+    """Suffixes of files without an image suffix, in lower case."""
 
 
 class Tree:
-    """A data folder. Each folder is listed once; what is passed over is remembered for the notes."""
+    """An image folder. Each folder is listed once. Skipped entries are recorded for the notes."""
 
     def __init__(self, root: Path) -> None:
         check_utf8(root)
         self.root = root
-        self._looked: dict[Path, Below] = {}
-        self._passed: dict[str, list[str]] = defaultdict(list)
+        self._listings: dict[Path, Below] = {}
+        self._skipped: dict[str, list[str]] = defaultdict(list)
         self._cache = identity_of(cache_root())
 
     def look(self, folder: Path) -> Below:
-        """Raises UserError for a folder that cannot be listed, a name that is not UTF-8, and our own cache among the images."""
-        if folder not in self._looked:
-            self._looked[folder] = self._list(folder)
-        return self._looked[folder]
+        """The direct contents of a folder. Raises UserError if it cannot be listed, has a non-UTF-8 name, or holds our own cache."""
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        return self._listings[folder]
 
     def images(self, folder: Path, others: Counter[str]) -> Iterator[Path]:
-        """Images in and below a folder, in a fixed order, each folder once; files of other suffixes are added to `others`."""
+        """All images under a folder, recursively and in a fixed order, each folder once. Counts other suffixes in `others`."""
         entered: set[Identity] = set()
         waiting = [folder]
         while waiting:
-            here = waiting.pop()
-            identity = identity_of(here)
+            current = waiting.pop()
+            identity = identity_of(current)
             if identity in entered:
-                self._pass("links to a folder that was read already", here)
+                self._skip("links to a folder that was read already", current)
                 continue
             entered.add(identity)
-            below = self.look(here)
+            below = self.look(current)
             others.update(below.others)
             yield from below.images
             waiting += reversed(below.folders)
 
     def notes(self) -> tuple[str, ...]:
-        """What was passed over, by kind."""
-        return tuple(f"passed over, {kind}: {some(sorted(set(paths)))}" for kind, paths in sorted(self._passed.items()))
+        """The skipped entries, one note for each kind."""
+        return tuple(f"passed over, {kind}: {some(sorted(set(paths)))}" for kind, paths in sorted(self._skipped.items()))
 
     def _list(self, folder: Path) -> Below:
         folders, images, others = [], [], []
@@ -72,17 +72,17 @@ class Tree:
         for entry in _entries(folder):
             path, is_image = Path(entry.path), _suffix(entry.name) in SUFFIXES
             is_folder = _is_folder(entry)
-            kind = _nobodys(path, is_folder, is_image)
+            kind = _why_skipped(path, is_folder, is_image)
             if kind:
-                self._pass(kind, path)
+                self._skip(kind, path)
             elif entry.name.startswith("."):
-                pass  # notes of an editor or of the system
+                pass  # hidden files of an editor or the system
             elif is_folder:
                 check_utf8(path)
                 if entry.is_symlink():
                     above = above or all_above(folder)
                     if identity_of(path) in above:
-                        self._pass("links to a folder above them", path)
+                        self._skip("links to a folder above them", path)
                         continue
                 self._refuse_cache(path)
                 folders.append(path)
@@ -93,8 +93,8 @@ class Tree:
                 others.append(shown(_suffix(entry.name)))
         return Below(tuple(sorted(folders)), tuple(sorted(images)), tuple(others))
 
-    def _pass(self, kind: str, path: Path) -> None:
-        self._passed[kind].append(shown(path.relative_to(self.root)))
+    def _skip(self, kind: str, path: Path) -> None:
+        self._skipped[kind].append(shown(path.relative_to(self.root)))
 
     def _refuse_cache(self, path: Path) -> None:
         if identity_of(path) == self._cache:
@@ -102,17 +102,17 @@ class Tree:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Whether a folder is one of runs: run folders stand in it, or folders of them (an array), and it has their name."""
+    """Whether a folder is called runs and contains run folders, directly or in the folders of arrays."""
     return folder.name == "runs" and any(is_run(path) for pattern in ("*", "*/*") for path in folder.glob(pattern))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a training run writes there."""
+    """Whether this is a run folder."""
     return os.path.isfile(folder / "recipe.yaml") and os.path.isdir(folder / "generations")
 
 
-def _nobodys(path: Path, is_folder: bool, is_image: bool) -> str | None:
-    """Why a folder or an image is not somebody's image, or None."""
+def _why_skipped(path: Path, is_folder: bool, is_image: bool) -> str | None:
+    """The reason to skip a folder or an image, or None."""
     if path.name.startswith("."):
         return "hidden" if is_folder or is_image else None
     if not is_folder:
@@ -133,7 +133,7 @@ def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Links are followed; one that leads nowhere or in a circle is a file, of which the scan says why it cannot be read."""
+    """Whether an entry is a folder. Follows links. A broken or circular link counts as a file, which the scan then reports."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -143,21 +143,21 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def unreadable(folder: Path, error: OSError) -> UserError:
-    """What to say of a folder that is there and cannot be looked into."""
+    """The error for a folder that exists but cannot be read."""
     return UserError(f"{shown(folder)} cannot be read: {error.strerror}; mend its permissions, or move it out of the data")
 
 
 def identity_of(folder: Path) -> Identity:
-    """One and the same for all paths to a folder."""
+    """An identity that is equal for all paths to the same folder."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise unreadable(folder, error) from error
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)  # some network disks number nothing
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some network disks have no inode numbers
 
 
 def all_above(folder: Path) -> set[Identity]:
-    """The folder and all above it, by its path and by where it really lies: a link to one of them goes in a circle."""
+    """Identities of the folder and its parents, by its path and by its real path. A link to one of them would be circular."""
     real = Path(os.path.realpath(folder))
     return {identity_of(path) for path in {folder, *folder.parents, real, *real.parents}}
 
