@@ -11,8 +11,8 @@ import torch
 
 from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef, SampleStream, micro_batches, rank_slice
-from tltrain.data.views import Batch, Views, batches_as_they_are
-from tltrain.data.workers import Loader, worker_options
+from tltrain.data.views import Batch, Views
+from tltrain.data.workers import Loader, fitting, shared_batch, worker_options
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,17 @@ def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int
 
 
 def _loader(views: Views, batches: StepSampler | Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
-    return Loader(views, batch_sampler=batches, collate_fn=batches_as_they_are, pin_memory=pin, **worker_options(workers))
+    options = worker_options(fitting(workers, _batch_bytes(views, batches)))
+    return Loader(views, batch_sampler=batches, collate_fn=shared_batch, pin_memory=pin, **options)
+
+
+def _batch_bytes(views: Views, batches: StepSampler | Sequence[list[SampleRef]]) -> int:
+    """About what a batch takes in shared memory: its images, and as many partners where images are mixed."""
+    if isinstance(batches, StepSampler):
+        num = 2 * math.ceil(batches.stream.batch / (batches.world * batches.num_micro))
+    else:
+        num = max(map(len, batches), default=0)
+    return num * 3 * views.preprocess.resize**2
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -5,20 +5,102 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, popen_forkserver, resource_tracker, spawn, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess, reduction, set_spawning_popen  # type: ignore[attr-defined]
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tltrain.core.errors import UserError
 
 PRELOADED = "tltrain.data.views"
 """Module that the fork server imports once for all workers."""
+
+
+WAIT_S = 600.0
+"""The longest wait for one batch, seconds: a worker that lives and sends nothing has lost its batch."""
+STOPPING_S = 20.0
+"""The same once somebody has asked the run to stop."""
+SHARED_MEMORY = Path("/dev/shm")
+READ_AHEAD = 3
+"""Batches of a worker that are in shared memory at a time: two that wait (torch's prefetch_factor), one in use."""
+
+_should_stop: Callable[[], bool] = bool
+_said: set[str] = set()
+
+
+@contextmanager
+def heard_while_waiting(should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Inside, a wait for a batch ends soon after `should_stop` says so. A batch that comes is given all the same."""
+    global _should_stop
+    before, _should_stop = _should_stop, should_stop
+    try:
+        yield
+    finally:
+        _should_stop = before
+
+
+def fitting(num_workers: int, batch_bytes: int) -> int:
+    """As many workers as have room in shared memory, at most `num_workers`; fewer are said, once."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return num_workers
+    fit = min(num_workers, free // max(1, READ_AHEAD * batch_bytes))
+    if fit < num_workers:
+        note = f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB free, too little for the batches of {num_workers} data workers: {fit} are used"
+        if note not in _said:
+            _said.add(note)
+            sys.stderr.write(f"tltrain: {note}. {MORE_SHARED_MEMORY}\n")
+    return fit
+
+
+MORE_SHARED_MEMORY = "Give it more (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or choose --workers"
+
+
+def shared_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The collate_fn for `Views.__getitems__`. A worker moves the batch to shared memory here, where an error of it still reaches the
+    trainer: in torch's own sending thread it is printed, the batch is lost, and the trainer waits for it without end."""
+    if get_worker_info() is not None:
+        for tensor in batch.values():
+            tensor.share_memory_()
+    return batch
+
+
+class _Batches(_MultiProcessingDataLoaderIter):
+    """torch's iterator, whose waits end."""
+
+    waited_s = 0.0
+
+    def _try_get_data(self, timeout: float = 1.0) -> tuple[bool, Any]:
+        found: tuple[bool, Any] = super()._try_get_data(timeout)
+        self.waited_s = 0.0 if found[0] else self.waited_s + timeout
+        if self.waited_s > (STOPPING_S if _should_stop() else WAIT_S):
+            raise TimeoutError(f"no batch for {self.waited_s:.0f} s")
+        return found
+
+
+def _lost(error: Exception, num_workers: int) -> UserError | None:
+    """What a person can do about workers that ended or send nothing; None for an error of another kind."""
+    text = str(error)
+    if "shared memory" in text or ("/torch_" in text and "No space left" in text):
+        return UserError(f"shared memory ({SHARED_MEMORY}) is full: {text.strip().splitlines()[-1]}. {MORE_SHARED_MEMORY} 0")
+    if isinstance(error, ConnectionError | EOFError | TimeoutError | FileNotFoundError) or "DataLoader worker" in text:
+        return UserError(
+            f"a data worker has ended, or sends nothing any more ({type(error).__name__}: {text.partition(chr(10))[0]}); often the machine "
+            "had no memory left and killed it, or a disk does not answer. The same command goes on from the newest checkpoint; "
+            f"with --workers {num_workers // 2} it takes less memory"
+        )
+    return None
 
 
 class Loader(DataLoader[dict[str, Tensor]]):
@@ -32,6 +114,14 @@ class Loader(DataLoader[dict[str, Tensor]]):
             # and torch waits 5 s for each.
             error.__traceback__ = None
             raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
+        except (OSError, EOFError, RuntimeError) as error:
+            if self.num_workers == 0 or (lost := _lost(error, self.num_workers)) is None:
+                raise
+            error.__traceback__ = None  # as above
+            raise lost from None
+
+    def _get_iterator(self) -> Any:
+        return super()._get_iterator() if self.num_workers == 0 else _Batches(self)
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
 from tltrain.data.sampler import num_micro
+from tltrain.data.workers import heard_while_waiting
 from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.distributed.signals import StopSignal
@@ -55,7 +56,7 @@ def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dic
             results.report(path, console.say)
         console.say(f"{path} is finished already: see {run_dir.report_file(path)}, or choose another folder with --folder")
         return finished
-    with StopSignal().listening() as stop:
+    with StopSignal().listening() as stop, heard_while_waiting(lambda: stop.signal is not None):
         try:
             while (ended := _one_start(path, recipe, start, runtime, console, stop, on_step)) is None:
                 release()  # here, where no frame of the start that had no room holds a tensor
