@@ -1,4 +1,4 @@
-"""How `accelerate launch` is called: the same on a workstation and on each node of a cluster."""
+"""Builds the `accelerate launch` command, for a workstation and for each node of a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words for bash: what is quoted here arrives as it is, whatever it holds, and is never run."""
+"""Quoting for bash: quoted text arrives unchanged and is never executed."""
 
 from __future__ import annotations
 

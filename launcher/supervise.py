@@ -1,7 +1,7 @@
-"""Run `accelerate launch` and pass signals to the processes that train.
+"""Runs `accelerate launch` and forwards signals to the training processes.
 
-The launcher itself would die of SIGUSR2, and with one process of SIGTERM too, and leave the training behind. So it ignores them, and
-its children are told. The children get the signals back in `launcher.worker`.
+`accelerate launch` itself would die of SIGUSR2, and with one process also of SIGTERM, and orphan the training. So it ignores these
+signals, and its children get them directly. `launcher.worker` restores the default handlers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a target is: a place where `tltrain launch NAME` starts runs."""
+"""The Target type: a place where `tltrain launch NAME` starts runs, such as this machine or Slurm."""
 
 from __future__ import annotations
 

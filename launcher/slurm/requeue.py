@@ -1,4 +1,4 @@
-"""What a job does when its processes are gone: pure functions over the outcome, the signals, and how often it was requeued before."""
+"""Decides whether a job is requeued after its processes end: pure functions of the outcome, the signals and earlier requeues."""
 
 from __future__ import annotations
 

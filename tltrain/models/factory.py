@@ -1,4 +1,4 @@
-"""How each network family becomes a Chain, with its weights and its preprocessing."""
+"""Builds a backbone as a Chain, with its weights, metadata and preprocessing."""
 
 from __future__ import annotations
 

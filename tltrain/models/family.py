@@ -1,4 +1,4 @@
-"""What tltrain asks of a family of networks. One object a family answers it all; the registry names them."""
+"""The Family protocol: everything tltrain needs to know about a family of networks. Families are registered by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The precision that sums are taken in."""
+"""Promotion of half-precision tensors for softmax and losses."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """bf16 and fp16 in fp32: a softmax over half-precision logits loses the small probabilities that distillation is about."""
+    """Cast bf16 and fp16 to fp32. A softmax over half-precision logits would lose the small probabilities that distillation needs."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,4 +1,4 @@
-"""Whether a state dict fits a net: names and shapes, compared before anything is loaded."""
+"""Checks that a state dict fits a net, by names and shapes, before loading."""
 
 from __future__ import annotations
 

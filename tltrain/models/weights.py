@@ -1,4 +1,4 @@
-"""What `backbone.weights` may be, and the reading of each kind."""
+"""Finds and reads the weights that `backbone.weights` names: shipped, file, run folder, hub id, torchvision."""
 
 from __future__ import annotations
 
