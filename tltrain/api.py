@@ -1,4 +1,4 @@
-"""tltrain from Python: `tltrain.load` opens a run, `tltrain.train` makes one."""
+"""The Python interface: `tltrain.load` opens a run, `tltrain.train` trains one."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tltrain.training.run import train as train_run
 
 
 class Run:
-    """A run folder. Its files are read when they are asked for."""
+    """A run folder. Files are read when they are needed."""
 
     def __init__(self, path: str | Path) -> None:
-        """Raises UserError where `path` is no run folder."""
+        """Raises UserError if `path` is not a run folder."""
         self.path = Path(path)
         self.recipe: Recipe = run_dir.read_recipe(self.path)
         """What the run learns, and from what."""
@@ -37,7 +37,7 @@ class Run:
     @overload
     def predict(self, pictures: Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> list[Prediction]: ...
     def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> Prediction | list[Prediction]:
-        """What the network says of one picture, or of a list of them.
+        """Predict the class of one picture, or of each picture of a list.
 
         pictures: paths of files, images of PIL, or tensors (3, H, W), uint8 or floats in [0, 1]; each is resized and cropped by the
         code that evaluates the run. (A batch that is already as the network sees it goes to `model`.)

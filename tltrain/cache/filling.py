@@ -98,7 +98,7 @@ class CacheFiller:
         if why is None and clock() - began > 1:
             self.console.say(f"cache   {choice.stage}: {choice.what} stand after {duration(clock() - began)}")
         if why is not None and why != feature_table.ASKED:
-            self.console.say(f"cache   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+            self.console.say(f"cache   {choice.stage}: {choice.what} computed on the fly: {why}", style="yellow")
         return why
 
     def _hold(self, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:
@@ -112,7 +112,7 @@ class CacheFiller:
             return opened
         if opened is not None:
             opened.close()
-        self.console.say(f"cache   {choice.stage}: {choice.what} computed as they are asked for: {why}", style="yellow")
+        self.console.say(f"cache   {choice.stage}: {choice.what} computed on the fly: {why}", style="yellow")
         return None
 
     def _make(self, views: Views, layout: Layout, frozen: FrozenModel, names: list[str]) -> Made:
