@@ -171,7 +171,7 @@ def _verify(maker: Maker, found: StoreInfo, num_rows: int, draw: random.Random) 
     if differ:
         more = f", and {len(differ) - 1} more" if len(differ) > 1 else ""
         wrong.append(f"{differ[0]}{more}: not what is computed now; {remedy}")
-    return wrong, f"{text}; {len(picks):,} of {len(places):,} rows computed source, {len(picks) - len(differ):,} equal bit for bit"
+    return wrong, f"{text}; {len(picks):,} of {len(places):,} rows computed again, {len(picks) - len(differ):,} equal bit for bit"
 
 
 def _compare(source: RowSource, picks: list[tuple[str, int]], shards: dict[str, Path]) -> list[str]:
