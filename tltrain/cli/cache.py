@@ -114,7 +114,7 @@ def clear(names: Sequence[str]) -> int:
 
 @torch_settings_kept()
 def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
-    """Check every shard's checksum, compute `num_rows` rows of each cache source, and print the results. Returns 1 if one is wrong."""
+    """Check every shard's checksum, compute `num_rows` rows of each cache again, and print the results. Returns 1 if one is wrong."""
     maker, chosen, num_wrong = Maker(), _named(names), 0
     for store in chosen:
         wrong, text = _verify(maker, store, num_rows, random.Random(f"{seed} {store.path.name}"))
