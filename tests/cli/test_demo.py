@@ -26,6 +26,7 @@ from tltrain.data.sources import printed as source
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
 from tltrain.models.weights import find
+from tltrain.training.run import train
 
 SHIPPED = ("resnet-tiny-printed", "vit-tiny-printed")
 
@@ -153,7 +154,7 @@ def test_the_demo_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(demo, "arms", lambda data, seed, out: arms)
-        patch.setattr(demo, "train", partial(demo.train, on_step=on_step))
+        patch.setattr(demo, "train", partial(train, on_step=on_step))
         assert demo.run_demo(tmp_path, 0) == "stopped"
         said = capsys.readouterr().out
         assert "1/2  ResNet, head only        top-1" in said

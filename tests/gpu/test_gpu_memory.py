@@ -20,8 +20,8 @@ from tltrain.training import loop as engine
 from tltrain.training import stage as staging
 
 LOOP = (
-    "loop.py", "stage.py", "objective.py", "cross_entropy.py", "distillation.py", "evaluator.py", "frozen.py", "feature_table.py", "mixing.py",
-    "precision.py", "chain.py", "ddp.py",
+    "loop.py", "stage.py", "objective.py", "cross_entropy.py", "distillation.py", "evaluator.py", "frozen.py", "feature_table.py",
+    "mixing.py", "precision.py", "chain.py", "ddp.py",
 )  # fmt: skip
 """Files through which every step goes, and which see tensors of the device."""
 ASKS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__index__")

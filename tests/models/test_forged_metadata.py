@@ -17,12 +17,13 @@ from tltrain.core.recipe import Backbone
 from tltrain.models import factory
 
 MILLION = 1_000_000
+NO_NUMBERS: tuple[Any, ...] = ([0, 0, 0], [1, 1], [-1, 1, 1], ["1", "1", "1"], 1, None, [True] * 3)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
-        *(("std", value, "three numbers above 0") for value in ([0, 0, 0], [1, 1], [-1, 1, 1], ["1", "1", "1"], 1, None, [True] * 3)),
+        *(("std", value, "three numbers above 0") for value in NO_NUMBERS),
         *(("mean", value, "three finite numbers") for value in ([0.5], 0.5, None, ["a", "b", "c"], [float("nan")] * 3)),
         *(("size", value, "whole number of pixels") for value in (0, -3, MILLION, 32.5, True, "32", None)),
         ("resize", MILLION, "whole number of pixels"),

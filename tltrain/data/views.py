@@ -88,7 +88,7 @@ class Views(Dataset[Batch]):
         return {name: tensor[0] for name, tensor in to_device(self.batch([item]), torch.device("cpu")).items()}
 
     def __getitems__(self, items: Sequence[SampleRef]) -> Batch:
-        """The DataLoader's hook to fetch a whole batch. Use `batches_as_they_are` as its collate_fn."""
+        """The DataLoader's hook to fetch a whole batch. Use `workers.shared_batch` as its collate_fn."""
         return self.batch(items)
 
     def batch(self, items: Sequence[SampleRef]) -> Batch:
@@ -177,11 +177,6 @@ class Views(Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cached": {}, "_cached_bytes": 0}
-
-
-def batches_as_they_are(batch: Any) -> Any:
-    """The collate_fn for `Views.__getitems__`: returns the batch unchanged."""
-    return batch
 
 
 def base_of(split: Split, preprocess: Preprocess, i: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def fitting(num_workers: int, batch_bytes: int) -> int:
 MORE_SHARED_MEMORY = "Give it more (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or choose --workers"
 
 
-def shared_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def shared_batch(batch: Any) -> Any:  # torch's type of a collate_fn takes lists alone
     """The collate_fn for `Views.__getitems__`. A worker moves the batch to shared memory here, where an error of it still reaches the
     trainer: in torch's own sending thread it is printed, the batch is lost, and the trainer waits for it without end."""
     if get_worker_info() is not None:

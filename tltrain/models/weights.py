@@ -37,7 +37,7 @@ def fingerprint(spec: recipe.Backbone) -> str | None:
     state = hashlib.blake2b(repr(source.card).encode(), digest_size=16)
     for name, tensor in sorted(source.read().items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        state.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 
