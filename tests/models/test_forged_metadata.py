@@ -30,7 +30,7 @@ NO_NUMBERS: tuple[Any, ...] = ([0, 0, 0], [1, 1], [-1, 1, 1], ["1", "1", "1"], 1
         *(("interpolation", value, "bilinear or bicubic") for value in ("nearest", 3, None, ["bilinear"])),
         *(("classes", value, "a list of names") for value in ("ab", [1, 2], {"a": 1}, 3)),
         *(("temperature", value, "a number above 0") for value in (0, -1, "x", None, float("inf"))),
-        *(("config", value, "a mapping") for value in (3, [], None)),
+        *(("config", value, "a mapping") for value in (3, ["a"], None)),
         *(("name", value, "the name of a network") for value in (3, "", None)),
     ],
 )
