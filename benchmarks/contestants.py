@@ -176,7 +176,7 @@ def bare_loop(of: Setting, forward: Callable[[Chain, Tensor], Tensor]) -> Loop:
 
 def over_frozen(of: Setting) -> Callable[[Chain, Tensor], Tensor]:
     """The forward of a loop that runs the frozen blocks in each step: in eval mode, without gradients."""
-    first = of.stage.first
+    first = of.stage.first_trainable_block
 
     def forward(chain: Chain, index_B: Tensor) -> Tensor:
         with torch.no_grad():
@@ -188,14 +188,14 @@ def over_frozen(of: Setting) -> Callable[[Chain, Tensor], Tensor]:
 
 def over_features(of: Setting, features_N: Tensor) -> Callable[[Chain, Tensor], Tensor]:
     """The forward of a loop that is fed what the frozen blocks make, from a tensor in memory."""
-    return lambda chain, index_B: chain(features_N[index_B], start=of.stage.first)
+    return lambda chain, index_B: chain(features_N[index_B], start=of.stage.first_trainable_block)
 
 
 def features(of: Setting, chunk: int = 32) -> Tensor:
     """(N, ...) fp32, what the frozen blocks make of every image."""
     chain = of.chain.eval()
     with torch.no_grad():
-        return torch.cat([chain(part, stop=of.stage.first) for part in of.images_NCHW.split(chunk)])
+        return torch.cat([chain(part, stop=of.stage.first_trainable_block) for part in of.images_NCHW.split(chunk)])
 
 
 def flops(of: Setting) -> tuple[int, int]:
@@ -204,7 +204,7 @@ def flops(of: Setting) -> tuple[int, int]:
     optim.freeze(chain, of.stage)
     chain.train()
     with FlopCounterMode(display=False) as frozen, torch.no_grad():
-        x = chain(of.images_NCHW[:1], stop=of.stage.first)
+        x = chain(of.images_NCHW[:1], stop=of.stage.first_trainable_block)
     with FlopCounterMode(display=False) as trained:
-        chain(x, start=of.stage.first).sum().backward()
+        chain(x, start=of.stage.first_trainable_block).sum().backward()
     return frozen.get_total_flops(), trained.get_total_flops()

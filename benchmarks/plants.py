@@ -125,7 +125,7 @@ def after_train(num_steps: int, act: Callable[[Any], None]) -> None:
     def around(train: Any, self: Any, progress: Any, batches: Any) -> Any:
         progress = train(self, progress, batches)
         if next(taken) == num_steps:
-            act(self.job.spread)
+            act(self.ctx.spread)
         return progress
 
     wrap(loop._TrainLoop, "train", around)

@@ -105,7 +105,7 @@ class _Counter:
 
     def train(self, original: Any, loop: Any, *arguments: Any) -> Any:
         out = original(loop, *arguments)
-        self.seen["stage"] = loop.job.stage.spec.name
+        self.seen["stage"] = loop.ctx.stage.spec.name
         self.seen["per_step"].append(self.seen["gradients"])
         self.seen["statistics"].append(self.seen["sums"])
         self.seen.update(gradients=0, sums=0)

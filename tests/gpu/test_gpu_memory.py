@@ -123,7 +123,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     def watch(loop: Any, *arguments: Any) -> None:
         original(loop, *arguments)
-        rows.append((sum(t.numel() * t.element_size() for t in _tensors(loop.job.spread.chain)), _allocated()))
+        rows.append((sum(t.numel() * t.element_size() for t in _tensors(loop.ctx.spread.chain)), _allocated()))
 
     monkeypatch.setattr(engine._TrainLoop, "_watch", watch)
     gc.collect()

@@ -106,11 +106,11 @@ class _Surveyor:
 
     def stage(self, stage: StagePlan) -> StageChoices:
         train = val = logits = None
-        where = f"features before {self.student.blocks[stage.first].name}"
-        if stage.first > 0 and (why_not := cost_model.uncut(self.student)) is not None:
+        where = f"features before {self.student.blocks[stage.first_trainable_block].name}"
+        if stage.first_trainable_block > 0 and (why_not := cost_model.uncut(self.student)) is not None:
             train = Choice(stage.spec.name, where, why_not=why_not)
-        elif stage.first > 0:
-            prefix = prefix_of(self.student, stage.first, self.machine.precision, True, self.machine.autocast)
+        elif stage.first_trainable_block > 0:
+            prefix = prefix_of(self.student, stage.first_trainable_block, self.machine.precision, True, self.machine.autocast)
             train = self._train(stage, f"{where}, train", prefix, True, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0
             if num_val:

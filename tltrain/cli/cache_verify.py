@@ -113,7 +113,10 @@ def _frozen_outputs(found: StoreInfo, recipe: Recipe, images: DataSplits, split:
     autocast, gone, chunk = runtime.accelerator.autocast, None, found.key.get("chunk")
     if found.kind == "features":
         gone = _begin(student, recipe, Path(found.made_by["run"]), planned, stage)
-        frozen, loaded = prefix_of(student.chain.to(runtime.device).eval(), stage.first, runtime.precision, True, autocast, chunk), student
+        frozen, loaded = (
+            prefix_of(student.chain.to(runtime.device).eval(), stage.first_trainable_block, runtime.precision, True, autocast, chunk),
+            student,
+        )
     else:
         assert teacher is not None
         frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher

@@ -42,7 +42,7 @@ class StagePlan:
     """Planned epochs of all stages before this one, each rounded up. Fresh views are numbered from here."""
 
     @property
-    def first(self) -> int:
+    def first_trainable_block(self) -> int:
         """Index of the first block that trains."""
         return next(i for i, scale in enumerate(self.scales) if scale > 0)
 

@@ -54,7 +54,7 @@ def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, w
 
     whole_s, found = forward_s(None), []
     for stage in planned:
-        first = 0 if chain.runs_whole else stage.first
+        first = 0 if chain.runs_whole else stage.first_trainable_block
         frozen_s = forward_s(first)
         # what could be stored runs beside the model in any case, and is not compiled
         beside = first > 0 and why_not_cacheable(stage) is None

@@ -65,7 +65,7 @@ def ignore_step(stage: str, step: int) -> None:
 
 
 @dataclass
-class Job:
+class StageContext:
     """One stage, prepared: everything the loop needs."""
 
     recipe: Recipe
@@ -106,22 +106,22 @@ class StageResult:
 STOP, SAVE, BAD, ERROR = range(4)  # the flags that ranks all-reduce
 
 
-def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
+def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
     """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
-    stage, agreement, loop, guard = job.stage, FlagAllReduce(job.runtime, 4), _TrainLoop(job, progress), Guard(job.runtime, job.spread)
+    stage, agreement, loop, guard = ctx.stage, FlagAllReduce(ctx.runtime, 4), _TrainLoop(ctx, progress), Guard(ctx.runtime, ctx.spread)
     batches: Iterator[Batch] | None = None
     first = progress.step
     began, seconds_before, last_save = clock(), progress.seconds, clock()
-    job.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
+    ctx.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
     try:
         while True:
             # Due at this position, before its step: a resumed run enters here too, and finds out the same.
             step = progress.step
-            evaluates = stage.evaluates_after(step) and not progress.evaluated and job.val is not None
-            saves = job.save_steps is not None and step % job.save_steps == 0 and 0 < step < stage.num_steps
-            job.watch.at(stage.spec.name, step, "agree")
+            evaluates = stage.evaluates_after(step) and not progress.evaluated and ctx.val is not None
+            saves = ctx.save_steps is not None and step % ctx.save_steps == 0 and 0 < step < stage.num_steps
+            ctx.watch.at(stage.spec.name, step, "agree")
             # All ranks must act alike. Their flags are summed beside the steps, one step late; at once only where the ranks wait anyway.
-            flags = [job.stop.requested, int(clock() - last_save > job.save_seconds), loop.bad, int(job.save_failed())]
+            flags = [ctx.stop.requested, int(clock() - last_save > ctx.save_seconds), loop.bad, int(ctx.save_failed())]
             sums = agreement.sum_now(flags) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(flags)
             if sums[BAD]:
                 raise loop.not_finite()
@@ -129,7 +129,7 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
                 raise SaveFailed("a checkpoint could not be written")
             if evaluates and not sums[STOP]:
                 try:
-                    progress, best = loop.evaluate(progress, best, lambda: agreement.sum_previous([job.stop.requested, 0, 0, 0])[STOP] > 0)
+                    progress, best = loop.evaluate(progress, best, lambda: agreement.sum_previous([ctx.stop.requested, 0, 0, 0])[STOP] > 0)
                 except Interrupted:
                     sums[STOP] = 1
             progress = replace(progress, seconds=seconds_before + clock() - began)
@@ -141,26 +141,26 @@ def fit(job: Job, progress: Progress, best: dict[str, Tensor] | None) -> StageRe
                 progress = loop.save(progress, best)
                 last_save = clock()
             if sums[STOP]:
-                return StageResult(progress, best, job.stop.signal or "a signal to another process")
+                return StageResult(progress, best, ctx.stop.signal or "a signal to another process")
             if over:
                 guard.replicas(step)
-                guard.finish(job.spread.weights(), stage, range(first, step))
+                guard.finish(ctx.spread.weights(), stage, range(first, step))
                 return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
             # Opened here and not above: a stage that is over, or only evaluated and stopped, starts no data workers.
-            batches = batches or on_device(job.batches(step), job.runtime.device)
-            job.watch.at(stage.spec.name, step, "train")
+            batches = batches or on_device(ctx.batches(step), ctx.runtime.device)
+            ctx.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
-            if step <= first + 1 or progress.step % job.check_steps == 0:  # a new head is zero: the first step has no gradient below it
+            if step <= first + 1 or progress.step % ctx.check_steps == 0:  # a new head is zero: the first step has no gradient below it
                 guard.replicas(progress.step)
     finally:
-        job.console.close_stage()
+        ctx.console.close_stage()
 
 
 class _TrainLoop:
     """The moving parts of `fit`: one optimizer step, one evaluation, one save."""
 
-    def __init__(self, job: Job, progress: Progress) -> None:
-        self.job = job
+    def __init__(self, ctx: StageContext, progress: Progress) -> None:
+        self.ctx = ctx
         self.shares: list[Tensor] = []  # this rank's share of each step's loss since the last row, on the device
         self.watched: deque[tuple[int, Tensor, Any]] = deque()  # losses on their way to the host
         self.bad, self.bad_at = 0, (progress.step, float("nan"))
@@ -168,23 +168,23 @@ class _TrainLoop:
 
     def train(self, progress: Progress, batches: Iterator[Batch]) -> Progress:
         """One optimizer step on the global batch of `progress.step`."""
-        job, stage, runtime, step = self.job, self.job.stage, self.job.runtime, progress.step
-        set_lr(job.spread.optimizer, stage.lr_factor(step))
+        ctx, stage, runtime, step = self.ctx, self.ctx.stage, self.ctx.runtime, progress.step
+        set_lr(ctx.spread.optimizer, stage.lr_factor(step))
         shares = []
-        for micro in range(job.num_micro):
+        for micro in range(ctx.num_micro):
             batch = apply_mixup(next(batches))
-            runtime.seed(derive_seed(job.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
-            last = micro == job.num_micro - 1
-            with job.spread.accumulating(last):
-                loss_B = job.objective(job.spread.model(*job.entry(batch)), batch)
+            runtime.seed(derive_seed(ctx.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
+            last = micro == ctx.num_micro - 1
+            with ctx.spread.accumulating(last):
+                loss_B = ctx.objective(ctx.spread.model(*ctx.entry(batch)), batch)
                 loss = (loss_B * batch["weight"]).sum() / stage.batch
                 whole = loss * runtime.world if runtime.world > 1 else loss  # gradients are averaged over processes
-                job.spread.backward(whole, last)
+                ctx.spread.backward(whole, last)
             shares.append(loss.detach())
-        norm = job.spread.step()
+        norm = ctx.spread.step()
         self._watch(step, sum(shares[1:], shares[0]))
-        job.console.step()
-        job.on_step(stage.spec.name, step + 1)
+        ctx.console.step()
+        ctx.on_step(stage.spec.name, step + 1)
         progress = replace(progress, step=step + 1, evaluated=False)
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
 
@@ -192,34 +192,34 @@ class _TrainLoop:
         self, progress: Progress, best: dict[str, Tensor] | None, asked: Callable[[], bool]
     ) -> tuple[Progress, dict[str, Tensor] | None]:
         """Val at this position: its row, and the best weights so far. Raises Interrupted where `asked` says so, with nothing changed."""
-        job, select = self.job, self.job.recipe.select
-        assert job.val is not None
+        ctx, select = self.ctx, self.ctx.recipe.select
+        assert ctx.val is not None
         step = progress.step
 
         def alive() -> bool:
-            job.watch.at(job.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
+            ctx.watch.at(ctx.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
             return asked()
 
-        predictions = predict(job.runtime, job.spread.model, job.val, entry=job.val_entry, should_stop=alive)
-        check_finite(predictions, "val", job.stage, step)
-        figures = metrics.summary(predictions, job.num_classes)
+        predictions = predict(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
+        check_finite(predictions, "val", ctx.stage, step)
+        figures = metrics.summary(predictions, ctx.num_classes)
         if figures[select] is None:
             raise UserError(f"select is {select}, which has no value for these {len(predictions.label)} predictions; choose another metric")
         better = metric.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
-            best = job.spread.weights()
+            best = ctx.spread.weights()
             progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
-        row = {"kind": "val", **self.job.stage.place(step), **figures, "best": better}
-        job.log(row)
-        job.console.evaluation(row, job.stage.epoch(job.stage.num_steps))
+        row = {"kind": "val", **self.ctx.stage.place(step), **figures, "best": better}
+        ctx.log(row)
+        ctx.console.evaluation(row, ctx.stage.epoch(ctx.stage.num_steps))
         self.clock, self.num_images = clock(), 0
         return replace(progress, evaluated=True, stale=0 if better or progress.step == 0 else progress.stale + 1), best
 
     def save(self, progress: Progress, best: dict[str, Tensor] | None) -> Progress:
-        """Hand everything that a checkpoint holds to `job.save`."""
-        self.job.watch.at(self.job.stage.spec.name, progress.step, "save")
+        """Hand everything that a checkpoint holds to `ctx.save`."""
+        self.ctx.watch.at(self.ctx.stage.spec.name, progress.step, "save")
         progress = self._collect(progress)
-        self.job.save(State(progress, self.job.spread.weights(), best, self.job.spread.optimizer_state(), self.job.spread.extra()))
+        self.ctx.save(State(progress, self.ctx.spread.weights(), best, self.ctx.spread.optimizer_state(), self.ctx.spread.extra()))
         return progress
 
     def settle(self) -> int:
@@ -229,22 +229,22 @@ class _TrainLoop:
 
     def not_finite(self) -> NotFinite:
         """The error of the first process whose loss was not finite. Collective."""
-        mine = torch.tensor([[self.bad, *self.bad_at]], dtype=torch.float64, device=self.job.runtime.device)
-        rows_R3 = self.job.runtime.gather(mine).tolist()
+        mine = torch.tensor([[self.bad, *self.bad_at]], dtype=torch.float64, device=self.ctx.runtime.device)
+        rows_R3 = self.ctx.runtime.gather(mine).tolist()
         rank = next(r for r, row in enumerate(rows_R3) if row[0])
         step, loss = int(rows_R3[rank][1]), rows_R3[rank][2]
-        whose = f"loss of rank {rank}" if self.job.runtime.world > 1 else "loss"
-        return NotFinite(whose, loss, self.job.stage, step, rank)
+        whose = f"loss of rank {rank}" if self.ctx.runtime.world > 1 else "loss"
+        return NotFinite(whose, loss, self.ctx.stage, step, rank)
 
     def _log_row(self, progress: Progress, norm: Any) -> Progress:
         """The mean loss of the steps since the last row: the one place in the loop where the host waits for the device."""
         progress = self._collect(progress)
         loss = sum(progress.losses) / len(progress.losses)
         images_per_s = self.num_images / max(clock() - self.clock, 1e-9)
-        lr = self.job.stage.spec.lr * self.job.stage.lr_factor(progress.step - 1)
+        lr = self.ctx.stage.spec.lr * self.ctx.stage.lr_factor(progress.step - 1)
         row = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "images_per_s": images_per_s}
-        self.job.log({"kind": "train", **self.job.stage.place(progress.step), **row})
-        self.job.console.figures(loss, images_per_s)
+        self.ctx.log({"kind": "train", **self.ctx.stage.place(progress.step), **row})
+        self.ctx.console.figures(loss, images_per_s)
         self.clock, self.num_images = clock(), 0
         return replace(progress, losses=())
 
@@ -254,12 +254,12 @@ class _TrainLoop:
             return progress
         shares_1S = torch.stack(self.shares).double().unsqueeze(0)
         self.shares = []
-        return replace(progress, losses=(*progress.losses, *self.job.runtime.gather(shares_1S).sum(0).tolist()))
+        return replace(progress, losses=(*progress.losses, *self.ctx.runtime.gather(shares_1S).sum(0).tolist()))
 
     def _watch(self, step: int, share: Tensor) -> None:
         """Let a step's loss travel to the host without waiting for it."""
         self.shares.append(share)
-        self.num_images += self.job.stage.batch
+        self.num_images += self.ctx.stage.batch
         on_host, event = share, None
         if share.device.type == "cuda":
             on_host = torch.empty_like(share, device="cpu", pin_memory=True)

@@ -14,7 +14,7 @@ from tltrain.models.chain import Chain, is_batch_norm
 
 def freeze(chain: Chain, stage: StagePlan) -> None:
     """Put the chain into the state of a stage: which blocks have gradients, which modules may change their statistics."""
-    chain.freeze(stage.first, norm_stats=stage.spec.norm_stats == "train")
+    chain.freeze(stage.first_trainable_block, norm_stats=stage.spec.norm_stats == "train")
 
 
 def parameter_groups(chain: Chain, stage: StagePlan) -> list[dict[str, Any]]:

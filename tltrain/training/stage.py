@@ -30,7 +30,7 @@ from tltrain.models.metadata import write_weights
 from tltrain.runs import manifest, run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.training import loop, optim
-from tltrain.training.loop import Job, StageResult
+from tltrain.training.loop import StageContext, StageResult
 from tltrain.training.losses import objective
 from tltrain.training.losses.objective import Distillation, Objective
 from tltrain.training.setup import Run
@@ -61,10 +61,10 @@ def run_stage(
     with contextlib.closing(stores):
         run.watch.at(stage.spec.name, progress.step, "build")
         spreaded = _spread(run, stage, chain, restored)
-        job = _job(run, stage, spreaded, frozen, stores, stop)
+        job = _context(run, stage, spreaded, frozen, stores, stop)
         del frozen  # a prefix that is stored need not stay in memory
         if stores.train is not None and (stores.val is not None or run.images.val is None):
-            spreaded.forget(stage.first)
+            spreaded.forget(stage.first_trainable_block)
         with _nothing_left(run, spreaded):
             fit = loop.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
             run.watch.at(stage.spec.name, fit.progress.step, "hand on")
@@ -93,7 +93,7 @@ def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
     optim.freeze(on_device(chain, runtime.device), stage)
     chain.recompute = run.start.recompute
     if runtime.world > 1:
-        names = [n for i in range(stage.first, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
+        names = [n for i in range(stage.first_trainable_block, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
         if stage.spec.norm_stats == "train":
             share_statistics(chain.net, names, runtime.device)
     return chain.train()
@@ -111,9 +111,9 @@ class _FrozenParts:
 def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> _FrozenParts:
     """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
     autocast, finite, prefix = run.runtime.accelerator.autocast, why_not_cacheable(stage) is None, None
-    if stage.first > 0 and not chain.runs_whole:
-        own = _without_suffix(chain, stage.first) if is_sharded(run.runtime) else chain
-        prefix = prefix_of(own, stage.first, run.runtime.precision, True, autocast, run.chunk)
+    if stage.first_trainable_block > 0 and not chain.runs_whole:
+        own = _without_suffix(chain, stage.first_trainable_block) if is_sharded(run.runtime) else chain
+        prefix = prefix_of(own, stage.first_trainable_block, run.runtime.precision, True, autocast, run.chunk)
     return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast, run.chunk), finite)
 
 
@@ -138,11 +138,11 @@ def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) ->
     return spreaded
 
 
-def _job(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> Job:
+def _context(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> StageContext:
     runtime, recipe, start = run.runtime, run.recipe, run.start
     # Images that nobody could store go through the whole chain; val has one view of each, which the prefix says once.
-    entry = InputAdapter(None if stores.train else frozen.prefix, stage.first) if frozen.finite else InputAdapter()
-    return Job(
+    entry = InputAdapter(None if stores.train else frozen.prefix, stage.first_trainable_block) if frozen.finite else InputAdapter()
+    return StageContext(
         recipe=recipe,
         stage=stage,
         runtime=runtime,
@@ -152,7 +152,7 @@ def _job(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, s
         batches=_train_batches(run, stage, frozen, stores),
         num_micro=num_micro(recipe.batch, runtime.world, run.device_batch),
         val=_val_batches(run, stores) if run.images.val is not None else None,
-        val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first),
+        val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first_trainable_block),
         num_classes=len(run.images.classes),
         stop=stop,
         log=run.log,
