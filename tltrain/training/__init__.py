@@ -1,1 +1,1 @@
-"""Running a recipe: set-up, the stages in order, the loop of a stage."""
+"""Runs a recipe: set-up, the stages in order, and the training loop of each stage."""

@@ -1,4 +1,4 @@
-"""A recipe put together with its images, its networks and its stages. Whoever works with a recipe begins here."""
+"""Assembles an experiment from a recipe: its images, its student and teacher networks, and its stages."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tltrain.training.losses import objective
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a recipe stands for."""
+    """A recipe with everything that it names: images, networks and the plan of its stages."""
 
     recipe: Recipe
     images: DataSplits
     student: Loaded
     teacher: Loaded | None
-    """Frozen, in eval mode."""
+    """Frozen and in eval mode. None if the recipe does not distil."""
     plan: tuple[StagePlan, ...]
 
     @classmethod
     def open(cls, recipe: Recipe, images: DataSplits) -> Experiment:
-        """With weights. Raises UserError for what cannot work."""
+        """Load the networks with their weights. Raises UserError if the recipe cannot be trained on these images."""
         return cls._with(recipe, images, *open_nets(recipe, images))
 
     @classmethod
     def outline(cls, recipe: Recipe, images: DataSplits, say: Callable[[str], None] | None = None) -> Experiment:
-        """Without weights: the networks have shapes alone. Raises UserError for what cannot work.
+        """Build the networks without weights, on the meta device. Raises UserError if the recipe cannot be trained on these images.
 
-        say: told why there is no teacher, which is often still to be trained. None: no teacher is looked for.
+        say: receives a message if the teacher cannot be built. It is often still to be trained. None: do not build a teacher.
         """
         num_classes, data, teacher = len(images.classes), recipe.data, None
         student = factory.skeleton(recipe.backbone, num_classes, data.size, data.resize)
@@ -54,7 +54,7 @@ class Experiment:
 
 
 def open_nets(recipe: Recipe, images: DataSplits) -> tuple[Loaded, Loaded | None]:
-    """The student with a new head for these classes, and the frozen teacher. Raises UserError."""
+    """Load the student with a new head for these classes, and the frozen teacher (None without distillation). Raises UserError."""
     data = recipe.data
     student = factory.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
     if recipe.distill is None:
@@ -67,7 +67,10 @@ def open_nets(recipe: Recipe, images: DataSplits) -> tuple[Loaded, Loaded | None
 
 
 def check_objective(recipe: Recipe, images: DataSplits) -> None:
-    """Raise UserError where a loss or a metric cannot be had, a loss is none, or `select` says nothing of these classes."""
+    """Check that every loss and metric can be loaded, that each loss is per sample, and that `select` is meaningful for these classes.
+
+    Raises UserError.
+    """
     num_classes = len(images.classes)
     if recipe.select == "top5" and num_classes <= 5:
         raise UserError(f"select is top5, and there are only {num_classes} classes, so that it is always right; choose top1")

@@ -1,4 +1,4 @@
-"""How a run fails: what is written down, where it happened, and what the next start asks less of after an error of memory."""
+"""Failure handling: records the error and where it happened. After an out-of-memory error, halves the micro-batch for the next start."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TRAINING = ("train", "agree", "save", "hand on")
 
 
 EVALUATION = ("evaluate", "teacher", "test", "calibrate")
-"""The places of a run (`Watch.at`) where the number of images at a time decides what fits."""
+"""Phases of a run (as given to `Watch.at`) whose memory use depends on the number of images in a forward pass."""
 
 
 def smaller(run: Run, error: BaseException) -> dict[str, int] | None:
-    """What a run is to keep after an error of memory so that it asks for less; None after another error, and where nothing can be less."""
+    """The reduced flags to keep after an out-of-memory error. None for any other error, or if nothing can be reduced."""
     if not is_out_of_memory(error) or run.watch.taken_over:
         return None
     if isinstance(error, ChunkTooLarge):
@@ -41,7 +41,7 @@ def smaller(run: Run, error: BaseException) -> dict[str, int] | None:
 
 
 def _at_a_time(run: Run) -> int:
-    """Images that this process has on its device at a time where it stands; 0 where that is not what takes the room."""
+    """Images on this process's device at once in its current phase. 0 if the memory use of the phase does not depend on it."""
     call, world, batch = run.watch.place[2], run.runtime.world, run.recipe.batch
     if call in TRAINING:
         return math.ceil(math.ceil(batch / world) / num_micro(batch, world, run.device_batch))
@@ -53,7 +53,7 @@ def _at_a_time(run: Run) -> int:
 
 
 def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any]:
-    """Write down what becomes smaller, and that this start ends for it. Returns how it ended: the word of the first to end it counts."""
+    """Save the reduced flags and record this start as stopped. Returns the outcome, or that of another rank that recorded one first."""
     run_dir.keep(run.path, less)
     stage, step, call = run.watch.place
     new = less.get("max_device_batch")
@@ -65,7 +65,7 @@ def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any
 
 
 def left(run: Run, details: dict[str, Any]) -> dict[str, Any]:
-    """The end of a start that some process has no room for: what is saved is whole before the next one looks for it."""
+    """End a start after an out-of-memory error. Waits for the checkpoint being written, so that the next start finds it complete."""
     if details["outcome"] == "stopped":
         run.console.say(f"memory  {details['error']}", style="bold yellow")
         if run.runtime.world > 1:
@@ -76,7 +76,7 @@ def left(run: Run, details: dict[str, Any]) -> dict[str, Any]:
 
 
 def too_large(run: Run, error: BaseException) -> UserError:
-    """What a person can do where nothing can become smaller by itself."""
+    """The error to raise if nothing can be reduced automatically. It lists what the user can change."""
     stage, step, call = run.watch.place
     what = "one image at a time" if _at_a_time(run) or isinstance(error, ChunkTooLarge) else "the network"
     return UserError(
@@ -87,13 +87,13 @@ def too_large(run: Run, error: BaseException) -> UserError:
 
 
 def root_cause(run: Run, error: Exception) -> Exception:
-    """What stands behind an error: what the background writer met, a disk that takes nothing more, or a device without room."""
+    """The cause of an error: an error of the background checkpoint writer, a full or read-only disk, or a device out of memory."""
     if is_out_of_memory(error):
         return too_large(run, error)
     if isinstance(error, SaveFailed) and run.saver is not None:
         try:
             run.saver.wait()
-        except Exception as cause:  # whatever it met: nothing here may hide how the run ended
+        except Exception as cause:  # any error of the writer is the cause
             return cause
     full = isinstance(error, SafetensorError) and "os error" in str(error)
     if isinstance(error, OSError):
@@ -107,8 +107,8 @@ def root_cause(run: Run, error: Exception) -> Exception:
 
 
 def explain(run: Run, error: Exception) -> dict[str, Any]:
-    """The details of a failure: the error, with the process and the place that it came from."""
-    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, ConsistencyError)  # the guard names the cause itself
+    """The details of a failure for outcome.json: the error with its rank, stage, step and phase."""
+    may_be_gone = isinstance(error, RuntimeError) and not isinstance(error, ConsistencyError)  # a ConsistencyError already names its cause
     gone = run.watch.missing() if may_be_gone and run.runtime.world > 1 else None
     if gone is not None:
         return {**gone, "error": f"{gone['error']} ({type(error).__name__} on rank {run.runtime.rank}: {error})"}
@@ -118,12 +118,13 @@ def explain(run: Run, error: Exception) -> dict[str, Any]:
 
 
 def failure_location(run: Run) -> dict[str, Any]:
+    """Where this process failed: rank, stage, step and phase."""
     stage, step, call = run.watch.place
     return {"outcome": "failed", "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
 
 
 def record_failure(run: Run, details: dict[str, Any]) -> dict[str, Any]:
-    """Write down how it failed, unless another process has done so: its word counts."""
+    """Record the failure unless another rank recorded one first. Returns the recorded details. Rank 0 also writes the report."""
     try:
         details = run_dir.write_failure(run.path, run.generation, details)
     except OSError as error:  # the disk may be what failed

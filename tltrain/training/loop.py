@@ -1,4 +1,4 @@
-"""The loop of one stage, and evaluation. What is due stands as lines in it."""
+"""The training loop of one stage. `fit` agrees with the other ranks, evaluates, saves and takes the next step, in this order."""
 
 from __future__ import annotations
 
@@ -36,37 +36,40 @@ from tltrain.training.optim import set_lr
 
 
 class NotFinite(RuntimeError):
-    """A loss is infinite or not a number; the same error on every process."""
+    """A loss is infinite or NaN. Every process raises the same error."""
 
     def __init__(self, whose: str, loss: float, stage: StagePlan, step: int, rank: int = 0) -> None:
-        """step: the optimizer step whose loss it is, or after which it was evaluated."""
+        """step: the optimizer step of the loss. For an evaluation: the number of steps before it."""
         lr = stage.spec.lr * stage.lr_factor(min(step, stage.num_steps - 1))
         super().__init__(f"the {whose} became {loss} in stage {stage.spec.name}, step {step}, at learning rate {lr:.3g}")
         self.rank, self.step = rank, step
 
 
 def check_finite(predictions: Predictions, split: str, stage: StagePlan, step: int) -> None:
-    """Raise NotFinite where the weights after `step` steps say nothing of a split: the loss of that step was the one before them."""
+    """Raise NotFinite if the mean loss on a split is not finite.
+
+    The training loss cannot show this for the last update: it was computed before that update.
+    """
     loss = float(predictions.loss.mean())
     if not math.isfinite(loss):
         raise NotFinite(f"{split} loss", loss, stage, step)
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint under way could not be written; the process that wrote it knows why."""
+    """A checkpoint could not be written. The process that wrote it holds the cause."""
 
 
 OnStep = Callable[[str, int], None]
-"""Called after each optimizer step with the name of the stage and the number of its steps that are done."""
+"""Called after each optimizer step with the name of the stage and the number of steps completed in it."""
 
 
 def ignore_step(stage: str, step: int) -> None:
-    """No hook."""
+    """The default hook: does nothing."""
 
 
 @dataclass
 class StageContext:
-    """One stage, prepared: everything the loop needs."""
+    """Everything the training loop needs for one stage."""
 
     recipe: Recipe
     stage: StagePlan
@@ -75,7 +78,7 @@ class StageContext:
     objective: Objective
     entry: InputAdapter
     batches: Callable[[int], Iterable[Batch]]
-    """From a step on: num_micro micro-batches of this rank for each step."""
+    """Called with a first step. Gives num_micro micro-batches of this rank for that step and each later one."""
     num_micro: int
     val: Iterable[Batch] | None
     val_entry: InputAdapter
@@ -84,7 +87,7 @@ class StageContext:
     log: Callable[[dict[str, Any]], None]
     save: Callable[[State], None]
     save_failed: Callable[[], bool]
-    """Whether a save under way has met an error."""
+    """Whether the checkpoint being written has failed."""
     watch: Watch
     check_steps: int
     console: Console
@@ -95,19 +98,19 @@ class StageContext:
 
 @dataclass
 class StageResult:
-    """How a stage ended."""
+    """The result of a stage."""
 
     progress: Progress
     best: dict[str, Tensor] | None
     reason: str
-    """finished, early (no better weights for `patience` evaluations), or the name of the signal that stopped it."""
+    """Why the stage ended: finished, early (no improvement for `patience` evaluations), or the name of the signal that stopped it."""
 
 
 STOP, SAVE, BAD, ERROR = range(4)  # the flags that ranks all-reduce
 
 
 def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
-    """Train one stage from a position to its end, or until somebody asks it to stop. Raises NotFinite."""
+    """Train one stage from a position to its end, or until a stop is requested. Raises NotFinite and SaveFailed."""
     stage, agreement, loop, guard = ctx.stage, FlagAllReduce(ctx.runtime, 4), _TrainLoop(ctx, progress), Guard(ctx.runtime, ctx.spread)
     batches: Iterator[Batch] | None = None
     first = progress.step
@@ -115,12 +118,12 @@ def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -
     ctx.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
     try:
         while True:
-            # Due at this position, before its step: a resumed run enters here too, and finds out the same.
+            # Decide what is due before this step. A resumed run enters here too and decides the same.
             step = progress.step
             evaluates = stage.evaluates_after(step) and not progress.evaluated and ctx.val is not None
             saves = ctx.save_steps is not None and step % ctx.save_steps == 0 and 0 < step < stage.num_steps
             ctx.watch.at(stage.spec.name, step, "agree")
-            # All ranks must act alike. Their flags are summed beside the steps, one step late; at once only where the ranks wait anyway.
+            # All ranks must act alike. Sum their flags asynchronously, one step late. Sum them at once only if the ranks wait here anyway.
             flags = [ctx.stop.requested, int(clock() - last_save > ctx.save_seconds), loop.bad, int(ctx.save_failed())]
             sums = agreement.sum_now(flags) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(flags)
             if sums[BAD]:
@@ -135,7 +138,7 @@ def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -
             progress = replace(progress, seconds=seconds_before + clock() - began)
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
-                # Losses reach the host late: settle them first, so that no checkpoint holds weights that are not finite.
+                # Losses reach the host late. Wait for them, so that no checkpoint holds weights that are not finite.
                 if agreement.sum_now([0, 0, loop.settle(), 0])[BAD]:
                     raise loop.not_finite()
                 progress = loop.save(progress, best)
@@ -146,28 +149,28 @@ def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -
                 guard.replicas(step)
                 guard.finish(ctx.spread.weights(), stage, range(first, step))
                 return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
-            # Opened here and not above: a stage that is over, or only evaluated and stopped, starts no data workers.
+            # Open the batches only now: a stage that is already over needs no data workers.
             batches = batches or on_device(ctx.batches(step), ctx.runtime.device)
             ctx.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
-            if step <= first + 1 or progress.step % ctx.check_steps == 0:  # a new head is zero: the first step has no gradient below it
+            if step <= first + 1 or progress.step % ctx.check_steps == 0:  # a new head is zero: no gradient below it in step 1
                 guard.replicas(progress.step)
     finally:
         ctx.console.close_stage()
 
 
 class _TrainLoop:
-    """The moving parts of `fit`: one optimizer step, one evaluation, one save."""
+    """The actions of `fit`: one optimizer step, one evaluation, one save."""
 
     def __init__(self, ctx: StageContext, progress: Progress) -> None:
         self.ctx = ctx
-        self.shares: list[Tensor] = []  # this rank's share of each step's loss since the last row, on the device
-        self.watched: deque[tuple[int, Tensor, Any]] = deque()  # losses on their way to the host
+        self.shares: list[Tensor] = []  # this rank's part of each step's loss since the last row, on the device
+        self.watched: deque[tuple[int, Tensor, Any]] = deque()  # losses being copied to the host
         self.bad, self.bad_at = 0, (progress.step, float("nan"))
         self.clock, self.num_images = clock(), 0  # since the last training row or evaluation
 
     def train(self, progress: Progress, batches: Iterator[Batch]) -> Progress:
-        """One optimizer step on the global batch of `progress.step`."""
+        """One optimizer step on the global batch of `progress.step`, accumulated over this rank's micro-batches."""
         ctx, stage, runtime, step = self.ctx, self.ctx.stage, self.ctx.runtime, progress.step
         set_lr(ctx.spread.optimizer, stage.lr_factor(step))
         shares = []
@@ -191,13 +194,13 @@ class _TrainLoop:
     def evaluate(
         self, progress: Progress, best: dict[str, Tensor] | None, asked: Callable[[], bool]
     ) -> tuple[Progress, dict[str, Tensor] | None]:
-        """Val at this position: its row, and the best weights so far. Raises Interrupted where `asked` says so, with nothing changed."""
+        """Evaluate on val, log a row, and keep the best weights. Raises Interrupted if `asked` returns True. Nothing is changed then."""
         ctx, select = self.ctx, self.ctx.recipe.select
         assert ctx.val is not None
         step = progress.step
 
         def alive() -> bool:
-            ctx.watch.at(ctx.stage.spec.name, step, "evaluate")  # at each batch: the whole may take longer than the time-out
+            ctx.watch.at(ctx.stage.spec.name, step, "evaluate")  # at each batch, since an evaluation may exceed the time-out
             return asked()
 
         predictions = predict(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
@@ -216,14 +219,14 @@ class _TrainLoop:
         return replace(progress, evaluated=True, stale=0 if better or progress.step == 0 else progress.stale + 1), best
 
     def save(self, progress: Progress, best: dict[str, Tensor] | None) -> Progress:
-        """Hand everything that a checkpoint holds to `ctx.save`."""
+        """Collect the state of the stage and pass it to `ctx.save`."""
         self.ctx.watch.at(self.ctx.stage.spec.name, progress.step, "save")
         progress = self._collect(progress)
         self.ctx.save(State(progress, self.ctx.spread.weights(), best, self.ctx.spread.optimizer_state(), self.ctx.spread.extra()))
         return progress
 
     def settle(self) -> int:
-        """Wait for every loss under way to the host; 1 if one was not finite."""
+        """Wait until all losses are on the host. Returns 1 if one was not finite, else 0."""
         self._look(wait=True)
         return self.bad
 
@@ -237,7 +240,7 @@ class _TrainLoop:
         return NotFinite(whose, loss, self.ctx.stage, step, rank)
 
     def _log_row(self, progress: Progress, norm: Any) -> Progress:
-        """The mean loss of the steps since the last row: the one place in the loop where the host waits for the device."""
+        """Log the mean loss since the last row. Apart from evaluation and saving, the host waits for the device only here."""
         progress = self._collect(progress)
         loss = sum(progress.losses) / len(progress.losses)
         images_per_s = self.num_images / max(clock() - self.clock, 1e-9)
@@ -249,7 +252,7 @@ class _TrainLoop:
         return replace(progress, losses=())
 
     def _collect(self, progress: Progress) -> Progress:
-        """Append the global loss of each step since the last row; each on its own, so that a save in between changes no digit."""
+        """Append the global loss of each step since the last row. Kept per step, so that a save does not change the mean."""
         if not self.shares:
             return progress
         shares_1S = torch.stack(self.shares).double().unsqueeze(0)
@@ -257,7 +260,7 @@ class _TrainLoop:
         return replace(progress, losses=(*progress.losses, *self.ctx.runtime.gather(shares_1S).sum(0).tolist()))
 
     def _watch(self, step: int, share: Tensor) -> None:
-        """Let a step's loss travel to the host without waiting for it."""
+        """Copy a step's loss to the host asynchronously."""
         self.shares.append(share)
         self.num_images += self.ctx.stage.batch
         on_host, event = share, None
@@ -270,6 +273,7 @@ class _TrainLoop:
         self._look(wait=False)
 
     def _look(self, wait: bool) -> None:
+        """Check the losses that have reached the host. wait: wait for those that have not."""
         while self.watched:
             step, share, event = self.watched[0]
             if event is not None and not event.query():

@@ -1,4 +1,4 @@
-"""The plan of a run as a person reads it: block by stage, and the arithmetic of the global batch."""
+"""Renders the plan of a run as a table of blocks by stages, followed by lines about data, batch and caches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from tltrain.training import optim
 
 
 def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
-    """The table that `tltrain plan` prints and plan.txt keeps. data: lines about the images. stored: a line for each thing that is, or is
-    not, computed once."""
+    """The table that `tltrain plan` prints and plan.txt keeps.
+
+    data: lines about the images. stored: one line for each possible cache, with the decision whether to use it.
+    """
     title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("block")
@@ -49,7 +51,7 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
 
 
 def text(renderable: Group) -> str:
-    """The same as plain text, for plan.txt."""
+    """The table as plain text, for plan.txt."""
     console = Terminal(file=StringIO(), width=40 + 24 * 8, color_system=None)
     console.print(renderable)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
@@ -89,6 +91,7 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
 
 
 def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str:
+    """The lines of the plan about images, classes, weights and where views are made."""
     sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
     view = student.preprocess
     seen = f"seen at {view.size} px (shorter side {view.resize})"
@@ -98,6 +101,6 @@ def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str
 
 
 def describe_device(device: str, precision: str, tf32: bool) -> str:
-    """The start line of a GPU. device: its name."""
+    """The line of the plan about the GPU. device: its name."""
     rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
     return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"

@@ -1,1 +1,1 @@
-"""Losses, one value a sample, and the objective of a stage that adds them up."""
+"""Per-sample losses, and the objective of a stage that combines them."""

@@ -1,4 +1,4 @@
-"""Distillation: the KL divergence from a teacher at a temperature."""
+"""Distillation loss: KL divergence between the softened outputs of teacher and student."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tltrain.models.precision import full_precision
 def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) of each sample (B,), both softened by T (Hinton et al. 2015).
 
-    Summed over classes and not averaged over them: the mean over samples is `batchmean`. Dividing by the number of
-    elements would make the term K times too small.
+    The divergence is summed over classes, so its mean over samples is the `batchmean` of PyTorch. A mean over all elements would be K
+    times too small.
     """
     log_p_BK = F.log_softmax(full_precision(student_BK) / temperature, dim=1)
     log_q_BK = F.log_softmax(full_precision(teacher_BK) / temperature, dim=1)

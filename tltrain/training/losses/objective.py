@@ -1,4 +1,7 @@
-"""Losses, one value a sample: the engine sums them, so that uneven micro-batches and ranks weigh each sample alike."""
+"""The objective of a stage: label loss plus distillation, one value per sample.
+
+The training loop sums these values, so that every sample has equal weight even if micro-batches or ranks are uneven.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def label_loss(name: str, num_classes: int) -> LabelLoss:
-    """The loss that stages.N.loss names, tried once on two samples. Raises UserError where it is not one value a sample."""
+    """Load the loss named by stages.N.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
     found = cast(LabelLoss, registry.find("losses", name, f"a stage's loss is {name!r}"))
     _check_per_sample(name, found(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
     return found
 
 
 def distill_loss(name: str, num_classes: int) -> DistillLoss:
-    """The loss that distill.loss names, tried once on two samples. Raises UserError where it is not one value a sample."""
+    """Load the loss named by distill.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
     found = cast(DistillLoss, registry.find("distill_losses", name, f"distill.loss is {name!r}"))
     _check_per_sample(name, found(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0))
     return found
@@ -42,18 +45,18 @@ def _check_per_sample(name: str, loss: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student learns from a teacher, beside the labels."""
+    """The distillation term: the student learns the outputs of a teacher in addition to the labels."""
 
     teacher: FrozenModel
     loss: DistillLoss
     temperature: float
     weight: float
-    """Share of this term; the labels' has the rest."""
+    """Weight of this term in [0, 1]. The label loss has the rest."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of each sample under one stage."""
+    """The per-sample loss of one stage."""
 
     label_loss: LabelLoss
     smoothing: float
@@ -61,7 +64,7 @@ class Objective:
     distillation: Distillation | None = None
 
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
-        """Loss (B,) of logits for a batch of (possibly mixed) images; what the teacher says of them is asked where the batch lacks it."""
+        """Loss (B,) of logits (B, K) for a batch of (possibly mixed) images. Runs the teacher if the batch has no cached logits of it."""
         loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
         if "partner_label" in batch:
             other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
