@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ALL, HEAD
+from conftest import ALL, HEAD, made_recipe
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -261,3 +261,12 @@ def test_the_loss_scale_of_fp16_goes_on_with_the_run(made_recipe: Made, tmp_path
     assert train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))["outcome"] == "finished"
     assert len(taken) == 1
     assert taken[0] > 8.0
+
+
+@pytest.mark.parametrize(("changes", "flags"), [({"batch": 1}, {}), ({}, {"max_device_batch": 1})])
+def test_batch_norm_of_one_value_is_refused_before_the_first_step(changes: dict[str, Any], flags: dict[str, Any], tmp_path: Path) -> None:
+    small = {"source": "digits", "size": 8, "resize": 8}
+    recipe = made_recipe(stages=[HEAD, ALL | {"norm_stats": "train"}], data=small, **changes)
+    with pytest.raises(UserError, match="stage all has norm_stats: train, and BatchNorm has no statistics of one image of 8 px"):
+        train(recipe, RunFlags(folder=tmp_path / "run", workers=0, **flags))
+    assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.planning import compiling
 from tltrain.planning.view_device import view_device
-from tltrain.training import plan_table
+from tltrain.training import optim, plan_table
 from tltrain.training.experiment import Experiment, check_objective
 from tltrain.training.setup import DEVICE_BATCH, num_workers
 
@@ -34,6 +34,7 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     student, planned = experiment.student, experiment.plan
     check_objective(recipe, images)
     micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
+    optim.check_norm_stats(student.chain, planned, student.preprocess.size, recipe.batch // micro)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
     choices = survey(recipe, start, images, student, experiment.teacher, planned, machine)

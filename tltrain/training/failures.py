@@ -1,4 +1,7 @@
-"""Failure handling: records the error and where it happened. After an out-of-memory error, halves the micro-batch for the next start."""
+"""Failure handling: records the error and where it happened.
+
+After an out-of-memory error, it halves the micro-batch, or the chunk of frozen networks, for the next start.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run: fold the stages over the weights. First stage, next stage and resume are one code path."""
+"""Runs a recipe: executes its stages in order, each starting from the weights of the one before. Resuming takes the same path."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from tltrain.training.stage_cache import base_images
 @lasting_output()
 @torch_settings_kept()
 def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dict[str, Any]:
-    """Train, or go on training, the run of a recipe. Returns the outcome as outcome.json keeps it. Raises UserError.
+    """Train a recipe, or resume its run. Returns the outcome as outcome.json keeps it. Raises UserError.
 
-    on_step(stage, step): called in every process after each optimizer step. step: those of the stage that are done.
+    on_step(stage, step): called in every process after each optimizer step. step: number of steps completed in the stage.
     """
     path = run_path(recipe, start)
     run_dir.check_recipe(path, recipe)
@@ -52,14 +52,14 @@ def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dic
     console = Console(runtime.is_main)
     finished = run_dir.outcome(path)
     if finished.get("outcome") == "finished":
-        if runtime.is_main and not run_dir.report_file(path).exists():  # it was killed in its last moment
+        if runtime.is_main and not run_dir.report_file(path).exists():  # it was killed before the report was written
             results.report(path, console.say)
         console.say(f"{path} is finished already: see {run_dir.report_file(path)}, or choose another folder with --folder")
         return finished
     with StopSignal().listening() as stop, heard_while_waiting(lambda: stop.signal is not None):
         try:
             while (ended := _one_start(path, recipe, start, runtime, console, stop, on_step)) is None:
-                release()  # here, where no frame of the start that had no room holds a tensor
+                release()  # free device memory here: no frame of the failed start holds a tensor any more
             return ended
         finally:
             runtime.close()
@@ -68,7 +68,7 @@ def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dic
 def _one_start(
     path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal, on_step: OnStep
 ) -> dict[str, Any] | None:
-    """From the newest checkpoint to the outcome; None where the next start, which asks for less at a time, can follow in this process."""
+    """Run from the newest checkpoint to the outcome. None: out of memory, and this process can start again with smaller batches."""
     run = open_run(path, recipe, start, runtime, console, stop)
     run.on_step = on_step
     try:
@@ -78,21 +78,21 @@ def _one_start(
         return record_failure(run, {**failure_location(run), "error": text, "rank": error.rank, "step": error.step})
     except Exception as error:
         if (less := smaller(run, error)) is not None and (ended := leave(run, less, error))["outcome"] == "stopped":
-            return ended if runtime.world > 1 else None  # of several, others may wait in a call that this process never makes
+            return ended if runtime.world > 1 else None  # other ranks may wait in a collective that this one never enters
         if (ended := run_dir.failure(path, run.generation)).get("outcome") == "stopped":
-            return left(run, ended)  # another process has no room, and this one lost it
+            return left(run, ended)  # another rank ran out of memory, which caused the error here
         cause = root_cause(run, error)
         record_failure(run, explain(run, cause))
         raise cause from (None if cause is error else error)
     finally:
         run.watch.close()
         run.close_log()
-        with contextlib.suppress(OSError):  # on a full disk: what stands there is then read unchecked
+        with contextlib.suppress(OSError):  # on a full disk: the files are then read without checksums
             run.seal()
 
 
 def _alive(run: Run, call: str) -> Callable[[], bool]:
-    """What an evaluation outside the stages asks at each batch: it says where this process is, and interrupts nothing."""
+    """The `should_stop` of an evaluation outside the stages. It reports progress to the watchdog at each batch, and never stops."""
     stage, step, _ = run.watch.place
 
     def asked() -> bool:
@@ -103,7 +103,7 @@ def _alive(run: Run, call: str) -> Callable[[], bool]:
 
 
 def _run_stages(run: Run, stop: StopSignal) -> dict[str, Any]:
-    """Stages over weights, from where the newest checkpoint stands."""
+    """Restore the newest checkpoint, fill the image cache, and run the remaining stages. Returns the outcome."""
     runtime, checkpoints = run.runtime, run_dir.checkpoints(run.path)
     found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
     restored = None if found is None else checkpoint.load(found)
@@ -119,6 +119,7 @@ def _run_stages(run: Run, stop: StopSignal) -> dict[str, Any]:
 
 
 def _stages(run: Run, state: State, restored: State | None, stop: StopSignal) -> dict[str, Any]:
+    """Run the stages from `state` on. Saves a checkpoint after each. Returns the outcome, stopped or finished."""
     runtime, progress, weights, best = run.runtime, state.progress, state.weights, state.best
     teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
     if teacher is not None and restored is None:
@@ -139,7 +140,7 @@ def _stages(run: Run, state: State, restored: State | None, stop: StopSignal) ->
 
 
 def _announce(run: Run, restored: State | None) -> None:
-    """Say and write down where this start begins."""
+    """Print and write the plan, open the metrics log and the trackers, and print where a resumed run continues."""
     runtime, plan_ = run.runtime, run.plan
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
     about = plan_table.describe_data(run.images, run.student, run.strong_views)
@@ -164,7 +165,7 @@ def _announce(run: Run, restored: State | None) -> None:
 
 
 def _open_trackers(run: Run) -> Trackers:
-    """The trackers of this start. The other processes wait meanwhile: none may be waited for until they give this one up."""
+    """Open the trackers of this start. The time to wait for an answer stays below the time-out of the other ranks, which wait here."""
     opened = Trackers(chosen(run.start), run.console.say, min(ANSWER_S, 30 * run.start.timeout_minutes))
     steps = [stage.num_steps for stage in run.plan]
     opened.open(TrackedRun(run.path, run.path.name, run.recipe.model_dump(mode="json"), steps, run.start, run.console.say))
@@ -172,19 +173,19 @@ def _open_trackers(run: Run) -> Trackers:
 
 
 def _preview(run: Run) -> Path | None:
-    """preview.png of the run folder, once. A picture that cannot be drawn is said, and spoils nothing."""
+    """Draw preview.png of the run folder once. An error is printed and does not stop the run. Returns None then."""
     out = run_dir.preview_file(run.path)
     try:
         if not out.exists():
             files.write_atomic(out, preview.picture(run.recipe, run.images, run.student.preprocess, run.plan))
         return out
-    except Exception as error:  # whatever a font or an image makes matplotlib raise; training meets a bad image by itself
+    except Exception as error:  # matplotlib may raise anything for a font or an image; training reports a bad image itself
         run.console.say(f"preview could not be drawn: {type(error).__name__}: {error}", style="yellow")
         return None
 
 
 def _evaluate_teacher(run: Run, teacher: Chain) -> None:
-    """The teacher's own figures, first of all: a student of a bad teacher is not worth its time."""
+    """Evaluate the teacher before training, so that the user sees a bad teacher at once."""
     split = run.images.val or run.images.train
     predictions = predict(run.runtime, teacher, run.eval_batches(split), should_stop=_alive(run, "teacher"))
     figures = metrics.summary(predictions, len(run.images.classes))
@@ -193,6 +194,7 @@ def _evaluate_teacher(run: Run, teacher: Chain) -> None:
 
 
 def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict[str, Any]:
+    """End a run that a signal stopped: wait for its checkpoint, then write the best weights, the outcome and the report."""
     stage = run.plan[fit.progress.stage].spec.name
     details: dict[str, Any] = {"outcome": "stopped", "signal": fit.reason, "stage": stage, "step": fit.progress.step}
     if fit.reason == TAKEN_OVER or run.saver is None:
@@ -208,7 +210,7 @@ def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict
 
 
 def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
-    """Test, once, with the weights that the last stage handed on; then everything a person takes away."""
+    """Calibrate and test the final weights once, then write the weights, the test results, the outcome and the report."""
     began, last = clock(), run.plan[-1]
     temperature = _temperature(run, chain.eval())
     test = run.images.test
@@ -239,14 +241,14 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
 
 
 def _temperature(run: Run, chain: Chain) -> float:
-    """Fitted on val, by every process alike; 1 where there is no val."""
+    """The calibration temperature, fitted on val. The same on every process. 1 if there is no val split."""
     if run.images.val is None:
         return 1.0
     return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val), should_stop=_alive(run, "calibrate")))
 
 
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:
-    """(weights, name) of a teacher that is a run of ours: its own run gives its artifact the same name."""
+    """(weights, name) of a teacher that is itself a run, else None. Trackers use this name for the artifact of that run too."""
     folder_ = Path((recipe.distill.teacher.weights if recipe.distill else None) or "")
     weights = run_dir.weights_file(folder_)
     return (weights, run_dir.read_recipe(folder_).name) if weights.is_file() and run_dir.recipe_file(folder_).is_file() else None

@@ -1,4 +1,4 @@
-"""What stands before the first step: everything that can be refused is refused here."""
+"""Set-up of a run: opens images and networks, chooses caches and devices, and checks everything before the first step."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tltrain.core.recipe import Augment, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
+from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.data.views import Views
 from tltrain.distributed.runtime import Runtime
@@ -48,7 +49,7 @@ DEVICE_BATCH = 128  # images one device holds, unless --max-device-batch says ot
 
 @dataclass
 class Run:
-    """What stays the same over the stages of a run."""
+    """The state that all stages of a run share."""
 
     path: Path
     experiment: Experiment
@@ -58,22 +59,22 @@ class Run:
     choices: Choices
     device_batch: int
     chunk: int | None
-    """Images that a frozen network sees at a time, where the usual number did not fit."""
+    """Images in one forward pass of a frozen network, reduced after an out-of-memory error. None: the default."""
     generation: int
     watch: Watch
     saver: Saver | None
     metrics_log: MetricsLog | None = None
-    """The rows on disk; on process 0, from where training begins."""
+    """The log of rows on disk. Open on rank 0 only, from the start of training on."""
     trackers: Trackers = field(default_factory=lambda: Trackers({}, print))
-    """On the other processes there are none."""
+    """Empty on ranks other than 0."""
     bases: dict[str, ImageCache] = field(default_factory=dict)
-    """Stores of base images, by split."""
+    """Caches of base images, by split."""
     strong_views: ViewDevice = field(default_factory=ViewDevice)
-    """Where they are made."""
+    """Whether strong views are made by the data workers or on the device."""
     compiling: str = ""
     """A line of the plan: whether --compile pays."""
     on_step: OnStep = ignore_step
-    """What the caller of `train` does after each step."""
+    """The hook of the caller of `train`, called after each step."""
 
     @property
     def recipe(self) -> Recipe:
@@ -96,11 +97,12 @@ class Run:
         return self.experiment.plan
 
     def save(self, state: State) -> None:
-        """Hand a checkpoint to the background writer of process 0."""
+        """Pass a checkpoint to the background writer of rank 0."""
         if self.saver is not None:
             self.saver.submit(state)
 
     def save_failed(self) -> bool:
+        """Whether the background writer has failed. False on ranks other than 0."""
         return self.saver is not None and self.saver.failed()
 
     def log(self, row: dict[str, Any]) -> None:
@@ -109,12 +111,12 @@ class Run:
         self.trackers.log(row)
 
     def seal(self) -> None:
-        """Keep the checksums of the run folder's files, which nobody writes any more."""
+        """Save the checksums of the files in the run folder. Called once, after the last write."""
         if self.runtime.is_main and not self.watch.taken_over:
             run_dir.seal(self.path)
 
     def close_log(self) -> None:
-        """Force the rows to the disk, and end the trackers. Raises UserError as MetricsLog.close does."""
+        """Flush the rows to disk and close the trackers. Raises UserError as MetricsLog.close does."""
         try:
             if self.metrics_log is not None:
                 self.metrics_log.close()
@@ -141,14 +143,14 @@ class Run:
 
 
 def num_workers(images: DataSplits, start: RunFlags, local_world: int) -> int:
-    """Data workers of a process: none for images that are in memory already."""
+    """Number of data workers of each process. 0 for images that are in memory already."""
     if start.workers is not None:
         return start.workers
     return 0 if images.in_memory else min(8, max(1, (os.cpu_count() or 1) // local_world))
 
 
 def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> Run:
-    """Everything that can be refused is refused here, before the first step."""
+    """Open a run and check everything that can be checked before the first step. Raises UserError."""
     check_apart(recipe.data.source, path)
     images, kept_images = _open_images(path, recipe, start, runtime)
     for note in images.notes:
@@ -156,15 +158,15 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     experiment = Experiment.open(recipe, images)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     check_objective(recipe, images)
-    if recipe.batch < runtime.world:
-        raise UserError(f"batch is {recipe.batch}, fewer than the {runtime.world} processes; raise batch, or start fewer processes")
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {cost_model.uncut(student.chain)}; drop it")
     kept = run_dir.kept(path)
-    if start.max_device_batch == kept.get("too_large"):  # the same command again: with what has been found to fit
+    if start.max_device_batch == kept.get("too_large"):  # same flag as the start that ran out of memory: use the size that fits
         start = replace(start, max_device_batch=None)
     start = replace(start, compile=start.compile or kept.get("compile", False))
     check(runtime, optim.trains_norm_stats(student.chain, planned), start.compile)
+    device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
+    _check_batch(experiment, runtime.world, device_batch)
     machine = Machine(
         runtime.device,
         runtime.precision,
@@ -176,7 +178,6 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     views = _shared(runtime, lambda: view_device(recipe, start, images.train, student, planned, machine, choices))
     pays = _shared(runtime, lambda: compiling.note(start, student, planned, machine, runtime.world))
     _shared(runtime, lambda: len(chosen(start)))
-    device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
     generation = _claim(path, recipe, start, runtime)
     found = {name: kept[name] for name in ("too_large", "chunk") if name in kept}
     kept = {"max_device_batch": device_batch, "compile": start.compile} | found
@@ -199,7 +200,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
 
 
 def _open_images(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> tuple[DataSplits, Decision]:
-    """The images, in the splits that an earlier start of the run gave them. Raises UserError where they are others than then."""
+    """Open the images in the splits of the first start of the run. Raises UserError if they have changed or differ between ranks."""
     drawn = open_images(recipe.data)
 
     def decide() -> Decision:
@@ -216,6 +217,15 @@ def _open_images(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) 
     return decision.apply(drawn), decision
 
 
+def _check_batch(experiment: Experiment, world: int, device_batch: int) -> None:
+    """Raise UserError for a batch that the processes cannot share, and for one too small for BatchNorm."""
+    batch, student = experiment.recipe.batch, experiment.student
+    if batch < world:
+        raise UserError(f"batch is {batch}, fewer than the {world} processes; raise batch, or start fewer processes")
+    together = batch // num_micro(batch, world, device_batch)  # of all processes: they share their statistics
+    optim.check_norm_stats(student.chain, experiment.plan, student.preprocess.size, together)
+
+
 def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept: dict[str, Any]) -> None:
     strategy = str(runtime.accelerator.distributed_type.value)
     accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
@@ -226,7 +236,7 @@ def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept: d
 
 
 def _claim(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> int:
-    """This start's generation, known to all processes."""
+    """Claim the next generation for this start. Returns the same number on all ranks."""
 
     def claim() -> int:
         run_dir.check_owner(path, start.take_over, start.stale_seconds)
@@ -237,7 +247,7 @@ def _claim(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> int
 
 
 def _shared(runtime: Runtime, work: Callable[[], T], path: Path | None = None) -> T:
-    """What process 0 finds out, known to all processes. What it refuses, all refuse. path: of the folder that `work` writes to."""
+    """Run `work` on rank 0 and share its result. Its UserError is raised on all ranks. path: the folder that `work` writes to."""
     found: T | UserError | None = None
     if runtime.is_main:
         try:

@@ -1,4 +1,4 @@
-"""One stage of a run: built from plain weights, trained, and taken apart into plain weights again."""
+"""One stage of a run: builds network, optimizer and data from plain weights, trains, and returns plain weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_stage(
     teacher: Chain | None,
     stop: StopSignal,
 ) -> tuple[StageResult, dict[str, Tensor]]:
-    """Build a stage from plain weights, train it, and leave nothing of it behind. Returns how it ended and its last weights."""
+    """Build a stage from plain weights, train it, and free its memory. Returns its result and its last weights."""
     began = clock()
 
     def asked(where: str) -> bool:
@@ -62,21 +62,24 @@ def run_stage(
         run.watch.at(stage.spec.name, progress.step, "build")
         spreaded = _spread(run, stage, chain, restored)
         job = _context(run, stage, spreaded, frozen, stores, stop)
-        del frozen  # a prefix that is stored need not stay in memory
+        del frozen  # frees the prefix if its features are cached
         if stores.train is not None and (stores.val is not None or run.images.val is None):
             spreaded.forget(stage.first_trainable_block)
         with _nothing_left(run, spreaded):
             fit = loop.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
             run.watch.at(stage.spec.name, fit.progress.step, "hand on")
             last = spreaded.weights()
-        del chain, job  # else the device's memory is given back after the next stage was built
+        del chain, job  # free the device memory before the next stage is built
         spreaded.close()
         return fit, last
 
 
 @contextlib.contextmanager
 def _nothing_left(run: Run, spreaded: Strategy) -> Iterator[None]:
-    """Take a stage apart that has no room, since this process begins it anew. Of several none does: taking apart may need them all."""
+    """Free a stage that ran out of memory, so that this process can start it again.
+
+    Several ranks do not free it: that may take a collective, which a failed rank does not enter.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -86,7 +89,7 @@ def _nothing_left(run: Run, spreaded: Strategy) -> Iterator[None]:
 
 
 def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
-    """A fresh chain with these weights, frozen as the stage wants it."""
+    """A new chain with these weights, frozen as the stage requires, in train mode on the device."""
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
     chain.net.load_state_dict(weights)
@@ -101,7 +104,7 @@ def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
 
 @dataclass(frozen=True)
 class _FrozenParts:
-    """What a stage does not train, and asks for answers. finite: it asks for the same answers again."""
+    """The frozen networks of a stage. finite: their inputs repeat, so their outputs can be cached."""
 
     prefix: FrozenModel | None
     teacher: FrozenModel | None
@@ -109,7 +112,10 @@ class _FrozenParts:
 
 
 def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> _FrozenParts:
-    """The prefix stands beside what is spread, so that no strategy rounds, shards or reduces it; a copy where one would take it apart."""
+    """Build the frozen prefix and teacher of a stage.
+
+    The prefix is kept outside the strategy, so that it is not cast, sharded or reduced. It is a copy if the strategy shards the chain.
+    """
     autocast, finite, prefix = run.runtime.accelerator.autocast, why_not_cacheable(stage) is None, None
     if stage.first_trainable_block > 0 and not chain.runs_whole:
         own = _without_suffix(chain, stage.first_trainable_block) if is_sharded(run.runtime) else chain
@@ -118,8 +124,8 @@ def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> 
 
 
 def _without_suffix(chain: Chain, cut: int) -> Chain:
-    """A copy that holds the blocks before `cut` alone; the others have shapes and take no memory."""
-    memo: dict[int, Any] = {}  # what deepcopy takes for copied already
+    """A copy of the blocks before `cut`. The other blocks are on the meta device and take no memory."""
+    memo: dict[int, Any] = {}  # deepcopy uses these tensors in place of copies
     for i in range(cut, len(chain.blocks)):
         for _, parameter in chain.parameters_of(i):
             memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
@@ -129,6 +135,7 @@ def _without_suffix(chain: Chain, cut: int) -> Chain:
 
 
 def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) -> Strategy:
+    """Build the optimizer, wrap it and the chain in the distributed strategy, and restore the optimizer state."""
     made = optim.make_optimizer(optim.parameter_groups(chain, stage), stage.spec)
     spreaded = spread(run.runtime, chain, made, stage.spec.clip, run.start.compile)
     if restored is not None and restored.optimizer is not None:
@@ -140,7 +147,7 @@ def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) ->
 
 def _context(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> StageContext:
     runtime, recipe, start = run.runtime, run.recipe, run.start
-    # Images that nobody could store go through the whole chain; val has one view of each, which the prefix says once.
+    # Training views that never repeat pass through the whole chain. Val has one view per image, so its prefix outputs can be cached.
     entry = InputAdapter(None if stores.train else frozen.prefix, stage.first_trainable_block) if frozen.finite else InputAdapter()
     return StageContext(
         recipe=recipe,
@@ -168,7 +175,7 @@ def _context(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenPart
 
 
 def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective:
-    """What the recipe names, with the functions that it names."""
+    """Build the objective that the recipe describes: label loss, class weights and distillation."""
     recipe, num_classes, weights_K, taught = run.recipe, len(run.images.classes), None, None
     if recipe.data.balance == "weights":
         weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(run.runtime.device)
@@ -178,7 +185,7 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
 
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
-    """From a step on: batches of images, or of positions alone where everything asked of the images is stored."""
+    """A function from a first step to its batches. They hold no images if all outputs that need images are cached."""
     runtime, stream, views = run.runtime, _stream(run, stage), run.views(run.images.train, stage.spec.augment)
     micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
     rows = {name: found for name, found in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if found is not None}
@@ -194,6 +201,7 @@ def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: Sta
 
 
 def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
+    """Batches of val: images, or cached features."""
     val = run.images.val
     assert val is not None
     if stores.val is None:
@@ -203,6 +211,7 @@ def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
 
 
 def _stream(run: Run, stage: StagePlan) -> SampleStream:
+    """The order of samples, views and mixing of a stage, as a pure function of the seed and the step."""
     recipe, labels = run.recipe, run.images.train.labels
     draw = None
     if recipe.data.balance == "sampler":
@@ -222,7 +231,7 @@ def _stream(run: Run, stage: StagePlan) -> SampleStream:
 
 
 def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a stage that is over, as a file that any tool can load; every process goes on from that file."""
+    """Write the weights of a finished stage as safetensors. Every rank reads them back from that file for the next stage. Collective."""
     file = run_dir.stage_weights_file(run.path, stage.name)
     if run.runtime.is_main:
         file.parent.mkdir(exist_ok=True)

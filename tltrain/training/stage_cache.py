@@ -1,4 +1,4 @@
-"""The stores of one stage: opened, filled where rows are missing, and attached to the batches that ask for them."""
+"""The caches of one stage: opens them, fills missing rows, and adds cached rows to batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tltrain.training.setup import Run
 
 @dataclass
 class StageStores:
-    """Rows that a stage looks up; None where it computes them."""
+    """The cached rows of a stage. None: computed on the fly."""
 
     train: Rows | None = None
     val: Rows | None = None
@@ -39,7 +39,7 @@ class StageStores:
 
 @dataclass
 class Attached:
-    """Batches with rows looked up for them, as often as they are gone through."""
+    """Batches with cached rows added. Can be iterated more than once."""
 
     batches: Iterable[Batch]
     rows: dict[str, Rows] = field(default_factory=dict)
@@ -52,9 +52,10 @@ class Attached:
 def open_stores(
     run: Run, stage: StagePlan, prefix: FrozenModel | None, teacher: FrozenModel | None, asked: Callable[[str], bool]
 ) -> StageStores:
-    """Every store that was chosen for a stage, filled. What cannot be filled is computed online: the result is the same. Collective.
+    """Open and fill the caches that were chosen for a stage. Collective.
 
-    asked(where): whether somebody asked this process to stop; then nothing more is filled.
+    A cache that cannot be filled is left out. Its rows are computed on the fly, with the same result.
+    asked(where): whether a stop is requested. Filling ends then.
     """
     chosen, made, train, val = run.choices.stages[stage.index], StageStores(), run.images.train, run.images.val
     filler, made_by = _filler(run, asked), {"stage": stage.index, "run": str(run.path.absolute())}
@@ -73,7 +74,7 @@ def open_stores(
 
 @contextmanager
 def base_images(run: Run, asked: Callable[[str], bool]) -> Iterator[None]:
-    """Inside, images are read from the store of base images where it was chosen. What cannot be filled is decoded anew. Collective."""
+    """Within the context, images are read from the image cache if it was chosen. A cache that cannot be filled is not used. Collective."""
     with ExitStack() as held:
         if (choice := run.choices.images) is not None and choice.place is not None:
             for split in (run.images.train, run.images.val):
@@ -93,5 +94,5 @@ def _filler(run: Run, should_stop: Callable[[str], bool]) -> CacheFiller:
 
 
 def _made_by(run: Run, split: Split) -> dict[str, Any]:
-    """What a cache says of itself, so that `tltrain cache verify` can make its rows again."""
+    """Metadata kept with a cache. `tltrain cache verify` needs it to compute the rows again."""
     return {"recipe": run.recipe.model_dump(mode="json"), "split": split.name}
