@@ -1,1 +1,1 @@
-"""Starts a run on this machine or on a Slurm cluster. Loads neither torch nor transformers: it must be quick on a login node."""
+"""Starts a run on this machine or on a Slurm cluster. Imports no torch and no transformers, so that it is quick on a login node."""

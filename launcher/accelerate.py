@@ -15,21 +15,21 @@ from pathlib import Path
 import tltrain
 from tltrain.core.errors import UserError
 
-GRACE_S = 120  # longest save that the launcher's agent waits for before it kills; a job says its own
+GRACE_S = 120  # seconds that torch's elastic agent waits for a save before SIGKILL; a Slurm job sets its own
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and where they meet."""
+    """The processes of a run: their number, their device type and their rendezvous address."""
 
     num_nodes: int
     per_node: int
     gpus: bool
     threads: int
-    """Threads of each process for computing on the CPU."""
+    """CPU threads of each process (OMP_NUM_THREADS)."""
     main_node: str = "127.0.0.1"
     port: int = 0
-    """0 takes a free one, which only a single node can."""
+    """Port of the rendezvous. 0 picks a free one, which works on a single node only."""
 
     @property
     def num_processes(self) -> int:
@@ -37,7 +37,11 @@ class World:
 
 
 def config_file(accelerate: str | None, world: World) -> Path:
-    """The file of accelerate that says how the run is spread: by name, by path, or what suits the world. Raises UserError."""
+    """Path of the accelerate configuration file.
+
+    accelerate: the name of a shipped one, or a path. None picks the one for this world: cpu, one_gpu or ddp.
+    Raises UserError where there is no such file.
+    """
     folder = tltrain.share() / "accelerate_configs"
     if not accelerate:
         accelerate = "cpu" if not world.gpus else ("one_gpu" if world.num_processes == 1 else "ddp")
@@ -49,7 +53,10 @@ def config_file(accelerate: str | None, world: World) -> Path:
 
 
 def arguments(config: Path, world: World, rank: int, words: Sequence[str]) -> list[str]:
-    """`accelerate launch` on the node of that rank. Processes on the CPU form one world only as --multi_gpu."""
+    """The `accelerate launch` command for the node of that rank.
+
+    `words` are the arguments of `tltrain`. On the CPU, --multi_gpu is needed too: without it accelerate starts independent processes.
+    """
     together = ["--multi_gpu"] if world.num_processes > 1 and not world.gpus else []
     return [
         sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config), *together,
@@ -60,9 +67,9 @@ def arguments(config: Path, world: World, rank: int, words: Sequence[str]) -> li
 
 
 def environment(world: World, notes: Path, grace_s: int = GRACE_S) -> dict[str, str]:
-    """What the processes must find in their environment, beside what is there already."""
+    """Environment variables to add for the processes. `notes` is the folder of failure notes, `grace_s` the longest save in seconds."""
     own = {
-        "PYTHONUNBUFFERED": "1",  # a log that stops in mid-sentence helps nobody
+        "PYTHONUNBUFFERED": "1",  # a killed process must not lose the end of its log
         "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace_s),
         "TLTRAIN_NOTES": str(notes),
@@ -73,7 +80,10 @@ def environment(world: World, notes: Path, grace_s: int = GRACE_S) -> dict[str, 
 
 
 def explain(code: int, notes: Path) -> str:
-    """What is known of processes that ended like this: accelerate launch says 1 for everything, and who is killed leaves no word."""
+    """Explain an exit code of `accelerate launch`, which is 1 for every failure.
+
+    A process that is killed leaves no failure note in `notes`. So where this host has none, the cause is probably a kill from outside.
+    """
     host = socket.gethostname()
     words = [json.loads(path.read_text(encoding="utf-8")) for path in notes.glob("rank-*.failed.json")]
     silent = not any(word["host"] == host for word in words)
@@ -81,7 +91,7 @@ def explain(code: int, notes: Path) -> str:
 
 
 def local_gpus() -> int:
-    """GPUs of this machine that a process may use, counted without torch."""
+    """Number of GPUs visible to a process on this machine, counted without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])

@@ -1,4 +1,4 @@
-"""The old name of `launcher.slurm.batch`, which the job scripts in old run folders call."""
+"""The old name of `launcher.slurm.batch`. Job scripts in old run folders still call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of `tltrain launch`: the names of targets, status, cancel."""
+"""Command line of `tltrain launch`: starts a run on a target, or shows (status) or stops (cancel) the job of a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERBS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one of the launcher's verbs. Returns the exit code. Raises UserError."""
+    """Run `tltrain launch` with these arguments. Returns the exit code. Raises UserError."""
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0
@@ -36,19 +36,19 @@ def main(words: Sequence[str]) -> int:
     target: Target = registry.find("targets", verb, f"launch knows {verb!r}")
     try:
         return target.main(rest)
-    except FinishedRun as done:  # as `train` itself says it: the same line twice in a script must not fail
+    except FinishedRun as done:  # as in `tltrain train`: repeating a finished command must not fail a script
         print(escape.line(str(done)))
         return 0
 
 
 def usage() -> str:
-    """What can stand behind `tltrain launch`."""
+    """The help text: one line for each form of the command."""
     lines = []
     for name in registry.names("targets"):
         try:
             target: Target = registry.find("targets", name, f"launch knows {name!r}")
             lines += [f"{name} {line}" for line in target.usage.splitlines()]
-        except UserError as error:  # of another package: it must not hide the others
+        except UserError as error:  # a target of another package that cannot be imported must not hide the others
             lines.append(f"{name}: {error}")
     lines += [f"{verb} {line}" for verb, line in VERBS.items()]
     first, *others = (f"tltrain launch {line}\n" for line in lines)

@@ -1,4 +1,7 @@
-"""The words behind `--`: `train RECIPE …`, read and checked before anything is started, and the command a job runs instead."""
+"""Parses and checks the training command behind `--` (`train RECIPE …`) before anything is started.
+
+Also builds the command that the job itself runs, which reads the recipe kept in the run folder.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from tltrain.runs import run_dir
 
 
 class FinishedRun(UserError):
-    """The one run that was to be started is finished: nothing is started, and that is no mistake."""
+    """The run is finished already, so nothing is started. Callers treat it as success."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run: its whole recipe, its start-up flags, its folder."""
+    """One run to start: its complete recipe, its run flags and its folder."""
 
     recipe: Recipe
     start: RunFlags
@@ -27,12 +30,15 @@ class Training:
 
     @property
     def words(self) -> list[str]:
-        """`train` by the recipe kept in the run folder: what is edited elsewhere while a job waits in the queue changes nothing."""
+        """Arguments of `tltrain` for the job. The recipe is the copy in the run folder, so later edits cannot change a queued job."""
         return ["train", str(run_dir.recipe_file(self.run)), *flags(self.start)]
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The launcher's own words, and each `-- train RECIPE …` behind them. Raises UserError when there is none."""
+    """Split a command line into the launcher's own arguments and each `train RECIPE …` behind a `--`.
+
+    Raises UserError where there is no such command, or where one does not start with `train`.
+    """
     parts: list[list[str]] = [[]]
     for word in words:
         if word == "--":
@@ -49,20 +55,25 @@ def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 
 
 def read(words: Sequence[str]) -> Training:
-    """Read `train RECIPE …` and check it against the run folder. Raises FinishedRun and UserError; tyro ends the process with 2 for an
-    unknown flag."""
+    """Parse `train RECIPE …` and check it against the run folder.
+
+    Raises FinishedRun for a finished run, and UserError. For an unknown flag tyro exits the process with code 2.
+    """
     return _checked(parse(words))
 
 
 def parse(words: Sequence[str]) -> Training:
-    """Read `train RECIPE …` alone."""
+    """Parse `train RECIPE …` without looking at the run folder."""
     recipe, start = options.parse("train", words[1:])
     run = run_path(recipe, start).absolute()
     return Training(recipe, replace(start, folder=run), run)
 
 
 def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[Path, list[Training]]:
-    """The folder that holds an array's runs, and the run of each value: the recipe with KEY overridden by it. Raises UserError."""
+    """One run for each value of a job array: the recipe with `key` set to that value.
+
+    Returns (the folder that holds the runs, the runs in the order of the values). Raises UserError.
+    """
     name, path = "--" + key, key.replace("-", "_")
     if any(word.split("=")[0].replace("-", "_") == f"__{path}" for word in words):
         raise UserError(f"{name} stands in the command and in --array; leave it out of one of them")
@@ -78,7 +89,7 @@ def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[P
 
 
 def flags(start: RunFlags) -> list[str]:
-    """Start-up flags as words again."""
+    """Run flags as command-line arguments. Those at their default are left out."""
     words: list[str] = []
     for field in fields(RunFlags):
         value = getattr(start, field.name)

@@ -1,4 +1,4 @@
-"""The jobs of a run folder, as they are kept in jobs/ID.json: which target has them, and which runs they are."""
+"""Records of submitted jobs, RUN/jobs/ID.json: the target of each job and its run folders."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from tltrain.runs import run_dir
 from tltrain.runs.links import check_links
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]*")
-"""What a job may be called: never what a queue's command would take for one of its options."""
+"""Allowed job ids. They start with a letter or digit, so that no queue command takes one for an option."""
 
 
 @dataclass(frozen=True)
 class KeptJob:
-    """A job as the launcher wrote it down."""
+    """A submitted job, read from its record."""
 
     id: str
     target: str
-    """The name of the target that it was submitted to."""
+    """Name of the target that the job was submitted to."""
     runs: tuple[Path, ...]
-    """Its run folders: one, or one for each value of an array."""
+    """Run folders of the job: one, or one for each value of an array."""
 
 
 def keep(place: Path, target: str, job: str, runs: Sequence[Training], **details: Any) -> None:
-    """Write a submitted job down.
+    """Write the record of a submitted job to PLACE/jobs/JOB.json.
 
-    place: the run folder, or the folder that holds the runs of an array. Run folders that are not there yet are made: a job's record alone
-    would make them look like anybody's folder. Raises UserError where they cannot be written.
+    place: the run folder, or the folder that holds the runs of an array.
+    details: further values for the record.
+    Missing run folders are created with their recipe. A folder with a job record alone would not be recognised as a run folder.
+    Raises UserError where a folder cannot be written.
     """
     for run in runs:
         run_dir.create(run.run, run.recipe)
@@ -46,8 +48,10 @@ def keep(place: Path, target: str, job: str, runs: Sequence[Training], **details
 
 
 def latest(place: Path) -> KeptJob:
-    """The job of a run folder, or of an array's, that was submitted last. Raises UserError where the launcher submitted none, and for a
-    record that it did not write: the folder may be anybody's."""
+    """The job submitted last for a run folder, or for the folder of an array.
+
+    The folder may come from somebody else, so its records are checked. Raises UserError for an invalid record, and where there is none.
+    """
     found = [_read(path) for path in sorted((place / "jobs").glob("*.json"))]
     if not found:
         raise UserError(f"{place} has no job that `tltrain launch` submitted (jobs/*.json); look into the queue itself")
@@ -55,12 +59,12 @@ def latest(place: Path) -> KeptJob:
 
 
 def _read(path: Path) -> tuple[float, KeptJob]:
-    """(when it was submitted, the job). Raises UserError."""
+    """Returns (time of submission in seconds since the epoch, the job). Raises UserError for an invalid record."""
     values = untrusted.read_json(path)
     if not isinstance(values, dict):
         values = {}
     job, time_, runs = values.get("job"), values.get("time"), values.get("runs")
-    target = values.get("target", "slurm")  # 0.1.0 knew no other queue
+    target = values.get("target", "slurm")  # records of version 0.1.0 name no target: Slurm was the only one
     if not isinstance(job, str) or ID.fullmatch(job) is None:
         raise _not_ours(path, "job", job)
     if not isinstance(time_, int | float) or isinstance(time_, bool) or not math.isfinite(time_):

@@ -1,4 +1,4 @@
-"""`tltrain launch local`: a run on this machine, with all its GPUs, or with processes on the CPU that really form one world."""
+"""`tltrain launch local`: starts a run on this machine, one process for each GPU, or on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tltrain.core.errors import Parser, UserError
 from tltrain.runs import heartbeat, run_dir
 
 BF16_FROM = 8.0  # compute capability
-SAID = {"no": "fp32"}  # what accelerate calls otherwise
+SAID = {"no": "fp32"}  # accelerate's name for a precision, to the usual one
 EXIT = {"finished": 0, "stopped": 75}  # as `tltrain train` itself
 
 
@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def local_world(gpus: int, accelerate: str | None, num_processes: int | None) -> World:
-    """The processes of one machine. Raises UserError for more of them than GPUs."""
+    """Number, device type and threads of the processes on this machine. Raises UserError where GPUs are used and there are too few."""
     on_gpus = gpus > 0 and accelerate != "cpu"
     wanted = num_processes if num_processes is not None else (gpus if on_gpus and accelerate != "one_gpu" else 1)
     if wanted < 1:
@@ -86,11 +86,10 @@ def local_world(gpus: int, accelerate: str | None, num_processes: int | None) ->
 
 
 def pick_precision(config: Path, world: World, capability: float | None) -> tuple[str, str, list[str]]:
-    """(accelerate's mixed_precision, why, words that override the configuration).
+    """Precision of the run: the configuration's own, or fp16 where a shipped configuration asks for bf16 and a GPU has no bf16 units.
 
-    As the configuration says, but fp16 where a shipped one says bf16 and a GPU has none.
-
-    capability: the least compute capability of the GPUs; None where there are none, or where it is not known.
+    capability: the lowest compute capability of the GPUs. None where there is no GPU, or where it is not known.
+    Returns (accelerate's mixed_precision, the reason, arguments of `accelerate launch` that override the configuration).
     """
     written = str((yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("mixed_precision") or "no")
     shipped = config.parent == processes.config_file("cpu", world).parent
@@ -105,7 +104,7 @@ def pick_precision(config: Path, world: World, capability: float | None) -> tupl
 
 
 def capability() -> float | None:
-    """The least compute capability of the GPUs that a process may use, asked without torch; None where nvidia-smi does not say."""
+    """Lowest compute capability of the visible GPUs, read from nvidia-smi without torch. None where nvidia-smi does not report it."""
     if shutil.which("nvidia-smi") is None:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -114,7 +113,7 @@ def capability() -> float | None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     try:
         return min((float(line) for line in done.stdout.split()), default=None) if done.returncode == 0 else None
-    except ValueError:  # an old driver says [N/A] or that it does not know the field
+    except ValueError:  # an old driver prints [N/A], or an error for the unknown field
         return None
 
 

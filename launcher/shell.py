@@ -9,8 +9,11 @@ from tltrain.core.errors import UserError
 
 
 def quote(word: str) -> str:
-    """One word of a bash script. Control characters are written as escapes, so that a script has one statement a line and sbatch,
-    which refuses DOS line ends, takes it. Raises UserError for a zero byte, which no argument can hold."""
+    """Quote one word for a bash script.
+
+    Control characters are written as escapes. So each statement stays on one line, and sbatch finds no DOS line ends, which it rejects.
+    Raises UserError for a zero byte, which no command argument can hold.
+    """
     if "\0" in word:
         raise UserError(f"{word!r} holds a zero byte, which no command can be given; remove it")
     if all(c.isprintable() or c == "\u200d" for c in word):
@@ -19,12 +22,12 @@ def quote(word: str) -> str:
 
 
 def join(words: Sequence[str]) -> str:
-    """Words on one line of a bash script."""
+    """Quote words and join them with spaces, for one line of a bash script."""
     return " ".join(quote(word) for word in words)
 
 
 def array(name: str, words: Sequence[str]) -> str:
-    """A bash array."""
+    """Assignment of a bash array: NAME=(…)."""
     return f"{name}=({join(words)})"
 
 
@@ -32,5 +35,5 @@ def _escape(character: str) -> str:
     if character in "\\'":
         return "\\" + character
     if ord(character) < 0x20 or ord(character) == 0x7F:
-        return f"\\{ord(character):03o}"  # three digits, so that a digit after it stays itself
+        return f"\\{ord(character):03o}"  # always three octal digits, so that a digit that follows is not read as part of the escape
     return character

@@ -1,7 +1,7 @@
 """Runs `accelerate launch` and forwards signals to the training processes.
 
-`accelerate launch` itself would die of SIGUSR2, and with one process also of SIGTERM, and orphan the training. So it ignores these
-signals, and its children get them directly. `launcher.worker` restores the default handlers.
+SIGUSR2 would end `accelerate launch` and orphan the training. With one process, SIGTERM would too. So it is started with these signals
+ignored, and its children get them directly. `launcher.worker` restores the default handlers.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class End:
 
     code: int
     signals: tuple[str, ...]
-    """Signals that came meanwhile."""
+    """Names of the signals received while it ran, in order."""
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str], output: Callable[[bytes], None] | None = None) -> End:
-    """Run a command in a session of its own until it and all its children are gone.
+    """Run a command in a session of its own until it ends, then kill what is left of the session.
 
-    Signals go to its children; a second SIGINT kills everything at once. `output` gets what the command prints; None leaves it on
-    the terminal.
+    Signals are forwarded to its children. A second SIGINT kills everything at once.
+    output: called with each block that the command prints. None leaves the output on the terminal.
     """
     with _collecting() as received:
         pipe = subprocess.PIPE if output is not None else None
@@ -51,7 +51,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], output: Ca
         try:
             _watch(child, received)
         finally:
-            _kill(child)  # data workers and whatever else is left of its session
+            _kill(child)  # data workers and other processes left in its session
         if reader is not None:
             reader.join(timeout=5)
     return End(child.returncode, tuple(signal.Signals(number).name for number in received))
@@ -74,7 +74,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def _tell(process: int, number: int, told: set[tuple[int, int]]) -> None:
-    """Pass a signal on, once. A process that still ignores it is just starting, and is told when it is ready."""
+    """Forward a signal to a process once. A process that ignores it is still starting, so it is skipped until a later poll."""
     sent = signal.SIGTERM if number == signal.SIGHUP else number
     if (process, number) in told or _ignores(process, sent):
         return
@@ -84,7 +84,7 @@ def _tell(process: int, number: int, told: set[tuple[int, int]]) -> None:
 
 
 def _ignores(process: int, number: int) -> bool:
-    """Whether a process ignores a signal at this moment. Only Linux says so; elsewhere a start that is interrupted may miss it."""
+    """Whether a process ignores a signal now, from /proc. Outside Linux this is always False: a starting process may miss a signal."""
     with contextlib.suppress(OSError):
         masks = re.findall(r"^SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
         return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
@@ -111,7 +111,7 @@ def _ignore_signals() -> None:
 
 @contextlib.contextmanager
 def _collecting() -> Iterator[list[int]]:
-    """The signals that come inside the block, in their order."""
+    """Collect the signals received inside the block, in order, into the list that it yields."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

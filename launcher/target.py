@@ -20,15 +20,15 @@ def _not_cancelled(job: str) -> None:
 class Target:
     """The functions of one place to run.
 
-    A target that hands its runs to a queue keeps each job by `launcher.jobs.keep`. `tltrain launch status` and `cancel` find the target
-    of a run folder's latest job there, and ask it by the job's id.
+    A target with a queue records each submitted job by `launcher.jobs.keep`. `tltrain launch status` and `cancel` look up the latest
+    record of a run folder, and call the functions of its target with the job's id.
     """
 
     usage: str
-    """What may stand behind `tltrain launch NAME`, one form a line."""
+    """Arguments of `tltrain launch NAME` for the help text, one form a line."""
     main: Callable[[Sequence[str]], int]
-    """(the words behind NAME): starts the runs, and returns the exit code. Raises UserError."""
+    """(arguments after NAME): starts the runs and returns the exit code. Raises UserError."""
     state: Callable[[str], str] = _not_known
-    """(job): its state, for a person."""
+    """(job id): the job's state, as text for the user. Raises UserError."""
     cancel: Callable[[str], None] = _not_cancelled
-    """(job): lets its runs save and stop. Raises UserError."""
+    """(job id): makes its runs save and stop. Raises UserError."""

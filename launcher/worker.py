@@ -1,7 +1,7 @@
-"""One process of a run, as `accelerate launch` starts it: `tltrain`, with two differences.
+"""Entry point of each process that `accelerate launch` starts: `tltrain` with two differences.
 
-Launchers turn every exit code into 1 and kill the other processes for it, so a run that was stopped and saved leaves with 0: who wants
-to know reads outcome.json. And a process that fails leaves a note, so that the first to fail can be named.
+A run that was stopped and saved exits with 0, because a launcher kills the other processes on any other code. outcome.json tells a
+stopped run from a finished one. A process that fails writes a note, so that the first to fail can be named.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 def main() -> int:
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)  # the launcher ignores them, and a child inherits that
+        signal.signal(number, signal.SIG_DFL)  # `accelerate launch` ignores them, and its children inherit that
     from tltrain.cli import main as cli
 
     try:
@@ -33,12 +33,12 @@ def main() -> int:
 
 
 def _note(error: str, trace: str) -> None:
-    """Say who failed and how, beside the logs of this job."""
+    """Write a failure note, rank-N.failed.json, beside the logs of this job."""
     folder, rank = os.environ.get("TLTRAIN_NOTES"), int(os.environ.get("RANK", "0"))
     if folder is None:
         return
     note = {"rank": rank, "host": socket.gethostname(), "time": time.time(), "error": error, "traceback": trace}
-    with contextlib.suppress(OSError):  # a full disk must not hide the error itself, which the log gets next
+    with contextlib.suppress(OSError):  # a full disk must not hide the error itself, which is logged next
         Path(folder, f"rank-{rank}.failed.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 

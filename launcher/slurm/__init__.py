@@ -1,1 +1,1 @@
-"""Slurm as a place to run: the job script, submitting it, and what runs inside the allocation."""
+"""The Slurm target: writes and submits the job script, starts the processes on each node, and requeues the job."""

@@ -48,7 +48,10 @@ def main(words: list[str]) -> int:
 
 
 def begin(training: list[str], job: str) -> Path:
-    """Check the words, make the folders, and note which start was the latest before this one. Returns the run folder."""
+    """Prepare a start of the job: check the command, create the folders, and record the newest earlier start of the run.
+
+    Returns the run folder. Raises UserError.
+    """
     run = words_.parse(training)
     run_dir.check_recipe(run.run, run.recipe)
     run_dir.create(run.run, run.recipe)
@@ -62,7 +65,12 @@ def begin(training: list[str], job: str) -> Path:
 
 
 def end(run: Path, job: str, preempted: bool, terminated: bool, limits: Limits, slurm: str = "") -> str:
-    """Decide what the script does now, say why in the job's log, and write it down. `slurm` is what `scontrol show job` says."""
+    """Decide what the job script does after its processes ended, and record the decision with its reason.
+
+    preempted, terminated: whether the script got SIGUSR2 or SIGTERM.
+    slurm: output of `scontrol --oneliner show job`.
+    Returns the action (`requeue.Action`).
+    """
     own = run / "jobs" / job
     start = json.loads((own / "start.json").read_text())
     if start["restart"] > restart_count():
@@ -84,8 +92,10 @@ def end(run: Path, job: str, preempted: bool, terminated: bool, limits: Limits, 
 
 
 def outcome_since(run: Path, before: int) -> dict[str, Any]:
-    """outcome.json, if a start later than that one wrote it, or if the work is finished; else empty: what an older start wrote, even
-    late, says nothing of this one."""
+    """outcome.json, where the run is finished or a start newer than generation `before` wrote the file. Otherwise empty.
+
+    An older start may still write its outcome late. That outcome does not apply to the current start.
+    """
     outcome = run_dir.outcome(run)
     return outcome if outcome.get("outcome") == "finished" or outcome.get("generation", 0) > before else {}
 
@@ -95,12 +105,12 @@ def restart_count() -> int:
 
 
 def _blame(run: Path, own: Path, note: Mapping[str, Any], before: int) -> None:
-    """Name the process that failed first, in the job's log and in outcome.json."""
+    """Report the process that failed first, in the job's log and in outcome.json."""
     who = f"rank {note['rank']}" if "rank" in note else f"node {note['node']}"
     _say(f"{who} on {note['host']} failed first: {note['error']}; logs: {own}/node-*.log")
     sys.stderr.write(note["traceback"].rstrip() + "\n")
     generation = heartbeat.newest_generation(run_dir.generations(run))
-    if generation > before:  # a start that was refused beside a healthy run has no say in that run's outcome
+    if generation > before:  # a start refused because the run is active elsewhere must not overwrite its outcome
         place = {"rank": note["rank"]} if "rank" in note else {"node": note["node"]}
         known = {k: v for k, v in outcome_since(run, before).items() if k != "rank"}
         details = {**known, "outcome": "failed", **place, "host": note["host"], "error": note["error"]}
@@ -108,7 +118,7 @@ def _blame(run: Path, own: Path, note: Mapping[str, Any], before: int) -> None:
 
 
 def _is_preempted(slurm: str) -> bool:
-    """Whether Slurm is ending the job to requeue it by itself (PreemptMode=REQUEUE)."""
+    """Whether Slurm is preempting the job and will requeue it by itself (PreemptMode=REQUEUE)."""
     fields = dict(word.split("=", 1) for word in slurm.split() if "=" in word)
     return fields.get("PreemptTime", "None") != "None" and fields.get("JobState") == "RUNNING"
 

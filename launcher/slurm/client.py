@@ -1,4 +1,4 @@
-"""Talks to Slurm: checks, submits, looks at and cancels jobs. What it says is made elsewhere."""
+"""Runs Slurm's commands (sbatch, squeue, sacct, scancel) to check, submit, query and cancel jobs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from tltrain.core.errors import UserError
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-# What sbatch says where there is a client and no controller that it could ask.
+# sbatch's error where Slurm is installed and no controller can be reached.
 UNREACHABLE = re.compile(r"unable to contact slurm|could not establish a configuration source", re.IGNORECASE)
 
 
 def require() -> None:
-    """Raises UserError where there is no Slurm."""
+    """Check that sbatch is installed. Raises UserError where it is missing."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch was not found: this machine has no Slurm. Start here with `tltrain launch local`, or log in to the cluster")
 
 
 def check(arguments: Sequence[str], script: str) -> str:
-    """Ask Slurm whether it would take the job (`sbatch --test-only`); submits nothing. Raises UserError with what Slurm says."""
-    options = [a for a in arguments if not a.startswith("--dependency=")]  # a job to wait for may not be there yet
+    """Validate a job with `sbatch --test-only`, which submits nothing. Returns Slurm's message. Raises UserError if Slurm rejects it."""
+    options = [a for a in arguments if not a.startswith("--dependency=")]  # in a chain the job to wait for is not submitted yet
     done = _run(["sbatch", "--test-only", *options], stdin=script)
     if done.returncode != 0:
         raise UserError(f"Slurm refuses this job: {_message(done)}\nsbatch had {' '.join(options)}")
@@ -31,7 +31,7 @@ def check(arguments: Sequence[str], script: str) -> str:
 
 
 def would_take(arguments: Sequence[str], script: str) -> str:
-    """What Slurm says of a job that is only to be shown, or why it could not be asked. Raises UserError where Slurm refuses the job."""
+    """Validate a job for a dry run. Returns Slurm's message, or the reason why it could not be checked. Raises UserError if rejected."""
     if shutil.which("sbatch") is None:
         return "not checked by Slurm: sbatch was not found on this machine"
     try:
@@ -43,11 +43,11 @@ def would_take(arguments: Sequence[str], script: str) -> str:
 
 
 def submit(script: Path) -> str:
-    """Submit a script and return the job's id."""
+    """Submit a script and return the job's id. Raises UserError."""
     done = _run(["sbatch", "--parsable", str(script)])
     if done.returncode != 0:
         raise UserError(f"Slurm did not take the job: {_message(done)}")
-    words = done.stdout.split()  # a site's wrapper may greet first
+    words = done.stdout.split()  # a site's wrapper may print a greeting first
     number = words[-1].split(";")[0] if words else ""  # ID;CLUSTER where there are several clusters
     if JOB_ID.fullmatch(number) is None:
         raise UserError(f"sbatch took the job and named no number for it: {done.stdout.strip()!r}; `squeue --me` shows the job")
@@ -55,7 +55,7 @@ def submit(script: Path) -> str:
 
 
 def state(job: str) -> str:
-    """The state of a job: by squeue, else by the completion log, else unknown. Raises UserError for what is no id."""
+    """The state of a job, from squeue, sacct or Slurm's completion log, in that order. Raises UserError for an invalid id."""
     _check_id(job)
     done = _run(["squeue", "--noheader", "--job", job, "--states", "all", "--format", "%T|%r|%N"])
     lines = [line.split("|") for line in done.stdout.splitlines() if line.strip()]
@@ -71,7 +71,10 @@ def state(job: str) -> str:
 
 
 def cancel(job: str) -> None:
-    """Raises UserError for what is no id: it came from a file, and `scancel --user=ME` would end every job of mine."""
+    """Cancel a job. Raises UserError.
+
+    The id comes from a file, so it is checked first: an "id" such as `--user=ME` would cancel every job of the user.
+    """
     _check_id(job)
     done = _run(["scancel", job])
     if done.returncode != 0:
@@ -90,7 +93,7 @@ def _completion_log(job: str) -> str | None:
     try:
         lines = Path(config["JobCompLoc"].strip()).read_text(errors="replace").splitlines()
     except OSError:
-        return None  # the controller's own file: often only its administrators may read it
+        return None  # the file belongs to the controller and is often readable by administrators alone
     states = re.findall(rf"^JobId={job} .*?JobState=(\S+)", "\n".join(lines), re.MULTILINE)
     return str(states[-1]) if states else None
 

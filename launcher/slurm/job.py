@@ -1,4 +1,4 @@
-"""What a Slurm job asks for, and from it the arguments of sbatch and the settings of its script: pure functions."""
+"""The Job type: resources and limits of a Slurm job. Pure functions turn it into sbatch options and bash settings."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Job:
 
     @property
     def array_values(self) -> tuple[str, ...]:
-        """One value for each run of the array; empty without one."""
+        """One value for each run of the array. Empty where the job is no array."""
         return tuple(self.array.partition("=")[2].split(",")) if self.array else ()
 
     @property
@@ -112,7 +112,7 @@ class Job:
 
 
 def sbatch_arguments(job: Job, name: str, log: str) -> list[str]:
-    """The options of sbatch. `name` stands in the queue unless the job has its own; `log` is Slurm's output pattern."""
+    """Options for sbatch. `name` is the job's name in the queue unless the job sets its own. `log` is Slurm's pattern for the log file."""
     options = {
         "job-name": job.name or name, "nodes": job.nodes, "ntasks-per-node": 1, "cpus-per-task": job.cpus or 8 * job.processes_here,
         "gpus-per-node": job.gpus_per_node or None, "mem": job.memory, "time": job.time, "partition": job.partition,
@@ -125,7 +125,7 @@ def sbatch_arguments(job: Job, name: str, log: str) -> list[str]:
 
 
 def seconds(time: str) -> int:
-    """A time limit in Slurm's words: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Seconds of a time limit in one of Slurm's formats: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     days, _, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     units = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
@@ -133,12 +133,12 @@ def seconds(time: str) -> int:
 
 
 def header(arguments: list[str]) -> str:
-    """The same options as #SBATCH lines."""
+    """sbatch options as #SBATCH lines."""
     return "".join(f"#SBATCH {_directive(argument)}\n" for argument in arguments)
 
 
 def settings(job: Job, python: str, words: list[str]) -> str:
-    """The settings of the job's script as bash, and `words` as its arguments where it is given none."""
+    """The bash settings of the job script. `words`, quoted for bash, become its arguments where it is started without any."""
     lines = [
         *job.setup,
         shell.array("python", [*job.container_words, python]),
@@ -155,7 +155,7 @@ def settings(job: Job, python: str, words: list[str]) -> str:
 
 
 def _directive(argument: str) -> str:
-    """An option in a #SBATCH line: Slurm splits it at spaces unless it stands in quotes."""
+    """An option for a #SBATCH line, in quotes where needed: Slurm splits the line at spaces."""
     return argument if re.fullmatch(r"[A-Za-z0-9_.,:;@%+=/|&*()\[\]?-]+", argument) else f'"{argument}"'
 
 

@@ -21,7 +21,7 @@ from launcher.supervise import supervise
 
 
 def main(words: list[str]) -> int:
-    """Run this node's processes. Returns what srun shall see: 0, or 1 to take the other nodes down too."""
+    """Run this node's processes. Returns the exit code for srun: 0, or 1, which makes srun end the other nodes too."""
     parser = argparse.ArgumentParser(prog="python -m launcher.node", description=__doc__)
     parser.add_argument("--notes", type=Path, required=True, help="folder for this job's logs and notes")
     parser.add_argument("--main-node", required=True)
@@ -47,7 +47,7 @@ def main(words: list[str]) -> int:
 
 
 def world_of_job(environment: dict[str, str], main_node: str, port: int, per_node: str = "") -> World:
-    """The processes of a job by what Slurm says of it."""
+    """The processes of a job, from Slurm's environment variables. `per_node` overrides one process for each GPU."""
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
     here = int(per_node) if per_node else max(1, gpus)
     cores = int(environment.get("SLURM_CPUS_PER_TASK") or 1)
@@ -55,14 +55,14 @@ def world_of_job(environment: dict[str, str], main_node: str, port: int, per_nod
 
 
 class Log:
-    """A node's log file; the first node's words also go to the job's log."""
+    """The log file of a node. With `echo`, as on the first node, everything also goes to the job's log."""
 
     def __init__(self, path: Path, echo: bool) -> None:
         self.file, self.echo, self.last = path.open("ab", buffering=0), echo, deque[bytes](maxlen=64)
 
     def write(self, block: bytes) -> None:
         self.last.append(block)
-        with suppress(OSError):  # a full disk: the processes that train must not wait for their words to be read
+        with suppress(OSError):  # on a full disk go on reading: training would block on a full pipe
             self.file.write(block)
         if self.echo:
             with suppress(OSError):

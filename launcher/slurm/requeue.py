@@ -1,4 +1,4 @@
-"""Decides whether a job is requeued after its processes end: pure functions of the outcome, the signals and earlier requeues."""
+"""Decides whether a job is requeued after its processes end. Pure functions of the outcome, the signals and earlier requeues."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Ended:
     """How a start of a job ended."""
 
     outcome: Mapping[str, Any]
-    """outcome.json as this start wrote it; empty when it wrote none."""
+    """outcome.json as this start wrote it. Empty when it wrote none."""
     preempted: bool
-    """The job's script got SIGUSR2: a preemption, or the time limit is near."""
+    """The job script got SIGUSR2: a preemption, or the time limit is near."""
     terminated: bool
-    """The job's script got SIGTERM: it is cancelled, or Slurm preempts and requeues it by itself."""
+    """The job script got SIGTERM: the job is cancelled, or Slurm preempts and requeues it by itself."""
     slurm_preempts: bool = False
     """Slurm is ending the job to requeue it by itself."""
 
@@ -36,7 +36,7 @@ class Limits:
 
 
 def decide(ended: Ended, past: Sequence[str], limits: Limits) -> tuple[Action, str]:
-    """The act and its reason. `past` holds the cause of each requeue before, "preempted" or "crashed"."""
+    """Returns (action, reason). `past` holds the reason of each earlier requeue, such as "preempted" or "crashed"."""
     outcome = ended.outcome.get("outcome")
     if outcome == "finished":
         return "finished", "the work is finished"
@@ -45,7 +45,7 @@ def decide(ended: Ended, past: Sequence[str], limits: Limits) -> tuple[Action, s
     if ended.terminated:
         return "stopped", "told to end by SIGTERM; saved work goes on when the same job is submitted again"
     if outcome == "stopped" and ended.outcome.get("signal") == OUT_OF_MEMORY:
-        return "requeue", OUT_OF_MEMORY  # however often: each time with less, and so soon no more
+        return "requeue", OUT_OF_MEMORY  # no limit: each start uses a smaller batch, so this ends soon
     told = ended.preempted or (outcome == "stopped" and ended.outcome.get("signal") == "SIGUSR2")
     if told:
         if len(past) >= limits.requeues:
@@ -60,7 +60,10 @@ def decide(ended: Ended, past: Sequence[str], limits: Limits) -> tuple[Action, s
 
 
 def guilty(notes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The note of the process that failed first. One that only lost its peers is not it, unless nobody else left word."""
+    """The note of the process that failed first, or None without notes.
+
+    Errors of lost connections follow from another process's failure, so they count only where there is no other note.
+    """
     by_time = sorted(notes, key=lambda note: note["time"])
     own = [note for note in by_time if "rank" in note and not SECONDARY.search(note["error"])]
     nodes = [note for note in by_time if "node" in note]

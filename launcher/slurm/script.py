@@ -1,4 +1,4 @@
-"""The script of a job: slurm/train.sbatch with this job's own header and settings. Pure functions; `sbatch SCRIPT` repeats the job."""
+"""Renders the job script: the template slurm/train.sbatch with this job's header and settings. `sbatch SCRIPT` repeats the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ LOG_PATH = re.compile(r"[^\x00-\x1f\x7f%\\\"'#]+")
 
 
 def render(job: Job, arguments: list[str], words: list[str], python: str, command: Sequence[str]) -> str:
-    """The script. `arguments` become #SBATCH lines, `words` are bash words; `command` is what the user typed, kept as a comment."""
+    """Render the job script.
+
+    arguments: options for sbatch, which become #SBATCH lines.
+    words: the training command, quoted for bash.
+    command: the user's command line, kept as a comment.
+    """
     template = _template()
     before = template[template.index("set -e\n") : template.index("# Settings: ")]
     after = template[template.index("# -----") :]
@@ -27,19 +32,19 @@ def render(job: Job, arguments: list[str], words: list[str], python: str, comman
 
 
 def words_of(training: Training) -> list[str]:
-    """What a job of one run is given, as bash words."""
+    """The training command of a job with one run, quoted for bash."""
     return [shell.quote(word) for word in training.words]
 
 
 def words_of_array(parent: Path, runs: Sequence[Training]) -> list[str]:
-    """What each job of an array is given, as bash words: the run folder ends in $value."""
+    """The training command shared by the jobs of an array, quoted for bash. The run folder ends in $value."""
     folder = shell.quote(str(parent)) + '/"$value"'
     shared = [shell.quote(word) for word in _without_folder(flags(runs[0].start))]
     return ["train", folder + "/recipe.yaml", *shared, "--folder", folder]
 
 
 def log_pattern(folder: Path, array: bool) -> str:
-    """Slurm's pattern for the job's log. Raises UserError for a folder whose name Slurm would read as something else."""
+    """Slurm's pattern for the path of the job's log. Raises UserError for a folder name with characters that Slurm interprets."""
     if LOG_PATH.fullmatch(str(folder)) is None or str(folder) != str(folder).strip():
         rule = "choose a name without control characters and % \\ \" ' #"
         raise UserError(f"the run folder is {str(folder)!r}; Slurm cannot write a log there: {rule}")
@@ -47,9 +52,9 @@ def log_pattern(folder: Path, array: bool) -> str:
 
 
 def check_bash(text: str, job: Job) -> None:
-    """Let bash read the script without running it. Raises UserError for set-up lines that are no bash."""
+    """Check the syntax of the script with `bash -n`. Raises UserError for invalid set-up lines."""
     for line in [*job.setup, text]:
-        env = {**os.environ, "LC_ALL": "C"}  # whatever it says is then about the script: a here-document without an end is only warned of
+        env = {**os.environ, "LC_ALL": "C"}  # no locale warnings: any output is about the script (an open here-document only warns)
         done = subprocess.run(["bash", "-n"], input=line.encode("utf-8", "surrogateescape"), env=env, capture_output=True, check=False)
         said = done.stderr.decode(errors="replace").strip()
         if done.returncode != 0 or said:

@@ -1,4 +1,4 @@
-"""Site defaults of jobs: one small file in the user's configuration folder."""
+"""Site defaults for Slurm jobs, read from slurm.yaml in the user's configuration folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tltrain.core.errors import UserError
 
 
 def path() -> Path:
-    """slurm.yaml in the user's configuration folder, $XDG_CONFIG_HOME/tltrain or ~/.config/tltrain (which is no folder without a home)."""
+    """Path of slurm.yaml in $XDG_CONFIG_HOME/tltrain or ~/.config/tltrain. The file need not exist."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "tltrain" / "slurm.yaml"
 
 
 def defaults() -> Job:
-    """A job with the site's values. Raises UserError for a file that says something a job does not know."""
+    """A job with the site's values, or with the built-in ones where there is no file. Raises UserError for an invalid file."""
     file = path()
     try:
         text = file.read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def defaults() -> Job:
 
 
 def read(raw: Any, source: str) -> Job:
-    """A job from the mapping of such a file."""
+    """A job from the parsed contents of such a file. `source` names the file in messages. Raises UserError."""
     if raw is None:
         return Job()
     if not isinstance(raw, dict):

@@ -1,4 +1,4 @@
-"""`tltrain launch slurm`: checks everything, then submits a job, an array or a chain of jobs."""
+"""`tltrain launch slurm`: checks every command, then submits a job, a job array or a chain of jobs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Words:
 
 @dataclass(frozen=True)
 class Submission:
-    """A job ready to be submitted: where it is kept, its script, and its runs."""
+    """A job ready to be submitted: the folder for its record, its sbatch options, its script and its runs."""
 
     folder: Path
     arguments: list[str]
@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def prepare(job: Job, words: Sequence[str], command: Sequence[str]) -> Submission:
-    """Validate a command's recipe and overrides and render its script; touches nothing. Raises UserError."""
+    """Validate a training command and render its job script. Writes no files. Raises FinishedRun and UserError."""
     if job.array:
         parent, trainings = read_array(words, job.array_key, job.array_values)
         runs, given = tuple(trainings), script.words_of_array(parent, trainings)
@@ -88,7 +88,7 @@ def prepare(job: Job, words: Sequence[str], command: Sequence[str]) -> Submissio
 
 
 def show(prepared: Sequence[Submission]) -> None:
-    """Print the scripts, each under what Slurm says of it. Where no Slurm answers that is said. Raises UserError for a refusal."""
+    """Print each script under Slurm's verdict on it, or a note that no Slurm could be asked. Raises UserError if Slurm rejects one."""
     notes = [client.would_take(each.arguments, each.script) for each in prepared]
     for number, (each, note) in enumerate(zip(prepared, notes, strict=True)):
         print(f"# {note}" + ("; it waits until the job above is finished" if number else ""))
@@ -96,7 +96,7 @@ def show(prepared: Sequence[Submission]) -> None:
 
 
 def submit(job: Job, each: Submission, command: Sequence[str]) -> str:
-    """Keep a job in its run folder, submit it, say so, and return its id."""
+    """Submit a job, record it in its run folder, print where to watch it, and return its id. Raises UserError."""
     for run in each.runs:
         run_dir.create(run.run, run.recipe)
     place = each.folder / "jobs"
@@ -117,7 +117,7 @@ def submit(job: Job, each: Submission, command: Sequence[str]) -> str:
 
 
 def _job_name(recipe: str) -> str:
-    """The recipe's name with what a queue's column cannot show replaced."""
+    """The recipe's name as a job name: characters that Slurm does not accept become `-`."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.@+=-") else "-" for c in recipe).lstrip("_.@+=-")
     return kept or "tltrain"
 
