@@ -1,4 +1,4 @@
-"""The caches of a run: opened by all processes together, filled where rows are missing. What cannot be filled is said."""
+"""Opens the caches of a run on all ranks and fills missing rows. If a cache cannot be filled, the reason is printed."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from tltrain.models.factory import Loaded
 
 @dataclass(frozen=True)
 class CacheFiller:
-    """Opens and fills caches. Its methods are collective: all processes call them in the same order."""
+    """Opens and fills caches. Its methods are collective: all ranks call them in the same order."""
 
     context: CacheContext
     runtime: Runtime
     console: Console
     workers: int
     disk_budget: int
-    """Bytes that all caches of this machine may take."""
+    """Maximum bytes of all caches on this machine."""
     should_stop: Callable[[str], bool]
-    """Told where the filling is; True where somebody asked this process to stop, and nothing more is filled."""
+    """Called with the progress of the filling. Returns True if a stop is requested. Filling ends then."""
 
     def rows(self, choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, views: Views, made_by: dict[str, Any]) -> Rows | None:
-        """The rows that a frozen network gives of views, or None where they could not be filled. made_by: for `tltrain cache`."""
+        """Cached outputs of a frozen network for views, filled. None if they cannot be filled. made_by: metadata for `tltrain cache`."""
         place, split = choice.place, views.split
         assert place is not None
         layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
@@ -61,7 +61,7 @@ class CacheFiller:
         return Rows(opened, layout, "memory", self.runtime.device)
 
     def images(self, choice: Choice, split: Split, made_by: dict[str, Any]) -> tuple[Store, ImageCache] | None:
-        """The base images of a split and their store, which the caller closes; None where they could not be filled."""
+        """The cached base images of a split, and their open store. None if they cannot be filled. The caller closes the store."""
         preprocess = self.context.preprocess
         opened = self._hold(choice, image_cache.KIND, image_cache.key(self.context.fingerprint, split.name, preprocess), made_by)
         if opened is None:
@@ -76,14 +76,14 @@ class CacheFiller:
         return opened, found
 
     def fill(self, opened: Store, choice: Choice, needed: int, names: list[str], make: Callable[[list[str]], Made]) -> str | None:
-        """Make room for `needed` bytes, and fill. Returns None, or why the store is not whole, which is said unless somebody asked to stop.
+        """Make room for `needed` bytes, then fill. Returns None, or why the cache is incomplete. Collective.
 
-        Collective. One process of each machine makes room: machines may have caches of their own.
+        The reason is printed unless a stop was requested. One process per machine makes room, since each machine may have its own disk.
         """
         runtime, root, limit = self.runtime, opened.path.parent, self.disk_budget
         try:
             has_room = runtime.local_rank > 0 or disk_store.make_room(root, needed, limit, opened.path)
-        except OSError:  # an error of one process would let the others wait
+        except OSError:  # raising on one rank would leave the others waiting
             has_room = False
         all_have = bool(runtime.gather(torch.tensor([int(has_room)], device=runtime.device)).min())
         why = None if all_have else f"the other stores in {root} are in use, and leave no room"
@@ -102,7 +102,7 @@ class CacheFiller:
         return why
 
     def _hold(self, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:
-        """A store, held open by every process; None, which is said, where one of them cannot: its disk is full. Collective."""
+        """Open a store on every rank. If one rank fails (for example with a full disk), print why and return None. Collective."""
         opened, why = None, "another process could not write"
         try:
             opened = Store(store_root(), kind, key, made_by)
@@ -116,7 +116,7 @@ class CacheFiller:
         return None
 
     def _make(self, views: Views, layout: Layout, frozen: FrozenModel, names: list[str]) -> Made:
-        """Shards in order; images come through the run's data workers, a chunk at a time."""
+        """Compute shards in order. Data workers load the images, and the network runs on one chunk at a time."""
         chunk, device = frozen.chunk or CHUNK["cpu"], self.runtime.device
         batches: list[list[SampleRef]] = []
         for name in names:
@@ -127,6 +127,6 @@ class CacheFiller:
             _, rows = layout.rows(name)
             parts = []
             for at in range(0, len(rows), chunk):
-                self.should_stop(f"row {at} of shard {name}")  # for the watch; who asks to stop is heard between shards
+                self.should_stop(f"row {at} of shard {name}")  # reports progress to the watchdog; a stop takes effect between shards
                 parts.append(frozen(to_device(next(loaded), device)["image"]))
             yield name, {"rows": torch.cat(parts).cpu()}

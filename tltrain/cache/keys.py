@@ -1,4 +1,4 @@
-"""The key of a cache: everything that decides the bytes of its rows. Another key is another cache."""
+"""The key of a cache: all inputs that determine the bytes of its rows. Each key has its own cache."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tltrain.data.views import Preprocess
 from tltrain.models.factory import Loaded
 
 FORMAT = 1
-"""Raise it where the code makes other bytes of the same: then no older cache is taken for a new one."""
+"""Increase it when a change of the code changes the rows of an unchanged key. Older caches are then ignored."""
 VERSIONS = ("torch", "torchvision", "pillow", "numpy", "transformers")
 
 
 @dataclass(frozen=True)
 class CacheContext:
-    """What the keys of all caches of a run have in common: where rows are computed, and of which images."""
+    """The part that all cache keys of a run share: the device, and the images."""
 
     device: torch.device
     precision: str
     deterministic: bool
     fingerprint: str
-    """Of the data set."""
+    """Hash of the data set."""
     preprocess: Preprocess
-    """The student's: a teacher sees the same views."""
+    """That of the student. The teacher sees the same views."""
     data: Data
 
     @classmethod
@@ -42,10 +42,10 @@ class CacheContext:
 def row_key(
     context: CacheContext, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment, num_views: int
 ) -> dict[str, Any]:
-    """Everything that decides a row's bytes. The evaluation view is the same whatever augments the others."""
+    """All inputs that determine the bytes of a row. Augmentation is left out if only the evaluation view is cached."""
     chain, preprocess, data = frozen.chain, context.preprocess, context.data
     augmented = num_views > 1 and augment != "none"
-    device = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"  # large nets add up in another order
+    device = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"  # the thread count changes the order of sums
     if context.device.type == "cuda":
         device = torch.cuda.get_device_name(context.device)
     return {

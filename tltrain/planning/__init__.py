@@ -1,1 +1,1 @@
-"""Decided and shown before the first step: where views are made, whether compiling pays, what the network will see."""
+"""Decisions before the first step: the device that makes views, whether to compile, and a preview of the images."""

@@ -1,4 +1,4 @@
-"""One picture of what a network will see: rows of samples, columns of views of each stage."""
+"""Draws preview.png: training images as the network sees them. Each row is a sample, each column a view of a stage."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from tltrain.data.views import Preprocess, Views
 
 ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16
 _TILE_IN, _GAP, _DPI = 0.9, 0.06, 110
-_WORD = 22  # characters of a class name in a row's label
+_WORD = 22  # maximum characters of a class name or an id in a row label
 
 
 @dataclass(frozen=True)
 class Column:
-    """One view of every sample, as one stage sees it."""
+    """One view of every sample, as one stage trains on it."""
 
     stage: str
     title: str
     images: np.ndarray
     """(rows, size, size, 3), uint8."""
     notes: tuple[str, ...]
-    """Under each image: what it is mixed with; empty where it is not."""
+    """Text under each image: the row it is mixed with, or empty."""
 
 
 def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned: Sequence[StagePlan], rows: int = ROWS) -> bytes:
-    """The picture as a PNG: some training images, each in the evaluation view and in the first views that each stage trains on.
+    """The preview as a PNG: some training images in the evaluation view and in the first views of each stage.
 
-    Pixels are those that the network is given, before its mean and standard deviation. Mixing is shown among the images of the picture.
+    The pixels are those of the network's input before normalisation. Images are mixed (mixup, CutMix) with other rows of the preview.
     """
     chosen = choose(images.train, rows)
     labels = [images.classes[images.train.labels[i]] for i in chosen]
@@ -55,7 +55,7 @@ def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned:
 
 
 def choose(split: Split, rows: int) -> list[int]:
-    """Positions of at most so many samples, spread over the classes and, within a class, over the split."""
+    """Positions in the split of at most `rows` samples, spread evenly over the classes and over the samples of each class."""
     by_class = [np.flatnonzero(split.labels == k) for k in np.unique(split.labels)]
     classes = np.unique(np.linspace(0, len(by_class) - 1, min(rows, len(by_class))).round().astype(int))
     each = -(-rows // len(classes))
@@ -64,7 +64,7 @@ def choose(split: Split, rows: int) -> list[int]:
 
 
 def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePlan, chosen: Sequence[int], most: int) -> list[Column]:
-    """The views of one stage. They come from the stage's own stream, over the chosen samples alone: an epoch is one step of it."""
+    """The views of one stage, at most `most`. They are drawn from the stage's SampleStream over the chosen samples: one step per epoch."""
     spec = stage.spec
     stream = SampleStream(
         seed=recipe.seed, stage=stage.index, num_samples=len(chosen), batch=len(chosen), views=spec.views, first_epoch=stage.first_epoch,
@@ -86,7 +86,7 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePl
 
 
 def _placed(item: SampleRef, chosen: Sequence[int]) -> SampleRef:
-    """An item of the small stream with positions in the split."""
+    """Replace positions among the chosen samples by positions in the split."""
     return item._replace(position=chosen[item.position], partner=chosen[item.partner] if item.partner >= 0 else -1)
 
 
@@ -99,7 +99,7 @@ def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augmen
 
 
 def _batch(views: Views, items: Sequence[SampleRef]) -> np.ndarray:
-    """(B, size, size, 3) uint8, mixed where items say so, by the code that mixes in training."""
+    """Images (B, size, size, 3), uint8. Mixed by the code that training uses."""
     x_BCHW = apply_mixup(views.batch(items))["image"]
     if x_BCHW.is_floating_point():
         x_BCHW = (255 * x_BCHW).round().byte()
@@ -107,7 +107,7 @@ def _batch(views: Views, items: Sequence[SampleRef]) -> np.ndarray:
 
 
 def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
-    """PNG of the columns; one unit of the drawing is one image's side."""
+    """The columns as a PNG. The unit of all coordinates is the side of one image."""
     noted = 0.24 if any(any(c.notes) for c in shown) else _GAP
     step_x, step_y, left, top = 1 + _GAP, 1 + noted, 1.9, 0.62
     lefts = _lefts(shown, left, step_x)
@@ -134,13 +134,13 @@ def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
     axes.set_aspect("auto")
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class in a script that matplotlib's font lacks shows as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # characters missing from matplotlib's font are drawn as boxes
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def _lefts(shown: Sequence[Column], left: float, step: float) -> list[float]:
-    """Where each column begins; a stage stands a little apart from the one before."""
+    """Left edge of each column. There is a gap between stages."""
     lefts = [left]
     for before, column in pairwise(shown):
         lefts.append(lefts[-1] + step + (0.22 if column.stage != before.stage else 0))
@@ -156,7 +156,7 @@ def _groups(lefts: Sequence[float], shown: Sequence[Column]) -> list[tuple[float
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Text as it is: no formulas, and nothing that no font has a glyph for because it is no character."""
+    """Draw text literally: no formulas, control characters escaped."""
     axes.text(x, y, escape.line(text), va="center", parse_math=False, **style)
 
 

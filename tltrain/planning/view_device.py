@@ -1,4 +1,7 @@
-"""Where strong views are made: by the data workers, or on the device that trains. Measured on this machine; the pixels are the same."""
+"""Chooses where strong views are made: by the data workers or on the training device.
+
+The choice is by measurement on this machine. Both give the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ from tltrain.data.views import Views
 from tltrain.models.factory import Loaded
 
 COMPARED, TIMED = 16, 64
-"""Views that are made both ways and must be equal; views that are made at once to time the device."""
+"""COMPARED: number of views made both ways, which must be equal. TIMED: number of views in the batch that times the device."""
 LEAST_GAIN = 1.05
-"""The device makes the views only where a stage becomes this much faster by it."""
+"""Minimum speed-up of a training step for which the device makes the views."""
 TRAINING = 3
-"""A training step takes about so many times its forward pass."""
+"""Time of a training step in forward passes (approximate)."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,28 @@ class ViewDevice:
 
     on_device: bool = False
     why: str = ""
-    """For the plan; empty where there was nothing to choose."""
+    """The reason, as the plan shows it. Empty if there was no choice."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds an image."""
+    """Seconds per image of each part of the input pipeline and of training."""
 
     host_s: float
-    """All data workers together, strong views."""
+    """All data workers together: make strong views."""
     base_s: float
-    """All data workers together, base images and what is drawn for them."""
+    """All data workers together: hand over base images and the random parameters of their views."""
     render_s: float
-    """The device, views from base images."""
+    """The device: make views from base images."""
     network_s: float
-    """The device, a training step."""
+    """The device: a training step."""
 
     @property
     def pays(self) -> bool:
-        """Whether the workers are behind the network, and would be less so by leaving the pixels to the device."""
+        """Whether training is faster by more than LEAST_GAIN if the device makes the views.
+
+        Workers and device run at the same time, so the slower of the two limits the throughput.
+        """
         return max(self.host_s, self.network_s) > LEAST_GAIN * max(self.base_s, self.network_s + self.render_s)
 
     def line(self, num_workers: int) -> str:
@@ -69,7 +75,7 @@ class Rates:
 def view_device(
     recipe: Recipe, start: RunFlags, split: Split, student: Loaded, planned: Sequence[StagePlan], machine: Machine, choices: Choices
 ) -> ViewDevice:
-    """Decide it for a run. split: its training images. Raises UserError where --views device cannot be had."""
+    """Decide for a run. split: its training images. Raises UserError if --views device would give other pixels than the host."""
     if start.views == "host" or not any(stage.spec.augment == "strong" for stage in planned):
         return ViewDevice()
     if start.views == "auto" and machine.device.type != "cuda":
@@ -79,7 +85,7 @@ def view_device(
     try:
         asked = [SampleRef(i, 1 + v) for v in range(COMPARED // len(chosen)) for i in chosen]
         made = host.batch(asked)
-    except (UserError, IndexError):  # an outline of a data set that is not there yet
+    except (UserError, IndexError):  # the data set does not exist yet
         return ViewDevice(start.views == "device")
     rendered = to_device(device.batch(asked), machine.device)["image"]
     if not torch.equal(rendered.cpu(), made["image"]):
@@ -94,7 +100,7 @@ def view_device(
 
 
 def _rates(host: Views, device: Views, chosen: Sequence[int], student: Loaded, machine: Machine, choices: Choices) -> Rates:
-    """The base images of the chosen samples are in memory by now."""
+    """Time each part. The base images of the chosen samples are in memory already, so the cost of decoding is added from an estimate."""
     at_once = max(1, machine.workers)
     stored = choices.images is not None and choices.images.place is not None
     read_s = 0.0 if stored or machine.workers == 0 else image_cache.estimate(host.split, host.preprocess).seconds / len(host.split)
@@ -108,7 +114,7 @@ def _rates(host: Views, device: Views, chosen: Sequence[int], student: Loaded, m
 
 
 def _least(work: Callable[[], Any], times: int = 5) -> float:
-    """Seconds, the least of some: what else the machine does must not look like this work's cost."""
+    """Seconds of one call: the minimum of several, which other load on the machine affects least."""
     spent = []
     for _ in range(times):
         began = time.perf_counter()
