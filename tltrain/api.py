@@ -24,13 +24,13 @@ from tltrain.training.run import train as train_run
 
 
 class Run:
-    """A run folder. Files are read when they are needed."""
+    """A run folder. Files are read when first needed."""
 
     def __init__(self, path: str | Path) -> None:
         """Raises UserError if `path` is not a run folder."""
         self.path = Path(path)
         self.recipe: Recipe = run_dir.read_recipe(self.path)
-        """What the run learns, and from what."""
+        """The recipe of the run."""
 
     @overload  # a string is a sequence of strings too; here it is one file
     def predict(self, pictures: Picture, *, top: int = 5, batch: int = BATCH) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -39,11 +39,11 @@ class Run:
     def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> Prediction | list[Prediction]:
         """Predict the class of one picture, or of each picture of a list.
 
-        pictures: paths of files, images of PIL, or tensors (3, H, W), uint8 or floats in [0, 1]; each is resized and cropped by the
-        code that evaluates the run. (A batch that is already as the network sees it goes to `model`.)
-        top: how many classes each names. batch: images in one forward pass.
-        Returns predictions with `label`, `confidence` (calibrated) and `top`; a file that cannot be read has a `problem` instead.
-        Raises UserError where the run has no weights yet, or a tensor is no image.
+        pictures: file paths, PIL images, or tensors (3, H, W), uint8 or float in [0, 1]. Each is resized and cropped as in the
+        evaluation of the run. (Pass a batch that is already preprocessed to `model`.)
+        top: number of classes listed in each prediction. batch: images in one forward pass.
+        Returns predictions with `label`, `confidence` (calibrated) and `top`. For a file that cannot be read, `problem` is set instead.
+        Raises UserError if the run has no weights yet, or if a tensor is not an image.
         """
         if isinstance(pictures, str | Path | Image.Image | torch.Tensor):
             return next(predict(self._trained, [pictures], top, batch))
@@ -51,20 +51,21 @@ class Run:
 
     @property
     def model(self) -> Chain:
-        """The network as a torch module on the CPU: images (B, 3, size, size), uint8 or floats in [0, 1], to logits (B, classes).
+        """The network as a torch module on the CPU, frozen and in eval mode.
 
-        It normalises by itself, and the softmax of its logits is calibrated. It is in eval mode and frozen. Raises UserError.
+        It maps images (B, 3, size, size), uint8 or float in [0, 1], to logits (B, classes). Normalisation is included. The softmax of the
+        logits is calibrated. Raises UserError.
         """
         return self._trained.chain
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class of each logit. Raises UserError."""
+        """The class name of each logit. Raises UserError."""
         return self._trained.classes
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The figures of the test: top1, f1_macro, ece, per_class, confusion, ...; empty where the run has not come to it."""
+        """The test metrics: top1, f1_macro, ece, per_class, confusion, ... Empty before the test."""
         return run_dir.test_metrics(self.path) or {}
 
     @property
@@ -74,7 +75,7 @@ class Run:
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """How the run ended: {"outcome": "finished", ...}; empty where it has not."""
+        """How the run ended: {"outcome": "finished", ...}. Empty if it has not ended."""
         return run_dir.outcome(self.path)
 
     @cached_property
@@ -86,18 +87,18 @@ class Run:
 
 
 def load(path: str | Path) -> Run:
-    """Open a run folder. Raises UserError where it is none."""
+    """Open a run folder. Raises UserError if it is not a run folder."""
     return Run(path)
 
 
 def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> Run:
-    """Train, or go on training, a run in this process, as `tltrain train` does.
+    """Train a run in this process, or resume it, as `tltrain train` does.
 
-    recipe: a shipped name, a recipe file, a Recipe, or its plain values.
+    recipe: name of a shipped recipe, path of a recipe file, a Recipe, or a mapping of its values.
     overrides: values of the recipe, nested (`data={"size": 64}`) or by path (`**{"stages.0.lr": 1e-3}`), and start-up flags
-    (`folder="runs/a"`, `workers=2`); `tltrain train --help` lists both.
-    Raises UserError for a mistake in them, and where the run failed. A run that was stopped (Ctrl-C) comes back with its best weights
-    so far; the same call goes on.
+    (`folder="runs/a"`, `workers=2`). `tltrain train --help` lists both.
+    Raises UserError for invalid arguments, or if the run fails. A stopped run (Ctrl-C) is returned with its best weights so far. Calling
+    `train` again with the same arguments resumes it.
     """
     flags = {f.name for f in fields(RunFlags)}
     for old in RENAMED.keys() & overrides.keys():

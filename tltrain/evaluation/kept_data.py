@@ -1,6 +1,7 @@
-"""The images of a run, as its folder keeps them: a later start, and an evaluation, go on with the same splits or refuse.
+"""Keeps the splits of a run fixed: later starts and evaluations use the splits of the first start, or raise an error.
 
-Splits are drawn from the images that are there. Where some came or went, drawing anew would put training images into the test.
+The recipe draws splits from the present images. After a change of the images, the same draw would put training images into the test
+split.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ KEEPS = "known images keep their split, and new ones are left out"
 
 @dataclass(frozen=True)
 class Decision:
-    """How a start splits the images that it found. The same on every process."""
+    """The splits that a start uses. The same on every rank."""
 
     fingerprint: str
-    """Of the images that process 0 found."""
+    """Hash of the images that rank 0 found."""
     names: Sequence[str] | None = None
-    """(N,) the split of each sample of the source; None: as the recipe draws them."""
+    """(N,) the split of each sample of the source. None: use the splits that the recipe draws."""
     notes: tuple[str, ...] = ()
     record: DataRecord | None = None
-    """To be written, where the folder has none of just these images."""
+    """The record to write. None if the folder already has a record of these images."""
 
     def apply(self, drawn: DataSplits) -> DataSplits:
         if self.names is None or drawn.source is None:
@@ -41,10 +42,10 @@ class Decision:
 
 
 def decide(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bool) -> Decision:
-    """Compare what a start found with what the run began with.
+    """Compare the present images with those of the first start of the run.
 
-    drawn: the images, split by the recipe. inputs: hash by name of what else the run reads (`weights`, `teacher`). accept: whether images
-    may have changed. Raises UserError with the differences where they may not, and where no split could be kept.
+    drawn: the images, split by the recipe. inputs: hashes of the other inputs by name (`weights`, `teacher`). accept: whether the images
+    may have changed. Raises UserError with the differences if they may not, or if a split would be empty.
     """
     record = data_record.read(run)
     fresh = DataRecord(drawn.classes, drawn.fingerprint, False, inputs)
@@ -86,7 +87,10 @@ def _check_not_empty(run: Path, known: Sequence[Sample], names: Sequence[str]) -
 
 
 def _notes_without_record(run: Path, drawn: DataSplits, accept: bool) -> tuple[str, ...]:
-    """Of a folder of tltrain 0.1.0, which kept only a hash of the data. Raises UserError where it differs and may not."""
+    """Check a run of tltrain 0.1.0, which kept only a hash of the data. Returns notes for the user.
+
+    Raises UserError if the number of classes has changed, or if the hash differs and `accept` is False.
+    """
     kept = run_dir.environment(run).get("data", {})
     if kept.get("fingerprint", drawn.fingerprint) == drawn.fingerprint:
         return ()
@@ -102,15 +106,15 @@ def _notes_without_record(run: Path, drawn: DataSplits, accept: bool) -> tuple[s
 
 
 def write(run: Path, decision: Decision, images: DataSplits) -> None:
-    """Keep the images of a start, where they are not kept already."""
+    """Write the record of the images, if the decision has one."""
     if decision.record is not None:
         data_record.write(run, decision.record, _samples(images, [name or UNUSED for name in split_names(images)]))
 
 
 def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]:
-    """(the splits that the run was trained with, notes on images that are missing, new or changed).
+    """Returns the images in the splits of the training, and notes on missing, new or changed images.
 
-    Raises UserError where the images of a class are now called otherwise.
+    Raises UserError if images of the training now have a class that the run does not know.
     """
     record, source = data_record.read(run), drawn.source
     if record is None or source is None:
@@ -130,7 +134,7 @@ def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]
             "give the classes their old names, or give other images with --data"
         )
     number_of = {name: k for k, name in enumerate(record.classes)}
-    label_N = np.array([number_of.get(sample.label, 0) for sample in now], dtype=np.int64)  # of an unknown class none is in a split
+    label_N = np.array([number_of.get(sample.label, 0) for sample in now], dtype=np.int64)  # images of unknown classes are in no split
     images = assign(replace(source, classes=record.classes, labels=label_N), difference.splits, to_train=False)
     return images, _missing(known, difference)
 

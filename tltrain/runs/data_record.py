@@ -1,7 +1,7 @@
-"""data.jsonl.gz of a run folder: the classes, and of every image the split, the class and the digest of its bytes.
+"""data.jsonl.gz of a run folder: the classes, and for each image its split, class and a hash of its bytes.
 
-A start that finds other images than the first one did must not draw the splits anew: it would test on images that it has trained on.
-The first line describes the whole, each further line is one image, so that a million of them are read line by line.
+It lets a later start keep the same splits after images were added or removed. Splits drawn from the changed images would put training
+images into the test split. The first line describes the data set, and each further line one image, so that large files can be streamed.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from tltrain.core.errors import UserError, some
 
 NAME = "data.jsonl.gz"
 UNUSED = "unused"
-"""In place of a split, for an image that the run leaves out."""
+"""The `split` of an image that the run does not use."""
 SHOWN = 3
-"""Images that are named of each kind of difference."""
+"""Number of images listed for each kind of difference."""
 
 
 class Sample(NamedTuple):
-    """One image. Of an open source, `split` is the one that the source itself declares."""
+    """One image. If it comes from an open source, `split` is the one that the source declares."""
 
     id: str
     split: str
     label: str
     digest: str
-    """Hash of its bytes; empty where the source has none for each image."""
+    """Hash of its bytes. Empty if the source has no hash per image."""
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What the first line says."""
+    """The first line of the file."""
 
     classes: tuple[str, ...]
     fingerprint: str
-    """Of the data as its source gives it, split by the recipe."""
+    """Hash of the source data, split as the recipe draws it."""
     assigned: bool = False
-    """Whether the splits are those of an earlier record, and not the ones that the recipe draws from the data as it is."""
+    """Whether the splits were taken from an earlier record. False: the recipe drew them from this data."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Hash by input: `weights`, `teacher`."""
 
 
 def write(run: Path, record: DataRecord, samples: Iterable[Sample]) -> None:
-    """The file appears whole or not at all."""
+    """Write the file atomically."""
     head = {"classes": record.classes, "fingerprint": record.fingerprint, "assigned": record.assigned, "inputs": dict(record.inputs)}
     with files.replacing(run / NAME) as temporary, gzip.open(temporary, "wb", compresslevel=1) as out:
         for line in (head, *samples):
@@ -57,7 +57,7 @@ def write(run: Path, record: DataRecord, samples: Iterable[Sample]) -> None:
 
 
 def read(run: Path) -> DataRecord | None:
-    """None where the run has no such file: it has not begun, or by tltrain 0.1.0. Raises UserError for a damaged one."""
+    """Read the first line. None if there is no file: before the first start, and for tltrain 0.1.0. Raises UserError if damaged."""
     if not (run / NAME).is_file():
         return None
     head = next(_lines(run), None)
@@ -68,7 +68,7 @@ def read(run: Path) -> DataRecord | None:
 
 
 def read_samples(run: Path) -> list[Sample]:
-    """Every image of the record, in the order of its source. Raises UserError for a damaged file."""
+    """All images of the record, in the order of their source. Raises UserError for a damaged file."""
     lines = _lines(run)
     next(lines, None)
     try:
@@ -82,7 +82,7 @@ def _lines(run: Path) -> Iterator[object]:
         with gzip.open(run / NAME, "rb") as file:
             for line in file:
                 yield json.loads(line)
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:  # gzip has a checksum of its own
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:  # gzip verifies its own checksum
         raise _damaged(run, error) from error
 
 
@@ -95,14 +95,14 @@ def _damaged(run: Path, error: Exception) -> UserError:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between the images of a record and those that are there now."""
+    """The differences between the images of a record and the present images."""
 
     splits: tuple[str, ...]
-    """(N,) of each image there now: its split in the record, or `UNUSED` for a new one."""
+    """(N,) the split of each present image according to the record, or `UNUSED` for a new one."""
     kinds: Mapping[str, Sequence[str]]
-    """The images by kind of difference, each described; kinds without any are left out."""
+    """Descriptions of the images by kind of difference. Kinds without images are left out."""
     classes: Sequence[str]
-    """How the classes differ, in words; empty where they are the same."""
+    """Differences of the classes, as text. Empty if they are the same."""
 
     @property
     def moved(self) -> Sequence[str]:
@@ -120,7 +120,10 @@ RENAMED, RELABELLED, MOVED = "renamed images", "images of another class", "image
 
 
 def compare(classes: Sequence[str], known: Sequence[Sample], classes_now: Sequence[str], now: Sequence[Sample]) -> Difference:
-    """known: of the record. now: of the open source. An image is known by its name with its bytes, else by its bytes, else by its name."""
+    """Compare the images of a record (known) with those of the open source (now).
+
+    Images are matched by name and bytes first, then by bytes, then by name.
+    """
     match = _matched(known, now)
     declared = {sample.split for sample in now} - {"train"}
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -146,7 +149,7 @@ def compare(classes: Sequence[str], known: Sequence[Sample], classes_now: Sequen
 
 
 def _matched(known: Sequence[Sample], now: Sequence[Sample]) -> list[int | None]:
-    """(N,) which known image each is. Bytes count more than names: where files were numbered anew, a name says nothing."""
+    """(N,) the index of the matching known image, or None. Bytes have priority over names, since files may have been renumbered."""
     match: list[int | None] = [None] * len(now)
     free = set(range(len(known)))
 

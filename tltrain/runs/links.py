@@ -1,4 +1,4 @@
-"""Links in a run folder. The folder may be anybody's: nothing outside it is written, renamed or deleted."""
+"""Symbolic links in a run folder. These checks keep a run from writing, renaming or deleting files outside its folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TextIO
 from tltrain.core.errors import UserError
 
 WRITTEN_IN = ("checkpoints", "stages", "generations", "jobs", "wandb")
-"""The subfolders that a start, or the launcher, makes files in."""
+"""The subfolders in which a start or the launcher creates files."""
 
 
 def check_links(run: Path) -> None:
-    """Refuse a run folder whose subfolders lead out of it. A link to the whole run folder is fine. Raises UserError."""
+    """Raise UserError if a subfolder is a link out of the run folder. The run folder itself may be a link."""
     inside = run.resolve()
     for name in WRITTEN_IN:
         folder = run / name
@@ -27,10 +27,10 @@ def check_links(run: Path) -> None:
 
 
 def append_only(path: Path) -> TextIO:
-    """A file to append lines to, made where it is absent. Raises UserError for a link, and OSError."""
+    """Open a file for appending and create it if needed. Raises UserError for a link or a pipe, and OSError."""
 
     def opened(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe is not waited for
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # opening a pipe must not block
 
     try:
         return open(path, "a", encoding="utf-8", opener=opened)

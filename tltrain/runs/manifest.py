@@ -1,7 +1,8 @@
-"""manifest.json: the checksums of a run folder's files, so that a damaged one is seen when it is read again.
+"""manifest.json: checksums of the files in a run folder, which detect a damaged file when it is read.
 
-A file is covered once nobody writes it any more: a stage's weights when the stage ends, the rest when a start ends. A start first drops
-those that it will write anew. Files without an entry are read as they are: runs of tltrain 0.1.0 have no manifest.
+A checksum is added after the last write of a file. For the weights of a stage, this is when the stage ends. For other files, it is when
+the start ends. A start first removes the checksums of the files that it will overwrite. Files without a checksum are read unchecked, as
+in runs of tltrain 0.1.0, which have no manifest.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from tltrain.core import files
 from tltrain.core.errors import UserError
 
 NAME = "manifest.json"
-LEVELS = 3  # RUN/stages/0-head/weights.safetensors lies three below its run
+LEVELS = 3  # RUN/stages/0-head/weights.safetensors is three levels below its run
 
 
 def cover(run: Path, paths: Iterable[Path], anew: bool = True) -> None:
-    """Keep the checksums of these files, of those that exist. anew: also of those that have one already."""
+    """Save the checksums of those of these files that exist. anew: recompute existing checksums too."""
     known = _read(run)
     wanted = {path.relative_to(run).as_posix(): path for path in paths if path.is_file() and not path.is_symlink()}
     found = {name: files.sha256(path) for name, path in wanted.items() if anew or name not in known}
@@ -29,7 +30,7 @@ def cover(run: Path, paths: Iterable[Path], anew: bool = True) -> None:
 
 
 def uncover(run: Path, paths: Iterable[Path]) -> None:
-    """Forget the checksums of files that are about to be written anew: whatever comes between, none is taken for damaged."""
+    """Remove the checksums of files that will be overwritten. A crash in between then leaves no file that looks damaged."""
     known = _read(run)
     kept = known.keys() - {path.relative_to(run).as_posix() for path in paths}
     if len(kept) < len(known):
@@ -37,7 +38,7 @@ def uncover(run: Path, paths: Iterable[Path]) -> None:
 
 
 def check(path: Path) -> None:
-    """Raise UserError where a run folder has another checksum of this file than its content."""
+    """Raise UserError if the content of this file does not match its checksum in the manifest of its run."""
     for run in list(path.parents)[:LEVELS]:
         if (run / NAME).is_file():
             kept = _read(run).get(path.relative_to(run).as_posix())
@@ -50,9 +51,9 @@ def check(path: Path) -> None:
 
 
 def read_json(file: Path, kind: type[dict[str, Any]] | type[list[Any]], keys: Iterable[str] = ()) -> Any:
-    """The value in a file of a run; None where there is no such file.
+    """Read a JSON file of a run. None if the file does not exist.
 
-    Raises UserError where it is not as the run wrote it, or holds no value of this kind with these keys.
+    Raises UserError if it does not match its checksum, or if its value is not of this kind with these keys.
     """
     if not file.is_file():
         return None
@@ -67,7 +68,7 @@ def read_json(file: Path, kind: type[dict[str, Any]] | type[list[Any]], keys: It
 
 
 def _read(run: Path) -> dict[str, str]:
-    """Checksum by name. Raises UserError for a manifest that does not match its own checksum."""
+    """Checksums by relative path. Raises UserError if the manifest does not match its own checksum."""
     file = run / NAME
     if not file.is_file():
         return {}

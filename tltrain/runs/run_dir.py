@@ -1,7 +1,7 @@
-"""A run folder: its files by name, who writes in it, and how the last start ended. No other module spells those names.
+"""The run folder: paths of its files, ownership by one start at a time, and the outcome. Only this module knows the file names.
 
-Every start claims a generation by creating ``generations/000007`` exclusively, and writes only under names that carry it:
-a late write of an old process is then harmless.
+Every start claims a generation by creating a file such as ``generations/000007`` exclusively. Its logs and checkpoints carry that
+number, so a late write of an older process does no harm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tltrain.runs import heartbeat, manifest
 from tltrain.runs.links import check_links
 
 OUT_OF_MEMORY = "out of memory"
-"""In place of a signal, where a start has stopped to go on with less at a time."""
+"""The `signal` in the outcome of a start that ran out of memory. The next start continues with smaller batches."""
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "scikit-learn", "numpy", "pillow")
 
 
@@ -34,22 +34,22 @@ def recipe_file(run: Path) -> Path:
 
 
 def weights_file(run: Path) -> Path:
-    """What the run gives away: the weights that its last stage handed on; of a run that was stopped, the best so far."""
+    """The result of the run: the final weights of its last stage. For a stopped run: the best weights so far."""
     return run / "weights.safetensors"
 
 
 def stage_weights_file(run: Path, stage: str) -> Path:
-    """The weights that one stage handed on. stage: StagePlan.name."""
+    """The final weights of one stage. stage: StagePlan.name."""
     return run / "stages" / stage / "weights.safetensors"
 
 
 def metrics_file(run: Path, generation: int) -> Path:
-    """The rows that one start logged."""
+    """The rows logged by one start."""
     return run / f"metrics-{generation:06d}.jsonl"
 
 
 def metrics_files(run: Path) -> list[Path]:
-    """The rows of all starts, the oldest start first."""
+    """The rows of all starts, oldest first."""
     return sorted(run.glob("metrics-*.jsonl"))
 
 
@@ -70,12 +70,12 @@ def checkpoints(run: Path) -> Path:
 
 
 def generations(run: Path) -> Path:
-    """The folder in which starts sign, and their processes give signs of life."""
+    """The folder of generation files and heartbeats."""
     return run / "generations"
 
 
 def read_recipe(run: Path) -> Recipe:
-    """Raises UserError where the folder is no run."""
+    """The recipe of a run. Raises UserError if the folder is not a run folder, or if the recipe is damaged."""
     file = recipe_file(run)
     if not file.is_file():
         raise UserError(f"{run} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
@@ -87,7 +87,7 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def finished_weights(run: Path) -> Path:
-    """`weights_file`. Raises UserError where the run has none yet."""
+    """The path `weights_file`, if it exists. Raises UserError otherwise."""
     file = weights_file(run)
     if not file.is_file():
         raise UserError(f"{run} has no {file.name} yet; let `tltrain train` finish it first")
@@ -95,27 +95,27 @@ def finished_weights(run: Path) -> Path:
 
 
 def test_metrics(run: Path) -> dict[str, Any] | None:
-    """The figures of the test; None where the run has not come to it. Raises UserError where the file is no JSON, as the next three do."""
+    """The test metrics. None before the test. Raises UserError for a damaged file, as the next three functions do."""
     return manifest.read_json(run / "test_metrics.json", dict, ("n", "top1"))
 
 
 def mistakes(run: Path) -> list[dict[str, Any]]:
-    """The most confident mistakes of the test; empty where the run has not come to it."""
+    """The most confident mistakes on the test split. Empty before the test."""
     return manifest.read_json(run / "mistakes.json", list) or []
 
 
 def environment(run: Path) -> dict[str, Any]:
-    """What `write_environment` wrote; empty before the first start."""
+    """The contents of env.json. Empty before the first start."""
     return manifest.read_json(run / "env.json", dict) or {}
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What `write_outcome` wrote; empty where no start has ended."""
+    """The contents of outcome.json. Empty until a start has ended."""
     return manifest.read_json(run / "outcome.json", dict) or {}
 
 
 def plan(run: Path) -> str:
-    """The table of stages as it was printed; empty before the first start."""
+    """The printed plan of the run. Empty before the first start."""
     file = run / "plan.txt"
     manifest.check(file)
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
@@ -126,25 +126,25 @@ def write_plan(run: Path, text: str) -> None:
 
 
 def write_test(run: Path, figures: dict[str, Any], predictions: bytes, surest_mistakes: list[dict[str, Any]]) -> None:
-    """predictions: the table as CSV. The figures come last: where they stand, the rest does too."""
+    """Write the test results. predictions: CSV. The metrics are written last: if that file exists, the others do too."""
     files.write_atomic(predictions_file(run), predictions)
     files.write_json(run / "mistakes.json", surest_mistakes)
     files.write_json(run / "test_metrics.json", figures)
 
 
 def _written_by_a_start(run: Path) -> list[Path]:
-    """What each start writes anew."""
+    """Files that each start overwrites."""
     names = ("env.json", "plan.txt", "mistakes.json", "test_metrics.json")
     return [weights_file(run), predictions_file(run), *(run / name for name in names)]
 
 
 def seal(run: Path) -> None:
-    """Keep the checksums of what a start has written; see `manifest`. Not of outcome.json, which any process may write last."""
+    """Save the checksums of the files of a start (see `manifest`). outcome.json is left out, since any process may write it later."""
     manifest.cover(run, [*_written_by_a_start(run), recipe_file(run), preview_file(run), *metrics_files(run)], anew=False)
 
 
 def check_recipe(run: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds a run of another recipe. Raises UserError with the differences."""
+    """Check that the folder is empty or holds a run of this recipe. Raises UserError with the differences."""
     check_links(run)
     if not recipe_file(run).exists():
         if run.is_dir() and any(run.iterdir()):
@@ -158,6 +158,7 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def create(run: Path, recipe: Recipe) -> None:
+    """Create the run folder, its subfolders and its recipe, as far as they do not exist. Raises UserError."""
     check_links(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -170,10 +171,10 @@ def create(run: Path, recipe: Recipe) -> None:
 
 
 def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
-    """Refuse to start beside a start that still lives. Raises UserError with who owns the run.
+    """Check that no earlier start of the run is still alive. Raises UserError with the owner of the run.
 
-    It has ended if it said so, if its process is gone from this machine, or if its last sign of life is older than `stale_s`
-    seconds. The same Slurm job, requeued, takes over from its earlier self at once.
+    A start has ended if it wrote an outcome, if its process on this machine is gone, or if its last heartbeat is older than `stale_s`
+    seconds. A requeued Slurm job takes over from its earlier attempt at once.
     """
     signed = generations(run)
     newest = heartbeat.newest_generation(signed)
@@ -183,7 +184,7 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
     try:
         owner = json.loads((signed / f"{newest:06d}").read_text())
     except ValueError:
-        owner = {"host": "?", "pid": 0, "job": None, "restart": 0, "time": 0.0}  # it died while it signed
+        owner = {"host": "?", "pid": 0, "job": None, "restart": 0, "time": 0.0}  # it was killed while writing the file
     job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if job is not None and owner["job"] == job and owner["restart"] < restart:
         return
@@ -215,13 +216,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def claim(run: Path) -> int:
-    """The next generation, taken exclusively: of two starts at the same moment each gets its own number."""
+    """Claim the next generation exclusively. Two starts at the same moment get different numbers."""
     while True:
         generation = 1 + heartbeat.newest_generation(generations(run))
         try:
             handle = os.open(generations(run) / f"{generation:06d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
-            continue  # somebody was quicker
+            continue  # another start claimed this number first
         with os.fdopen(handle, "w") as file:
             restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
             owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
@@ -230,8 +231,7 @@ def claim(run: Path) -> int:
 
 
 def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: dict[str, Any], data: dict[str, Any]) -> None:
-    """env.json: versions, hardware, git revision, how the run is spread, the command, which data, and the start-up flags a resumed run
-    keeps."""
+    """Write env.json: versions, hardware, git revision, distributed setup, command, data, and the start-up flags a resumed run keeps."""
     manifest.uncover(run, _written_by_a_start(run))
     hardware = {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
     known = {
@@ -247,28 +247,28 @@ def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: 
 
 
 def kept(run: Path) -> dict[str, Any]:
-    """The start-up flags that an earlier start of this run wrote down."""
+    """The start-up flags saved by an earlier start of this run."""
     return dict(environment(run).get("kept", {}))
 
 
 def keep(run: Path, flags: dict[str, Any]) -> None:
-    """Change start-up flags that a resumed run keeps."""
+    """Change the saved start-up flags."""
     known = environment(run)
     manifest.uncover(run, [run / "env.json"])
     files.write_json(run / "env.json", {**known, "kept": {**known["kept"], **flags}})
 
 
 def write_outcome(run: Path, generation: int, details: dict[str, Any]) -> None:
-    """outcome.json: finished, stopped or failed, and where. Scripts decide by this file, since launchers return 1 for everything.
+    """Write outcome.json: finished, stopped or failed, and where. Scripts read this file, since launchers exit with 1 for any failure.
 
-    A start that was taken over keeps silent: the file is the newer one's.
+    A start that was taken over writes nothing. The file belongs to the newer start.
     """
     if heartbeat.newest_generation(generations(run)) <= generation:
         files.write_json(run / "outcome.json", {**details, "generation": generation})
 
 
 def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[str, Any]:
-    """The outcome of a start that failed, by whichever process failed first: what the others report is only a consequence.
+    """Record the outcome of a failed start, unless another process recorded one first. Later failures are consequences of the first.
 
     Returns the details of the first.
     """
@@ -279,7 +279,7 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 
 
 def failure(run: Path, generation: int) -> dict[str, Any]:
-    """What the process said that failed first in a start; empty where none has."""
+    """The details of the first failure in a start. Empty if there was none."""
     path = heartbeat.failed_file(generations(run), generation)
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
@@ -289,4 +289,4 @@ def _git_revision() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None  # an installed wheel, or no git: the version says enough
+        return None  # an installed wheel, or git is missing: the version is recorded anyway
