@@ -176,10 +176,13 @@ class _TrainLoop:
         shares = []
         for micro in range(ctx.num_micro):
             batch = apply_mixup(next(batches))
+            # Dropout depends only on seed, stage, step, micro-batch and rank, so a resumed run repeats it.
             runtime.seed(derive_seed(ctx.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
             last = micro == ctx.num_micro - 1
+            # DDP and FSDP2 reduce gradients over ranks after the last micro-batch only.
             with ctx.spread.accumulating(last):
                 loss_B = ctx.objective(ctx.spread.model(*ctx.entry(batch)), batch)
+                # Divide by the global batch size, so that the micro-batches of all ranks sum to the mean.
                 loss = (loss_B * batch["weight"]).sum() / stage.batch
                 whole = loss * runtime.world if runtime.world > 1 else loss  # gradients are averaged over processes
                 ctx.spread.backward(whole, last)

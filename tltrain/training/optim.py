@@ -83,9 +83,9 @@ def trains_norm_stats(chain: Chain, stages: Sequence[StagePlan]) -> bool:
 
 
 def check_norm_stats(chain: Chain, plan: Sequence[StagePlan], size: int, images: int) -> None:
-    """Raise UserError where BatchNorm would have to take its statistics from a single value.
+    """Raise UserError if BatchNorm would have to compute its statistics from a single value.
 
-    images: the fewest that share a forward pass. size: side of an image, pixels. Only shapes are computed.
+    images: smallest number of images in a forward pass. size: side of an image, pixels. The trial pass runs on the meta device.
     """
     if images > 1:
         return
@@ -94,7 +94,7 @@ def check_norm_stats(chain: Chain, plan: Sequence[StagePlan], size: int, images:
             trial = copy.deepcopy(chain).to("meta").freeze(stage.first_trainable_block, norm_stats=True).train()
             try:
                 trial(torch.empty((1, 3, size, size), dtype=torch.uint8, device="meta"))
-            except ValueError as error:  # torch's own check, which a stage would meet in its first step
+            except ValueError as error:  # raised by torch, as in the first training step
                 raise UserError(
                     f"stage {stage.spec.name} has norm_stats: train, and BatchNorm has no statistics of one image of {size} px; "
                     "raise batch or --max-device-batch, or set norm_stats: frozen"

@@ -9,7 +9,10 @@ from tltrain.models.precision import full_precision
 
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor, smoothing: float = 0.0, class_weights_K: Tensor | None = None) -> Tensor:
-    """Cross entropy of each sample (B,). Label smoothing spreads `smoothing` evenly over all classes (Szegedy et al. 2016);
-    class weights multiply a sample's whole term by its label's weight."""
+    """Cross entropy (B,) of logits (B, K).
+
+    Label smoothing spreads `smoothing` evenly over all classes (Szegedy et al. 2016). The loss of a sample is multiplied by the class
+    weight of its label.
+    """
     loss_B = F.cross_entropy(full_precision(logits_BK), labels_B, reduction="none", label_smoothing=smoothing)
     return loss_B if class_weights_K is None else loss_B * class_weights_K[labels_B]
