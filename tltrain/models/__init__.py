@@ -1,1 +1,1 @@
-"""Networks as chains of blocks: built, given weights, described."""
+"""Builds networks as chains of blocks, loads their weights, and reads and writes the weights' metadata."""

@@ -1,7 +1,7 @@
-"""A network is an ordered list of blocks, the head last.
+"""The Chain type: a network as an ordered list of blocks, the head last.
 
-Freezing, layer-wise learning rates, what can be stored, FSDP units and the printed plan are all answers read from
-this list; no other module knows a ResNet from a ViT.
+Freezing, layer-wise learning rates, feature caching, FSDP units and the printed plan all work on this list. So they need no
+code for a particular architecture.
 """
 
 from __future__ import annotations
@@ -21,28 +21,33 @@ from tltrain.core.errors import UserError
 
 @dataclass(frozen=True)
 class Block:
-    """A description of one step through a net, not a holder of modules: a closure over modules runs the wrong
-    weights after ``deepcopy``, and captured parameters go stale under FSDP2."""
+    """One step through a net, described by the paths of its modules.
+
+    It holds no modules. A closure over modules would run the old weights after ``deepcopy``, and FSDP2 replaces parameters.
+    """
 
     name: str
-    """Ours, what a recipe and a log line say: layer3.0, block.7, head."""
+    """The block's name in recipes and logs, such as layer3.0, block.7 or head."""
     owns: tuple[str, ...]
-    """Module or parameter paths of the net; every parameter and buffer belongs to exactly one block."""
+    """Paths of the block's modules or parameters in the net. Every parameter and buffer belongs to exactly one block."""
     step: Callable[[nn.Module, Tensor], Tensor] | None = None
-    """(net, x) -> x. None: it cannot run alone. It is frozen, grouped, given a learning rate and sharded as others are, but not cut at."""
+    """(net, x) -> x. None where the block cannot run alone.
+
+    Freezing, learning rates and sharding work as for other blocks. The net then runs as a whole (`Chain`).
+    """
     channels_last: tuple[str, ...] = ()
-    """Types of devices whose convolutions in it are faster where images (B, C, H, W) lie with channels last (benchmarks/layouts.py)."""
+    """Device types on which the block's convolutions are faster in the channels_last memory format (benchmarks/layouts.py)."""
 
 
 class Chain(nn.Module):
-    """A net run block by block, or whole where any of its blocks has no step.
+    """A net that runs block by block, or as a whole where any of its blocks has no step.
 
-    Only ``forward`` runs blocks: a block called outside the wrapped module misses FSDP's hooks. For every k,
-    ``chain(chain(x, stop=k), start=k)`` equals ``net(normalised x)`` bit for bit. A net that runs whole is never cut: nothing in front
-    of a block is stored, and nothing is recomputed block by block.
+    For every k, ``chain(chain(x, stop=k), start=k)`` equals ``net(normalised x)`` bit for bit. Always run blocks through ``forward``:
+    a block called outside the wrapped module misses FSDP's hooks. A net that runs as a whole supports neither cached features nor
+    activation checkpointing.
 
-    mean, std: per channel, of images in [0, 1]. They are constants of the chain, not tensors of the net: they stay out of
-    the state dict, and no strategy's cast rounds them.
+    mean, std: per channel, of images in [0, 1]. They are Python constants of the chain, so they stay out of the state dict and
+    casts to a lower precision do not round them.
     """
 
     def __init__(self, net: nn.Module, blocks: Sequence[Block], mean: Sequence[float], std: Sequence[float]) -> None:
@@ -51,23 +56,23 @@ class Chain(nn.Module):
         self.blocks = tuple(blocks)
         self.mean, self.std = tuple(mean), tuple(std)
         self.runs_whole = any(block.step is None for block in blocks)
-        self.training_from = 0  # the first block that trains
-        self.norm_stats = True  # whether BatchNorm of training blocks updates its statistics
-        self.recompute = False  # whether the activations of training blocks are computed again in backward
+        self.training_from = 0  # index of the first trainable block
+        self.norm_stats = True  # whether BatchNorm in trainable blocks updates its running statistics
+        self.recompute = False  # activation checkpointing of the trainable blocks
         self.faster_last = frozenset(device for block in blocks for device in block.channels_last)
         _check_owned_once(net, self.blocks)
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run blocks start to stop (exclusive).
 
-        x: for start 0 images (B, 3, H, W), uint8 or floats in [0, 1]; else what block start - 1 returned.
-        Returns what the last block run returns: logits (B, classes) when that is the head.
+        x: for start 0 images (B, 3, H, W), uint8 or floats in [0, 1]. Otherwise the output of block start - 1.
+        Returns the output of the last block that ran. For the head these are logits (B, classes).
         """
         if self.runs_whole:
             return self._whole(x, start, stop)
         if start == 0:
             x = self.normalise(x)
-        elif x.ndim == 4:  # wherever it comes from, it has one layout, and so the same kernels and the same bits
+        elif x.ndim == 4:  # one layout for cached and computed features: the same kernels, so equal bits
             x = x.contiguous(memory_format=self.layout)
         for i, block in enumerate(self.blocks[start:stop], start):
             assert block.step is not None, "else the net runs whole"
@@ -79,7 +84,7 @@ class Chain(nn.Module):
         return x
 
     def _whole(self, x: Tensor, start: int, stop: int | None) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, classes)."""
+        """Run the net as a whole: images (B, 3, H, W) to logits (B, classes). Raises ValueError for a part of the net."""
         if start != 0 or stop not in (None, len(self.blocks)) or self.recompute:
             how = "recomputed block by block" if self.recompute else f"run from block {start} to {stop}"
             raise ValueError(f"a net with a block that has no step runs whole, and cannot be {how}")
@@ -88,7 +93,7 @@ class Chain(nn.Module):
 
     @property
     def channels_last(self) -> bool:
-        """Whether images and the weights of convolutions lie with channels last: a matter of the family and of the device."""
+        """Whether images and convolution weights use the channels_last memory format. Depends on the family and the device."""
         return next(self.net.parameters()).device.type in self.faster_last
 
     @property
@@ -96,26 +101,29 @@ class Chain(nn.Module):
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or floats in [0, 1], to the net's input; in at least fp32, then in the net's dtype and layout."""
+        """Normalise images (B, 3, H, W), uint8 or floats in [0, 1], by mean and std.
+
+        Computes in fp32 or higher. Returns the net's dtype and memory format.
+        """
         x = x.float() / 255 if x.dtype == torch.uint8 else x.to(torch.promote_types(x.dtype, torch.float32))
         mean = torch.tensor(self.mean, dtype=x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
         return ((x - mean) / std).to(next(self.net.parameters()).dtype).contiguous(memory_format=self.layout)
 
     def freeze(self, first: int, norm_stats: bool) -> Self:
-        """Blocks before `first` are frozen, the rest train. Frozen means no gradients and eval mode.
+        """Freeze the blocks before `first` and make the rest trainable. Frozen blocks have no gradients and stay in eval mode.
 
-        norm_stats: whether BatchNorm of the training blocks updates its running statistics.
+        norm_stats: whether BatchNorm in the trainable blocks updates its running statistics.
         """
         self.training_from, self.norm_stats = first, norm_stats
         for i in range(len(self.blocks)):
             for _, parameter in self.parameters_of(i):
                 parameter.requires_grad_(i >= first)
-                parameter.grad = None  # a zero gradient, unlike none, still moves a parameter under AdamW
+                parameter.grad = None  # under AdamW a zero gradient still moves a parameter, and None does not
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module.train, but frozen blocks stay in eval mode: requires_grad=False alone lets running statistics drift."""
+        """As nn.Module.train, but frozen blocks stay in eval mode. With requires_grad=False alone, running statistics would drift."""
         super().train(mode)
         for i in range(len(self.blocks)):
             for _, module in self.modules_of(i):
@@ -124,17 +132,17 @@ class Chain(nn.Module):
         return self
 
     def parameters_of(self, index: int) -> Iterator[tuple[str, nn.Parameter]]:
-        """(the net's own name, parameter) for each parameter of a block."""
+        """Yields (name in the net, parameter) for each parameter of a block."""
         owns = self.blocks[index].owns
         return ((name, p) for name, p in self.net.named_parameters() if _under(name, owns))
 
     def modules_of(self, index: int) -> Iterator[tuple[str, nn.Module]]:
-        """(the net's own name, module) for each module inside a block."""
+        """Yields (name in the net, module) for each module of a block."""
         owns = self.blocks[index].owns
         return ((name, m) for name, m in self.net.named_modules() if name and _under(name, owns))
 
     def index(self, where: str) -> int:
-        """The first block that `where` means: a block's name, a group's (layer4 for layer4.0), or all. Raises UserError."""
+        """Index of the first block named `where`: a block, a group of blocks (layer4 for layer4.0), or all. Raises UserError."""
         if where == "all":
             return 0
         for i, block in enumerate(self.blocks):
@@ -151,15 +159,16 @@ def is_batch_norm(module: nn.Module) -> bool:
 def _statistics_once(
     modules: Sequence[nn.Module],
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts of a block's forward and of its repetition in backward."""
+    """The context managers that checkpoint needs: for a block's forward pass, and for its recomputation in backward."""
     return contextlib.nullcontext(), _spared_statistics(modules)
 
 
 @contextlib.contextmanager
 def _spared_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """BatchNorm normalises by the statistics of the batch as it did the first time, and moves copies of its running ones.
+    """During recomputation, BatchNorm updates copies of its running statistics, so that each batch counts once.
 
-    Without any (track_running_stats False) autograd would save fewer tensors than the first time, which checkpoint refuses.
+    It still normalises by the statistics of the batch. The copies are needed: with no running statistics at all, autograd would save
+    fewer tensors than in the first forward pass, and checkpoint raises an error for that.
     """
     buffers = [m._buffers for m in modules if is_batch_norm(m) and m.training]
     own = [dict(each) for each in buffers]
@@ -173,7 +182,7 @@ def _spared_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def unit_classes(chain: Chain) -> list[str]:
-    """Class names of the modules that are a whole block: FSDP's units."""
+    """Class names of the modules that FSDP wraps as units: those that make up a whole block."""
     names = []
     for block in chain.blocks:
         module = chain.net.get_submodule(block.owns[0]) if block.owns[0] in dict(chain.net.named_modules()) else None
@@ -187,7 +196,7 @@ def _under(name: str, owns: tuple[str, ...]) -> bool:
 
 
 def _check_owned_once(net: nn.Module, blocks: tuple[Block, ...]) -> None:
-    """Every parameter and buffer of the net by exactly one block; a tensor under two names shows up by both. Raises ValueError."""
+    """Check that each parameter and buffer belongs to exactly one block, under all of its names. Raises ValueError."""
     owner: dict[int, str] = {}
     tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
     for name, tensor in tensors:
@@ -200,6 +209,6 @@ def _check_owned_once(net: nn.Module, blocks: tuple[Block, ...]) -> None:
 
 
 def on_device(chain: Chain, device: torch.device) -> Chain:
-    """The chain there, its weights laid out as they run fastest."""
+    """Move the chain to a device, and its weights to the memory format that is faster there. Returns the same chain."""
     chain.to(device)
     return chain.to(memory_format=torch.channels_last) if chain.channels_last else chain

@@ -1,4 +1,4 @@
-"""Builds a backbone as a Chain, with its weights, metadata and preprocessing."""
+"""Builds a recipe's backbone as a Chain, with its weights, metadata and preprocessing."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Loaded", "WeightsMetadata", "load", "names", "read_card", "skeleton"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A chain with the weights a recipe asks for."""
+    """A backbone with its weights loaded."""
 
     chain: Chain
     card: WeightsMetadata
-    """Of the chain as it is: its own size, its own classes."""
+    """Metadata of this chain: its image size and classes, which may differ from those of the weights file."""
     family: Family
     origin: str
-    """One line: where the weights came from, and what was left out or assumed."""
+    """One line for the user: the source of the weights, the tensors left out, and the values assumed."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -42,18 +42,19 @@ class Loaded:
 def load(
     spec: recipe.Backbone, *, classes: Sequence[str], size: int | None, resize: int | None, head: Literal["new", "keep"], seed: int
 ) -> Loaded:
-    """The chain of a backbone on the CPU, in fp32, in eval mode, all parameters requiring gradients.
+    """Load a backbone on the CPU, in fp32 and eval mode, with all parameters requiring gradients.
 
-    classes: the data's class names, in order. head "new": a head for them, weights and bias zero. head "keep": the head in the
-    weights (a teacher, or a run to evaluate), which must know the same classes in the same order.
-    size, resize: of images, pixels; None takes the weights' own (resize: their own ratio).
-    seed: of random weights; torch's global generator is left as it was.
-    Raises UserError where weights are missing or do not fit, with the names.
+    classes: the data's class names, in order.
+    head: "new" for a head for these classes, with weights and bias zero. "keep" for the head in the weights (a teacher, or a run to
+        evaluate), which must have the same classes in the same order.
+    size, resize: of images, in pixels. None takes the values of the weights (for resize, their ratio of resize to size).
+    seed: for random weights. torch's global generator keeps its state.
+    Raises UserError where weights are missing or do not fit, with the names of the tensors.
     """
     source = find(spec, network=True)
     card = _fitted(source, spec, size, resize, tuple(classes))
     if head == "new":
-        card = replace(card, temperature=1.0)  # a new head is not calibrated yet
+        card = replace(card, temperature=1.0)  # the temperature was fitted for the old head
     if source.read is None:
         if head == "keep":
             raise UserError(f"backbone.weights of {card.name} is null, and random weights have no head to keep; give trained weights")
@@ -71,7 +72,7 @@ def load(
 
 
 def skeleton(spec: recipe.Backbone, num_classes: int, size: int | None, resize: int | None) -> Loaded:
-    """The same chain on the meta device, for a plan: no weights are read and nothing is downloaded. Raises UserError."""
+    """Build the same chain on the meta device, for a plan. Reads no weights and downloads nothing. Raises UserError."""
     source = find(spec, network=False)
     card = _fitted(source, spec, size, resize, None)
     with torch.device("meta"):
@@ -82,7 +83,7 @@ def skeleton(spec: recipe.Backbone, num_classes: int, size: int | None, resize: 
 def _fitted(
     source: Source, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None
 ) -> WeightsMetadata:
-    """The weights' card with what the recipe overrides, for this data's classes."""
+    """The metadata of the weights with the recipe's overrides, for these classes. Raises UserError."""
     card = source.card
     side = card.size if size is None else size
     shorter = round(side * card.resize / card.size) if resize is None else resize
@@ -103,11 +104,11 @@ def _random_net(family: Family, card: WeightsMetadata, seed: int) -> nn.Module:
 
 
 def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> nn.Module:
-    """The net with this state in fp32, and with a head of zeros where the state has none."""
+    """Build the net and load this state in fp32. A head that the state lacks is set to zero."""
     with torch.device("meta"):
         net = family.build(card, _num_classes(card))
     head = {name: torch.zeros(t.shape) for name, t in net.state_dict().items() if name not in state}
-    # copies: tensors from a safetensors file lie in the mapped file, which may be replaced while the run goes on
+    # copies: tensors read from a safetensors file are memory-mapped, and the file may be replaced while the run goes on
     own = {name: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for name, t in state.items()}
     net.load_state_dict({**head, **own}, assign=True)
     return net
@@ -126,7 +127,7 @@ def _num_classes(card: WeightsMetadata) -> int:
 
 
 def _without_head(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], str]:
-    """(the state without its head, a line that says what was left out)."""
+    """Returns (the state without its head, a line about the head for the user)."""
     head = f"{family.head}."
     weight = state.get(f"{head}weight")
     line = "they have no head" if weight is None else f"their head for {len(weight)} classes left out"
@@ -134,7 +135,7 @@ def _without_head(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str
 
 
 def _check_head(source: Source, state: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
-    """The head in the weights knows these classes, in this order. Raises UserError with the difference."""
+    """Check that the head in the weights has these classes, in this order. Raises UserError with the difference."""
     origin, known = source.origin, source.card.classes
     if not any(name.startswith(f"{source.family.head}.") for name in state):
         raise UserError(f"weights {origin} have no head, and one for {len(classes)} classes is needed; train one first, and give that run")
@@ -159,7 +160,7 @@ def _check_fit(source: Source, state: Mapping[str, Tensor]) -> None:
 
 
 def drop_before(net: nn.Module, path: str, dropout: float) -> None:
-    """The same dropout in a net that runs whole, by a hook of its head."""
+    """Add dropout in front of the head of a net that runs as a whole, by a forward pre-hook."""
     net.get_submodule(path).register_forward_pre_hook(partial(_dropout_input, dropout))
 
 

@@ -1,4 +1,4 @@
-"""The Family protocol: everything tltrain needs to know about a family of networks. Families are registered by name."""
+"""The Family protocol: the interface of a network architecture, such as ResNet or ViT. Families are registered by name."""
 
 from __future__ import annotations
 
@@ -21,115 +21,120 @@ if TYPE_CHECKING:
 
 
 class Family(Protocol):
-    """A family of networks. A subclass need only say what has no default here.
+    """A family of networks. A subclass must define the abstract methods and `head`. The rest has defaults.
 
-    Its module is imported whenever a name is looked up. What is heavy beyond torch and torchvision is imported inside the methods.
+    Its module is imported for every lookup of a name. So import large packages other than torch and torchvision inside the methods.
     """
 
     head: str
-    """Path of the linear classifier in a net. It is all that the last block, named `head`, owns."""
+    """Path of the linear classifier in a net. The last block, named `head`, consists of this module alone."""
     weights_are: str = ""
-    """What `backbone.weights` may be beside files and folders, for a message: `for a torchvision ResNet a weights name`."""
+    """Other forms of `backbone.weights` than files and folders, for error messages: `for a torchvision ResNet a weights name`."""
 
     @abstractmethod
     def matches(self, name: str) -> bool:
-        """Whether `backbone.name`, or the name in a card, is one of this family's."""
+        """Whether a name, from `backbone.name` or from metadata, belongs to this family."""
         ...
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Name to a one-line description, for `tltrain recipes --backbones` and for suggestions."""
+        """Maps each name to a one-line description, for `tltrain recipes --backbones` and for suggestions."""
         ...
 
     @abstractmethod
     def default_card(self, name: str) -> WeightsMetadata:
-        """What holds for a network whose weights say nothing of themselves. Raises UserError where only weights could say it."""
+        """Metadata for random weights and for files without any. Raises UserError for a name that only weights can define."""
         ...
 
     @abstractmethod
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
-        """The net on the current default device, with random weights: normalised images (B, 3, size, size) to logits (B, num_classes).
+        """Build the net with random weights on the current default device.
 
-        A net whose blocks have no steps may return an object that has the logits as `logits`, as transformers' networks do.
+        The net maps normalised images (B, 3, size, size) to logits (B, num_classes). Where its blocks have no steps, it may return an
+        object with an attribute `logits` instead, as transformers' networks do.
         """
         ...
 
     @abstractmethod
     def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
-        """The blocks of a net, the head last (`steps.head_block`). Where any has no step, the net runs whole (`Chain`).
+        """The blocks of a net, the head last (`families.common.head_block`). Where any has no step, the net runs as a whole (`Chain`).
 
-        dropout: of what enters the head, in the head's own step; in a net that runs whole it is added to it.
+        dropout: probability for the input of the head, applied in the head's step. For a net that runs as a whole the caller adds it.
         """
         ...
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
-        """The card of the same net for images of `size` pixels and these classes. Raises UserError for a size that does not fit."""
+        """Metadata of the same net for images of `size` pixels and these classes. Raises UserError for an unsupported size."""
         return replace(card, size=size, classes=classes)
 
     def resized(self, state: Mapping[str, Tensor], card: WeightsMetadata, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """(the state dict of `card` for images of `size` pixels, lines that say what was done). Convolutions take every size."""
+        """Adapt a state dict to images of `size` pixels. Returns (the state dict, lines for the user on what was changed).
+
+        The default changes nothing, since convolutions take every size.
+        """
         return dict(state), ()
 
     def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
-        """Why weights with this card are not the network `name`: what follows on `the weights X`, with the remedy."""
+        """None if weights with this metadata are for the network `name`. Otherwise the rest of an error `the weights X …`."""
         return None if name == card.name else f"are a {card.name}; set the name to {card.name} or null"
 
     def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
-        """Weights that are no file and no folder, such as a hub id; None where this family knows no such weights.
+        """Find weights given by name, such as a hub id. Returns None where this family has no weights of that name.
 
-        name: one of this family's, or None where the recipe gives none. Without network, nothing is downloaded. Raises UserError.
+        name: one of this family's, or None where the recipe gives none.
+        network: whether to download. Raises UserError.
         """
         return None
 
     def read_folder(self, folder: Path) -> Source | None:
-        """Weights in a folder of another program's, or None where this family cannot read it. Raises UserError."""
+        """Find weights in a folder written by another program. Returns None where this family cannot read it. Raises UserError."""
         return None
 
     def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
-        """The tensors of a .safetensors file, under the net's own names. origin: of the file, for a message. Raises UserError."""
+        """Rename the tensors of a .safetensors file to the net's names. `origin` names the file in messages. Raises UserError."""
         return state
 
     def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
-        """The same network as a class of transformers, for an export; None where transformers has none."""
+        """The same network as a transformers model, for an export. None where transformers has no such class."""
         return None
 
     def torchvision_name(self, card: WeightsMetadata) -> str | None:
-        """The name by which torchvision builds a net that loads the same state dict; None where it has none."""
+        """Name of the torchvision model that loads the same state dict. None where torchvision has no such model."""
         return None
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights found, their description read, their tensors not yet."""
+    """Weights that were found. The metadata is read already. The tensors are read by calling `read`."""
 
     family: Family
     card: WeightsMetadata
-    """Of the weights as they are; classes is None where they hold no head, or do not say what it knows."""
+    """Metadata of the weights. `classes` is None where they have no head, or where its classes are unknown."""
     origin: str
     read: Callable[[], dict[str, Tensor]] | None
-    """The tensors under the net's own names (without the head where there is none); None for random weights."""
+    """Returns the tensors under the net's names, without a head where the weights have none. None for random weights."""
     notes: tuple[str, ...] = ()
 
 
 def families() -> Iterator[Family]:
-    """All families, ours first, each imported as it is reached. Raises UserError for one of another package that cannot be imported."""
+    """Yields all families, the built-in ones first. Each is imported when it is reached. Raises UserError if an import fails."""
     for name in registry.names("families"):
         family: Family = registry.find("families", name, f"the family of backbones {name!r} is asked for")
         yield family
 
 
 def find_family(name: str) -> Family | None:
-    """The family that a name belongs to."""
+    """The family that a name belongs to, or None."""
     return next((family for family in families() if family.matches(name)), None)
 
 
 def names() -> dict[str, str]:
-    """Name of each backbone to a one-line description."""
+    """Maps the name of each backbone to a one-line description."""
     return {name: line for family in families() for name, line in family.describe().items()}
 
 
 def family_of(name: str) -> Family:
-    """The family of `backbone.name`. Raises UserError for an unknown name, with the nearest known one."""
+    """The family of a `backbone.name`. Raises UserError for an unknown name, with the closest known one."""
     family = find_family(name)
     if family is None:
         known = names()

@@ -1,4 +1,4 @@
-"""ViTs of transformers: their configuration, and folders of save_pretrained and hub ids, read through transformers' own conversion."""
+"""Reads ViTs of transformers from save_pretrained folders and the Hugging Face hub: configuration, preprocessing and weights."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _MOST = {
     "image_size": MOST_PIXELS, "patch_size": 1024, "hidden_size": 16_384, "num_hidden_layers": 256, "num_attention_heads": 256,
     "intermediate_size": 131_072, "num_channels": 64,
 }  # fmt: skip
-"""The largest of each: several times what the largest ViT has (22 B parameters: 48 layers, width 6,144, 48 heads)."""
+"""Upper limits, several times the largest ViT's values (22 B parameters: 48 layers, width 6,144, 48 heads)."""
 
 
 def build(card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
-    """The net of a card on the current default device, with random weights. Raises UserError where no net is like that."""
+    """Build the net with random weights on the current default device. Raises UserError for an invalid configuration."""
     config = _config(card.config, f"the card of {card.name}")
     config.num_labels = num_classes
     try:
@@ -50,13 +50,15 @@ def build(card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
 
 
 def plain_config(values: dict[str, Any]) -> dict[str, Any]:
-    """A whole configuration as a card keeps it, from the values that differ from transformers' own."""
+    """A complete configuration for metadata, from the values that differ from transformers' defaults."""
     return _plain(ViTConfig.from_dict(values))
 
 
 def check_config(values: Mapping[str, Any], origin: str) -> None:
-    """Look at a configuration that anybody may have written. Raises UserError for what would load other code or other kernels, for what is
-    not plain weights, and for sizes that no ViT has."""
+    """Check a configuration from an untrusted source. `origin` names it in messages.
+
+    Raises UserError if it would load custom code or kernels, if the weights are quantised, and for sizes outside the limits.
+    """
     for key, remedy in _REFUSED.items():
         if values.get(key) not in (None, {}, "eager", "sdpa"):
             raise UserError(f"{origin} sets {key} to {untrusted.cut(values[key])}; {remedy}")
@@ -69,18 +71,18 @@ def check_config(values: Mapping[str, Any], origin: str) -> None:
 
 
 def _config(values: Mapping[str, Any], origin: str) -> ViTConfig:
-    """Raises UserError as `check_config` does, and for whatever else makes no ViT."""
+    """Build a checked ViTConfig. Raises UserError as `check_config` does, and where transformers rejects the values."""
     check_config(values, origin)
     try:
         return ViTConfig.from_dict(dict(values))
-    except Exception as error:  # whatever transformers makes of values that it does not expect
+    except Exception as error:  # transformers raises many types of errors for unexpected values
         raise UserError(f"{origin} is the configuration of no ViT: {type(error).__name__}: {error}") from error
 
 
 def download(repo: str, *, network: bool) -> Path:
-    """The local folder of a hub repository: from the hub's cache where that is whole, else fetched. Raises UserError.
+    """The local folder of a hub repository: the hub's cache where that is complete, otherwise a download. Raises UserError.
 
-    So a run that has its weights asks nobody, and keeps the revision it began with.
+    A complete cache makes no request to the hub. So a run keeps the revision that it began with.
     """
     patterns = [_CONFIG, _PROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
     try:
@@ -103,7 +105,7 @@ def download(repo: str, *, network: bool) -> Path:
     else:
         reason = "it is not in the hub's cache, and nothing is downloaded here"
     if cached is not None and _is_usable(cached, weights=network):
-        return cached  # a repository without a preprocessor
+        return cached  # a repository without a preprocessor configuration
     raise UserError(
         f"weights {repo!r} are neither a folder here nor a hub repository that can be read ({reason}). On a machine with a network, "
         f"`hf download {repo}` puts it into the hub's cache (HF_HOME); or give the path of a folder"
@@ -111,9 +113,9 @@ def download(repo: str, *, network: bool) -> Path:
 
 
 def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
-    """(the card of a save_pretrained folder, its name left to the family; lines that say what was assumed). Reads no weights.
+    """Read the metadata of a save_pretrained folder, without its weights. The family sets the final name.
 
-    Raises UserError.
+    Returns (the metadata, lines for the user on values that were assumed). Raises UserError.
     """
     try:
         raw, _ = ViTConfig.get_config_dict(folder)
@@ -135,12 +137,15 @@ def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a save_pretrained folder in its dtype, under the net's own names; the head only where it has one. Raises UserError."""
+    """Read the tensors of a save_pretrained folder in its dtype, under the net's names. Without a head where it has none.
+
+    Raises UserError.
+    """
     return _convert(str(folder), pretrained_model_name_or_path=folder, local_files_only=True)
 
 
 def convert(state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
-    """As `read_state`, from tensors under any names that transformers knows: old or new, with or without `vit.`."""
+    """As `read_state`, from tensors in memory. Accepts old and new names of transformers, with or without `vit.`. Raises UserError."""
     config = _config(card.config, f"the card of {origin}")
     head = state.get(f"{_HEAD}weight")
     if head is not None:
@@ -152,7 +157,7 @@ def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
     unset_hf_deepspeed_config()  # under ZeRO-3 Accelerate asks transformers for shards; ours are made of whole weights, stage by stage
     try:
         with quiet():
-            # mismatches are named below, all at once
+            # do not raise at the first mismatch: all are reported together below
             arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             loaded: Any = ViTForImageClassification.from_pretrained(**arguments)
             net, info = loaded
@@ -172,7 +177,7 @@ def _convert(origin: str, **arguments: Any) -> dict[str, Tensor]:
 
 
 def _plain(config: ViTConfig) -> dict[str, Any]:
-    """A configuration as JSON values, without what changes from one writer to the next."""
+    """A configuration as JSON values, without keys that depend on the program that wrote it."""
     values = json.loads(json.dumps(config.to_dict()))
     return {**{k: v for k, v in values.items() if k not in _VOLATILE}, "architectures": ["ViTForImageClassification"]}
 
@@ -180,7 +185,7 @@ def _plain(config: ViTConfig) -> dict[str, Any]:
 def _with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
     try:
         processor: Any = ViTImageProcessor.from_pretrained(folder)
-    except Exception as error:  # as for the configuration
+    except Exception as error:  # as in _config: many types of errors
         raise UserError(f"{folder / _PROCESSOR} cannot be read: {type(error).__name__}: {error}") from error
     if getattr(processor, "auto_map", None):
         raise UserError(f"{folder / _PROCESSOR} sets auto_map to {untrusted.cut(processor.auto_map)}; {_REFUSED['auto_map']}")
@@ -198,7 +203,7 @@ def _with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
 
 
 def _side(size: Any) -> int | None:
-    """The side of a processor's size, None where it is no square."""
+    """The side of a square size of an image processor. None for other sizes."""
     return size.height if size.height == size.width else None
 
 
@@ -208,7 +213,7 @@ def _is_usable(folder: Path, *, weights: bool) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its table of keys: what differs is checked and said here."""
+    """Silence transformers' progress bar and its report of mismatched keys. `_convert` checks the keys itself."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What a weights file says of itself, kept as JSON in the header of our safetensors files."""
+"""Metadata of weights, stored as JSON in the header of a safetensors file: network, preprocessing and classes."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from tltrain.runs import manifest
 
 @dataclass(frozen=True)
 class WeightsMetadata:
-    """A network and the images it was trained on."""
+    """A network's architecture, preprocessing and classes."""
 
     name: str
-    """resnet50, vit-b16, ... (`backbones.names()`)."""
+    """Name of the network, such as resnet50 or vit-b16 (`family.names()`)."""
     config: dict[str, Any]
-    """ViT: the values of its ViTConfig; ResNet: empty, the name says all."""
+    """Values of the ViTConfig of a ViT. Empty for a ResNet, which its name defines."""
     mean: tuple[float, ...]
     """Per channel, of images in [0, 1]."""
     std: tuple[float, ...]
     size: int
-    """Side of the square crop the network sees, pixels."""
+    """Side of the square input of the network, pixels."""
     resize: int
     """Shorter side before the crop, pixels."""
     interpolation: Literal["bilinear", "bicubic"]
     classes: tuple[str, ...] | None
-    """The names of the head's classes, in order; None where the weights do not say."""
+    """Names of the head's classes, in order. None where they are unknown."""
     temperature: float = 1.0
-    """What the logits are divided by before the softmax, so that its probabilities hold; 1 where nothing was fitted."""
+    """Divisor of the logits before the softmax, fitted for calibrated probabilities. 1 without calibration."""
 
 
 def write_weights(path: str | Path, state: Mapping[str, Tensor], card: WeightsMetadata) -> None:
-    """Write a net's state dict, under the net's own names, with its card.
+    """Write a net's state dict with its metadata to a safetensors file.
 
-    The file appears whole or not at all, and is on the disk when this returns.
+    The write is atomic, and the file is synced to disk on return.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -55,9 +55,9 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor], card: WeightsMe
 
 
 def read_card(path: str | Path) -> WeightsMetadata | None:
-    """The card of a safetensors file, or None where another program wrote the file. Raises UserError."""
+    """Read the metadata of a safetensors file. Returns None where another program wrote the file. Raises UserError."""
     try:
-        with open(path, "rb"):  # safetensors says of a file that may not be read that it does not exist
+        with open(path, "rb"):  # safetensors reports an unreadable file as missing
             pass
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get("tltrain")
@@ -78,7 +78,7 @@ def read_card(path: str | Path) -> WeightsMetadata | None:
 
 
 def checked(card: WeightsMetadata, origin: str) -> WeightsMetadata:
-    """The same card. `origin` is what the message calls it. Raises UserError for values that no network can have: it may be anybody's."""
+    """Validate metadata, which may come from an untrusted file, and return it. `origin` names it in messages. Raises UserError."""
     for key, (holds, rule) in _RULES.items():
         if not holds(value := getattr(card, key)):
             raise UserError(f"{origin} says that {key} is {untrusted.cut(value)}; it must be {rule}. Get the weights anew, or other ones")
@@ -111,7 +111,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file on the CPU. Raises UserError."""
+    """Read the tensors of a safetensors file to the CPU. Raises UserError."""
     manifest.check(Path(path))
     try:
         return load_file(path)
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
 
 
 def _order_header(path: Path) -> None:
-    """Put the header's metadata in order: safetensors writes it in a random one, and equal weights must be equal files."""
+    """Sort the metadata in the header. safetensors writes it in random order, and equal weights must give identical files."""
     with path.open("r+b") as file:
         num_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(num_bytes))

@@ -12,14 +12,19 @@ _SHOWN = 6
 
 
 def listed(what: str, names: Iterable[str]) -> str:
-    """`missing (2): a, b`, shortened after a few; empty for no names."""
+    """Format names as `missing (2): a, b`. A long list is shortened. Empty for no names."""
     names = sorted(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{what} ({len(names)}): {', '.join(names[:_SHOWN])}{more}" if names else ""
 
 
 def check_fit(net: nn.Module, state: Mapping[str, Tensor], origin: str, name: str, *, without: str | None) -> None:
-    """Every tensor of the net, no other, in its shape; `without` is the prefix of a head that the state does without. Raises UserError."""
+    """Check that a state dict has exactly the net's tensors, with the same shapes.
+
+    origin, name: of the weights and of the network, for messages.
+    without: prefix of the head's tensors where the state has no head.
+    Raises UserError with all differences.
+    """
     want = {n: tuple(t.shape) for n, t in net.state_dict().items() if without is None or not n.startswith(without)}
     have = {n: tuple(t.shape) for n, t in state.items()}
     shapes = [f"{n} is {have[n]}, not {want[n]}" for n in want.keys() & have.keys() if have[n] != want[n]]

@@ -1,4 +1,4 @@
-"""torchvision's own weights, from torch's hub cache or its server."""
+"""Reads torchvision's pretrained weights, from torch's hub cache or by download."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tltrain.models.metadata import WeightsMetadata
 
 
 def find(name: str, weights: str) -> WeightsEnum:
-    """torchvision's entry for a ResNet's name and its weights' name. Raises UserError."""
+    """torchvision's WeightsEnum member for the names of a model and its weights. Raises UserError."""
     known = get_model_weights(name)
     if weights not in known.__members__:
         raise UserError(
@@ -31,7 +31,7 @@ def find(name: str, weights: str) -> WeightsEnum:
 
 
 def card_of(card: WeightsMetadata, entry: WeightsEnum) -> WeightsMetadata:
-    """The card with what torchvision's evaluation transform and class list say."""
+    """Metadata with the preprocessing and classes of torchvision's weights. `card` supplies the rest."""
     preset = entry.transforms()
     return replace(
         card,
@@ -45,7 +45,7 @@ def card_of(card: WeightsMetadata, entry: WeightsEnum) -> WeightsMetadata:
 
 
 def read_state(entry: WeightsEnum) -> dict[str, Tensor]:
-    """The tensors, on the CPU. Raises UserError where the file cannot be fetched or read."""
+    """Read the tensors to the CPU. Raises UserError where the file cannot be downloaded or read."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
     there = f"download {entry.url} elsewhere and put it at {path}"
     try:
@@ -53,7 +53,7 @@ def read_state(entry: WeightsEnum) -> dict[str, Tensor]:
             if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
                 raise UserError(f"{entry} is not in torch's cache, and HF_HUB_OFFLINE is set: nothing is downloaded; {there}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # one process of a machine downloads, the others find its file
+            with FileLock(f"{path}.lock"):  # one process of a machine downloads, the others wait and read its file
                 return _read(entry)
         return _read(entry)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Finds and reads the weights that `backbone.weights` names: shipped, file, run folder, hub id, torchvision."""
+"""Finds and reads the weights of `backbone.weights`: shipped, a file, a run folder, a hub id or a torchvision name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tltrain.runs import run_dir
 
 
 def find(spec: recipe.Backbone, *, network: bool) -> Source:
-    """Where the weights of a recipe's backbone are, and what they are. Without network, nothing is downloaded. Raises UserError."""
+    """Find the weights of a recipe's backbone and read their metadata. Downloads only with `network`. Raises UserError."""
     family = None if spec.name is None else family_of(spec.name)
     if spec.weights is None:
         return _unread(family, spec.name, "random weights")
@@ -30,7 +30,7 @@ def find(spec: recipe.Backbone, *, network: bool) -> Source:
 
 
 def fingerprint(spec: recipe.Backbone) -> str | None:
-    """Hash of the weights that a recipe names, with what they say of themselves; None for random ones. Raises UserError."""
+    """Hash of a recipe's weights and their metadata. None for random weights. Raises UserError."""
     source = find(spec, network=True)
     if source.read is None:
         return None
@@ -81,7 +81,7 @@ def _from_folder(family: Family | None, name: str | None, folder: Path) -> Sourc
 
 
 def _first(asked: Iterable[Family], find: Callable[[Family], Source | None]) -> Source | None:
-    """What the first family finds that knows such weights. One that refuses them is heard where no other takes them. Raises UserError."""
+    """The weights from the first family that finds them, or None. A family's UserError is raised only if no other family finds them."""
     refused = None
     for family in asked:
         try:
@@ -112,7 +112,7 @@ def _read(family: Family, path: Path, card: WeightsMetadata) -> dict[str, Tensor
 
 
 def _unread(family: Family | None, name: str | None, what: str) -> Source:
-    """Weights that say nothing of themselves. Raises UserError where the recipe gives no name either."""
+    """Weights without metadata, described by the backbone's name alone. Raises UserError where the recipe gives no name."""
     if family is None or name is None:
         raise UserError(f"backbone.name is null, and {what} cannot say which network it is; give a name: {', '.join(names())}")
     return Source(family, family.default_card(name), what, None)

@@ -1,1 +1,1 @@
-"""Families of networks: how each is built and cut into blocks."""
+"""The built-in families: how to build ResNets and ViTs, and split them into blocks."""

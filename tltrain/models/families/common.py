@@ -1,6 +1,6 @@
-"""The steps that every family's blocks share.
+"""Block steps that all families share.
 
-Functions of module paths, bound with ``functools.partial``: they hold no module, so a copied chain runs its own weights.
+They are functions of module paths, bound with ``functools.partial``. They hold no modules, so a copied chain runs its own weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def run_module(path: str, net: nn.Module, x: Tensor) -> Tensor:
 
 
 def head_block(path: str, dropout: float) -> Block:
-    """The last block: dropout on the pooled vector (B, D), active while the head itself is in training mode, and the classifier."""
+    """The last block: dropout on the pooled features (B, D), then the classifier. Dropout is active in the head's training mode."""
     step = partial(_dropout_head, path, dropout) if dropout > 0 else partial(run_module, path)
     return Block("head", (path,), step)
 

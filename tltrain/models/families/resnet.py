@@ -1,4 +1,4 @@
-"""torchvision's ResNet family as chains, and small ResNets for a CPU."""
+"""The ResNet family: torchvision's ResNets, Wide ResNets and ResNeXts, and small ResNets for a CPU."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TORCHVISION = (
 )  # fmt: skip
 IN_TRANSFORMERS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 SMALL = {"resnet-micro": 8, "resnet-tiny": 16, "resnet-small": 32}
-"""Name to the width of the first stage; each later stage doubles it."""
+"""Maps each name to the channels of its first stage. Each later stage doubles them."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SmallResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's ResNet with one BasicBlock a stage, `width` to 8 `width` channels, and a 3x3 stem of stride 1 for 32 px images."""
+    """torchvision's ResNet for 32 px images: a 3x3 stem of stride 1, and four stages of one BasicBlock with width to 8 * width channels."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         self._width = width
@@ -49,7 +49,7 @@ class SmallResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
 
 
 class ResnetFamily(Family):
-    """ResNet, Wide ResNet and ResNeXt of torchvision, and `SmallResNet`."""
+    """torchvision's ResNet, Wide ResNet and ResNeXt, and `SmallResNet`."""
 
     head = "fc"
     weights_are = "for a torchvision ResNet a weights name"
@@ -89,7 +89,7 @@ class ResnetFamily(Family):
         return [stem, *body, last, head_block(self.head, dropout)]
 
     def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
-        """A weights name of torchvision's."""
+        """Find weights by their torchvision name, such as IMAGENET1K_V2. Raises UserError."""
         if name not in TORCHVISION:
             return None
         entry = torchvision_hub.find(name, weights)
@@ -99,7 +99,7 @@ class ResnetFamily(Family):
     def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
         if card.name not in IN_TRANSFORMERS:
             return None
-        from tltrain.models.families import resnet_hf  # transformers is loaded for an export alone
+        from tltrain.models.families import resnet_hf  # transformers is slow to import and needed for an export only
 
         return resnet_hf.converted(cast(ResNet, net))
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNet as transformers' own, for an export."""
+"""Converts a torchvision ResNet to a transformers ResNet, for an export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from torchvision.models.resnet import BasicBlock, ResNet
 from transformers import ResNetConfig, ResNetForImageClassification
 
-_NAMES = (  # torchvision's names of a ResNet's tensors, to transformers'
+_NAMES = (  # tensor names: torchvision's patterns, and transformers' replacements
     (r"^conv1\.", "resnet.embedder.embedder.convolution."),
     (r"^bn1\.", "resnet.embedder.embedder.normalization."),
     (r"^fc\.", "classifier.1."),
@@ -19,7 +19,7 @@ _NAMES = (  # torchvision's names of a ResNet's tensors, to transformers'
 
 
 def converted(net: ResNet) -> ResNetForImageClassification:
-    """A ResNet-18 to 152 with the same weights, in eval mode."""
+    """A transformers model with the weights of a torchvision ResNet-18 to ResNet-152, in eval mode."""
     basic = isinstance(net.layer1[0], BasicBlock)
     config = ResNetConfig(
         hidden_sizes=[64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
@@ -36,5 +36,5 @@ def _their_name(name: str) -> str:
     for pattern, theirs in _NAMES:
         renamed, hits = re.subn(pattern, theirs, name)
         if hits:
-            return re.sub(r"<(\d)>", lambda match: str(int(match[1]) - 1), renamed)  # they count from 0
+            return re.sub(r"<(\d)>", lambda match: str(int(match[1]) - 1), renamed)  # transformers counts stages from 0, torchvision from 1
     raise AssertionError(f"a ResNet has no tensor {name}")

@@ -1,6 +1,6 @@
-"""transformers' ViT family as chains, its small members, and the interpolation of position embeddings.
+"""The ViT family: transformers' ViTForImageClassification as a chain, with interpolation of position embeddings.
 
-transformers takes half a second to load: what needs it stands in `hub`, imported where it is asked for.
+transformers takes half a second to import. So code that needs it is in `hf_hub`, which the methods import when they run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ViTForImageClassification
 
 ANY = "vit"
-"""The name of whatever the weights' configuration says."""
+"""Name for a ViT of any shape. The configuration comes from the weights."""
 POSITIONS = "vit.embeddings.position_embeddings"
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 SIZES = {
@@ -39,7 +39,7 @@ _IMAGE_SIZE = {"vit-tiny": 32}
 
 
 class VitFamily(Family):
-    """`ViTForImageClassification` of any size. Only its methods load transformers."""
+    """transformers' `ViTForImageClassification` of any size."""
 
     head = "classifier"
     weights_are = "for a ViT a hub id like google/vit-base-patch16-224-in21k"
@@ -71,14 +71,14 @@ class VitFamily(Family):
         return hf_hub.build(card, num_classes)
 
     def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
-        """embed, block.0, ..., block.N-1 (with the final norm and the class token), head."""
+        """embed, block.0, ..., block.N-1, head. Block N-1 includes the final norm and returns the class token (B, D)."""
         last = len(cast("ViTForImageClassification", net).vit.layers) - 1
         body = [Block(f"block.{i}", (f"vit.layers.{i}",), partial(_layer, i)) for i in range(last)]
         end = Block(f"block.{last}", (f"vit.layers.{last}", "vit.layernorm"), partial(_last, last))
         return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head, dropout)]
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
-        """Raises UserError where the patch does not divide the size, and for a configuration that is no ViT's."""
+        """As in `Family`. Raises UserError where the patch size does not divide the image size, and for an invalid ViT configuration."""
         from tltrain.models import hf_hub
 
         if missing := {*_SHAPE, "image_size"} - set(card.config):
@@ -95,7 +95,7 @@ class VitFamily(Family):
         return replace(card, config=config, size=size, classes=classes)
 
     def resized(self, state: Mapping[str, Tensor], card: WeightsMetadata, size: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """Position embeddings are interpolated here, once, on the weights."""
+        """Interpolate the position embeddings once, in the weights."""
         was = card.config["image_size"]
         if size == was:
             return dict(state), ()
@@ -103,14 +103,14 @@ class VitFamily(Family):
         return {**state, POSITIONS: positions}, (f"position embeddings interpolated from {was} to {size} px",)
 
     def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
-        """Weights are told apart by their configuration: those of a known size may call themselves `vit`."""
+        """Compare configurations, since weights of a known size may also be named `vit`."""
         if not self.matches(card.name):
             return super().mismatch(name, card)
         wrong = _differences(name, card.config)
         return f"have {', '.join(wrong)}; set the name to {ANY} or null" if wrong else None
 
     def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
-        """A hub id."""
+        """Find weights by their Hugging Face hub id, in the hub's cache or by download. Raises UserError."""
         if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", weights, re.ASCII):
             return None
         from tltrain.models import hf_hub
@@ -125,7 +125,7 @@ class VitFamily(Family):
         return self._pretrained(folder, f"hub {weights} at revision {folder.name[:12]}")
 
     def read_folder(self, folder: Path) -> Source | None:
-        """A folder of save_pretrained."""
+        """Find weights in a folder written by save_pretrained. Raises UserError."""
         return self._pretrained(folder, str(folder)) if (folder / "config.json").is_file() else None
 
     def _pretrained(self, folder: Path, origin: str) -> Source:
@@ -135,7 +135,7 @@ class VitFamily(Family):
         return Source(self, replace(card, name=_name_of(card.config)), origin, partial(hf_hub.read_state, folder), notes)
 
     def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
-        """Through transformers, which also knows the names of its earlier versions."""
+        """Convert through transformers, which also reads the tensor names of its earlier versions. Raises UserError."""
         from tltrain.models import hf_hub
 
         return hf_hub.convert(state, card, origin)
@@ -148,9 +148,9 @@ FAMILY = VitFamily()
 
 
 def interpolate_positions(positions_1ND: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + n^2, D), class token first, for a grid of side x side patches: (1, 1 + side^2, D).
+    """Resize position embeddings (1, 1 + n^2, D), class token first, to a grid of side x side patches: (1, 1 + side^2, D).
 
-    As transformers' ``interpolate_pos_encoding`` does it in every forward: bicubic, the class token kept; in fp32.
+    Bicubic and in fp32, and the class token is kept. transformers' ``interpolate_pos_encoding`` does the same in every forward pass.
     """
     token, grid = positions_1ND[:, :1].float(), positions_1ND[:, 1:].float()
     n = round(grid.shape[1] ** 0.5)
@@ -160,13 +160,13 @@ def interpolate_positions(positions_1ND: Tensor, side: int) -> Tensor:
 
 
 def _name_of(config: Mapping[str, Any]) -> str:
-    """The backbone's name for a configuration: `vit` where it has none of its own."""
+    """The backbone's name for a configuration, or `vit` where its shape has no name here."""
     shape = tuple(config[key] for key in _SHAPE)
     return next((name for name, known in SIZES.items() if known == shape), ANY)
 
 
 def _differences(name: str, config: Mapping[str, Any]) -> list[str]:
-    """Where a configuration is not what `name` says: one `hidden_size 192, not 768` each."""
+    """How a configuration differs from the network `name`: a list such as ["hidden_size 192, not 768"]."""
     if name == ANY:
         return []
     return [f"{key} {config.get(key)}, not {want}" for key, want in zip(_SHAPE, SIZES[name], strict=True) if config.get(key) != want]
