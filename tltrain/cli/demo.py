@@ -1,4 +1,4 @@
-"""`tltrain demo`: from printed characters to handwritten digits with five labels a class, in a few minutes on a laptop CPU."""
+"""`tltrain demo`: transfers networks from printed characters to handwritten digits with five labels a class, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LEAD = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of the demo. Its recipe's name is its folder's."""
+    """One run of the demo. Its folder has the name of its recipe."""
 
     title: str
     recipe: Recipe
@@ -50,12 +50,12 @@ class Arm:
 
 
 def demo_data(seed: int) -> Data:
-    """scikit-learn's digits: half of them to test, and of the others five of each class to train. The seed draws both."""
+    """scikit-learn's digits: half for test, and five of each class from the other half for training. The seed selects both."""
     return Data(source="digits", seed=seed, val_fraction=0, test_fraction=0.5, per_class=PER_CLASS, flip=False)
 
 
 def arms(data: Data, seed: int, out: Path) -> tuple[Arm, ...]:
-    """The runs, in order; the last learns from the run folder of an earlier one below `out`."""
+    """The runs in order. The last one is distilled from the run `resnet-stages` in `out`, so that one must come before it."""
     resnet, vit = (Backbone(name=name, weights=f"shipped:{name}-printed") for name in (RESNET, VIT))
     teacher = Distill(teacher=Backbone(weights=str(out / "resnet-stages")), weight=0.7)
     table: list[tuple[str, str, Backbone, Distill | None, tuple[Stage, ...]]] = [
@@ -75,7 +75,10 @@ def arms(data: Data, seed: int, out: Path) -> tuple[Arm, ...]:
 
 
 def run_demo(out: Path, seed: int) -> str:
-    """Train every arm into `out`, or go on, then show one table and write one page. Returns finished, stopped or failed."""
+    """Train every run into `out`, print a table and write a report page. Earlier progress is resumed.
+
+    Returns finished, stopped or failed. Raises UserError.
+    """
     console = Console(highlight=False, soft_wrap=True)
     planned = arms(demo_data(seed), seed, out)
     _introduce(console, planned, out)
@@ -102,7 +105,7 @@ def run_demo(out: Path, seed: int) -> str:
 
 
 def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
-    """Train without a word on the terminal. Returns how it ended, and the last line of what was said. Raises UserError."""
+    """Train with the console output captured. Returns (outcome, last line of the output). Raises UserError."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         outcome = train(recipe, RunFlags(folder=path, workers=0))["outcome"]
@@ -110,7 +113,7 @@ def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
 
 
 def read_figures(path: Path) -> dict[str, float]:
-    """n, top1 and seconds of a finished run. Raises UserError."""
+    """Test metrics of a finished run: n (images), top1 (0 to 1) and seconds of training. Raises UserError."""
     test = run_dir.test_metrics(path)
     if test is None:
         raise UserError(f"{path} says it is finished and has no test figures; delete that folder, and start again")
@@ -118,13 +121,13 @@ def read_figures(path: Path) -> dict[str, float]:
 
 
 def num_trained(recipe: Recipe) -> int:
-    """Parameters that train in the stage that trains most."""
+    """Number of trainable parameters in the stage that has most."""
     experiment = Experiment.outline(recipe, open_images(recipe.data))
     return max(optim.trainable(experiment.student.chain, stage) for stage in experiment.plan)
 
 
 def results(planned: Sequence[Arm], out: Path) -> Table:
-    """The one table, narrow enough for 80 columns; parameters are those that train."""
+    """The table of results, at most 80 columns wide. Its parameters are the trainable ones."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", no_wrap=True)
     for head in ("parameters", "labels", "top-1 (95 % interval)", "seconds"):
@@ -160,12 +163,12 @@ def stage(
 
 
 def _scratch(steps: int, lr: float) -> Stage:
-    """Everything from random weights: longer than a transfer, its own learning rate, augmented, BatchNorm's statistics its own."""
+    """A stage that trains all blocks from random weights, with augmentation and BatchNorm statistics of the new data."""
     return stage("all", "all", steps, lr, augment="light", norm_stats="train")
 
 
 def _stages(steps: tuple[int, int, int], top: str, lr_top: float, lr_all: float, augment: Augment) -> tuple[Stage, ...]:
-    """The head, then the blocks from `top` on, then all; BatchNorm's statistics stay those of the source."""
+    """Three stages: the head, the blocks from `top` on, all blocks. BatchNorm keeps its pretrained statistics."""
     return (
         stage("head", "head", steps[0], 1e-2, augment=augment),
         stage("top", top, steps[1], lr_top, 0.7, augment),
@@ -175,7 +178,7 @@ def _stages(steps: tuple[int, int, int], top: str, lr_top: float, lr_all: float,
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Nets this small are quicker on one thread, and sums keep their order on every machine."""
+    """Run on one CPU thread. Networks this small are faster so, and sums have the same order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""`tltrain doctor`: what this machine offers, whether two processes can work together here, and what to do about what is missing."""
+"""`tltrain doctor`: checks the hardware, the software and communication between processes, and prints a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ dist.destroy_process_group()
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: ok, worth a note, or a problem with its remedy."""
+    """Result of one check: ok, a note, or a problem with its remedy."""
 
     level: Literal["ok", "note", "problem"]
     name: str
@@ -63,7 +63,7 @@ def doctor(words: Sequence[str]) -> int:
 
 
 def verdict(found: Sequence[Finding]) -> str:
-    """One plain sentence for a machine without problems."""
+    """One sentence on where this machine can train, for a machine without problems."""
     num_gpus = sum(finding.name.startswith("gpu") and finding.level == "ok" for finding in found)
     where = {0: "on its CPU", 1: "on one GPU"}.get(num_gpus, f"on {num_gpus} GPUs")
     cluster = any(finding.name == "slurm" and finding.level == "ok" for finding in found)
@@ -123,7 +123,7 @@ def memory() -> list[Finding]:
 
 
 def disk(folder: Path) -> list[Finding]:
-    """Free space where runs will stand, and whether a file can be written there whole."""
+    """Check free space and an atomic write on the disk of the runs folder, or of its nearest parent that exists."""
     standing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(standing).free / GIB
     found = []
@@ -139,7 +139,7 @@ def disk(folder: Path) -> list[Finding]:
 
 
 def pair() -> list[Finding]:
-    """Start two processes that add two numbers up: what every run on several devices does at each step."""
+    """Check communication: two processes all-reduce a number, as every distributed run does at each step."""
     import torch
 
     backends = ["gloo"]
@@ -198,7 +198,7 @@ def wandb_key() -> list[Finding]:
 
 
 def hub_cache() -> list[Finding]:
-    """Pretrained weights that are on this disk already; compute nodes often have no network."""
+    """List the pretrained weights in the local caches. Compute nodes often have no network to download others."""
     from huggingface_hub import constants
 
     hub = Path(constants.HF_HUB_CACHE)
@@ -213,7 +213,7 @@ def hub_cache() -> list[Finding]:
 
 
 def _first_line(*command: str) -> str | None:
-    """The first line that a command prints, or None when it is not there or does not work."""
+    """The first line of a command's output. None where the command is missing, fails or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""`tltrain plan` and `tltrain preview`: what a run would do and see, without reading weights and without training."""
+"""`tltrain plan` and `tltrain preview`: show the stages and the images of a recipe, without reading weights and without training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tltrain.training.setup import DEVICE_BATCH, num_workers
 
 
 def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
-    """`tltrain plan`: the table, without reading weights and without training."""
+    """`tltrain plan`: print the table of stages, the caching planned for each, and notes on the data. Raises UserError."""
     check_apart(recipe.data.source, run_path(recipe, start))
     images = outline_images(recipe.data)
     for note in images.notes:
@@ -44,11 +44,14 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
 
 
 def preview(recipe: Recipe, out: Path, rows: int = 8) -> Path:
-    """Write the picture of a recipe's data; reads no weights. Raises UserError."""
+    """`tltrain preview`: write an image of a recipe's training data as the network gets it, `rows` rows. Reads no weights.
+
+    Returns the path of the file. Raises UserError.
+    """
     if rows < 1:
         raise UserError(f"--rows is {rows}; it must be at least 1")
     images = open_images(recipe.data)
-    from tltrain.planning.preview import picture  # matplotlib takes long to import: `tltrain plan` does without
+    from tltrain.planning.preview import picture  # matplotlib is slow to import, and `tltrain plan` does not need it
 
     experiment = Experiment.outline(recipe, images)
     drawn = picture(recipe, images, experiment.student.preprocess, experiment.plan, rows)

@@ -1,5 +1,8 @@
-"""`tltrain export`: a run's network for the tools of others. Each export is opened with the other side's own tool, and compared on
-real images, before it appears under its name."""
+"""`tltrain export`: writes a run's network in the format of another tool, and verifies it.
+
+Verification loads the export with that tool and compares its logits with the run's on real images. Only a verified export gets its
+final folder name.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from tltrain.evaluation.predict import evaluation_view
 from tltrain.evaluation.trained import TrainedModel, load_trained
 
 TOLERANCE = 1e-4
-"""Of the largest logit, and of 1 where all are smaller: single precision, added up in another order."""
+"""Largest allowed difference of a logit, relative to the largest logit or to 1. Covers fp32 sums in another order."""
 NUM_IMAGES = 16
 
 
@@ -34,18 +37,19 @@ class Exported:
 
     folder: Path
     difference: float
-    """Largest difference of any logit from the run's own, on real images."""
+    """Largest absolute difference between a logit of the export and the run's own, on real images."""
     num_images: int
     notes: tuple[str, ...]
-    """What else was compared."""
+    """Lines for the user on further comparisons."""
 
 
 def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] = ()) -> Exported:
-    """Write a run's best weights for the tool `to` into the folder `out` (RUN/export/TO), verified.
+    """Export a run's best weights to the tool `to`, and verify the export.
 
-    The exported logits are calibrated: the run's temperature is divided out in the head.
-    images: files to verify with; none takes the run's own test images.
-    Raises UserError for a network that the tool has no class for, and where the export does not say what the run says.
+    The exported logits are calibrated: the head's weights are divided by the run's temperature.
+    out: folder to write, by default RUN/export/TO.
+    images: files to verify with. Without any, the run's own test images are used.
+    Raises UserError for a network that the tool does not support, and where the export's logits or classes differ from the run's.
     """
     exporter: Exporter = registry.find("exporters", to, f"--to is {to!r}")
     trained = load_trained(run)
@@ -74,14 +78,14 @@ def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] =
 
 
 def _free(folder: Path, own: bool) -> Path:
-    """A folder that may be written: the run's own export folder is replaced, another one is not. Raises UserError."""
+    """Check that a folder may be written. Only the run's own export folder may be replaced. Raises UserError."""
     if not own and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; give --out a new folder")
     return folder
 
 
 def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.Image], str | None]:
-    """(real images, the data's fingerprint where it was opened). Raises UserError."""
+    """Returns (images to verify with, the data's fingerprint). The fingerprint is None for images given by path. Raises UserError."""
     if paths:
         return [_decoded(path) for path in paths], None
     try:
@@ -96,7 +100,7 @@ def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.
 def _decoded(path: Path) -> Image.Image:
     try:
         return decode(path.read_bytes())
-    except Exception as error:  # Pillow has no common base for what a broken file makes it raise
+    except Exception as error:  # Pillow's errors for broken files have no common base class
         raise UserError(f"--images: {path} cannot be read: {error}") from error
 
 
@@ -107,7 +111,7 @@ def _view(picture: Image.Image, trained: TrainedModel) -> Tensor:
 
 
 def _compare(trained: TrainedModel, theirs: Callable[[Tensor], Tensor], views_BCHW: Tensor, to: str) -> float:
-    """Largest difference of a logit, all images at once and the first alone: the batch is free. Raises UserError if it is large."""
+    """Largest absolute difference of a logit, over a batch of all images and a batch of one. Raises UserError above the tolerance."""
     with torch.no_grad():
         x_BCHW = views_BCHW.float() / 255
         parts = [(trained.chain(x), theirs(x)) for x in (x_BCHW, x_BCHW[:1])]

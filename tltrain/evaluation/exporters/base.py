@@ -1,4 +1,4 @@
-"""What an exporter is: how a network is written for the tools of others, and read back with them."""
+"""The Exporter type: functions that write a network in the format of another tool, and read it back with that tool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tltrain.evaluation.trained import TrainedModel
 
 
 def _takes_all(trained: TrainedModel) -> None:
-    """Every network can be written."""
+    """The default check: every network is supported."""
 
 
 def _nothing_more(trained: TrainedModel, folder: Path, pictures: Sequence[Image.Image], views_BCHW: Tensor) -> Iterable[str]:
@@ -22,19 +22,19 @@ def _nothing_more(trained: TrainedModel, folder: Path, pictures: Sequence[Image.
 
 @dataclass(frozen=True)
 class Exporter:
-    """The functions of one form of export; tltrain.evaluation.exporters calls them in this order: check, write, read, classes, compare."""
+    """The functions of one export format. `export` calls them in this order: check, write, read, classes, compare."""
 
     usage: str
-    """Markdown: how to use the export from its folder."""
+    """Markdown for README.md: how to load the export."""
     write: Callable[[TrainedModel, Path, Tensor], None]
-    """(run, folder, example_BCHW): writes the network; the example is real images, floats in [0, 1]."""
+    """(run, folder, example_BCHW): writes the network. The example is a batch of real images, floats in [0, 1]."""
     read: Callable[[Path], Callable[[Tensor], Tensor]]
-    """(folder): a function of images (B, 3, size, size) in [0, 1] to logits (B, classes), by the other side's own tool."""
+    """(folder): loads the export with its own tool. Returns a function of images (B, 3, size, size) in [0, 1] to logits (B, classes)."""
     classes: Callable[[Path], list[str]]
-    """(folder): the class names, as the other side reads them."""
+    """(folder): reads the class names of the export, in order."""
     check: Callable[[TrainedModel], None] = _takes_all
-    """(run): raises UserError for a network that the other side has no class for, and where a package is missing."""
+    """(run): raises UserError for a network that the tool does not support, and where a package is missing."""
     compare: Callable[[TrainedModel, Path, Sequence[Image.Image], Tensor], Iterable[str]] = _nothing_more
-    """(run, folder, pictures, views_BCHW): lines on what else was compared, beside the logits; the views are uint8."""
+    """(run, folder, pictures, views_BCHW): makes further comparisons and yields lines for the user. The views are uint8."""
     header: str = ""
-    """What stands above the model card in README.md."""
+    """Text above the model card in README.md, such as YAML metadata."""

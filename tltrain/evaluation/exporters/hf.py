@@ -1,4 +1,4 @@
-"""A folder that transformers opens: AutoModelForImageClassification, AutoImageProcessor and pipeline."""
+"""Exports to transformers: a folder for AutoModelForImageClassification, AutoImageProcessor and pipeline."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ classify = pipeline("image-classification", model="PATH OF THIS FOLDER")
 print(classify("x.jpg"))
 ```"""
 HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags: [image-classification, tltrain]\n---\n\n"
-"""What the hub reads of a model card."""
+"""Model card metadata, read by the Hugging Face hub."""
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 
 def check(trained: TrainedModel) -> None:
-    """Raises UserError for a network that transformers has no class for."""
+    """Check that transformers supports the network. Raises UserError."""
     _model(trained)
 
 
@@ -55,7 +55,7 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W) in [0, 1] to logits, by transformers: normalised with what the processor's file says."""
+    """Load with transformers: images (B, 3, H, W) in [0, 1] to logits (B, classes). Mean and std come from the exported processor."""
     with quiet():
         model = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -69,7 +69,10 @@ def classes(folder: Path) -> list[str]:
 
 
 def compare_processor(trained: TrainedModel, folder: Path, pictures: Sequence[Image.Image], views_BCHW: Tensor) -> Iterator[str]:
-    """Lines on the way from an image to its class, by transformers alone. The processor resizes with another library than Pillow."""
+    """Compare preprocessing and predicted classes with transformers alone, and yield one line each.
+
+    Pixels may differ slightly, because the processor does not resize with Pillow.
+    """
     processor: Any = AutoImageProcessor.from_pretrained(folder)
     theirs = torch.cat([processor(images=picture, return_tensors="pt")["pixel_values"] for picture in pictures])
     std = torch.tensor(trained.card.std).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""README.md of an export: what the network is, what it was trained on, how good it is, and where that ends."""
+"""Model card of an export (README.md): usage, training data, test metrics with confidence intervals, limits, classes and recipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tltrain.runs import run_dir
 from tltrain.runs.record import Predicted, read_predictions
 from tltrain.runs.report.stats import bootstrap, f1_macro, wilson
 
-FEW = 30  # test images of a class below which its recall says little
+FEW = 30  # with fewer test images, the recall of a class is too uncertain
 
 
 def model_card(trained: TrainedModel, usage: str, fingerprint: str | None) -> str:
-    """Markdown."""
+    """The model card in Markdown. `usage` shows how to load the export. `fingerprint` is used where the run recorded none."""
     recipe, card = trained.recipe, trained.card
     test = run_dir.test_metrics(trained.path)
     parts = [
@@ -45,7 +45,7 @@ def _data(trained: TrainedModel, fingerprint: str | None) -> Iterator[str]:
 
 
 def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
-    """A table with 95 % intervals."""
+    """Lines of a table of test metrics with 95 % confidence intervals."""
     if test is None:
         yield "This run has no test figures."
         return

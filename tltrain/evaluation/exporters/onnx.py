@@ -1,4 +1,4 @@
-"""An ONNX file with a free batch and the class names in its metadata, checked by ONNX Runtime."""
+"""Exports to ONNX: one file with a dynamic batch size and the class names in its metadata, verified with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 
 
 def check(trained: TrainedModel) -> None:
-    """Raises UserError without the packages of the extra `onnx`."""
+    """Check that the packages of the extra `onnx` are installed. Raises UserError."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx needs {', '.join(missing)}; install with: pip install 'tltrain[onnx]'")
 
 
 def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # the exporter reports its steps there
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # torch 2.11 on its own code
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # torch.onnx prints its progress
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # raised by torch 2.11's own code
         made = torch.onnx.export(
             traced(trained, example_BCHW), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False, external_data=False
         )
@@ -48,7 +48,7 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W) in [0, 1] to logits, by ONNX Runtime on the CPU."""
+    """Load with ONNX Runtime on the CPU: images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
     session = _session(folder)
     return lambda x_BCHW: torch.from_numpy(session.run(None, {"images": x_BCHW.numpy()})[0])
 

@@ -1,4 +1,4 @@
-"""A program of torch.export: runs without tltrain, in Python or compiled, on any number of images."""
+"""Exports with torch.export: a program with a dynamic batch size that runs without tltrain, in Python or compiled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logits = program.module()(images)  # (B, 3, size, size), floats in [0, 1], any B
 
 
 class Images(nn.Module):
-    """The chain as a function of images alone."""
+    """A module with the chain's forward pass as a function of images alone, without start and stop."""
 
     def __init__(self, chain: Chain) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class Images(nn.Module):
 
 
 def traced(trained: TrainedModel, example_BCHW: Tensor) -> torch.export.ExportedProgram:
-    """The network for images (B, 3, size, size) in [0, 1] with a free B."""
+    """Trace the network for images (B, 3, size, size) in [0, 1], with a dynamic batch size B."""
     batch = torch.export.Dim("batch", min=1)
-    example = example_BCHW[:2].expand(2, -1, -1, -1)  # a batch of one would be taken for a constant
+    example = example_BCHW[:2].expand(2, -1, -1, -1)  # torch.export would make a batch size of 1 a constant
     return torch.export.export(Images(trained.chain).eval(), (example.clone(),), dynamic_shapes=({0: batch},))
 
 
@@ -58,7 +58,7 @@ def classes(folder: Path) -> list[str]:
 
 
 def _load(folder: Path, extra_files: dict[str, str] | None = None) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():  # torch 2.11 reads its own file into a buffer that it then warns of
+    with warnings.catch_warnings():  # torch 2.11 warns about a buffer of its own
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         return torch.export.load(folder / FILE, extra_files=extra_files)
 

@@ -1,4 +1,4 @@
-"""A state dict that torchvision's own network loads strictly."""
+"""Exports to torchvision: a state dict that torchvision's model loads with strict=True, and its preprocessing as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logits = model(see(image)[None])  # an image of PIL, RGB
 
 
 def check(trained: TrainedModel) -> None:
-    """Raises UserError for a network that torchvision does not have."""
+    """Check that torchvision has the network. Raises UserError."""
     _name(trained)
 
 
@@ -44,7 +44,7 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W) in [0, 1] to logits, by torchvision."""
+    """Load with torchvision: images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
     said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     model = get_model(said["name"], num_classes=len(said["classes"])).eval()
     model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True), strict=True)
