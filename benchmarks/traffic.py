@@ -64,7 +64,7 @@ def measure(net: str, num_processes: int, folder: Path) -> list[Row]:
     last = LAST | ({"norm_stats": "train"} if net.startswith("resnet") else {})
     spec = trials.recipe(backbone={"name": net}, stages=[HEAD, middle, last])
     file = folder / "traffic"
-    start = {"max_device_batch": 3, "store": "never"}
+    start = {"max_device_batch": 3, "cache": "never"}
     world.finish(Trial(spec, str(folder / "run"), num_processes, start=start, before="traffic.count", arguments=(str(file),)))
     return [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 

@@ -115,7 +115,7 @@ def test_a_run_fits_it_on_val_keeps_it_and_uses_it(made_recipe: Made, tmp_path: 
     assert np.mean(said) == pytest.approx(sum(b["n"] * b["confidence"] for b in test["calibration"]["reliability"]) / test["n"], abs=1e-6)
     assert np.mean(said) != pytest.approx(sum(b["n"] * b["confidence"] for b in test["reliability"]) / test["n"], abs=1e-6)
     report = (tmp_path / "run" / "report.html").read_text()
-    assert f"Divided by {card.temperature:.2f}, which was fitted on val" in report
+    assert f"divide the logits by a temperature of {card.temperature:.2f}, fitted on val" in report
     assert "Accuracy over confidence, calibrated, %" in report
     # a student that starts from these weights has a new head, and is not calibrated yet
     recipe = made_recipe(backbone={"weights": str(tmp_path / "run")}, stages=[HEAD | {"carry": "last"}], data={"val_fraction": 0})

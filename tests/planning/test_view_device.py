@@ -207,7 +207,7 @@ def test_the_plan_measures_and_says_which(device: str, made_recipe: Made) -> Non
 def test_a_device_that_makes_other_pixels_is_refused(device: str, made_recipe: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = made_recipe(stages=[STRONG])
     turned = rendering._rotation
-    monkeypatch.setattr(rendering, "_turn", lambda angle, size: turned(angle + 1, size))
+    monkeypatch.setattr(rendering, "_rotation", lambda angle, size: turned(angle + 1, size))
     with pytest.raises(UserError, match=r"--views device, and here the device makes other pixels than Pillow, by up to \d+ grey levels"):
         _decided(recipe, RunFlags(views="device"), device)
     if device == "cuda":
