@@ -35,6 +35,8 @@ def test_a_run_that_is_killed_again_and_again_ends_equal(num: int, num_kills: in
 @pytest.mark.parametrize(
     ("module", "function", "number"),
     [
+        ("core.files", "sync", 1),
+        ("core.files", "sync", 2),
         ("runs.run_dir", "claim", 1),
         ("runs.run_dir", "write_environment", 1),
         ("runs.checkpoint", "_write", 2),

@@ -39,6 +39,11 @@ def temporary_for(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
+def is_temporary(path: Path, of: Path) -> bool:
+    """Whether a path is a temporary file that an interrupted write of `of` left behind."""
+    return path.parent == of.parent and path.name.startswith(f".{of.name}.") and path.suffix == ".tmp"
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file atomically, and wait until it is on the disk."""
     with replacing(path) as temporary:

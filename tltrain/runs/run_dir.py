@@ -147,7 +147,8 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
     """Check that the folder is empty or holds a run of this recipe. Raises UserError with the differences."""
     check_links(run)
     if not recipe_file(run).exists():
-        if run.is_dir() and any(run.iterdir()):
+        # A start that was killed before its recipe was complete leaves a temporary file of it, and nothing else.
+        if run.is_dir() and not all(files.is_temporary(path, recipe_file(run)) for path in run.iterdir()):
             raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
         return
     differences = read_recipe(run).differences(recipe)
@@ -162,10 +163,10 @@ def create(run: Path, recipe: Recipe) -> None:
     check_links(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if not recipe_file(run).exists():  # first of all: the recipe makes it a run folder
+            files.write_atomic(recipe_file(run), recipe.to_yaml())
         for folder in (checkpoints(run), run / "stages", generations(run)):
             folder.mkdir(exist_ok=True)
-        if not recipe_file(run).exists():
-            files.write_atomic(recipe_file(run), recipe.to_yaml())
     except OSError as error:
         raise UserError(f"the run folder {run} cannot be written: {error}; choose another with --folder") from error
 
