@@ -125,7 +125,7 @@ class Racer:
             self.train(self.feed)
             raise RuntimeError("it stopped asking for batches")
         except Ended:
-            pass
+            pass  # `close` ends an endless training this way; it is no failure
         except BaseException as error:
             self.error = error
             self.feed._done.release()

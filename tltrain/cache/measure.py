@@ -74,7 +74,7 @@ class _Meter:
         if ("view", augment) not in self.known:
             views = _views(self.split, self.student, self.recipe, augment)
             self.known["view", augment] = (
-                _seconds(lambda: [views.view(i, 1) for i in self._sample()]) / len(self._sample()) if self.readable else 0
+                least_s(lambda: [views.view(i, 1) for i in self._sample()]) / len(self._sample()) if self.readable else 0
             )
         return (self.known["view", augment] + (0 if self.in_memory else self.base_s)) / max(1, self.workers)
 
@@ -122,9 +122,10 @@ def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[f
     return spent, row_bytes
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def least_s(work: Callable[[], Any], times: int = 3) -> float:
+    """Seconds of one call: the minimum of several, which other load on the machine affects least."""
     spent = []
-    for _ in range(3):
+    for _ in range(times):
         began = time.perf_counter()
         work()
         spent.append(time.perf_counter() - began)

@@ -13,6 +13,7 @@ from tltrain.cache.planner import CHUNK
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import duration
 from tltrain.core.stage_plan import StagePlan
+from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
 GAIN = {"no": 1.21, "bf16": 1.36, "fp16": 1.36}
@@ -46,22 +47,23 @@ class Estimate:
         return self.steps_s * (1 - 1 / GAIN.get(precision, GAIN["no"])) - COMPILE_S * self.share
 
 
+def forward_s(chain: Chain, stop: int | None, size: int, machine: Machine) -> float:
+    """Seconds per image of a forward pass, timed. chain: on the machine's device. stop: the block to end before. None: the whole network.
+
+    size: side of an image, pixels.
+    """
+    frozen = FrozenModel(chain, stop, None, CHUNK.get(machine.device.type, 64), machine.autocast)
+    return time_frozen(frozen, size, machine.device)[0]
+
+
 def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, world: int) -> list[Estimate]:
     """One estimate per stage, from forward passes timed on this machine's device. world: number of processes."""
     chain = timed(student.chain, machine.device)
-    chunk, num_blocks = CHUNK.get(machine.device.type, 64), len(chain.blocks)
-
-    def forward_s(stop: int | None) -> float:
-        return (
-            0.0
-            if stop == 0
-            else time_frozen(FrozenModel(chain, stop, None, chunk, machine.autocast), student.preprocess.size, machine.device)[0]
-        )
-
-    whole_s, found = forward_s(None), []
+    num_blocks, size = len(chain.blocks), student.preprocess.size
+    whole_s, found = forward_s(chain, None, size, machine), []
     for stage in planned:
         first = 0 if chain.runs_whole else stage.first_trainable_block
-        frozen_s = forward_s(first)
+        frozen_s = forward_s(chain, first, size, machine) if first > 0 else 0.0
         # a prefix whose outputs can be cached runs outside the model and is not compiled
         beside = first > 0 and why_not_cacheable(stage) is None
         image_s = TRAINING * max(0.0, whole_s - frozen_s) + (0.0 if beside else frozen_s)

@@ -5,19 +5,16 @@ The choice is by measurement on this machine. Both give the same pixels.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tltrain.cache import image_cache
-from tltrain.cache.frozen import FrozenModel
-from tltrain.cache.measure import Machine, time_frozen, timed
-from tltrain.cache.planner import CHUNK, Choices
+from tltrain.cache.measure import Machine, least_s, timed
+from tltrain.cache.planner import Choices
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
@@ -27,13 +24,13 @@ from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef
 from tltrain.data.views import Views
 from tltrain.models.factory import Loaded
+from tltrain.planning.compiling import TRAINING, forward_s
 
-COMPARED, TIMED = 16, 64
-"""COMPARED: number of views made both ways, which must be equal. TIMED: number of views in the batch that times the device."""
+COMPARED, TIMED, CALLS = 16, 64, 5
+"""COMPARED: number of views made both ways, which must be equal. TIMED: number of views in the batch that times the device. CALLS: number
+of calls that are timed, of which the fastest counts."""
 LEAST_GAIN = 1.05
 """Minimum speed-up of a training step for which the device makes the views."""
-TRAINING = 3
-"""Time of a training step in forward passes (approximate)."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +102,11 @@ def _rates(host: Views, device: Views, chosen: Sequence[int], student: Loaded, m
     stored = choices.images is not None and choices.images.place is not None
     read_s = 0.0 if stored or machine.workers == 0 else image_cache.estimate(host.split, host.preprocess).seconds / len(host.split)
     some = [SampleRef(i, 1 + v) for v in range(4) for i in chosen]
-    host_s, base_s = (_least(partial(views.batch, some)) / len(some) for views in (host, device))
+    host_s, base_s = (least_s(partial(views.batch, some), CALLS) / len(some) for views in (host, device))
     many = {name: _pinned(tensor, machine.device) for name, tensor in device.batch([some[n % len(some)] for n in range(TIMED)]).items()}
-    render_s = _least(lambda: _waited(to_device(many, machine.device)["image"])) / TIMED
-    whole = FrozenModel(timed(student.chain, machine.device), None, None, CHUNK.get(machine.device.type, 64), machine.autocast)
-    forward_s, _ = time_frozen(whole, student.preprocess.size, machine.device)
-    return Rates((host_s + read_s) / at_once, (base_s + read_s) / at_once, render_s, TRAINING * forward_s)
-
-
-def _least(work: Callable[[], Any], times: int = 5) -> float:
-    """Seconds of one call: the minimum of several, which other load on the machine affects least."""
-    spent = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - began)
-    return min(spent)
+    render_s = least_s(lambda: _waited(to_device(many, machine.device)["image"]), CALLS) / TIMED
+    network_s = TRAINING * forward_s(timed(student.chain, machine.device), None, student.preprocess.size, machine)
+    return Rates((host_s + read_s) / at_once, (base_s + read_s) / at_once, render_s, network_s)
 
 
 def _waited(images: Tensor) -> None:
