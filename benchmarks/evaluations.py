@@ -22,6 +22,7 @@ from benchmarks.plants import own_rank
 from benchmarks.world import Trial
 from tltrain.data.loader import eval_loader
 from tltrain.data.sampler import SampleRef
+from tltrain.data.views import Preprocess
 from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import predict
@@ -31,6 +32,8 @@ NUM_CLASSES = 7
 
 class Numbered(Dataset[dict[str, Tensor]]):
     """Samples whose image is their own position, with random labels."""
+
+    preprocess = Preprocess(1, 1)
 
     def __init__(self, labels_N: np.ndarray) -> None:
         self.labels_N = labels_N

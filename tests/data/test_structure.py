@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from other_user import any_user, readable_folder
 from PIL import Image
 
 from tltrain.cli.main import main
@@ -272,23 +271,9 @@ def test_a_link_in_a_circle_is_a_file_that_cannot_be_read(tmp_path: Path) -> Non
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that every user may enter; that of a test is its user's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
-
-
-@contextmanager
-def _as_a_user() -> Iterator[None]:
-    """Permissions count here; root may read everything."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
+    with readable_folder() as folder:
+        folder.chmod(0o777)  # the cache is written beside the data
+        yield folder
 
 
 @pytest.mark.parametrize("closed", ["cat/inner", "cat", ""])
@@ -296,7 +281,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_absence(place: Path
     monkeypatch.setenv("TLTRAIN_CACHE", str(place / "cache"))
     root = _tree(place / "d", "cat/inner", "dog")
     (root / closed).chmod(0)
-    with _as_a_user():
+    with any_user():
         _refused(root, rf"{root / closed} cannot be read: Permission denied; mend its permissions")
     (root / closed).chmod(0o755)
 
@@ -305,7 +290,7 @@ def test_a_folder_behind_a_closed_one_is_not_called_absent(place: Path, monkeypa
     monkeypatch.setenv("TLTRAIN_CACHE", str(place / "cache"))
     root = _tree(place / "closed" / "d", "cat", "dog")
     root.parent.chmod(0)
-    with _as_a_user():
+    with any_user():
         _refused(root, f"{root} cannot be read: Permission denied")
         _refused(root.parent / "none" / "x", "x cannot be read: Permission denied")
         _refused(place / "none", "is not a folder")
