@@ -21,7 +21,7 @@ from benchmarks import trials, world
 from benchmarks.plants import own_rank
 from benchmarks.world import Trial
 from tltrain.data.loader import eval_loader
-from tltrain.data.sampler import SampleRef
+from tltrain.data.sampler import SampleRef, Shard
 from tltrain.data.views import Preprocess
 from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation import metrics
@@ -71,7 +71,7 @@ def compare(folder: str, max_samples: int, max_batch: int, every: int) -> None:
         logits_NK = torch.from_numpy(np.round(draw.normal(size=(n, NUM_CLASSES)) * 2, 1)).float()  # rounded: some are tied
         expected = _by_scikit_learn(labels_N, logits_NK.double())
         for batch in (b for b in range(1, max_batch + 1) if (n + b) % every == 0):
-            loader: Any = eval_loader(Numbered(labels_N), runtime.rank, runtime.world, batch, None, 0, False)  # type: ignore[arg-type]
+            loader: Any = eval_loader(Numbered(labels_N), Shard(runtime.rank, runtime.world), batch, None, 0, False)  # type: ignore[arg-type]
             p, num = predict(runtime, Table(logits_NK), loader), num + 1
             whole = np.array_equal(p.index, np.arange(n)) and np.array_equal(p.label, labels_N)
             if not whole or not np.array_equal(p.predicted, logits_NK.argmax(1).numpy()):

@@ -22,7 +22,7 @@ from tltrain.cache.disk_store import Store
 from tltrain.cache.image_cache import ImageCache
 from tltrain.data.dataset import Split
 from tltrain.data.loader import train_loader
-from tltrain.data.sampler import SampleStream
+from tltrain.data.sampler import SampleStream, Shard
 from tltrain.data.sources.image_list import FileReader
 from tltrain.data.views import Augment, Preprocess, Views, base_of
 
@@ -115,7 +115,7 @@ def epoch(split: Split, augment: Augment, stored: ImageCache | None, times: int)
     for _ in range(times):
         views = Views(split, VIEW, augment, flip=True, seed=0, bases=stored)
         check, total, began = 0, 0, time.perf_counter()
-        for batch in train_loader(views, stream, 0, len(split) // BATCH, 0, 1, 1, 0, pin=False):
+        for batch in train_loader(views, stream, 0, len(split) // BATCH, Shard(), 0, pin=False):
             pixels = batch["image"].numpy()
             check, total = zlib.adler32(pixels.data, check), total + int(pixels[..., 0].sum())
         seconds += time.perf_counter() - began

@@ -19,7 +19,7 @@ from benchmarks.timing import about
 from tltrain.data import Split
 from tltrain.data.loader import on_device, train_loader
 from tltrain.data.rendering import to_device
-from tltrain.data.sampler import SampleRef, SampleStream
+from tltrain.data.sampler import SampleRef, SampleStream, Shard
 from tltrain.data.views import Batch, Preprocess, Views
 
 NUM_IMAGES = 128
@@ -91,7 +91,7 @@ def loaded(views: Views, batch: int, workers: int, seconds: float, device: torch
     """Images a second through the loader to the device, once the batches that were read ahead are gone."""
     ahead = 2 * workers + 2  # each worker has two under way; the first one also makes all its base images
     stream = SampleStream(0, 0, NUM_IMAGES, batch, None, 0)
-    loader = train_loader(views, stream, 0, 1_000_000, 0, 1, 1, workers, pin=device.type == "cuda")
+    loader = train_loader(views, stream, 0, 1_000_000, Shard(), workers, pin=device.type == "cuda")
     with closing(on_device(loader, device)) as batches:  # type: ignore[type-var]
         for _ in range(ahead):
             next(batches)

@@ -22,7 +22,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images
 from tltrain.data.loader import eval_loader, train_loader
-from tltrain.data.sampler import SampleStream
+from tltrain.data.sampler import SampleStream, Shard
 from tltrain.data.views import Preprocess, Views, base_of
 
 
@@ -60,7 +60,9 @@ def test_loaders_see_the_same_in_workers(images: DataSplits, tmp_path: Path, wor
         seen = []
         for b in (None, made):
             views = Views(images.train, VIEW, "strong", True, 0, b)
-            seen.append([*train_loader(views, stream, 0, 8, 0, 1, 1, workers, False), *eval_loader(views, 0, 1, 32, None, workers, False)])
+            seen.append(
+                [*train_loader(views, stream, 0, 8, Shard(), workers, False), *eval_loader(views, Shard(), 32, None, workers, False)]
+            )
         for without, stored in zip(*seen, strict=True):
             assert without.keys() == stored.keys()
             assert all(torch.equal(without[name], stored[name]) for name in without)

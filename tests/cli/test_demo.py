@@ -22,6 +22,7 @@ from tltrain.core import recipe, stage_plan
 from tltrain.core.recipe import Backbone, Data
 from tltrain.data import open_images
 from tltrain.data.loader import eval_loader
+from tltrain.data.sampler import Shard
 from tltrain.data.sources import printed as source
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
@@ -78,7 +79,7 @@ def test_printed_is_the_same_with_two_workers() -> None:
     views = Views(split, Preprocess(32, 32), "none", False, 0)
 
     def seen(workers: int) -> list[torch.Tensor]:
-        return [batch["image"] for batch in eval_loader(views, 0, 1, 16, 48, workers, False)]
+        return [batch["image"] for batch in eval_loader(views, Shard(), 16, 48, workers, False)]
 
     alone, together = seen(0), seen(2)
     assert len(alone) == 3

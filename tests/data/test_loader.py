@@ -18,7 +18,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images
 from tltrain.data.loader import StepSampler, eval_loader, train_loader, train_positions
-from tltrain.data.sampler import SampleStream
+from tltrain.data.sampler import SampleStream, Shard
 from tltrain.data.views import Preprocess, Views
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +43,9 @@ def test_positions_without_images_are_those_of_the_items(
 ) -> None:
     """Of each rank and micro-batch: who looks everything up trains on the same samples as who reads the images."""
     stream, labels = SampleStream(3, 1, 12, batch, views, 2, draw_weights), np.arange(12) * 5
-    for rank in range(world):
-        asked = list(StepSampler(stream, 1, 5, rank, world, num_micro))
-        found = list(train_positions(labels, stream, 1, 5, rank, world, num_micro))
+    for shard in (Shard(rank, world, num_micro) for rank in range(world)):
+        asked = list(StepSampler(stream, 1, 5, shard))
+        found = list(train_positions(labels, stream, 1, 5, shard))
         assert len(found) == len(asked) == 4 * num_micro
         for items, batch_B in zip(asked, found, strict=True):
             assert batch_B["index"].tolist() == [item.position for item in items]
@@ -62,7 +62,7 @@ def test_0_and_2_workers_see_the_same(images: DataSplits, mixup: float) -> None:
     seen = []
     for workers in (0, 2):
         views = Views(images.train, Preprocess(32, 36), "strong", True, 0)
-        seen.append(list(train_loader(views, stream, 1, 6, rank=1, world=2, num_micro=2, workers=workers, pin=False)))
+        seen.append(list(train_loader(views, stream, 1, 6, Shard(1, 2, 2), workers=workers, pin=False)))
     assert len(seen[0]) == len(seen[1]) == 10
     for alone, helped in zip(*seen, strict=True):
         assert alone.keys() == helped.keys()
@@ -74,8 +74,8 @@ def test_0_and_2_workers_see_the_same(images: DataSplits, mixup: float) -> None:
 
 def test_a_resumed_loader_goes_on_where_it_was(images: DataSplits) -> None:
     views, stream = Views(images.train, Preprocess(32, 36), "light", True, 0), SampleStream(0, 0, 24, 10, None, 0)
-    whole = list(train_loader(views, stream, 0, 6, 0, 1, 1, 0, False))
-    late = list(train_loader(views, stream, 4, 6, 0, 1, 1, 0, False))
+    whole = list(train_loader(views, stream, 0, 6, Shard(), 0, False))
+    late = list(train_loader(views, stream, 4, 6, Shard(), 0, False))
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(whole[4:], late, strict=True))
 
 
@@ -83,7 +83,7 @@ def test_evaluation_over_ranks_is_exact(images: DataSplits) -> None:
     views = Views(images.train, Preprocess(32, 36), "strong", True, 0)
     seen, lengths = [], []
     for rank in range(5):
-        batches = list(eval_loader(views, rank, 5, 3, None, 0, False))
+        batches = list(eval_loader(views, Shard(rank, 5), 3, None, 0, False))
         lengths.append(len(batches))
         seen += [int(i) for batch in batches for i in batch["index"][batch["weight"] == 1]]
     assert sorted(seen) == list(range(24))
@@ -95,7 +95,7 @@ def test_a_file_that_vanishes_stops_with_its_path_and_no_trace(images: DataSplit
     (tmp_path / "d" / "b" / "3.png").unlink()
     views = Views(images.train, Preprocess(32, 36), "light", True, 0)
     with pytest.raises(UserError) as caught:
-        list(eval_loader(views, 0, 1, 4, None, workers, False))
+        list(eval_loader(views, Shard(), 4, None, workers, False))
     assert str(caught.value).startswith(str(tmp_path / "d" / "b" / "3.png"))
     assert "Traceback" not in str(caught.value)
 
@@ -105,7 +105,7 @@ import os, signal, sys, time
 import torch
 from tltrain.data import open_images
 from tltrain.data.loader import train_loader
-from tltrain.data.sampler import SampleStream
+from tltrain.data.sampler import SampleStream, Shard
 from tltrain.data.views import Preprocess, Views
 from tltrain.core.recipe import Data
 
@@ -114,7 +114,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, lambda *_: print("parent heard", flush=True))
     images = open_images(Data(source="digits"))
     views, stream = Views(images.train, Preprocess(32, 32), "light", False, 0), SampleStream(0, 0, len(images.train), 16, None, 0)
-    batches = iter(train_loader(views, stream, 0, 40, 0, 1, 1, 2, False))
+    batches = iter(train_loader(views, stream, 0, 40, Shard(), 2, False))
     next(batches)
     print("ready", flush=True)
     if "crash" in sys.argv:
@@ -122,7 +122,7 @@ if __name__ == "__main__":
     sys.stdin.readline()
     print(1 + sum(1 for _ in batches), "batches", flush=True)
     sys.stdin.readline()
-    batches = iter(train_loader(views, stream, 0, 40, 0, 1, 1, 2, False))
+    batches = iter(train_loader(views, stream, 0, 40, Shard(), 2, False))
     next(batches)
     print("again", flush=True)
     time.sleep(60)
@@ -133,6 +133,7 @@ NEIGHBOUR = """
 import multiprocessing, signal
 from tltrain.data import open_images
 from tltrain.data.loader import eval_loader
+from tltrain.data.sampler import Shard
 from tltrain.data.views import Preprocess, Views
 from tltrain.core.recipe import Data
 
@@ -141,7 +142,7 @@ def blocked(say):
 
 if __name__ == "__main__":
     images = open_images(Data(source="digits", per_class=2))
-    assert len(list(eval_loader(Views(images.train, Preprocess(32, 32), "none", False, 0), 0, 1, 16, None, 1, False))) == 2
+    assert len(list(eval_loader(Views(images.train, Preprocess(32, 32), "none", False, 0), Shard(), 16, None, 1, False))) == 2
     hear, say = multiprocessing.Pipe(False)
     process = multiprocessing.get_context("forkserver").Process(target=blocked, args=(say,))
     process.start()
@@ -165,6 +166,7 @@ import sys
 from dataclasses import replace
 from tltrain.data import open_images
 from tltrain.data.loader import eval_loader
+from tltrain.data.sampler import Shard
 from tltrain.data.views import Preprocess, Views
 from tltrain.core.recipe import Data
 
@@ -180,7 +182,7 @@ if __name__ == "__main__" or "own" not in sys.argv:
     split = open_images(Data(source="digits", per_class=2)).train
     if "own" in sys.argv:
         split = replace(split, read=Read(split.read))
-    print(len(list(eval_loader(Views(split, Preprocess(32, 32), "none", False, 0), 0, 1, 16, None, 1, False))), flush=True)
+    print(len(list(eval_loader(Views(split, Preprocess(32, 32), "none", False, 0), Shard(), 16, None, 1, False))), flush=True)
 """
 
 

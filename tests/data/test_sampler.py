@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tltrain.data import class_weights, sampler
 from tltrain.data.loader import StepSampler, eval_batches
-from tltrain.data.sampler import SampleRef, SampleStream, derive_seed, micro_batches, num_micro, rank_slice, shuffled, uniform
+from tltrain.data.sampler import SampleRef, SampleStream, Shard, derive_seed, micro_batches, num_micro, rank_slice, shuffled, uniform
 from tltrain.data.splits import cut, keep_per_class
 
 small = st.integers(1, 40)
@@ -49,7 +49,7 @@ def test_any_world_covers_the_global_batch_once(n: int, batch: int, world: int, 
     num = num_micro(batch, world, device)
     seen: list[SampleRef] = []
     for rank in range(world):
-        micro = list(StepSampler(stream, step, step + 1, rank, world, num))
+        micro = list(StepSampler(stream, step, step + 1, Shard(rank, world, num)))
         assert len(micro) == num
         assert all(1 <= len(part) <= device for part in micro)
         seen += [item for part in micro for item in part if item.weight == 1]
@@ -185,7 +185,7 @@ def test_class_weights_are_one_on_average(labels: list[int]) -> None:
 @quick
 @given(n=st.integers(1, 60), world=st.integers(1, 9), batch=st.integers(1, 20), limit=st.none() | st.integers(1, 70))
 def test_evaluation_sees_every_sample_once(n: int, world: int, batch: int, limit: int | None) -> None:
-    per_rank = [eval_batches(n, rank, world, batch, limit) for rank in range(world)]
+    per_rank = [eval_batches(n, Shard(rank, world), batch, limit) for rank in range(world)]
     shapes = {tuple(len(part) for part in batches) for batches in per_rank}
     assert len(shapes) == 1
     assert max(shapes.pop()) <= batch
@@ -196,7 +196,7 @@ def test_evaluation_sees_every_sample_once(n: int, world: int, batch: int, limit
 
 
 def test_a_limited_evaluation_is_spread_over_the_split() -> None:
-    items = [item.position for part in eval_batches(1000, 0, 1, 64, 10) for item in part]
+    items = [item.position for part in eval_batches(1000, Shard(), 64, 10) for item in part]
     assert items == [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
 
 

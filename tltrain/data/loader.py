@@ -10,38 +10,34 @@ import numpy as np
 import torch
 
 from tltrain.data.rendering import to_device
-from tltrain.data.sampler import SampleRef, SampleStream, micro_batches, rank_slice
+from tltrain.data.sampler import SampleRef, SampleStream, Shard, micro_batches, rank_slice
 from tltrain.data.views import Batch, Views
 from tltrain.data.workers import Loader, fitting, shared_batch, worker_options
 
 
 @dataclass(frozen=True)
 class StepSampler:
-    """Batch sampler: for each step from start to stop (exclusive), num_micro micro-batches of this rank."""
+    """Batch sampler: for each step from start to stop (exclusive), the micro-batches of this rank."""
 
     stream: SampleStream
     start: int
     stop: int
-    rank: int
-    world: int
-    num_micro: int
+    shard: Shard
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.num_micro
+        return (self.stop - self.start) * self.shard.num_micro
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for s in range(self.start, self.stop):
             items = self.stream.step(s)
-            local_items = items[rank_slice(len(items), self.rank, self.world)]
+            local_items = items[self.shard.local(len(items))]
             # a rank without samples gets one with weight 0, so that every rank runs the same number of forward passes
-            yield from micro_batches(local_items or [items[0]._replace(weight=0.0)], self.num_micro)
+            yield from micro_batches(local_items or [items[0]._replace(weight=0.0)], self.shard.num_micro)
 
 
-def train_loader(
-    views: Views, stream: SampleStream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int, workers: int, pin: bool
-) -> Loader:
-    """Training batches of this rank, num_micro for each step, as `Views.batch` makes them."""
-    return _loader(views, StepSampler(stream, start_step, stop_step, rank, world, num_micro), workers, pin)
+def train_loader(views: Views, stream: SampleStream, start_step: int, stop_step: int, shard: Shard, workers: int, pin: bool) -> Loader:
+    """Training batches of this rank, shard.num_micro for each step, as `Views.batch` makes them."""
+    return _loader(views, StepSampler(stream, start_step, stop_step, shard), workers, pin)
 
 
 def item_loader(views: Views, batches: Sequence[list[SampleRef]], workers: int, pin: bool) -> Loader:
@@ -49,12 +45,10 @@ def item_loader(views: Views, batches: Sequence[list[SampleRef]], workers: int, 
     return _loader(views, batches, workers, pin)
 
 
-def train_positions(
-    labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, rank: int, world: int, num_micro: int
-) -> Iterator[Batch]:
+def train_positions(labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, shard: Shard) -> Iterator[Batch]:
     """As train_loader without the images: label, weight, index and view. For training on cached features."""
-    local = range(stream.batch)[rank_slice(stream.batch, rank, world)]
-    parts = [local[rank_slice(len(local), i, num_micro)] for i in range(num_micro)]
+    local = range(stream.batch)[shard.local(stream.batch)]
+    parts = [local[rank_slice(len(local), i, shard.num_micro)] for i in range(shard.num_micro)]
     filled = [part or local[:1] or range(1) for part in parts]  # an empty part becomes one sample with weight 0, as in StepSampler
     for s in range(start_step, stop_step):
         index_B, view_B = (torch.from_numpy(array_B) for array_B in stream.positions(s))
@@ -64,9 +58,9 @@ def train_positions(
             yield {"label": label_B[at], "weight": torch.full((len(full),), float(bool(part))), "index": index_B[at], "view": view_B[at]}
 
 
-def eval_positions(labels: np.ndarray, rank: int, world: int, batch: int, limit: int | None) -> list[Batch]:
+def eval_positions(labels: np.ndarray, shard: Shard, batch: int, limit: int | None) -> list[Batch]:
     """As eval_loader without the images: label, weight, index and view."""
-    return list(_positions(labels, eval_batches(len(labels), rank, world, batch, limit)))
+    return list(_positions(labels, eval_batches(len(labels), shard, batch, limit)))
 
 
 def _positions(labels: np.ndarray, batches: Iterable[list[SampleRef]]) -> Iterator[Batch]:
@@ -80,25 +74,25 @@ def _positions(labels: np.ndarray, batches: Iterable[list[SampleRef]]) -> Iterat
         }
 
 
-def eval_loader(views: Views, rank: int, world: int, batch: int, limit: int | None, workers: int, pin: bool) -> Loader:
+def eval_loader(views: Views, shard: Shard, batch: int, limit: int | None, workers: int, pin: bool) -> Loader:
     """View 0 of every sample once over all ranks, in batches of at most `batch`.
 
     Every rank gets the same number of batches of the same size. Padding samples have weight 0.
     limit: evaluate only this many samples, spread evenly over the split because it may be sorted by class. None: all.
     """
-    return _loader(views, eval_batches(len(views), rank, world, batch, limit), workers, pin)
+    return _loader(views, eval_batches(len(views), shard, batch, limit), workers, pin)
 
 
-def eval_batches(num_samples: int, rank: int, world: int, batch: int, limit: int | None) -> list[list[SampleRef]]:
+def eval_batches(num_samples: int, shard: Shard, batch: int, limit: int | None) -> list[list[SampleRef]]:
     """The batches of `eval_loader` for this rank: view 0 of each sample, padded with samples of weight 0."""
     num = min(num_samples, limit or num_samples)
     positions = [i * num_samples // num for i in range(num)]
-    per_rank = math.ceil(num / world)
+    per_rank = math.ceil(num / shard.world)
     num_batches = math.ceil(per_rank / batch)
     size = math.ceil(per_rank / num_batches)
     items = [SampleRef(p, 0) for p in positions]
-    items += [SampleRef(positions[0], 0, weight=0.0)] * (num_batches * size * world - num)
-    local_items = items[rank::world]
+    items += [SampleRef(positions[0], 0, weight=0.0)] * (num_batches * size * shard.world - num)
+    local_items = items[shard.rank :: shard.world]
     return [local_items[b * size : (b + 1) * size] for b in range(num_batches)]
 
 
@@ -110,7 +104,7 @@ def _loader(views: Views, batches: StepSampler | Sequence[list[SampleRef]], work
 def _batch_bytes(views: Views, batches: StepSampler | Sequence[list[SampleRef]]) -> int:
     """About what a batch takes in shared memory: its images, and as many partners where images are mixed."""
     if isinstance(batches, StepSampler):
-        num = 2 * math.ceil(batches.stream.batch / (batches.world * batches.num_micro))
+        num = 2 * math.ceil(batches.stream.batch / (batches.shard.world * batches.shard.num_micro))
     else:
         num = max(map(len, batches), default=0)
     return num * 3 * views.preprocess.resize**2

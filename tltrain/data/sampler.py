@@ -35,6 +35,20 @@ class SampleRef(NamedTuple):
     """For cutmix, the box of the partner's pixels: top, left, bottom, right (half open). None for mixup."""
 
 
+class Shard(NamedTuple):
+    """Which part of each global batch this process takes, and in how many micro-batches."""
+
+    rank: int = 0
+    world: int = 1
+    """Number of processes."""
+    num_micro: int = 1
+    """Micro-batches of a training step. Evaluation takes whole batches and does not read it."""
+
+    def local(self, batch: int) -> slice:
+        """The samples of a global batch that belong to this rank."""
+        return rank_slice(batch, self.rank, self.world)
+
+
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from integers and names, by hashing them."""
     text = ",".join(repr(p) if isinstance(p, str) else str(int(p)) for p in parts)

@@ -12,6 +12,7 @@ import numpy as np
 from tltrain.core.errors import UserError
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
+from tltrain.data.sampler import Shard
 from tltrain.data.views import Views
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
@@ -50,7 +51,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as the run's own test does
 
     def predicted(batch: int) -> Predictions:
-        batches = eval_loader(views, runtime.rank, runtime.world, batch, spec.eval_limit, 0, runtime.device.type == "cuda")
+        batches = eval_loader(views, Shard(runtime.rank, runtime.world), batch, spec.eval_limit, 0, runtime.device.type == "cuda")
         return predict(runtime, chain, batches, loaded.card.temperature)
 
     # With several processes, one that runs out of memory cannot retry without the others.

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 
 from tltrain.core import files
 from tltrain.core.errors import UserError
-from tltrain.data.sampler import num_micro
 from tltrain.distributed.out_of_memory import ChunkTooLarge, first_line, is_out_of_memory
 from tltrain.distributed.strategies.consistency import ConsistencyError
 from tltrain.evaluation import results
@@ -39,15 +38,15 @@ def smaller(run: Run, error: BaseException) -> dict[str, int] | None:
     images = _at_a_time(run)
     if images < 2:
         return None
-    asked = run.start.max_device_batch or run_dir.kept(run.path).get("too_large")
-    return {"max_device_batch": images // 2} | ({} if asked is None else {"too_large": asked})
+    requested = run.start.max_device_batch or run_dir.kept(run.path).get("too_large")
+    return {"max_device_batch": images // 2} | ({} if requested is None else {"too_large": requested})
 
 
 def _at_a_time(run: Run) -> int:
     """Images on this process's device at once in its current phase. 0 if the memory use of the phase does not depend on it."""
     call, world, batch = run.watch.place[2], run.runtime.world, run.recipe.batch
     if call in TRAINING:
-        return math.ceil(math.ceil(batch / world) / num_micro(batch, world, run.device_batch))
+        return math.ceil(math.ceil(batch / world) / run.shard.num_micro)
     if call not in EVALUATION:
         return 0
     splits = [split for split in (run.images.val, run.images.test) if split is not None] or [run.images.train]
@@ -62,9 +61,9 @@ def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any
     new = less.get("max_device_batch")
     what = f"micro-batches of at most {new} images" if new else f"chunks of {less['chunk']} images in what is frozen"
     where = f"rank {run.runtime.rank}, " if run.runtime.world > 1 else ""
-    said = f"out of memory ({where}stage {stage}, step {step}, {call}: {first_line(error)}); from here on {what}"
+    text = f"out of memory ({where}stage {stage}, step {step}, {call}: {first_line(error)}); from here on {what}"
     details = {"outcome": "stopped", "signal": OUT_OF_MEMORY, "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
-    return left(run, run_dir.write_failure(run.path, run.generation, {**details, "error": said}))
+    return left(run, run_dir.write_failure(run.path, run.generation, {**details, "error": text}))
 
 
 def left(run: Run, details: dict[str, Any]) -> dict[str, Any]:

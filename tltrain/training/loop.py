@@ -195,16 +195,16 @@ class _TrainLoop:
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
 
     def evaluate(
-        self, progress: Progress, best: dict[str, Tensor] | None, asked: Callable[[], bool]
+        self, progress: Progress, best: dict[str, Tensor] | None, should_stop: Callable[[], bool]
     ) -> tuple[Progress, dict[str, Tensor] | None]:
-        """Evaluate on val, log a row, and keep the best weights. Raises Interrupted if `asked` returns True. Nothing is changed then."""
+        """Evaluate on val, log a row, and keep the best weights. If `should_stop` returns True, raises Interrupted and changes nothing."""
         ctx, select = self.ctx, self.ctx.recipe.select
         assert ctx.val is not None
         step = progress.step
 
         def alive() -> bool:
             ctx.watch.at(ctx.stage.spec.name, step, "evaluate")  # at each batch, since an evaluation may exceed the time-out
-            return asked()
+            return should_stop()
 
         predictions = predict(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
         check_finite(predictions, "val", ctx.stage, step)

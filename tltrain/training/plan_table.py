@@ -95,9 +95,9 @@ def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str
     sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
     view = student.preprocess
     seen = f"seen at {view.size} px (shorter side {view.resize})"
-    made = f"\nviews   strong ones are made {views.why}" if views.why else ""
+    strong = f"\nviews   strong ones are made {views.why}" if views.why else ""
     classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"
-    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}{made}"
+    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}{strong}"
 
 
 def describe_device(device: str, precision: str, tf32: bool) -> str:

@@ -16,7 +16,6 @@ from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
-from tltrain.data.sampler import num_micro
 from tltrain.data.workers import heard_while_waiting
 from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
@@ -95,59 +94,56 @@ def _alive(run: Run, call: str) -> Callable[[], bool]:
     """The `should_stop` of an evaluation outside the stages. It reports progress to the watchdog at each batch, and never stops."""
     stage, step, _ = run.watch.place
 
-    def asked() -> bool:
+    def should_stop() -> bool:
         run.watch.at(stage, step, call)
         return False
 
-    return asked
+    return should_stop
 
 
 def _run_stages(run: Run, stop: StopSignal) -> dict[str, Any]:
     """Restore the newest checkpoint, fill the image cache, and run the remaining stages. Returns the outcome."""
     runtime, checkpoints = run.runtime, run_dir.checkpoints(run.path)
-    found = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
-    restored = None if found is None else checkpoint.load(found)
+    newest = runtime.share(checkpoint.newest(checkpoints, run.console.say) if runtime.is_main else None)
+    restored = None if newest is None else checkpoint.load(newest)
     state = restored or State(Progress(), {name: t.clone() for name, t in run.student.chain.net.state_dict().items()})
     _announce(run, restored)
 
-    def asked(where: str) -> bool:
+    def should_stop(where: str) -> bool:
         run.watch.at("", 0, f"fill {where} of base images")
         return stop.signal is not None
 
-    with base_images(run, asked):
-        return _stages(run, state, restored, stop)
+    with base_images(run, should_stop):
+        return _stages(run, state, stop, resumed=restored is not None)
 
 
-def _stages(run: Run, state: State, restored: State | None, stop: StopSignal) -> dict[str, Any]:
+def _stages(run: Run, state: State, stop: StopSignal, resumed: bool) -> dict[str, Any]:
     """Run the stages from `state` on. Saves a checkpoint after each. Returns the outcome, stopped or finished."""
-    runtime, progress, weights, best = run.runtime, state.progress, state.weights, state.best
+    runtime = run.runtime
     teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
-    if teacher is not None and restored is None:
+    if teacher is not None and not resumed:
         _evaluate_teacher(run, teacher)
-    for stage in run.plan[progress.stage :]:
-        fit, last = run_stage(run, stage, progress, weights, best, restored, teacher, stop)
-        progress, best = fit.progress, fit.best
+    for stage in run.plan[state.progress.stage :]:
+        fit, last = run_stage(run, stage, state, teacher, stop)
         if fit.reason not in ("finished", "early"):
-            return _stopped(run, fit, best)
-        weights = save_stage_weights(run, stage, fit, last)
-        progress, restored = progress.next_stage(), None
-        run.save(State(progress, weights, best))
+            return _stopped(run, fit)
+        state = State(fit.progress.next_stage(), save_stage_weights(run, stage, fit, last), fit.best)
+        run.save(state)
     if run.saver is not None:
         run.saver.wait()
     chain = run.student.chain
-    chain.net.load_state_dict(weights)
-    return _finish(run, on_device(chain, runtime.device), weights, progress)
+    chain.net.load_state_dict(state.weights)
+    return _finish(run, on_device(chain, runtime.device), state.weights, state.progress)
 
 
 def _announce(run: Run, restored: State | None) -> None:
     """Print and write the plan, open the metrics log and the trackers, and print where a resumed run continues."""
     runtime, plan_ = run.runtime, run.plan
-    micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
     about = plan_table.describe_data(run.images, run.student, run.strong_views)
     if runtime.device.type == "cuda":
         about += "\n" + plan_table.describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
     about += f"\n{run.compiling}" if run.compiling else ""
-    table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, micro, about, run.choices.lines())
+    table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, run.shard.num_micro, about, run.choices.lines())
     if not runtime.is_main:
         return
     origin = list(restored.progress.order) if restored else None
@@ -155,8 +151,8 @@ def _announce(run: Run, restored: State | None) -> None:
     run.trackers = _open_trackers(run)
     run_dir.write_plan(run.path, plan_table.text(table))
     run.trackers.plan(plan_table.text(table))
-    if (seen := _preview(run)) is not None:
-        run.trackers.preview(seen)
+    if (picture := _preview(run)) is not None:
+        run.trackers.preview(picture)
     run.console.show(table)
     if restored is not None:
         at = restored.progress
@@ -193,15 +189,15 @@ def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
 
 
-def _stopped(run: Run, fit: StageResult, best: dict[str, Tensor] | None) -> dict[str, Any]:
+def _stopped(run: Run, fit: StageResult) -> dict[str, Any]:
     """End a run that a signal stopped: wait for its checkpoint, then write the best weights, the outcome and the report."""
     stage = run.plan[fit.progress.stage].spec.name
     details: dict[str, Any] = {"outcome": "stopped", "signal": fit.reason, "stage": stage, "step": fit.progress.step}
     if fit.reason == TAKEN_OVER or run.saver is None:
         return details
     run.saver.wait()
-    if best is not None:
-        write_weights(run_dir.weights_file(run.path), best, run.student.card)
+    if fit.best is not None:
+        write_weights(run_dir.weights_file(run.path), fit.best, run.student.card)
     run_dir.write_outcome(run.path, run.generation, details)
     results.report(run.path, run.console.say)
     run.console.say(f"stopped by {fit.reason} in stage {stage}, step {fit.progress.step}, and saved", style="bold")

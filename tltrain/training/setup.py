@@ -21,7 +21,7 @@ from tltrain.core.recipe import Augment, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
-from tltrain.data.sampler import num_micro
+from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.data.views import Views
 from tltrain.distributed.runtime import Runtime
@@ -129,9 +129,13 @@ class Run:
         return Views(split, self.student.preprocess, augment, data.flip, data.seed, self.bases.get(split.name), on_device)
 
     def eval_batches(self, split: Split) -> Any:
-        runtime = self.runtime
-        limit = self.recipe.data.eval_limit
-        return eval_loader(self.views(split), runtime.rank, runtime.world, self.device_batch, limit, self.workers, pin=self.pins)
+        return eval_loader(self.views(split), self.shard, self.device_batch, self.recipe.data.eval_limit, self.workers, pin=self.pins)
+
+    @property
+    def shard(self) -> Shard:
+        """The part of each global batch that this process takes."""
+        world = self.runtime.world
+        return Shard(self.runtime.rank, world, num_micro(self.recipe.batch, world, self.device_batch))
 
     @property
     def pins(self) -> bool:
@@ -160,12 +164,12 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     check_objective(recipe, images)
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {cost_model.uncut(student.chain)}; drop it")
-    kept = run_dir.kept(path)
-    if start.max_device_batch == kept.get("too_large"):  # same flag as the start that ran out of memory: use the size that fits
+    kept_flags = run_dir.kept(path)
+    if start.max_device_batch == kept_flags.get("too_large"):  # same flag as the start that ran out of memory: use the size that fits
         start = replace(start, max_device_batch=None)
-    start = replace(start, compile=start.compile or kept.get("compile", False))
+    start = replace(start, compile=start.compile or kept_flags.get("compile", False))
     check(runtime, optim.trains_norm_stats(student.chain, planned), start.compile)
-    device_batch = start.max_device_batch or kept.get("max_device_batch") or DEVICE_BATCH
+    device_batch = start.max_device_batch or kept_flags.get("max_device_batch") or DEVICE_BATCH
     _check_batch(experiment, runtime.world, device_batch)
     machine = Machine(
         runtime.device,
@@ -179,10 +183,10 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     pays = _shared(runtime, lambda: compiling.note(start, student, planned, machine, runtime.world))
     _shared(runtime, lambda: len(chosen(start)))
     generation = _claim(path, recipe, start, runtime)
-    found = {name: kept[name] for name in ("too_large", "chunk") if name in kept}
-    kept = {"max_device_batch": device_batch, "compile": start.compile} | found
+    reduced = {name: kept_flags[name] for name in ("too_large", "chunk") if name in kept_flags}
+    kept_flags = {"max_device_batch": device_batch, "compile": start.compile} | reduced
     _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
-    _shared(runtime, lambda: _write_environment(path, runtime, images, kept), path)
+    _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)
 
     def superseded(newer: int) -> None:
         why = f"generation {newer} has taken {path} over from this one ({generation})" if newer else f"{path} was renamed or deleted"
@@ -194,7 +198,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
 
     watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
     saver = Saver(run_dir.checkpoints(path), generation, start.keep, watch.may_write) if runtime.is_main else None
-    sizes = device_batch, kept.get("chunk")
+    sizes = device_batch, kept_flags.get("chunk")
     opened = path, experiment, start, runtime, console, choices, *sizes, generation, watch, saver
     return Run(*opened, strong_views=views, compiling=pays)
 
@@ -226,13 +230,13 @@ def _check_batch(experiment: Experiment, world: int, device_batch: int) -> None:
     optim.check_norm_stats(student.chain, experiment.plan, student.preprocess.size, together)
 
 
-def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept: dict[str, Any]) -> None:
+def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept_flags: dict[str, Any]) -> None:
     strategy = str(runtime.accelerator.distributed_type.value)
     accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
     sizes = {s.name: len(s) for s in (images.train, images.val, images.test) if s is not None}
     data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes}
-    run_dir.write_environment(path, accelerate, device, kept, data)
+    run_dir.write_environment(path, accelerate, device, kept_flags, data)
 
 
 def _claim(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> int:
@@ -248,17 +252,17 @@ def _claim(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> int
 
 def _shared(runtime: Runtime, work: Callable[[], T], path: Path | None = None) -> T:
     """Run `work` on rank 0 and share its result. Its UserError is raised on all ranks. path: the folder that `work` writes to."""
-    found: T | UserError | None = None
+    result: T | UserError | None = None
     if runtime.is_main:
         try:
-            found = work()
+            result = work()
         except UserError as error:
-            found = error
+            result = error
         except OSError as error:
             if path is None:
                 raise
-            found = UserError(f"the run folder {path} cannot be written: {error}; choose another with --folder")
-    found = runtime.share(found)
-    if isinstance(found, UserError):
-        raise found
-    return cast(T, found)
+            result = UserError(f"the run folder {path} cannot be written: {error}; choose another with --folder")
+    result = runtime.share(result)
+    if isinstance(result, UserError):
+        raise result
+    return cast(T, result)

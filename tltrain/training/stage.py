@@ -19,7 +19,7 @@ from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import class_weights
 from tltrain.data.loader import eval_positions, train_loader, train_positions
-from tltrain.data.sampler import SampleStream, num_micro
+from tltrain.data.sampler import SampleStream
 from tltrain.data.views import Batch
 from tltrain.distributed.out_of_memory import is_out_of_memory
 from tltrain.distributed.signals import StopSignal
@@ -28,7 +28,7 @@ from tltrain.distributed.sync_batchnorm import share_statistics
 from tltrain.models.chain import Chain, is_batch_norm, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.runs import manifest, run_dir
-from tltrain.runs.checkpoint import Progress, State
+from tltrain.runs.checkpoint import State
 from tltrain.training import loop, optim
 from tltrain.training.loop import StageContext, StageResult
 from tltrain.training.losses import objective
@@ -40,42 +40,39 @@ from tltrain.training.stage_cache import Attached, StageStores, open_stores
 def run_stage(
     run: Run,
     stage: StagePlan,
-    progress: Progress,
-    weights: dict[str, Tensor],
-    best: dict[str, Tensor] | None,
-    restored: State | None,
+    state: State,
     teacher: Chain | None,
     stop: StopSignal,
 ) -> tuple[StageResult, dict[str, Tensor]]:
-    """Build a stage from plain weights, train it, and free its memory. Returns its result and its last weights."""
-    began = clock()
+    """Build a stage from plain weights, train it from `state` on, and free its memory. Returns its result and its last weights."""
+    began, progress = clock(), state.progress
 
-    def asked(where: str) -> bool:
+    def should_stop(where: str) -> bool:
         run.watch.at(stage.spec.name, progress.step, f"fill {where}")
         return stop.signal is not None
 
     run.watch.at(stage.spec.name, progress.step, "build")
-    chain = _chain(run, stage, weights)
+    chain = _chain(run, stage, state.weights)
     frozen = _frozen(run, stage, chain, teacher)
-    stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, asked)
+    stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, should_stop)
     with contextlib.closing(stores):
         run.watch.at(stage.spec.name, progress.step, "build")
-        spreaded = _spread(run, stage, chain, restored)
-        job = _context(run, stage, spreaded, frozen, stores, stop)
+        strategy = _spread(run, stage, chain, state)
+        ctx = _context(run, stage, strategy, frozen, stores, stop)
         del frozen  # frees the prefix if its features are cached
         if stores.train is not None and (stores.val is not None or run.images.val is None):
-            spreaded.forget(stage.first_trainable_block)
-        with _nothing_left(run, spreaded):
-            fit = loop.fit(job, replace(progress, seconds=progress.seconds + clock() - began), best)
+            strategy.forget(stage.first_trainable_block)
+        with _freed_if_out_of_memory(run, strategy):
+            fit = loop.fit(ctx, replace(progress, seconds=progress.seconds + clock() - began), state.best)
             run.watch.at(stage.spec.name, fit.progress.step, "hand on")
-            last = spreaded.weights()
-        del chain, job  # free the device memory before the next stage is built
-        spreaded.close()
+            last = strategy.weights()
+        del chain, ctx  # free the device memory before the next stage is built
+        strategy.close()
         return fit, last
 
 
 @contextlib.contextmanager
-def _nothing_left(run: Run, spreaded: Strategy) -> Iterator[None]:
+def _freed_if_out_of_memory(run: Run, strategy: Strategy) -> Iterator[None]:
     """Free a stage that ran out of memory, so that this process can start it again.
 
     Several ranks do not free it: that may take a collective, which a failed rank does not enter.
@@ -84,7 +81,7 @@ def _nothing_left(run: Run, spreaded: Strategy) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error) and run.runtime.world == 1:
-            spreaded.close()
+            strategy.close()
         raise
 
 
@@ -134,18 +131,18 @@ def _without_suffix(chain: Chain, cut: int) -> Chain:
     return copy.deepcopy(chain, memo).eval()
 
 
-def _spread(run: Run, stage: StagePlan, chain: Chain, restored: State | None) -> Strategy:
+def _spread(run: Run, stage: StagePlan, chain: Chain, state: State) -> Strategy:
     """Build the optimizer, wrap it and the chain in the distributed strategy, and restore the optimizer state."""
-    made = optim.make_optimizer(optim.parameter_groups(chain, stage), stage.spec)
-    spreaded = spread(run.runtime, chain, made, stage.spec.clip, run.start.compile)
-    if restored is not None and restored.optimizer is not None:
-        spreaded.load_optimizer_state(restored.optimizer)
-        spreaded.load_extra(restored.extra)
-    spreaded.warm_up(run.student.preprocess.size)
-    return spreaded
+    optimizer = optim.make_optimizer(optim.parameter_groups(chain, stage), stage.spec)
+    strategy = spread(run.runtime, chain, optimizer, stage.spec.clip, run.start.compile)
+    if state.optimizer is not None:
+        strategy.load_optimizer_state(state.optimizer)
+        strategy.load_extra(state.extra)
+    strategy.warm_up(run.student.preprocess.size)
+    return strategy
 
 
-def _context(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> StageContext:
+def _context(run: Run, stage: StagePlan, strategy: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> StageContext:
     runtime, recipe, start = run.runtime, run.recipe, run.start
     # Training views that never repeat pass through the whole chain. Val has one view per image, so its prefix outputs can be cached.
     entry = InputAdapter(None if stores.train else frozen.prefix, stage.first_trainable_block) if frozen.finite else InputAdapter()
@@ -153,11 +150,11 @@ def _context(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenPart
         recipe=recipe,
         stage=stage,
         runtime=runtime,
-        spread=spreaded,
+        spread=strategy,
         objective=_objective(run, stage, frozen.teacher),
         entry=entry,
         batches=_train_batches(run, stage, frozen, stores),
-        num_micro=num_micro(recipe.batch, runtime.world, run.device_batch),
+        num_micro=run.shard.num_micro,
         val=_val_batches(run, stores) if run.images.val is not None else None,
         val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first_trainable_block),
         num_classes=len(run.images.classes),
@@ -176,23 +173,22 @@ def _context(run: Run, stage: StagePlan, spreaded: Strategy, frozen: _FrozenPart
 
 def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective:
     """Build the objective that the recipe describes: label loss, class weights and distillation."""
-    recipe, num_classes, weights_K, taught = run.recipe, len(run.images.classes), None, None
+    recipe, num_classes, weights_K, distillation = run.recipe, len(run.images.classes), None, None
     if recipe.data.balance == "weights":
         weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(run.runtime.device)
     if teacher is not None and (spec := recipe.distill) is not None:
-        taught = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight)
-    return Objective(objective.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, taught)
+        distillation = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight)
+    return Objective(objective.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, distillation)
 
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
     """A function from a first step to its batches. They hold no images if all outputs that need images are cached."""
-    runtime, stream, views = run.runtime, _stream(run, stage), run.views(run.images.train, stage.spec.augment)
-    micro = num_micro(run.recipe.batch, runtime.world, run.device_batch)
-    rows = {name: found for name, found in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if found is not None}
+    stream, views = _stream(run, stage), run.views(run.images.train, stage.spec.augment)
+    rows = {name: cached for name, cached in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if cached is not None}
     without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
 
     def batches(step: int) -> Iterable[Batch]:
-        where = (stream, step, stage.num_steps, runtime.rank, runtime.world, micro)
+        where = (stream, step, stage.num_steps, run.shard)
         if without_images:
             return Attached(train_positions(views.split.labels, *where), rows)
         return Attached(train_loader(views, *where, run.workers, run.pins), rows)
@@ -206,16 +202,16 @@ def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
     assert val is not None
     if stores.val is None:
         return run.eval_batches(val)
-    positions = eval_positions(val.labels, run.runtime.rank, run.runtime.world, run.device_batch, run.recipe.data.eval_limit)
+    positions = eval_positions(val.labels, run.shard, run.device_batch, run.recipe.data.eval_limit)
     return Attached(positions, {FEATURES: stores.val})
 
 
 def _stream(run: Run, stage: StagePlan) -> SampleStream:
     """The order of samples, views and mixing of a stage, as a pure function of the seed and the step."""
     recipe, labels = run.recipe, run.images.train.labels
-    draw = None
+    draw_weights = None
     if recipe.data.balance == "sampler":
-        draw = tuple(class_weights(labels, len(run.images.classes))[labels].tolist())
+        draw_weights = tuple(class_weights(labels, len(run.images.classes))[labels].tolist())
     return SampleStream(
         seed=recipe.seed,
         stage=stage.index,
@@ -223,7 +219,7 @@ def _stream(run: Run, stage: StagePlan) -> SampleStream:
         batch=recipe.batch,
         views=stage.spec.views,
         first_epoch=stage.first_epoch,
-        draw_weights=draw,
+        draw_weights=draw_weights,
         mixup=stage.spec.mixup,
         cutmix=stage.spec.cutmix,
         size=run.student.preprocess.size,

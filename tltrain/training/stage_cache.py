@@ -50,36 +50,36 @@ class Attached:
 
 
 def open_stores(
-    run: Run, stage: StagePlan, prefix: FrozenModel | None, teacher: FrozenModel | None, asked: Callable[[str], bool]
+    run: Run, stage: StagePlan, prefix: FrozenModel | None, teacher: FrozenModel | None, should_stop: Callable[[str], bool]
 ) -> StageStores:
     """Open and fill the caches that were chosen for a stage. Collective.
 
     A cache that cannot be filled is left out. Its rows are computed on the fly, with the same result.
-    asked(where): whether a stop is requested. Filling ends then.
+    should_stop(where): whether a stop is requested. Filling ends then.
     """
-    chosen, made, train, val = run.choices.stages[stage.index], StageStores(), run.images.train, run.images.val
-    filler, made_by = _filler(run, asked), {"stage": stage.index, "run": str(run.path.absolute())}
+    chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.train, run.images.val
+    filler, stage_origin = _filler(run, should_stop), {"stage": stage.index, "run": str(run.path.absolute())}
 
     def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment) -> Rows | None:
-        return filler.rows(choice, kind, frozen, loaded, run.views(split, augment), _made_by(run, split) | made_by)
+        return filler.rows(choice, kind, frozen, loaded, run.views(split, augment), _origin(run, split) | stage_origin)
 
     if prefix is not None and chosen.train is not None and chosen.train.place is not None:
-        made.train = rows(chosen.train, "features", prefix, run.student, train, stage.spec.augment)
+        stores.train = rows(chosen.train, "features", prefix, run.student, train, stage.spec.augment)
     if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
-        made.val = rows(chosen.val, "features", prefix, run.student, val, "none")
+        stores.val = rows(chosen.val, "features", prefix, run.student, val, "none")
     if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
-        made.teacher = rows(chosen.teacher, "logits", teacher, run.teacher, train, stage.spec.augment)
-    return made
+        stores.teacher = rows(chosen.teacher, "logits", teacher, run.teacher, train, stage.spec.augment)
+    return stores
 
 
 @contextmanager
-def base_images(run: Run, asked: Callable[[str], bool]) -> Iterator[None]:
+def base_images(run: Run, should_stop: Callable[[str], bool]) -> Iterator[None]:
     """Within the context, images are read from the image cache if it was chosen. A cache that cannot be filled is not used. Collective."""
-    with ExitStack() as held:
+    with ExitStack() as opened:
         if (choice := run.choices.images) is not None and choice.place is not None:
             for split in (run.images.train, run.images.val):
-                if split is not None and (filled := _filler(run, asked).images(choice, split, _made_by(run, split))) is not None:
-                    held.enter_context(filled[0])
+                if split is not None and (filled := _filler(run, should_stop).images(choice, split, _origin(run, split))) is not None:
+                    opened.enter_context(filled[0])
                     run.bases[split.name] = filled[1]
         try:
             yield
@@ -93,6 +93,6 @@ def _filler(run: Run, should_stop: Callable[[str], bool]) -> CacheFiller:
     return CacheFiller(context, runtime, run.console, run.workers, run.choices.budget.disk, should_stop)
 
 
-def _made_by(run: Run, split: Split) -> dict[str, Any]:
+def _origin(run: Run, split: Split) -> dict[str, Any]:
     """Metadata kept with a cache. `tltrain cache verify` needs it to compute the rows again."""
     return {"recipe": run.recipe.model_dump(mode="json"), "split": split.name}

@@ -26,16 +26,16 @@ DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 def label_loss(name: str, num_classes: int) -> LabelLoss:
     """Load the loss named by stages.N.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
-    found = cast(LabelLoss, registry.find("losses", name, f"a stage's loss is {name!r}"))
-    _check_per_sample(name, found(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
-    return found
+    loss = cast(LabelLoss, registry.find("losses", name, f"a stage's loss is {name!r}"))
+    _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
+    return loss
 
 
 def distill_loss(name: str, num_classes: int) -> DistillLoss:
     """Load the loss named by distill.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
-    found = cast(DistillLoss, registry.find("distill_losses", name, f"distill.loss is {name!r}"))
-    _check_per_sample(name, found(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0))
-    return found
+    loss = cast(DistillLoss, registry.find("distill_losses", name, f"distill.loss is {name!r}"))
+    _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0))
+    return loss
 
 
 def _check_per_sample(name: str, loss: Tensor) -> None:
