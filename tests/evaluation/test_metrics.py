@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,14 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from tltrain.core import metric
+from tltrain.core import metric, registry
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
 from tltrain.evaluation import metrics
 from tltrain.evaluation.metrics import Predictions
+from tltrain.runs.metrics_log import read_rows
+from tltrain.training.run import train
 
 
 def made(n: int, num_classes: int, seed: int) -> Predictions:
@@ -101,3 +109,20 @@ def test_only_strictly_better_counts() -> None:
     assert not metric.is_better(0.5, 0.5, "top1")
     assert metric.is_better(0.4, 0.5, "loss")
     assert not metric.is_better(float("nan"), 0.5, "top1")
+
+
+@pytest.mark.parametrize("name", ["step", "kind", "best"])
+def test_a_metric_that_is_called_like_another_value_of_a_row_is_refused_before_the_first_step(
+    name: str, made_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would overwrite the step or the kind of each val row, and the run could not be resumed or drawn."""
+    monkeypatch.setitem(registry.KINDS["metrics"], name, "tltrain.evaluation.metrics:TOP1")
+    with pytest.raises(UserError, match=f"a metric is called {name}, and rows of metrics hold another value under that name"):
+        train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_key_of_a_row_is_free_for_a_metric(finished_run: Path) -> None:
+    rows = [row for row in read_rows(finished_run) if row["kind"] in ("val", "teacher", "test")]
+    keys = set().union(*rows, json.loads((finished_run / "test_metrics.json").read_text()))
+    assert keys - set(registry.names("metrics")) == metric.RESERVED

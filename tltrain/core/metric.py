@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from tltrain.core import registry
+from tltrain.core.errors import UserError
+
+RESERVED = frozenset({
+    "kind", "time", "stage", "stage_index", "step", "run_step", "epoch", "split", "n", "best",
+    "weights", "seconds", "classes", "per_class", "confusion", "reliability", "calibration",
+})  # fmt: skip
+"""Keys that stand beside the metrics in a row of metrics-*.jsonl and in test_metrics.json. No metric may have such a name."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,9 @@ class Metric:
 
 
 def metric(name: str) -> Metric:
-    """The metric with this name. Raises UserError for an unknown name."""
+    """The metric with this name. Raises UserError for an unknown name, and for one that would overwrite another value of a row."""
+    if name in RESERVED:
+        raise UserError(f"a metric is called {name}, and rows of metrics hold another value under that name; rename its entry point")
     return cast(Metric, registry.find("metrics", name, f"the metric is {name!r}"))
 
 
