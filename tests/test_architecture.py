@@ -18,7 +18,7 @@ ROOMS = (
     "core/output", "core",
     "data", "data/sources",
     "runs", "runs/trackers", "runs/report",
-    "models", "models/families",
+    "models", "models/tracing", "models/families",
     "distributed", "distributed/strategies",
     "cache",
     "planning",

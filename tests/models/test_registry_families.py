@@ -43,8 +43,9 @@ class Stepped(Toy):
     def describe(self):
         return {"toy-stepped": "the same, block by block"}
 
-    def blocks(self, net, dropout):
-        return [*(Block(path, (path,), partial(run_module, path)) for path in ("stem", "middle", "last")), head_block(self.head, dropout)]
+    def blocks(self, net, card, dropout):
+        body = [Block(path, (path,), partial(run_module, path)) for path in ("stem", "middle", "last")]
+        return [*body, head_block(self.head_of(card), dropout)]
 
 
 FAMILY = Stepped()

@@ -35,6 +35,8 @@ class Block:
 
     Freezing, learning rates and sharding work as for other blocks. The net then runs as a whole (`Chain`).
     """
+    why_whole: str = ""
+    """Why the block has no step, in a few words: `the tracer stops at rearrange()`. Empty if it has one, or if that is not known."""
     channels_last: tuple[str, ...] = ()
     """Device types on which the block's convolutions are faster in the channels_last memory format (benchmarks/layouts.py)."""
 
@@ -56,6 +58,7 @@ class Chain(nn.Module):
         self.blocks = tuple(blocks)
         self.mean, self.std = tuple(mean), tuple(std)
         self.runs_whole = any(block.step is None for block in blocks)
+        self.why_whole = next((block.why_whole for block in blocks if block.why_whole), "")
         self.training_from = 0  # index of the first trainable block
         self.norm_stats = True  # whether BatchNorm in trainable blocks updates its running statistics
         self.recompute = False  # activation checkpointing of the trainable blocks

@@ -15,7 +15,7 @@ from tltrain.core import recipe
 from tltrain.core.errors import UserError
 from tltrain.data.views import Preprocess
 from tltrain.models.chain import Chain
-from tltrain.models.family import Family, Source, names
+from tltrain.models.family import Family, WeightsSource, names
 from tltrain.models.metadata import WeightsMetadata, read_card, write_weights
 from tltrain.models.state_dict import check_fit, listed
 from tltrain.models.weights import find
@@ -64,7 +64,7 @@ def load(
     if head == "keep":
         _check_head(source, state, tuple(classes))
     else:
-        state, line = _without_head(state, source.family)
+        state, line = _without_head(source, state)
         lines.append(line)
     _check_fit(source, state)
     state, resized = source.family.resized(state, source.card, card.size)
@@ -81,7 +81,7 @@ def skeleton(spec: recipe.Backbone, num_classes: int, size: int | None, resize: 
 
 
 def _fitted(
-    source: Source, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None
+    source: WeightsSource, spec: recipe.Backbone, size: int | None, resize: int | None, classes: tuple[str, ...] | None
 ) -> WeightsMetadata:
     """The metadata of the weights with the recipe's overrides, for these classes. Raises UserError."""
     card = source.card
@@ -98,7 +98,7 @@ def _random_net(family: Family, card: WeightsMetadata, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = family.build(card, _num_classes(card))
-    for parameter in net.get_submodule(family.head).parameters():
+    for parameter in net.get_submodule(family.head_of(card)).parameters():
         nn.init.zeros_(parameter)
     return net
 
@@ -115,9 +115,9 @@ def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> 
 
 
 def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
-    chain = Chain(net, family.blocks(net, spec.dropout), card.mean, card.std)
+    chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std)
     if chain.runs_whole and spec.dropout > 0:
-        drop_before(net, family.head, spec.dropout)
+        drop_before(net, family.head_of(card), spec.dropout)
     return Loaded(chain.eval(), card, family, "; ".join(lines))
 
 
@@ -126,18 +126,18 @@ def _num_classes(card: WeightsMetadata) -> int:
     return len(card.classes)
 
 
-def _without_head(state: Mapping[str, Tensor], family: Family) -> tuple[dict[str, Tensor], str]:
+def _without_head(source: WeightsSource, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Returns (the state without its head, a line about the head for the user)."""
-    head = f"{family.head}."
+    head = f"{source.family.head_of(source.card)}."
     weight = state.get(f"{head}weight")
     line = "they have no head" if weight is None else f"their head for {len(weight)} classes left out"
     return {name: t for name, t in state.items() if not name.startswith(head)}, line
 
 
-def _check_head(source: Source, state: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
+def _check_head(source: WeightsSource, state: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
     """Check that the head in the weights has these classes, in this order. Raises UserError with the difference."""
     origin, known = source.origin, source.card.classes
-    if not any(name.startswith(f"{source.family.head}.") for name in state):
+    if not any(name.startswith(f"{source.family.head_of(source.card)}.") for name in state):
         raise UserError(f"weights {origin} have no head, and one for {len(classes)} classes is needed; train one first, and give that run")
     if known is None:
         raise UserError(f"weights {origin} do not say which classes their head knows; give a run folder or a folder of save_pretrained")
@@ -151,8 +151,8 @@ def _check_head(source: Source, state: Mapping[str, Tensor], classes: tuple[str,
     raise UserError(f"weights {origin} know {len(known)} classes, and the data has {len(classes)}; {what}. They must be the same")
 
 
-def _check_fit(source: Source, state: Mapping[str, Tensor]) -> None:
-    card, head = source.card, f"{source.family.head}."
+def _check_fit(source: WeightsSource, state: Mapping[str, Tensor]) -> None:
+    card, head = source.card, f"{source.family.head_of(source.card)}."
     weight = state.get(f"{head}weight")
     with torch.device("meta"):
         net = source.family.build(card, 1 if weight is None else len(card.classes or weight))

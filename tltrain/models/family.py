@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 
 
 class Family(Protocol):
-    """A family of networks. A subclass must define the abstract methods and `head`. The rest has defaults.
+    """A family of networks. A subclass must define the abstract methods. The rest has defaults.
 
     Its module is imported for every lookup of a name. So import large packages other than torch and torchvision inside the methods.
     """
 
-    head: str
-    """Path of the linear classifier in a net. The last block, named `head`, consists of this module alone."""
     weights_are: str = ""
     """Other forms of `backbone.weights` than files and folders, for error messages: `for a torchvision ResNet a weights name`."""
 
@@ -47,6 +45,11 @@ class Family(Protocol):
         ...
 
     @abstractmethod
+    def head_of(self, card: WeightsMetadata) -> str:
+        """Path of the linear classifier in the net that `build` makes of this card. The last block, named `head`, is this module alone."""
+        ...
+
+    @abstractmethod
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
         """Build the net with random weights on the current default device.
 
@@ -56,9 +59,10 @@ class Family(Protocol):
         ...
 
     @abstractmethod
-    def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
+    def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """The blocks of a net, the head last (`families.common.head_block`). Where any has no step, the net runs as a whole (`Chain`).
 
+        net, card: the net that `build` made of this card. On the meta device for a plan.
         dropout: probability for the input of the head, applied in the head's step. For a net that runs as a whole the caller adds it.
         """
         ...
@@ -78,7 +82,7 @@ class Family(Protocol):
         """None if weights with this metadata are for the network `name`. Otherwise the rest of an error `the weights X …`."""
         return None if name == card.name else f"are a {card.name}; set the name to {card.name} or null"
 
-    def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
+    def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights given by name, such as a hub id. Returns None where this family has no weights of that name.
 
         name: one of this family's, or None where the recipe gives none.
@@ -86,7 +90,7 @@ class Family(Protocol):
         """
         return None
 
-    def read_folder(self, folder: Path) -> Source | None:
+    def read_folder(self, folder: Path) -> WeightsSource | None:
         """Find weights in a folder written by another program. Returns None where this family cannot read it. Raises UserError."""
         return None
 
@@ -104,7 +108,7 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """Weights that were found. The metadata is read already. The tensors are read by calling `read`."""
 
     family: Family

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tltrain.core import recipe
 from tltrain.core.errors import UserError
-from tltrain.models.family import Family, Source, families, family_of, find_family, names
+from tltrain.models.family import Family, WeightsSource, families, family_of, find_family, names
 from tltrain.models.metadata import WeightsMetadata, read_card, read_state
 from tltrain.runs import run_dir
 
 
-def find(spec: recipe.Backbone, *, network: bool) -> Source:
+def find(spec: recipe.Backbone, *, network: bool) -> WeightsSource:
     """Find the weights of a recipe's backbone and read their metadata. Downloads only with `network`. Raises UserError."""
     family = None if spec.name is None else family_of(spec.name)
     if spec.weights is None:
@@ -41,7 +41,7 @@ def fingerprint(spec: recipe.Backbone) -> str | None:
     return state.hexdigest()
 
 
-def _find(family: Family | None, name: str | None, weights: str, network: bool) -> Source:
+def _find(family: Family | None, name: str | None, weights: str, network: bool) -> WeightsSource:
     if weights.startswith("shipped:"):
         return _from_file(family, name, _shipped(weights.removeprefix("shipped:")), weights)
     path = Path(weights).expanduser()
@@ -66,7 +66,7 @@ def _find(family: Family | None, name: str | None, weights: str, network: bool) 
     return source
 
 
-def _from_folder(family: Family | None, name: str | None, folder: Path) -> Source:
+def _from_folder(family: Family | None, name: str | None, folder: Path) -> WeightsSource:
     own = run_dir.weights_file(folder)
     if own.is_file():
         return _from_file(family, name, own, str(own))
@@ -80,7 +80,7 @@ def _from_folder(family: Family | None, name: str | None, folder: Path) -> Sourc
     )
 
 
-def _first(asked: Iterable[Family], find: Callable[[Family], Source | None]) -> Source | None:
+def _first(asked: Iterable[Family], find: Callable[[Family], WeightsSource | None]) -> WeightsSource | None:
     """The weights from the first family that finds them, or None. A family's UserError is raised only if no other family finds them."""
     refused = None
     for family in asked:
@@ -94,7 +94,7 @@ def _first(asked: Iterable[Family], find: Callable[[Family], Source | None]) -> 
     return None
 
 
-def _from_file(family: Family | None, name: str | None, path: Path, origin: str) -> Source:
+def _from_file(family: Family | None, name: str | None, path: Path, origin: str) -> WeightsSource:
     card = read_card(path)
     if card is None:
         source = _unread(family, name, f"{path}, a file without a card of ours,")
@@ -104,18 +104,18 @@ def _from_file(family: Family | None, name: str | None, path: Path, origin: str)
         family, notes = find_family(card.name), ()
         if family is None:
             raise UserError(f"the weights {origin} are a {card.name}, which no package here provides; install the one they were made with")
-    return Source(family, card, origin, partial(_read, family, path, card), notes)
+    return WeightsSource(family, card, origin, partial(_read, family, path, card), notes)
 
 
 def _read(family: Family, path: Path, card: WeightsMetadata) -> dict[str, Tensor]:
     return family.converted(read_state(path), card, str(path))
 
 
-def _unread(family: Family | None, name: str | None, what: str) -> Source:
+def _unread(family: Family | None, name: str | None, what: str) -> WeightsSource:
     """Weights without metadata, described by the backbone's name alone. Raises UserError where the recipe gives no name."""
     if family is None or name is None:
         raise UserError(f"backbone.name is null, and {what} cannot say which network it is; give a name: {', '.join(names())}")
-    return Source(family, family.default_card(name), what, None)
+    return WeightsSource(family, family.default_card(name), what, None)
 
 
 def _shipped(name: str) -> Path:

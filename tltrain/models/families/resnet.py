@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from tltrain.models import torchvision_hub
 from tltrain.models.chain import Block
 from tltrain.models.families.common import head_block, run_module
-from tltrain.models.family import Family, Source
+from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class SmallResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
 class ResnetFamily(Family):
     """torchvision's ResNet, Wide ResNet and ResNeXt, and `SmallResNet`."""
 
-    head = "fc"
     weights_are = "for a torchvision ResNet a weights name"
 
     def matches(self, name: str) -> bool:
@@ -73,12 +72,15 @@ class ResnetFamily(Family):
             return WeightsMetadata(name, {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 32, 32, "bilinear", None)
         return WeightsMetadata(name, {}, IMAGENET_MEAN, IMAGENET_STD, 224, 256, "bilinear", None)
 
+    def head_of(self, card: WeightsMetadata) -> str:
+        return "fc"
+
     def build(self, card: WeightsMetadata, num_classes: int) -> ResNet:
         if card.name in SMALL:
             return SmallResNet(SMALL[card.name], num_classes)
         return cast(ResNet, get_model(card.name, weights=None, num_classes=num_classes))
 
-    def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
+    def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """stem, layer1.0, ..., layer4.N (with the pooling), head."""
         paths = [f"layer{stage}.{i}" for stage in (1, 2, 3, 4) for i in range(len(cast(nn.Sequential, net.get_submodule(f"layer{stage}"))))]
         wide_basic = isinstance(net.get_submodule("layer1.0"), BasicBlock) and not isinstance(net, SmallResNet)
@@ -86,15 +88,15 @@ class ResnetFamily(Family):
         stem = Block("stem", ("conv1", "bn1", "relu", "maxpool"), _stem, channels_last=faster)
         body = [Block(path, (path,), partial(run_module, path)) for path in paths[:-1]]
         last = Block(paths[-1], (paths[-1], "avgpool"), partial(_last, paths[-1]))
-        return [stem, *body, last, head_block(self.head, dropout)]
+        return [stem, *body, last, head_block(self.head_of(card), dropout)]
 
-    def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
+    def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights by their torchvision name, such as IMAGENET1K_V2. Raises UserError."""
         if name not in TORCHVISION:
             return None
         entry = torchvision_hub.find(name, weights)
         card = torchvision_hub.card_of(self.default_card(name), entry)
-        return Source(self, card, f"torchvision's {entry}", partial(torchvision_hub.read_state, entry))
+        return WeightsSource(self, card, f"torchvision's {entry}", partial(torchvision_hub.read_state, entry))
 
     def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
         if card.name not in IN_TRANSFORMERS:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tltrain.core.errors import UserError
 from tltrain.models.chain import Block
 from tltrain.models.families.common import head_block
-from tltrain.models.family import Family, Source
+from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _IMAGE_SIZE = {"vit-tiny": 32}
 class VitFamily(Family):
     """transformers' `ViTForImageClassification` of any size."""
 
-    head = "classifier"
     weights_are = "for a ViT a hub id like google/vit-base-patch16-224-in21k"
 
     def matches(self, name: str) -> bool:
@@ -65,17 +64,20 @@ class VitFamily(Family):
         config = hf_hub.plain_config({"image_size": image_size, **dict(zip(_SHAPE, SIZES[name], strict=True))})
         return WeightsMetadata(name, config, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), image_size, image_size, "bilinear", None)
 
+    def head_of(self, card: WeightsMetadata) -> str:
+        return "classifier"
+
     def build(self, card: WeightsMetadata, num_classes: int) -> ViTForImageClassification:
         from tltrain.models import hf_hub
 
         return hf_hub.build(card, num_classes)
 
-    def blocks(self, net: nn.Module, dropout: float) -> list[Block]:
+    def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """embed, block.0, ..., block.N-1, head. Block N-1 includes the final norm and returns the class token (B, D)."""
         last = len(cast("ViTForImageClassification", net).vit.layers) - 1
         body = [Block(f"block.{i}", (f"vit.layers.{i}",), partial(_layer, i)) for i in range(last)]
         end = Block(f"block.{last}", (f"vit.layers.{last}", "vit.layernorm"), partial(_last, last))
-        return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head, dropout)]
+        return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head_of(card), dropout)]
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
         """As in `Family`. Raises UserError where the patch size does not divide the image size, and for an invalid ViT configuration."""
@@ -109,7 +111,7 @@ class VitFamily(Family):
         wrong = _differences(name, card.config)
         return f"have {', '.join(wrong)}; set the name to {ANY} or null" if wrong else None
 
-    def find_weights(self, name: str | None, weights: str, network: bool) -> Source | None:
+    def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights by their Hugging Face hub id, in the hub's cache or by download. Raises UserError."""
         if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", weights, re.ASCII):
             return None
@@ -121,18 +123,18 @@ class VitFamily(Family):
             if network or name is None or name == ANY:
                 raise
             note = "it is not in the hub's cache: size, mean and std are assumed from the name"
-            return Source(self, self.default_card(name), f"hub {weights}", None, (note,))
+            return WeightsSource(self, self.default_card(name), f"hub {weights}", None, (note,))
         return self._pretrained(folder, f"hub {weights} at revision {folder.name[:12]}")
 
-    def read_folder(self, folder: Path) -> Source | None:
+    def read_folder(self, folder: Path) -> WeightsSource | None:
         """Find weights in a folder written by save_pretrained. Raises UserError."""
         return self._pretrained(folder, str(folder)) if (folder / "config.json").is_file() else None
 
-    def _pretrained(self, folder: Path, origin: str) -> Source:
+    def _pretrained(self, folder: Path, origin: str) -> WeightsSource:
         from tltrain.models import hf_hub
 
         card, notes = hf_hub.read_card(folder)
-        return Source(self, replace(card, name=_name_of(card.config)), origin, partial(hf_hub.read_state, folder), notes)
+        return WeightsSource(self, replace(card, name=_name_of(card.config)), origin, partial(hf_hub.read_state, folder), notes)
 
     def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
         """Convert through transformers, which also reads the tensor names of its earlier versions. Raises UserError."""
