@@ -72,7 +72,7 @@ def draw_from(out: Path) -> tuple[Split, Split]:
     assert images.test is not None, "the fraction is above 0"
     (out / "digits").mkdir(parents=True, exist_ok=True)
     for split in (images.train, images.test):
-        for position, number in enumerate(split.index):
+        for position, number in enumerate(split.source_index):
             file = out / "digits" / f"{number:04d}.png"
             if not file.exists():
                 split.read(position).save(file)
@@ -89,7 +89,7 @@ def plan(out: Path, train: Split, test: Split, seed: int, per_class: int) -> tup
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "label", "split"])
         for split, positions in ((train, labelled), (test, range(len(test)))):
-            writer.writerows([f"../digits/{split.index[i]:04d}.png", int(split.labels[i]), split.name] for i in positions)
+            writer.writerows([f"../digits/{split.source_index[i]:04d}.png", int(split.labels[i]), split.name] for i in positions)
     arms = demo.arms(demo.demo_data(0).model_copy(update={"source": f"csv:{table}", "per_class": None}), seed, folder)
     full = {"resnet": demo.stage("all", "all", 100, 3e-4, 0.7), "vit": demo.stage("all", "all", 100, 1e-3, 0.7, "light")}
     more = []

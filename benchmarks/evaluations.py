@@ -42,9 +42,9 @@ class Numbered(Dataset[dict[str, Tensor]]):
         return len(self.labels_N)
 
     def __getitems__(self, items: Sequence[SampleRef]) -> dict[str, Tensor]:
-        index_B = torch.tensor([item.position for item in items])
+        position_B = torch.tensor([item.position for item in items])
         weight_B = torch.tensor([item.weight for item in items])
-        return {"image": index_B, "label": torch.from_numpy(self.labels_N)[index_B], "weight": weight_B, "index": index_B}
+        return {"image": position_B, "label": torch.from_numpy(self.labels_N)[position_B], "weight": weight_B, "position": position_B}
 
 
 class Table(nn.Module):
@@ -73,7 +73,7 @@ def compare(folder: str, max_samples: int, max_batch: int, every: int) -> None:
         for batch in (b for b in range(1, max_batch + 1) if (n + b) % every == 0):
             loader: Any = eval_loader(Numbered(labels_N), Shard(runtime.rank, runtime.world), batch, None, 0, False)  # type: ignore[arg-type]
             p, num = predict(runtime, Table(logits_NK), loader), num + 1
-            whole = np.array_equal(p.index, np.arange(n)) and np.array_equal(p.label, labels_N)
+            whole = np.array_equal(p.position, np.arange(n)) and np.array_equal(p.label, labels_N)
             if not whole or not np.array_equal(p.predicted, logits_NK.argmax(1).numpy()):
                 wrong.append(f"{n} samples in batches of {batch}: samples or predictions")
             figures = metrics.summary(p, NUM_CLASSES) if n % 4 == 0 else {}

@@ -75,8 +75,8 @@ def hooked(precision: str, device: torch.device, also: Collection[str] = ()) -> 
         same: dict[int, dict[str, Tensor]] = {}  # what the loader would send along, once for each of the few batches
         for images, labels in feed:
             if id(images) not in same:
-                index = torch.arange(len(labels))
-                more = {"weight": torch.ones(len(labels)), "index": index, "view": torch.zeros_like(index)}
+                position = torch.arange(len(labels))
+                more = {"weight": torch.ones(len(labels)), "position": position, "view": torch.zeros_like(position)}
                 same[id(images)] = {name: tensor.pin_memory() if labels.is_pinned() else tensor for name, tensor in more.items()}
             yield {"image": images, "label": labels, **same[id(images)]}
 

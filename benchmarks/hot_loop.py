@@ -94,7 +94,7 @@ def _feed(of: Setting, memory: Batches, *arguments: Any) -> Iterator[dict[str, t
     for step in range(len(memory)):
         images, labels = memory[step]
         weight, view = torch.ones(len(labels)), torch.zeros(len(labels), dtype=torch.int64)
-        yield {"image": images, "label": labels, "weight": weight, "index": of.order_SB[step], "view": view}
+        yield {"image": images, "label": labels, "weight": weight, "position": of.order_SB[step], "view": view}
 
 
 def _read(clock: Batches, load: Callable[..., Iterable[Any]], *arguments: Any) -> Iterator[Any]:

@@ -48,7 +48,7 @@ def record_ids(folder: str) -> None:
         def tapped() -> Any:
             for batch in batches:
                 with open(f"{folder}/ids.{os.getpid()}.{own_rank()}", "a") as file:
-                    kept = batch["index"][batch["weight"] > 0].tolist()
+                    kept = batch["position"][batch["weight"] > 0].tolist()
                     file.writelines(f"{progress.stage} {progress.step} {i}\n" for i in kept)
                 yield batch
 

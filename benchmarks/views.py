@@ -117,7 +117,7 @@ def alone(handed: Batch, seconds: float, device: torch.device) -> float:
             to_device(handed, device)
         _wait(device)
         num += 4
-    return num * len(handed["index"]) / (time.perf_counter() - began)
+    return num * len(handed["position"]) / (time.perf_counter() - began)
 
 
 def _wait(device: torch.device) -> None:

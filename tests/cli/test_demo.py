@@ -51,9 +51,9 @@ def test_the_source_is_split_as_any_other() -> None:
     assert images.val is not None
     assert images.test is not None
     parts = [images.train, images.val, images.test]
-    assert sorted(np.concatenate([p.index for p in parts]).tolist()) == list(range(source.NUM_IMAGES))
+    assert sorted(np.concatenate([p.source_index for p in parts]).tolist()) == list(range(source.NUM_IMAGES))
     for part in parts:
-        assert np.array_equal(part.labels, source.labels(part.index, source.SEED))
+        assert np.array_equal(part.labels, source.labels(part.source_index, source.SEED))
         assert np.bincount(part.labels, minlength=36).min() > 0
     assert open_images(Data(source="printed", val_fraction=0.05, test_fraction=0.05)).fingerprint == images.fingerprint
 
@@ -68,7 +68,7 @@ def test_a_printed_and_a_handwritten_image_go_the_same_way() -> None:
         for position in (0, 17, 300):
             image = split.read(position)
             assert (image.size, image.mode) == ((8, 8), "RGB")
-            want = np.round(images_NHW[split.index[position]] * (255 / 16))
+            want = np.round(images_NHW[split.source_index[position]] * (255 / 16))
             assert np.array_equal(np.asarray(image), np.repeat(want[:, :, None], 3, axis=2).astype(np.uint8))
         view = Views(split, Preprocess(32, 32), "none", False, 0).view(0, 0)
         assert (view.shape, view.dtype) == ((3, 32, 32), torch.uint8)

@@ -48,11 +48,11 @@ def test_positions_without_images_are_those_of_the_items(
         found = list(train_positions(labels, stream, 1, 5, shard))
         assert len(found) == len(asked) == 4 * num_micro
         for items, batch_B in zip(asked, found, strict=True):
-            assert batch_B["index"].tolist() == [item.position for item in items]
+            assert batch_B["position"].tolist() == [item.position for item in items]
             assert batch_B["view"].tolist() == [item.view for item in items]
             assert batch_B["weight"].tolist() == [item.weight for item in items]
             assert batch_B["label"].tolist() == [5 * item.position for item in items]
-            dtypes = [batch_B[name].dtype for name in ("index", "view", "label", "weight")]
+            dtypes = [batch_B[name].dtype for name in ("position", "view", "label", "weight")]
             assert dtypes == [torch.int64, torch.int64, torch.int64, torch.float32]
 
 
@@ -85,7 +85,7 @@ def test_evaluation_over_ranks_is_exact(images: DataSplits) -> None:
     for rank in range(5):
         batches = list(eval_loader(views, Shard(rank, 5), 3, None, 0, False))
         lengths.append(len(batches))
-        seen += [int(i) for batch in batches for i in batch["index"][batch["weight"] == 1]]
+        seen += [int(i) for batch in batches for i in batch["position"][batch["weight"] == 1]]
     assert sorted(seen) == list(range(24))
     assert set(lengths) == {2}
 

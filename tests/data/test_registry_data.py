@@ -265,7 +265,7 @@ def test_the_documented_source_opens(tmp_path: Path, monkeypatch: pytest.MonkeyP
     opened = open_images(Data(source=f"npz:{tmp_path / 'x.npz'}"))
     assert [len(split) for split in (opened.train, opened.val, opened.test) if split] == [42, 6, 12]
     assert opened.in_memory
-    assert np.array_equal(np.asarray(opened.train.read(7)), images[opened.train.index[7]])
+    assert np.array_equal(np.asarray(opened.train.read(7)), images[opened.train.source_index[7]])
 
 
 def test_the_documented_losses_and_metric_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

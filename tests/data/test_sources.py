@@ -364,8 +364,8 @@ def test_cifar_out_of_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert images.test.ids[0] == "cifar10/100"
     for split in (images.train, images.val, images.test):
         for i in range(len(split)):
-            assert np.array_equal(np.asarray(split.read(i)), pixels_NHWC[split.index[i]])
-            assert split.labels[i] == split.index[i] % 10
+            assert np.array_equal(np.asarray(split.read(i)), pixels_NHWC[split.source_index[i]])
+            assert split.labels[i] == split.source_index[i] % 10
     assert len(pickle.dumps(images.train.read)) < 3000  # workers get a path, not the pixels
     (tmp_path / "data" / "cifar-10-python.tar.gz").unlink()
     monkeypatch.setenv("TLTRAIN_DATA", str(tmp_path / "data"))
@@ -396,7 +396,7 @@ def test_digits(tmp_path: Path) -> None:
     assert images.val is not None
     assert images.test is not None
     assert len(images.train) + len(images.val) + len(images.test) == 1797
-    assert images.train.ids[0] == f"digits/{images.train.index[0]}"
+    assert images.train.ids[0] == f"digits/{images.train.source_index[0]}"
     image = images.train.read(0)
     assert image.size == (8, 8)
     assert image.mode == "RGB"

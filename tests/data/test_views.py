@@ -92,7 +92,7 @@ def test_views_seeds_and_samples_differ(split: Split) -> None:
 
 
 def test_the_number_in_the_source_seeds_the_view(split: Split) -> None:
-    moved = Split("train", split.labels[::-1], split.ids[::-1], split.index[::-1], FileReader(split.read.paths[::-1]))  # type: ignore[attr-defined]
+    moved = Split("train", split.labels[::-1], split.ids[::-1], split.source_index[::-1], FileReader(split.read.paths[::-1]))  # type: ignore[attr-defined]
     assert torch.equal(_views(moved).view(0, 2), _views(split).view(5, 2))
 
 
@@ -132,9 +132,9 @@ def test_a_light_view_is_a_crop_of_the_base_with_an_eighth_of_black_around_it(re
 def test_an_item_becomes_tensors(split: Split) -> None:
     views = _views(split)
     plain = views[SampleRef(2, 1)]
-    assert set(plain) == {"image", "label", "weight", "index", "view"}
-    assert (plain["label"].dtype, plain["weight"].dtype, plain["index"].dtype) == (torch.int64, torch.float32, torch.int64)
-    assert (plain["index"].item(), plain["view"].item()) == (2, 1)
+    assert set(plain) == {"image", "label", "weight", "position", "view"}
+    assert (plain["label"].dtype, plain["weight"].dtype, plain["position"].dtype) == (torch.int64, torch.float32, torch.int64)
+    assert (plain["position"].item(), plain["view"].item()) == (2, 1)
     apply_mixup = views[SampleRef(2, 1, 0.0, 4, 3, 0.25, (1, 2, 3, 4))]
     assert torch.equal(apply_mixup["partner_image"], views.view(4, 3))
     assert apply_mixup["partner_label"].item() == 4

@@ -60,7 +60,7 @@ def test_the_surest_mistakes_are_shown_the_surest_first(num_wrong: int, num_show
     assert len(mistakes) == num_shown
     assert images.test is not None
     for mistake, n in zip(mistakes, expected, strict=True):
-        position = int(p.index[n])
+        position = int(p.position[n])
         assert mistake["id"] == images.test.ids[position]
         assert (mistake["label"], mistake["predicted"]) == (str(p.label[n]), str(p.predicted[n]))
         assert mistake["confidence"] == p.calibrated[n]
@@ -72,7 +72,7 @@ def test_of_equally_sure_mistakes_the_first_come_first(images: DataSplits, tmp_p
     p = said(images, 60)
     p.calibrated[:] = 0.5
     assert images.test is not None
-    wrong = [images.test.ids[p.index[n]] for n in range(NUM) if p.label[n] != p.predicted[n]]
+    wrong = [images.test.ids[p.position[n]] for n in range(NUM) if p.label[n] != p.predicted[n]]
     assert [mistake["id"] for mistake in written(images, p, tmp_path)] == wrong[:24]
 
 
@@ -82,7 +82,7 @@ def test_every_prediction_has_a_row_in_the_order_of_the_split(images: DataSplits
     assert images.test is not None
     with (tmp_path / "test_predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == [images.test.ids[position] for position in p.index]
+    assert [row["id"] for row in rows] == [images.test.ids[position] for position in p.position]
     assert [(row["label"], row["predicted"]) for row in rows] == list(zip(map(str, p.label), map(str, p.predicted), strict=True))
     assert [float(row["confidence"]) for row in rows] == pytest.approx(p.calibrated.tolist(), abs=5.1e-7)
     assert json.loads((tmp_path / "test_metrics.json").read_text()) == {"top1": 0.5}

@@ -1,4 +1,4 @@
-"""Tables of cached rows, such as features or logits, looked up by (index, view). All processes fill a table together.
+"""Tables of cached rows, such as features or logits, looked up by (position, view). All processes fill a table together.
 
 Rows lie in shards of fixed size that do not depend on the number of processes. An interrupted fill continues where it stopped. A damaged
 shard is computed again.
@@ -145,18 +145,18 @@ class Rows:
                 own.copy_(part)
             self.parts = [whole]
 
-    def __call__(self, index_B: Tensor, view_B: Tensor) -> Tensor:
+    def __call__(self, position_B: Tensor, view_B: Tensor) -> Tensor:
         """Rows (B, ...) on the device, for indices and views (B,) int64 in host memory."""
-        row_B = view_B * self.layout.num_samples + index_B
+        row_B = view_B * self.layout.num_samples + position_B
         if self.place == "device":
             return self.parts[0].index_select(0, row_B.to(self.device, non_blocking=True))
-        out = self._gather(index_B, view_B) if self.place == "disk" else self.parts[0].index_select(0, row_B)
+        out = self._gather(position_B, view_B) if self.place == "disk" else self.parts[0].index_select(0, row_B)
         return out if self.device.type == "cpu" else out.pin_memory().to(self.device, non_blocking=True)
 
-    def _gather(self, index_B: Tensor, view_B: Tensor) -> Tensor:
-        out = self.parts[0].new_empty((len(index_B), *self.parts[0].shape[1:]))
-        shard_B = view_B * self.layout.per_view + index_B // self.layout.shard_rows
-        row_B = index_B % self.layout.shard_rows
+    def _gather(self, position_B: Tensor, view_B: Tensor) -> Tensor:
+        out = self.parts[0].new_empty((len(position_B), *self.parts[0].shape[1:]))
+        shard_B = view_B * self.layout.per_view + position_B // self.layout.shard_rows
+        row_B = position_B % self.layout.shard_rows
         for i, (shard, row) in enumerate(zip(shard_B.tolist(), row_B.tolist(), strict=True)):
             out[i] = self.parts[shard][row]
         return out

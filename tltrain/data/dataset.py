@@ -16,14 +16,14 @@ Read = Callable[[int], Image.Image]
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of train, val or test. A position is an index into the split, from 0 to N - 1."""
+    """The samples of train, val or test. A position is a place in the split, from 0 to N - 1."""
 
     name: str
     labels: np.ndarray
     """(N,) int64, the class of each sample."""
     ids: tuple[str, ...]
     """Readable name of each sample: a path relative to the source, or digits/17."""
-    index: np.ndarray
+    source_index: np.ndarray
     """(N,) int64, each sample's number in the source. It seeds the sample's views, so they do not depend on the split."""
     read: Read
     """Reads the RGB image at a position. Picklable."""

@@ -46,30 +46,35 @@ def item_loader(views: Views, batches: Sequence[list[SampleRef]], workers: int, 
 
 
 def train_positions(labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, shard: Shard) -> Iterator[Batch]:
-    """As train_loader without the images: label, weight, index and view. For training on cached features."""
+    """As train_loader without the images: label, weight, position and view. For training on cached features."""
     local = range(stream.batch)[shard.local(stream.batch)]
     parts = [local[rank_slice(len(local), i, shard.num_micro)] for i in range(shard.num_micro)]
     filled = [part or local[:1] or range(1) for part in parts]  # an empty part becomes one sample with weight 0, as in StepSampler
     for s in range(start_step, stop_step):
-        index_B, view_B = (torch.from_numpy(array_B) for array_B in stream.positions(s))
-        label_B = torch.from_numpy(labels[index_B.numpy()])
+        position_B, view_B = (torch.from_numpy(array_B) for array_B in stream.positions(s))
+        label_B = torch.from_numpy(labels[position_B.numpy()])
         for part, full in zip(parts, filled, strict=True):
             at = slice(full.start, full.stop)
-            yield {"label": label_B[at], "weight": torch.full((len(full),), float(bool(part))), "index": index_B[at], "view": view_B[at]}
+            yield {
+                "label": label_B[at],
+                "weight": torch.full((len(full),), float(bool(part))),
+                "position": position_B[at],
+                "view": view_B[at],
+            }
 
 
 def eval_positions(labels: np.ndarray, shard: Shard, batch: int, limit: int | None) -> list[Batch]:
-    """As eval_loader without the images: label, weight, index and view."""
+    """As eval_loader without the images: label, weight, position and view."""
     return list(_positions(labels, eval_batches(len(labels), shard, batch, limit)))
 
 
 def _positions(labels: np.ndarray, batches: Iterable[list[SampleRef]]) -> Iterator[Batch]:
     for items in batches:
-        index_B = np.array([item.position for item in items])
+        position_B = np.array([item.position for item in items])
         yield {
-            "label": torch.from_numpy(labels[index_B]),
+            "label": torch.from_numpy(labels[position_B]),
             "weight": torch.tensor([item.weight for item in items]),
-            "index": torch.from_numpy(index_B),
+            "position": torch.from_numpy(position_B),
             "view": torch.tensor([item.view for item in items]),
         }
 

@@ -57,7 +57,7 @@ def assign(source: Source, names: Sequence[str], to_train: bool) -> DataSplits:
 def split_names(images: DataSplits) -> list[str]:
     """The split of each sample of the source (N,). Empty for a sample that belongs to no split."""
     assert images.source is not None
-    name_of = {int(number): s.name for s in (images.train, images.val, images.test) if s is not None for number in s.index}
+    name_of = {int(number): s.name for s in (images.train, images.val, images.test) if s is not None for number in s.source_index}
     return [name_of.get(number, "") for number in images.source.numbers.tolist()]
 
 

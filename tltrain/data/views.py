@@ -92,17 +92,17 @@ class Views(Dataset[Batch]):
         return self.batch(items)
 
     def batch(self, items: Sequence[SampleRef]) -> Batch:
-        """image uint8 (B, 3, S, S), label int64 (B,), weight float32, index int64 (position in the split), view int64.
+        """image uint8 (B, 3, S, S), label int64 (B,), weight float32, position int64 (in the split), view int64.
 
         With mixing also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.
         With strong views made on the device, image.pixels and image.drawn replace image. The same holds for partner_image.
         """
-        index_B = np.array([item.position for item in items])
+        position_B = np.array([item.position for item in items])
         batch = {
             **self._images("image", [(item.position, item.view) for item in items]),
-            "label": torch.from_numpy(self.split.labels[index_B]),
+            "label": torch.from_numpy(self.split.labels[position_B]),
             "weight": torch.tensor([item.weight for item in items]),
-            "index": torch.from_numpy(index_B),
+            "position": torch.from_numpy(position_B),
             "view": torch.tensor([item.view for item in items]),
         }
         if items[0].partner >= 0:
@@ -160,7 +160,7 @@ class Views(Dataset[Batch]):
         """Inside, torch's CPU generator is seeded for this view. It is restored afterwards."""
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed CUDA too, which fork_rng does not restore here: dropout would change
-            torch.default_generator.manual_seed(derive_seed(self.seed, "view", int(self.split.index[i]), v))
+            torch.default_generator.manual_seed(derive_seed(self.seed, "view", int(self.split.source_index[i]), v))
             yield
 
     def _base(self, i: int) -> np.ndarray:

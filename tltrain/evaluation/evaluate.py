@@ -89,9 +89,9 @@ def _choose(images: DataSplits, which: str) -> Split:
         if split is None:
             raise UserError(f"there is no {which} split; there are {', '.join(s.name for s in splits)}, or all")
         return split
-    labels, index = np.concatenate([s.labels for s in splits]), np.concatenate([s.index for s in splits])
+    labels, source_index = np.concatenate([s.labels for s in splits]), np.concatenate([s.source_index for s in splits])
     ids = tuple(i for s in splits for i in s.ids)
-    return replace(images.train, name="all", labels=labels, index=index, ids=ids, read=_Joined(splits))
+    return replace(images.train, name="all", labels=labels, source_index=source_index, ids=ids, read=_Joined(splits))
 
 
 @dataclass(frozen=True)

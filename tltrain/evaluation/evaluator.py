@@ -16,7 +16,7 @@ from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models.precision import full_precision
 
-COLUMNS = ("index", "weight", "label", "predicted", "confidence", "loss", "in_top5", "calibrated")
+COLUMNS = ("position", "weight", "label", "predicted", "confidence", "loss", "in_top5", "calibrated")
 """What is gathered of each sample. Probabilities of all classes would be K columns: 400 MB for 50,000 images of 1,000 classes."""
 
 
@@ -40,7 +40,7 @@ def predict(
     rows_NC = _gathered(runtime, model, loader, partial(_row, temperature), entry, should_stop)
     column_N = dict(zip(COLUMNS, rows_NC.T, strict=True))
     del column_N["weight"]
-    whole = {name: column_N.pop(name).astype(np.int64) for name in ("index", "label", "predicted")}
+    whole = {name: column_N.pop(name).astype(np.int64) for name in ("position", "label", "predicted")}
     return Predictions(**whole, in_top5=column_N.pop("in_top5") > 0, **column_N, temperature=temperature)
 
 
@@ -62,7 +62,7 @@ def _gathered(
 ) -> np.ndarray:
     """(N, C): one row for each sample, ordered by position.
 
-    row: maps (logits, batch) to (B, C) float64. Its first two columns are index and weight; a weight of 0 marks padding.
+    row: maps (logits, batch) to (B, C) float64. Its first two columns are position and weight; a weight of 0 marks padding.
     """
     training = model.training
     model.eval()
@@ -93,12 +93,12 @@ def _row(temperature: float, logits_BK: Tensor, batch: Batch) -> Tensor:
     loss_B = -log_p_BK.gather(1, label_B1).squeeze(1)
     top5_B = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B1).any(1)
     column_B = {
-        "index": batch["index"], "weight": batch["weight"], "label": batch["label"], "predicted": predicted_B,
+        "position": batch["position"], "weight": batch["weight"], "label": batch["label"], "predicted": predicted_B,
         "confidence": confidence_B, "loss": loss_B, "in_top5": top5_B, "calibrated": calibrated_B,
     }  # fmt: skip
     return torch.stack([column_B[name] for name in COLUMNS], dim=1).double()
 
 
 def _logits_row(logits_BK: Tensor, batch: Batch) -> Tensor:
-    """(B, 3 + K) float64: index, weight, label, logits."""
-    return torch.cat([torch.stack([batch[name].double() for name in ("index", "weight", "label")], dim=1), logits_BK.double()], dim=1)
+    """(B, 3 + K) float64: position, weight, label, logits."""
+    return torch.cat([torch.stack([batch[name].double() for name in ("position", "weight", "label")], dim=1), logits_BK.double()], dim=1)

@@ -28,8 +28,8 @@ class Scores(NamedTuple):
 class Predictions:
     """A network's predictions for a split, one entry for each sample, ordered by position in the split."""
 
-    index: np.ndarray
-    """(N,) int64, position in the split."""
+    position: np.ndarray
+    """(N,) int64, in the split."""
     label: np.ndarray
     """(N,) int64."""
     predicted: np.ndarray

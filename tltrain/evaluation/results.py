@@ -27,7 +27,7 @@ def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", "confidence"])
-    for position, label, predicted, confidence in zip(p.index, p.label, p.predicted, p.calibrated, strict=True):
+    for position, label, predicted, confidence in zip(p.position, p.label, p.predicted, p.calibrated, strict=True):
         writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}"])
     run_dir.write_test(path, figures, text.getvalue().encode("utf-8", "surrogateescape"), _mistakes(p, split, views, classes))
 
@@ -47,11 +47,11 @@ def _mistakes(p: Predictions, split: Split, views: Views, classes: Sequence[str]
     surest = wrong[np.argsort(-p.calibrated[wrong], kind="stable")][:NUM_MISTAKES]
     return [
         {
-            "id": split.ids[p.index[i]],
+            "id": split.ids[p.position[i]],
             "label": classes[p.label[i]],
             "predicted": classes[p.predicted[i]],
             "confidence": float(p.calibrated[i]),
-            "png": _png(views.view(int(p.index[i]), 0).permute(1, 2, 0).numpy()),
+            "png": _png(views.view(int(p.position[i]), 0).permute(1, 2, 0).numpy()),
         }
         for i in surest
     ]

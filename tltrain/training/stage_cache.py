@@ -46,7 +46,7 @@ class Attached:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
-            yield {**batch, **{name: rows(batch["index"], batch["view"]) for name, rows in self.rows.items()}}
+            yield {**batch, **{name: rows(batch["position"], batch["view"]) for name, rows in self.rows.items()}}
 
 
 def open_stores(
