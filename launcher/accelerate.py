@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tltrain
+from tltrain.core import files
 from tltrain.core.errors import UserError
 
 GRACE_S = 120  # seconds that torch's elastic agent waits for a save before SIGKILL; a Slurm job sets its own
@@ -52,17 +53,17 @@ def config_file(accelerate: str | None, world: World) -> Path:
     return path
 
 
-def arguments(config: Path, world: World, rank: int, words: Sequence[str]) -> list[str]:
+def arguments(config: Path, world: World, rank: int, argv: Sequence[str]) -> list[str]:
     """The `accelerate launch` command for the node of that rank.
 
-    `words` are the arguments of `tltrain`. On the CPU, --multi_gpu is needed too: without it accelerate starts independent processes.
+    argv: the arguments of `tltrain`. On the CPU, --multi_gpu is needed too: without it accelerate starts independent processes.
     """
     together = ["--multi_gpu"] if world.num_processes > 1 and not world.gpus else []
     return [
         sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config), *together,
         "--num_machines", str(world.num_nodes), "--machine_rank", str(rank), "--num_processes", str(world.num_processes),
         "--main_process_ip", world.main_node, "--main_process_port", str(world.port),
-        "--num_cpu_threads_per_process", str(world.threads), "-m", "launcher.worker", *words,
+        "--num_cpu_threads_per_process", str(world.threads), "-m", "launcher.worker", *argv,
     ]  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def explain(code: int, notes: Path) -> str:
     A process that is killed leaves no failure note in `notes`. So where this host has none, the cause is probably a kill from outside.
     """
     host = socket.gethostname()
-    words = [json.loads(path.read_text(encoding="utf-8")) for path in notes.glob("rank-*.failed.json")]
-    silent = not any(word["host"] == host for word in words)
-    return f"processes ended with code {code}" + (" without a word: killed from outside, as when memory is short?" if silent else "")
+    failures = [json.loads(files.read_bytes(path)) for path in notes.glob("rank-*.failed.json")]
+    silent = not any(failure["host"] == host for failure in failures)
+    return f"processes ended with code {code}" + (" and left no note of a failure: killed from outside, as when memory is short?" if silent else "")
 
 
 def local_gpus() -> int:

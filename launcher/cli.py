@@ -21,12 +21,12 @@ VERBS = {
 }
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run `tltrain launch` with these arguments. Returns the exit code. Raises UserError."""
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0
-    verb, rest = words[0], list(words[1:])
+    verb, rest = argv[0], list(argv[1:])
     if verb in VERBS:
         return look_at(verb, rest)
     known = (*registry.names("targets"), *VERBS)
@@ -55,11 +55,11 @@ def usage() -> str:
     return f"usage: {first}" + "".join(f"       {line}" for line in others) + "`tltrain launch NAME --help` lists all options.\n"
 
 
-def look_at(verb: str, words: Sequence[str]) -> int:
+def look_at(verb: str, argv: Sequence[str]) -> int:
     """Print, or cancel, the jobs of a run folder."""
     parser = Parser(prog=f"tltrain launch {verb}", description=look_at.__doc__)
     parser.add_argument("run", type=Path, help="a run folder, or the folder that holds an array's runs")
-    path = parser.parse_args(words).run
+    path = parser.parse_args(argv).run
     job = jobs.latest(path)
     target: Target = registry.find("targets", job.target, f"job {job.id} of {path} was submitted to the target {job.target!r}")
     if verb == "cancel":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
-from tltrain.core import flags as options
+from tltrain.core import flags as run_flags
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
@@ -29,22 +29,22 @@ class Training:
     run: Path
 
     @property
-    def words(self) -> list[str]:
+    def argv(self) -> list[str]:
         """Arguments of `tltrain` for the job. The recipe is the copy in the run folder, so later edits cannot change a queued job."""
         return ["train", str(run_dir.recipe_file(self.run)), *flags(self.start)]
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def split(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Split a command line into the launcher's own arguments and each `train RECIPE …` behind a `--`.
 
     Raises UserError where there is no such command, or where one does not start with `train`.
     """
     parts: list[list[str]] = [[]]
-    for word in words:
-        if word == "--":
+    for argument in argv:
+        if argument == "--":
             parts.append([])
         else:
-            parts[-1].append(word)
+            parts[-1].append(argument)
     own, *trainings = parts
     if not trainings and not {"-h", "--help"} & set(own):
         raise UserError("the command to start is missing; write it behind --, such as: -- train digits-resnet --seed 1")
@@ -54,34 +54,34 @@ def split(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     return own, trainings
 
 
-def read(words: Sequence[str]) -> Training:
+def read(argv: Sequence[str]) -> Training:
     """Parse `train RECIPE …` and check it against the run folder.
 
     Raises FinishedRun for a finished run, and UserError. For an unknown flag tyro exits the process with code 2.
     """
-    return _checked(parse(words))
+    return _checked(parse(argv))
 
 
-def parse(words: Sequence[str]) -> Training:
+def parse(argv: Sequence[str]) -> Training:
     """Parse `train RECIPE …` without looking at the run folder."""
-    recipe, start = options.parse("train", words[1:])
+    recipe, start = run_flags.parse("train", argv[1:])
     run = run_path(recipe, start).absolute()
     return Training(recipe, replace(start, folder=run), run)
 
 
-def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[Path, list[Training]]:
+def read_array(argv: Sequence[str], key: str, values: Sequence[str]) -> tuple[Path, list[Training]]:
     """One run for each value of a job array: the recipe with `key` set to that value.
 
     Returns (the folder that holds the runs, the runs in the order of the values). Raises UserError.
     """
     name, path = "--" + key, key.replace("-", "_")
-    if any(word.split("=")[0].replace("-", "_") == f"__{path}" for word in words):
+    if any(argument.split("=")[0].replace("-", "_") == f"__{path}" for argument in argv):
         raise UserError(f"{name} stands in the command and in --array; leave it out of one of them")
-    first = options.parse_with("train", words[1:], [{path: None if value in ("None", "null") else value} for value in values])
-    recipe, start = first[0]
+    parsed = run_flags.parse_with("train", argv[1:], [{path: None if value in ("None", "null") else value} for value in values])
+    recipe, start = parsed[0]
     parent = run_path(recipe, start).absolute()
     parent = parent.with_name(f"{parent.name}-by-{key}")
-    runs = [Training(r, replace(s, folder=parent / v), parent / v) for (r, s), v in zip(first, values, strict=True)]
+    runs = [Training(r, replace(s, folder=parent / v), parent / v) for (r, s), v in zip(parsed, values, strict=True)]
     try:
         return parent, [_checked(run) for run in runs]
     except FinishedRun as error:
@@ -90,7 +90,7 @@ def read_array(words: Sequence[str], key: str, values: Sequence[str]) -> tuple[P
 
 def flags(start: RunFlags) -> list[str]:
     """Run flags as command-line arguments. Those at their default are left out."""
-    words: list[str] = []
+    argv: list[str] = []
     for field in fields(RunFlags):
         value = getattr(start, field.name)
         default = None if field.default is MISSING else field.default
@@ -98,12 +98,12 @@ def flags(start: RunFlags) -> list[str]:
             continue
         name = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(name if value else "--no-" + name[2:])
+            argv.append(name if value else "--no-" + name[2:])
         elif isinstance(value, tuple):
-            words += [name, *value]
+            argv += [name, *value]
         else:
-            words += [name, str(value)]
-    return words
+            argv += [name, str(value)]
+    return argv
 
 
 def _checked(training: Training) -> Training:

@@ -52,10 +52,10 @@ def latest(place: Path) -> KeptJob:
 
     The folder may come from somebody else, so its records are checked. Raises UserError for an invalid record, and where there is none.
     """
-    found = [_read(path) for path in sorted((place / "jobs").glob("*.json"))]
-    if not found:
+    records = [_read(path) for path in sorted((place / "jobs").glob("*.json"))]
+    if not records:
         raise UserError(f"{place} has no job that `tltrain launch` submitted (jobs/*.json); look into the queue itself")
-    return max(found, key=lambda each: each[0])[1]
+    return max(records, key=lambda each: each[0])[1]
 
 
 def _read(path: Path) -> tuple[float, KeptJob]:

@@ -23,13 +23,13 @@ from tltrain.core.errors import Parser, UserError
 from tltrain.runs import heartbeat, run_dir
 
 BF16_FROM = 8.0  # compute capability
-SAID = {"no": "fp32"}  # accelerate's name for a precision, to the usual one
+PRECISION_NAMES = {"no": "fp32"}  # accelerate's name for a precision, to the usual one
 EXIT = {"finished": 0, "stopped": 75}  # as `tltrain train` itself
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Check the command, start it by `accelerate launch`, wait. Returns what `tltrain train` would: 0, 1 failed, 75 stopped and saved."""
-    own, trainings = split(words)
+    own, trainings = split(argv)
     parser = Parser(prog="tltrain launch local", description=main.__doc__)
     parser.add_argument("--accelerate", help="a name in accelerate_configs/ such as ddp, or a file; the default follows from the GPUs")
     parser.add_argument("--processes", type=int, help="number of processes; the default is one for each GPU, or one")
@@ -46,16 +46,16 @@ def main(words: Sequence[str]) -> int:
     command[at:at] = override
     where = "GPU" if world.gpus else "the CPU"
     num = f"{world.num_processes} process{'es' if world.num_processes > 1 else ''}"
-    said = f"launch  {num} on {where}, {SAID.get(precision, precision)}: {why}"
+    line = f"launch  {num} on {where}, {PRECISION_NAMES.get(precision, precision)}: {why}"
     notes = training.run / "jobs" / "local"
     environment = processes.environment(world, notes)
     if arguments.dry_run:
-        print(f"# {said}")
+        print(f"# {line}")
         print(" ".join(["env", *(shell.quote(f"{k}={v}") for k, v in environment.items()), shell.join(command)]))
         return 0
     run_dir.create(training.run, training.recipe)
     notes.mkdir(parents=True, exist_ok=True)
-    print(said, flush=True)
+    print(line, flush=True)
     while True:
         before = heartbeat.newest_generation(run_dir.generations(training.run))
         for note in notes.glob("*.failed.json"):
@@ -109,8 +109,8 @@ def capability() -> float | None:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     only = [] if visible is None else [f"--id={visible}"]
-    words = ["nvidia-smi", *only, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    command = ["nvidia-smi", *only, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return min((float(line) for line in done.stdout.split()), default=None) if done.returncode == 0 else None
     except ValueError:  # an old driver prints [N/A], or an error for the unknown field

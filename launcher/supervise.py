@@ -58,13 +58,13 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], output: Ca
 
 
 def _watch(child: subprocess.Popen[bytes], received: list[int]) -> None:
-    told: set[tuple[int, int]] = set()  # (process, signal)
+    delivered: set[tuple[int, int]] = set()  # (process, signal)
     while child.poll() is None:
         if received.count(signal.SIGINT) > 1:
             _kill(child)
         for number in dict.fromkeys(received):
             for process in _children(child.pid):
-                _tell(process, number, told)
+                _forward(process, number, delivered)
         time.sleep(POLL_S)
 
 
@@ -73,12 +73,12 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _tell(process: int, number: int, told: set[tuple[int, int]]) -> None:
+def _forward(process: int, number: int, delivered: set[tuple[int, int]]) -> None:
     """Forward a signal to a process once. A process that ignores it is still starting, so it is skipped until a later poll."""
     sent = signal.SIGTERM if number == signal.SIGHUP else number
-    if (process, number) in told or _ignores(process, sent):
+    if (process, number) in delivered or _ignores(process, sent):
         return
-    told.add((process, number))
+    delivered.add((process, number))
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, sent)
 

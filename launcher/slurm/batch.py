@@ -1,6 +1,6 @@
-"""`python -m launcher.batch`: what a job's script asks before and after its processes run.
+"""`python -m launcher.batch`: called by the job script before and after its processes run.
 
-begin prints the run folder; end prints what the script shall do. Both keep what they know in the run folder, jobs/JOB/.
+`begin` prints the run folder. `end` prints what the script does next. Both write their records to RUN/jobs/JOB/.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import command as words_
-from launcher.slurm.requeue import Ended, Limits, decide, guilty
+from launcher import command
+from launcher.slurm.requeue import Ended, Limits, decide, first_failure
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
@@ -23,7 +23,7 @@ from tltrain.runs import heartbeat, run_dir
 from tltrain.runs.links import append_only
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.batch", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     begins = verbs.add_parser("begin")
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     ends.add_argument("--slurm", default="", help="what `scontrol --oneliner show job` says")
     ends.add_argument("--max-requeues", type=int, required=True)
     ends.add_argument("--max-crash-requeues", type=int, required=True)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.verb == "begin":
         training = arguments.training[1:] if arguments.training[:1] == ["--"] else arguments.training
         print(begin(training, arguments.job))
@@ -52,15 +52,15 @@ def begin(training: list[str], job: str) -> Path:
 
     Returns the run folder. Raises UserError.
     """
-    run = words_.parse(training)
+    run = command.parse(training)
     run_dir.check_recipe(run.run, run.recipe)
     run_dir.create(run.run, run.recipe)
-    own = run.run / "jobs" / job
-    own.mkdir(parents=True, exist_ok=True)
-    for note in own.glob("*.failed.json"):
+    job_folder = run.run / "jobs" / job
+    job_folder.mkdir(parents=True, exist_ok=True)
+    for note in job_folder.glob("*.failed.json"):
         note.unlink()
     before = heartbeat.newest_generation(run_dir.generations(run.run))
-    files.write_json(own / "start.json", {"generation": before, "time": time.time(), "restart": restart_count()})
+    files.write_json(job_folder / "start.json", {"generation": before, "time": time.time(), "restart": restart_count()})
     return run.run
 
 
@@ -71,22 +71,22 @@ def end(run: Path, job: str, preempted: bool, terminated: bool, limits: Limits, 
     slurm: output of `scontrol --oneliner show job`.
     Returns the action (`requeue.Action`).
     """
-    own = run / "jobs" / job
-    start = json.loads((own / "start.json").read_text())
+    job_folder = run / "jobs" / job
+    start = json.loads(files.read_bytes(job_folder / "start.json"))
     if start["restart"] > restart_count():
-        _say("stopped: a later start of this job goes on elsewhere; this one has nothing to say any more")
+        _say("stopped: a later start of this job has taken over on other nodes; this one decides nothing more")
         return "stopped"
     before = start["generation"]
     outcome = outcome_since(run, before)
     by_slurm = (terminated or outcome.get("outcome") == "stopped") and _is_preempted(slurm)
     ended = Ended(outcome, preempted, terminated, by_slurm)
-    past = [line["why"] for line in _lines(own / "ends.jsonl") if line["action"] == "requeue"]
+    past = [line["why"] for line in _lines(job_folder / "ends.jsonl") if line["action"] == "requeue"]
     action, why = decide(ended, past, limits)
     _say(f"{action}: {why}")
-    note = guilty([json.loads(p.read_text()) for p in sorted(own.glob("*.failed.json"))])
+    note = first_failure([json.loads(files.read_bytes(p)) for p in sorted(job_folder.glob("*.failed.json"))])
     if note is not None and (action == "failed" or why == "crashed"):
-        _blame(run, own, note, before)
-    with append_only(own / "ends.jsonl") as file:
+        _report_first_failure(run, job_folder, note, before)
+    with append_only(job_folder / "ends.jsonl") as file:
         file.write(json.dumps({"action": action, "why": why, "restart": restart_count(), "time": time.time(), **_place(outcome)}) + "\n")
     return action
 
@@ -104,10 +104,10 @@ def restart_count() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _blame(run: Path, own: Path, note: Mapping[str, Any], before: int) -> None:
+def _report_first_failure(run: Path, job_folder: Path, note: Mapping[str, Any], before: int) -> None:
     """Report the process that failed first, in the job's log and in outcome.json."""
     who = f"rank {note['rank']}" if "rank" in note else f"node {note['node']}"
-    _say(f"{who} on {note['host']} failed first: {note['error']}; logs: {own}/node-*.log")
+    _say(f"{who} on {note['host']} failed first: {note['error']}; logs: {job_folder}/node-*.log")
     sys.stderr.write(note["traceback"].rstrip() + "\n")
     generation = heartbeat.newest_generation(run_dir.generations(run))
     if generation > before:  # a start refused because the run is active elsewhere must not overwrite its outcome
@@ -128,7 +128,7 @@ def _place(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in files.read_text(path).splitlines()] if path.exists() else []
 
 
 def _say(text: str) -> None:

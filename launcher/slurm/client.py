@@ -47,10 +47,10 @@ def submit(script: Path) -> str:
     done = _run(["sbatch", "--parsable", str(script)])
     if done.returncode != 0:
         raise UserError(f"Slurm did not take the job: {_message(done)}")
-    words = done.stdout.split()  # a site's wrapper may print a greeting first
-    number = words[-1].split(";")[0] if words else ""  # ID;CLUSTER where there are several clusters
+    output = done.stdout.split()  # a site's wrapper may print a greeting first
+    number = output[-1].split(";")[0] if output else ""  # ID;CLUSTER where there are several clusters
     if JOB_ID.fullmatch(number) is None:
-        raise UserError(f"sbatch took the job and named no number for it: {done.stdout.strip()!r}; `squeue --me` shows the job")
+        raise UserError(f"sbatch took the job and printed no job number: {done.stdout.strip()!r}; `squeue --me` shows the job")
     return number
 
 

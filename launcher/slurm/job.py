@@ -53,7 +53,7 @@ class Job:
     constraint: str | None = None
     """Features that the nodes must have, such as a100|h100."""
     dependency: str | None = None
-    """Start only after other jobs, such as afterok:1234; killed when that can never be."""
+    """Start only after other jobs, such as afterok:1234; the job is killed if that can never come true."""
     array: str | None = None
     """One run for each value of a setting, such as seed=0,1,2 or stages.1.lr=1e-3,3e-4."""
     name: str | None = None
@@ -90,7 +90,7 @@ class Job:
             raise UserError(f"--accelerate is {self.accelerate} and --gpus-per-node 0; without GPUs choose cpu, or leave it out")
         if self.array is not None and len(set(self.array_values)) < len(self.array_values):
             raise UserError(f"--array is {self.array}; each value may stand once, since each has its own run folder")
-        self.container_words  # noqa: B018  refuses a command with an open quote
+        self.container_argv  # noqa: B018  refuses a command with an open quote
 
     @property
     def processes_here(self) -> int:
@@ -107,7 +107,7 @@ class Job:
         return tuple(self.array.partition("=")[2].split(",")) if self.array else ()
 
     @property
-    def container_words(self) -> tuple[str, ...]:
+    def container_argv(self) -> tuple[str, ...]:
         return _split(self.container) if self.container else ()
 
 
@@ -137,11 +137,11 @@ def header(arguments: list[str]) -> str:
     return "".join(f"#SBATCH {_directive(argument)}\n" for argument in arguments)
 
 
-def settings(job: Job, python: str, words: list[str]) -> str:
-    """The bash settings of the job script. `words`, quoted for bash, become its arguments where it is started without any."""
+def settings(job: Job, python: str, argv: list[str]) -> str:
+    """The bash settings of the job script. `argv`, quoted for bash, becomes its arguments where it is started without any."""
     lines = [
         *job.setup,
-        shell.array("python", [*job.container_words, python]),
+        shell.array("python", [*job.container_argv, python]),
         f"accelerate={shell.quote(job.accelerate or '')}",
         f"processes_per_node={job.processes_per_node or ''}",
         f"grace_s={job.signal_s}",
@@ -150,7 +150,7 @@ def settings(job: Job, python: str, words: list[str]) -> str:
     ]
     if job.array:
         lines += [shell.array("values", job.array_values), "value=${values[SLURM_ARRAY_TASK_ID]}"]
-    lines.append(f"(($#)) || set -- {' '.join(words)}")
+    lines.append(f"(($#)) || set -- {' '.join(argv)}")
     return "\n".join(lines) + "\n"
 
 
@@ -165,12 +165,12 @@ def _split(command: str) -> tuple[str, ...]:
     if not command.isprintable():
         raise UserError(f"--container is {command!r}; it must be one line")
     try:
-        words = tuple(shlex.split(command))
+        argv = tuple(shlex.split(command))
     except ValueError as error:
         raise UserError(f"--container is {command!r}: {error}; close the quotes") from error
-    if not words:
+    if not argv:
         raise UserError(f"--container is {command!r}; leave it out, or give a command")
-    return words
+    return argv
 
 
 def _flag(field: str) -> str:

@@ -20,7 +20,7 @@ from launcher.accelerate import World
 from launcher.supervise import supervise
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run this node's processes. Returns the exit code for srun: 0, or 1, which makes srun end the other nodes too."""
     parser = argparse.ArgumentParser(prog="python -m launcher.node", description=__doc__)
     parser.add_argument("--notes", type=Path, required=True, help="folder for this job's logs and notes")
@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--grace-s", type=int, default=accelerate.GRACE_S, help="longest save, seconds")
     parser.add_argument("--processes-per-node", default="", help="empty: one for each GPU, or one")
     parser.add_argument("training", nargs=argparse.REMAINDER, help="-- train RECIPE …")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     training = arguments.training[1:] if arguments.training[:1] == ["--"] else arguments.training
     rank = int(os.environ["SLURM_NODEID"])
     world = world_of_job(dict(os.environ), arguments.main_node, arguments.port, arguments.processes_per_node)

@@ -46,8 +46,8 @@ def decide(ended: Ended, past: Sequence[str], limits: Limits) -> tuple[Action, s
         return "stopped", "told to end by SIGTERM; saved work goes on when the same job is submitted again"
     if outcome == "stopped" and ended.outcome.get("signal") == OUT_OF_MEMORY:
         return "requeue", OUT_OF_MEMORY  # no limit: each start uses a smaller batch, so this ends soon
-    told = ended.preempted or (outcome == "stopped" and ended.outcome.get("signal") == "SIGUSR2")
-    if told:
+    preempted = ended.preempted or (outcome == "stopped" and ended.outcome.get("signal") == "SIGUSR2")
+    if preempted:
         if len(past) >= limits.requeues:
             return "stopped", f"requeued {len(past)} times already, and max_requeues is {limits.requeues}; submit it again to go on"
         return "requeue", "preempted"
@@ -59,12 +59,12 @@ def decide(ended: Ended, past: Sequence[str], limits: Limits) -> tuple[Action, s
     return "failed", "the processes ended before the work was finished" + (f", requeued {crashes} times before" if crashes else "")
 
 
-def guilty(notes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def first_failure(notes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The note of the process that failed first, or None without notes.
 
     Errors of lost connections follow from another process's failure, so they count only where there is no other note.
     """
     by_time = sorted(notes, key=lambda note: note["time"])
-    own = [note for note in by_time if "rank" in note and not SECONDARY.search(note["error"])]
+    causes = [note for note in by_time if "rank" in note and not SECONDARY.search(note["error"])]
     nodes = [note for note in by_time if "node" in note]
-    return next(iter([*own, *nodes, *by_time]), None)
+    return next(iter([*causes, *nodes, *by_time]), None)

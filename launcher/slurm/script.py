@@ -17,26 +17,26 @@ from tltrain.core.errors import UserError
 LOG_PATH = re.compile(r"[^\x00-\x1f\x7f%\\\"'#]+")
 
 
-def render(job: Job, arguments: list[str], words: list[str], python: str, command: Sequence[str]) -> str:
+def render(job: Job, arguments: list[str], argv: list[str], python: str, command: Sequence[str]) -> str:
     """Render the job script.
 
     arguments: options for sbatch, which become #SBATCH lines.
-    words: the training command, quoted for bash.
+    argv: the training command, quoted for bash.
     command: the user's command line, kept as a comment.
     """
     template = _template()
     before = template[template.index("set -e\n") : template.index("# Settings: ")]
     after = template[template.index("# -----") :]
-    kept = f"# {shell.join(command)}\n# Written by `tltrain launch slurm`; `sbatch` of this file repeats the job.\n"
-    return f"#!/usr/bin/env bash\n{kept}{header(arguments)}{before}{settings(job, python, words)}{after}"
+    comment = f"# {shell.join(command)}\n# Written by `tltrain launch slurm`; `sbatch` of this file repeats the job.\n"
+    return f"#!/usr/bin/env bash\n{comment}{header(arguments)}{before}{settings(job, python, argv)}{after}"
 
 
-def words_of(training: Training) -> list[str]:
+def argv_of(training: Training) -> list[str]:
     """The training command of a job with one run, quoted for bash."""
-    return [shell.quote(word) for word in training.words]
+    return [shell.quote(word) for word in training.argv]
 
 
-def words_of_array(parent: Path, runs: Sequence[Training]) -> list[str]:
+def argv_of_array(parent: Path, runs: Sequence[Training]) -> list[str]:
     """The training command shared by the jobs of an array, quoted for bash. The run folder ends in $value."""
     folder = shell.quote(str(parent)) + '/"$value"'
     shared = [shell.quote(word) for word in _without_folder(flags(runs[0].start))]
@@ -56,15 +56,15 @@ def check_bash(text: str, job: Job) -> None:
     for line in [*job.setup, text]:
         env = {**os.environ, "LC_ALL": "C"}  # no locale warnings: any output is about the script (an open here-document only warns)
         done = subprocess.run(["bash", "-n"], input=line.encode("utf-8", "surrogateescape"), env=env, capture_output=True, check=False)
-        said = done.stderr.decode(errors="replace").strip()
-        if done.returncode != 0 or said:
+        problem = done.stderr.decode(errors="replace").strip()
+        if done.returncode != 0 or problem:
             what = repr(line) if line in job.setup else "the script"
-            raise UserError(f"--setup: bash does not understand {what}: {said}")
+            raise UserError(f"--setup: bash does not understand {what}: {problem}")
 
 
-def _without_folder(words: list[str]) -> list[str]:
-    at = words.index("--folder")
-    return words[:at] + words[at + 2 :]
+def _without_folder(argv: list[str]) -> list[str]:
+    at = argv.index("--folder")
+    return argv[:at] + argv[at + 2 :]
 
 
 def _template() -> str:

@@ -27,7 +27,7 @@ USAGE = """\
 
 
 @dataclass(frozen=True)
-class _Words:
+class _Flags:
     job: Annotated[Job, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Print exactly what would be submitted, and submit nothing."""
@@ -43,12 +43,12 @@ class Submission:
     runs: tuple[Training, ...]
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Check everything, then submit one job, or a chain of jobs, and print their ids."""
-    own, trainings = split(words)
+    own, trainings = split(argv)
     about = f"{main.__doc__} Site defaults stand in {site.path()}."
-    parsed = parse_flags(_Words(site.defaults()), own, "tltrain launch slurm", about)
-    command = ["tltrain", "launch", "slurm", *words]
+    parsed = parse_flags(_Flags(site.defaults()), own, "tltrain launch slurm", about)
+    command = ["tltrain", "launch", "slurm", *argv]
     if parsed.job.array and len(trainings) > 1:
         raise UserError("--array and a chain of commands cannot be had at once; submit the array first, and the rest with --dependency")
     if parsed.job.dependency and len(trainings) > 1:
@@ -72,17 +72,17 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def prepare(job: Job, words: Sequence[str], command: Sequence[str]) -> Submission:
+def prepare(job: Job, argv: Sequence[str], command: Sequence[str]) -> Submission:
     """Validate a training command and render its job script. Writes no files. Raises FinishedRun and UserError."""
     if job.array:
-        parent, trainings = read_array(words, job.array_key, job.array_values)
-        runs, given = tuple(trainings), script.words_of_array(parent, trainings)
+        parent, trainings = read_array(argv, job.array_key, job.array_values)
+        runs, job_argv = tuple(trainings), script.argv_of_array(parent, trainings)
     else:
-        runs = (read(words),)
-        parent, given = runs[0].run, script.words_of(runs[0])
+        runs = (read(argv),)
+        parent, job_argv = runs[0].run, script.argv_of(runs[0])
     accelerate.config_file(job.accelerate, World(job.nodes, job.processes_here, job.gpus_per_node > 0, threads=1))
     arguments = sbatch_arguments(job, _job_name(runs[0].recipe.name), script.log_pattern(parent, job.array is not None))
-    text = script.render(job, arguments, given, sys.executable if not job.container else "python", command)
+    text = script.render(job, arguments, job_argv, sys.executable if not job.container else "python", command)
     script.check_bash(text, job)
     return Submission(parent, arguments, text, runs)
 
@@ -118,8 +118,8 @@ def submit(job: Job, each: Submission, command: Sequence[str]) -> str:
 
 def _job_name(recipe: str) -> str:
     """The recipe's name as a job name: characters that Slurm does not accept become `-`."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.@+=-") else "-" for c in recipe).lstrip("_.@+=-")
-    return kept or "tltrain"
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "_.@+=-") else "-" for c in recipe).lstrip("_.@+=-")
+    return name or "tltrain"
 
 
 TARGET = Target(USAGE, main, client.state, client.cancel)

@@ -79,7 +79,7 @@ def test_ten_thousand_values_of_every_field_arrive_or_are_refused(tmp_path: Path
         text = settings(job, "python", ["train"])
         if name in ("accelerate", "container"):
             lines += [text, 'printf \'%s\\0\' "$accelerate" "${python[@]}"']
-            expected += [(job.accelerate or "").encode(), *(word.encode() for word in job.container_words), b"python"]
+            expected += [(job.accelerate or "").encode(), *(word.encode() for word in job.container_argv), b"python"]
         else:
             (line,) = [
                 line for line in header(sbatch_arguments(job, "n", "l")).splitlines() if line.startswith(f"#SBATCH --{_option(name)}=")
@@ -107,8 +107,8 @@ def test_run_folders_and_flags_arrive_or_are_refused(tmp_path: Path) -> None:
     for value in values(300, seed=3):
         run = tmp_path / ("r" + value.replace("/", "_"))
         training = command.Training(template, RunFlags(folder=run, wandb_project=value), run)
-        lines += ["set --", settings(Job(), "python", script.words_of(training)), "printf '%s\\0' \"$@\""]
-        expected += [word.encode() for word in training.words]
+        lines += ["set --", settings(Job(), "python", script.argv_of(training)), "printf '%s\\0' \"$@\""]
+        expected += [word.encode() for word in training.argv]
         assert recipe.parse(template.model_copy(update={"purpose": value}).to_yaml(), "x").purpose == value
         try:
             assert script.log_pattern(run, array=False).startswith(str(run))
@@ -227,7 +227,7 @@ def test_an_array_gives_each_value_its_folder(tmp_path: Path, monkeypatch: pytes
     submission = prepare(Job(array="stages.1.lr=1e-3,3e-4"), ["train", "digits-resnet", "--keep", "1"], ["x"])
     assert submission.folder == tmp_path / "runs" / "digits-resnet-by-stages.1.lr"
     assert [run.recipe.stages[1].lr for run in submission.runs] == [1e-3, 3e-4]
-    lines = settings(Job(array="stages.1.lr=1e-3,3e-4"), "python", script.words_of_array(submission.folder, submission.runs))
+    lines = settings(Job(array="stages.1.lr=1e-3,3e-4"), "python", script.argv_of_array(submission.folder, submission.runs))
     text = f"set --\nSLURM_ARRAY_TASK_ID=1\n{lines}"
     folder = f"{submission.folder}/3e-4"
     assert captured([text, "printf '%s\\0' \"$@\""], tmp_path) == [

@@ -185,9 +185,9 @@ def test_the_precision_is_what_the_gpu_has(
 
 
 def test_who_is_killed_leaves_no_word(tmp_path: Path) -> None:
-    assert "without a word: killed from outside" in processes.explain(1, tmp_path)
+    assert "left no note of a failure: killed from outside" in processes.explain(1, tmp_path)
     (tmp_path / "rank-3.failed.json").write_text(json.dumps({"host": "elsewhere"}))
-    assert "without a word" in processes.explain(1, tmp_path)
+    assert "left no note" in processes.explain(1, tmp_path)
     (tmp_path / "rank-1.failed.json").write_text(json.dumps({"host": socket.gethostname()}))
     assert processes.explain(1, tmp_path) == "processes ended with code 1"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.slurm import batch
-from launcher.slurm.requeue import Ended, Limits, decide, guilty
+from launcher.slurm.requeue import Ended, Limits, decide, first_failure
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.runs import run_dir
@@ -61,7 +61,7 @@ def note(time: float, error: str, **who: int) -> dict[str, Any]:
     ],
 )
 def test_the_first_to_fail_is_not_one_that_only_lost_its_peers(notes: list[dict[str, Any]], first: int | None) -> None:
-    found = guilty(notes)
+    found = first_failure(notes)
     assert (None if found is None else found.get("rank", found.get("node"))) == first
 
 

@@ -200,7 +200,7 @@ def test_a_record_that_is_no_json_is_named(tools: Path, tmp_path: Path, content:
 @pytest.mark.parametrize("said", ["", "Welcome to the cluster", "job=8", "-8"])
 def test_sbatch_that_names_no_number_is_said(tools: Path, said: str) -> None:
     write(tools, "sbatch", f"case $1 in --test-only) cat >/dev/null ;; *) echo '{said}' ;; esac")
-    with pytest.raises(UserError, match="named no number"):
+    with pytest.raises(UserError, match="printed no job number"):
         main(["slurm", "--", "train", "digits-resnet"])
     assert not list(Path("runs/digits-resnet/jobs").glob("*.json"))
 

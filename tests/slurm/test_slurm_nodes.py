@@ -125,7 +125,7 @@ def test_a_crashed_job_is_requeued_as_often_as_asked(cluster: Cluster, cwd: Path
     end = job.wait()
     assert (end["JobState"], end["Restarts"]) == ("FAILED", "1"), job.log
     assert [e["action"] for e in job.ends] == ["requeue", "failed"]
-    assert "failed first: processes ended with code 1 without a word: killed from outside" in job.log
+    assert "failed first: processes ended with code 1 and left no note of a failure: killed from outside" in job.log
 
 
 def test_a_second_start_beside_a_healthy_run_is_refused(cluster: Cluster, cwd: Path) -> None:
