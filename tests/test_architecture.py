@@ -18,12 +18,12 @@ ROOMS = (
     "core/output", "core",
     "data", "data/sources",
     "runs", "runs/trackers", "runs/report",
-    "models", "models/tracing", "models/families",
+    "models/weight_files", "models", "models/tracing", "models/timm", "models/families",
     "distributed", "distributed/strategies",
     "cache",
     "planning",
     "evaluation", "evaluation/exporters",
-    "training/losses", "training",
+    "training/losses", "training/weights", "training",
     "api", "cli", "__main__",
 )  # fmt: skip
 STRANGERS = {("data", "runs"), ("runs", "data")}

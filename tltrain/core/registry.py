@@ -21,7 +21,11 @@ from tltrain.core import registry
 from tltrain.core.errors import UserError
 
 KINDS: dict[str, dict[str, str]] = {
-    "families": {"resnet": "tltrain.models.families.resnet:FAMILY", "vit": "tltrain.models.families.vit:FAMILY"},
+    "families": {
+        "resnet": "tltrain.models.families.resnet:FAMILY",
+        "vit": "tltrain.models.families.vit:FAMILY",
+        "timm": "tltrain.models.families.timm:FAMILY",
+    },
     "sources": {
         "cifar10": "tltrain.data.sources.arrays:CIFAR10",
         "cifar100": "tltrain.data.sources.arrays:CIFAR100",

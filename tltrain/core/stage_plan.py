@@ -84,9 +84,36 @@ class StagePlan:
         return math.floor(step * self.batch / period + 1e-9) > math.floor((step - 1) * self.batch / period + 1e-9)
 
 
-def scales(num_blocks: int, first: int, layer_decay: float) -> tuple[float, ...]:
-    """Learning-rate scale of each block: 0 before `first`, then layer_decay ** (blocks between it and the head), as in BEiT and timm."""
-    return tuple(layer_decay ** (num_blocks - 1 - i) if i >= first else 0.0 for i in range(num_blocks))
+def scales(blocks: Sequence[Any], first: int, layer_decay: float) -> tuple[float, ...]:
+    """Learning-rate scale of each block: 0 before `first`, then layer_decay ** (layers between it and the head), as in BEiT and timm.
+
+    A layer is a block, unless the block counts by itself (`Block.distances`). Its parameters may then lie at several distances: the scale
+    of a block is that of its nearest one to the head.
+    """
+    return tuple(layer_decay ** _nearest(blocks, i) if i >= first else 0.0 for i in range(len(blocks)))
+
+
+def _nearest(blocks: Sequence[Any], index: int) -> int:
+    """Layers between a block and the head. A block without parameters is in the layer of the block before it."""
+    known = blocks[index].distances
+    if known is None:
+        return len(blocks) - 1 - index
+    return min(known.values(), default=_nearest(blocks, index - 1) if index else 0)
+
+
+def _check_carry(spec: Stage, index: int, has_val: bool) -> None:
+    """Raise UserError where a stage cannot hand on what it should."""
+    needs_val = f"carry: {spec.carry}" if spec.carry in ("best", "blend") else "patience" if spec.patience else None
+    if needs_val and not has_val:
+        remedy = "set data.val_fraction above 0, or carry: last without patience"
+        raise UserError(f"stage {spec.name} has {needs_val} and there is no val split; {remedy}")
+    if spec.carry == "ema" and spec.ema is None:
+        raise UserError(f"stage {spec.name} has carry: ema and ema is null, so that there is no average; set ema, such as 0.999")
+    if spec.carry == "blend" and index == 0:
+        raise UserError(
+            f"stage {spec.name} has carry: blend and is the first, which starts from a new head of zeros: a blend would only shrink its "
+            "answers; train the head in a stage before it, or carry: best"
+        )
 
 
 def plan(recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool) -> tuple[StagePlan, ...]:
@@ -95,12 +122,9 @@ def plan(recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool) -> t
     stages: list[StagePlan] = []
     first_step = first_epoch = 0
     for index, spec in enumerate(recipe.stages):
-        needs_val = "carry: best" if spec.carry == "best" else "patience" if spec.patience else None
-        if needs_val and not has_val:
-            remedy = "set data.val_fraction above 0, or carry: last without patience"
-            raise UserError(f"stage {spec.name} has {needs_val} and there is no val split; {remedy}")
+        _check_carry(spec, index, has_val)
         num_steps = spec.steps or math.ceil((spec.epochs or 0) * num_samples / recipe.batch - 1e-9)
-        lr_scales = scales(len(chain.blocks), chain.index(spec.unfreeze), spec.layer_decay)
+        lr_scales = scales(chain.blocks, chain.index(spec.unfreeze), spec.layer_decay)
         stages.append(StagePlan(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
         first_step += num_steps
         first_epoch += math.ceil(num_steps * recipe.batch / num_samples)

@@ -7,7 +7,7 @@ code for a particular architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -35,10 +35,26 @@ class Block:
 
     Freezing, learning rates and sharding work as for other blocks. The net then runs as a whole (`Chain`).
     """
+    calls: tuple[str, ...] = ()
+    """Paths of the modules that the step calls whole, where it is known. Sharding wraps those; else it wraps the first that it owns."""
     why_whole: str = ""
     """Why the block has no step, in a few words: `the tracer stops at rearrange()`. Empty if it has one, or if that is not known."""
     channels_last: tuple[str, ...] = ()
     """Device types on which the block's convolutions are faster in the channels_last memory format (benchmarks/layouts.py)."""
+    distances: Mapping[str, int] | None = None
+    """Maps each of its parameters, by the name in the net, to the number of layers between it and the head, for `layer_decay`.
+
+    None: the number of blocks between this one and the head.
+    """
+
+    def distance(self, name: str) -> int | None:
+        """Layers between a parameter and the head. A parameter that was added to a module counts as the others of that module do."""
+        where = name
+        while self.distances is not None and where:
+            if found := [n for known, n in self.distances.items() if _under(known, (where,))]:
+                return min(found)
+            where = where.rpartition(".")[0]
+        return None
 
 
 class Chain(nn.Module):
@@ -184,13 +200,18 @@ def _spared_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
             each.update(tensors)
 
 
+_PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Classes of which a network has many that are no block. FSDP wraps all modules of a class."""
+
+
 def unit_classes(chain: Chain) -> list[str]:
     """Class names of the modules that FSDP wraps as units: those that make up a whole block."""
-    names = []
+    names, modules = [], dict(chain.net.named_modules())
     for block in chain.blocks:
-        module = chain.net.get_submodule(block.owns[0]) if block.owns[0] in dict(chain.net.named_modules()) else None
-        if module is not None and any(True for _ in module.children()):
-            names.append(type(module).__name__)
+        for path in block.calls or block.owns[:1]:
+            module = modules.get(path)
+            if module is not None and any(True for _ in module.children()) and type(module) not in _PLAIN:
+                names.append(type(module).__name__)
     return list(dict.fromkeys(names))
 
 
