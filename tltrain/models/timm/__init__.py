@@ -1,0 +1,1 @@
+"""What timm says of its networks: names, sizes, heads, layers, and weights from its hub."""
