@@ -128,9 +128,9 @@ def test_a_vit_file_without_a_card_may_have_any_names_of_transformers(tmp_path: 
     [
         ("resnet18", "IMAGENET1K_V3", "no weights name of resnet18"),
         ("resnet18", "google/vit", "no weights name of resnet18"),
-        ("resnet-tiny", "IMAGENET1K_V1", "no such folder exists"),
-        (None, "runs/a/b", "no such folder exists"),
-        ("vit-b16", "IMAGENET1K_V1", "no such folder exists"),
+        ("resnet-tiny", "IMAGENET1K_V1", "no such file or folder exists"),
+        (None, "runs/a/b", "no such file or folder exists"),
+        ("vit-b16", "IMAGENET1K_V1", "no such file or folder exists"),
         (None, "some.safetensors", "there is no such file"),
         (None, "shipped:nothing", "no such weights come with tltrain"),
     ],

@@ -48,7 +48,9 @@ def test_everything_that_is_read_again_is_covered(run: Path) -> None:
 READERS: dict[str, list[Callable[[Path], object]]] = {
     "weights.safetensors": [lambda run: evaluate(run, None, "test", 64), load_trained],
     "stages/1-all/weights.safetensors": [
-        lambda run: weights.fingerprint(made_recipe(backbone={"weights": str(run / "stages/1-all/weights.safetensors")}).backbone)
+        lambda run: weights.fingerprint(
+            weights.open_once(made_recipe(backbone={"weights": str(run / "stages/1-all/weights.safetensors")}).backbone)
+        )
     ],
     "test_metrics.json": [read_run, lambda run: evaluate(run, None, "test", 64)],
     "mistakes.json": [read_run],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tltrain.core import errors, untrusted
 from tltrain.core.errors import UserError
@@ -64,8 +64,8 @@ class Backbone(_Model):
 
     name: str | None = None
     """A torchvision ResNet, vit-b16, resnet-tiny, vit-tiny, ... (`tltrain recipes --backbones`); null: read from the weights."""
-    weights: str | None = None
-    """A torchvision weights name, a hub id, a folder of save_pretrained, a .safetensors file, a run folder; null is random."""
+    weights: Annotated[str | None, BeforeValidator(lambda v: None if str(v).lower() in ("none", "null", "random") else v)] = None
+    """A run folder, a file (.safetensors, .pth, ...), a hub id, a folder of save_pretrained, a torchvision name, DEFAULT; null: random."""
     mean: tuple[float, float, float] | None = None
     """Per-channel mean that is subtracted from images in [0, 1]; null takes the weights' own."""
     std: tuple[float, float, float] | None = None

@@ -17,7 +17,8 @@ from tltrain.data.views import Preprocess
 from tltrain.models.chain import Chain
 from tltrain.models.family import Family, WeightsSource, names
 from tltrain.models.metadata import WeightsMetadata, read_card, write_weights
-from tltrain.models.state_dict import check_fit, listed
+from tltrain.models.weight_files.misfit import check_fit
+from tltrain.models.weight_files.names import listed
 from tltrain.models.weights import find
 
 __all__ = ["Loaded", "WeightsMetadata", "load", "names", "read_card", "skeleton", "write_weights"]
@@ -40,8 +41,9 @@ class Loaded:
 
 
 def load(
-    spec: recipe.Backbone, *, classes: Sequence[str], size: int | None, resize: int | None, head: Literal["new", "keep"], seed: int
-) -> Loaded:
+    spec: recipe.Backbone, *, classes: Sequence[str], size: int | None, resize: int | None, head: Literal["new", "keep"], seed: int,
+    source: WeightsSource | None = None,
+) -> Loaded:  # fmt: skip
     """Load a backbone on the CPU, in fp32 and eval mode, with all parameters requiring gradients.
 
     classes: the data's class names, in order.
@@ -49,9 +51,10 @@ def load(
         evaluate), which must have the same classes in the same order.
     size, resize: of images, in pixels. None takes the values of the weights (for resize, their ratio of resize to size).
     seed: for random weights. torch's global generator keeps its state.
+    source: of the same weights, where it was opened before (`weights.open_once`).
     Raises UserError where weights are missing or do not fit, with the names of the tensors.
     """
-    source = find(spec, network=True)
+    source = source or find(spec, network=True)
     card = _fitted(source, spec, size, resize, tuple(classes))
     if head == "new":
         card = replace(card, temperature=1.0)  # the temperature was fitted for the old head

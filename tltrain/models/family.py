@@ -82,6 +82,10 @@ class Family(Protocol):
         """None if weights with this metadata are for the network `name`. Otherwise the rest of an error `the weights X …`."""
         return None if name == card.name else f"are a {card.name}; set the name to {card.name} or null"
 
+    def default_weights(self, name: str) -> str | None:
+        """The `backbone.weights` that DEFAULT means for a network of this family. None leaves DEFAULT to `find_weights`."""
+        return None
+
     def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights given by name, such as a hub id. Returns None where this family has no weights of that name.
 
@@ -95,7 +99,7 @@ class Family(Protocol):
         return None
 
     def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
-        """Rename the tensors of a .safetensors file to the net's names. `origin` names the file in messages. Raises UserError."""
+        """Rename the tensors of a file of weights to the net's names. `origin` names the file in messages. Raises UserError."""
         return state
 
     def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:

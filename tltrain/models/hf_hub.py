@@ -21,7 +21,7 @@ from tltrain.core import untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import MOST_PIXELS
 from tltrain.models.metadata import WeightsMetadata, checked
-from tltrain.models.state_dict import listed
+from tltrain.models.weight_files.names import listed
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _HEAD, _MAY_DIFFER = "classifier.", ("classifier.", "pooler.", "vit.pooler.")

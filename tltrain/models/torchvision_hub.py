@@ -25,7 +25,7 @@ def find(name: str, weights: str) -> WeightsEnum:
     if weights not in known.__members__:
         raise UserError(
             f"backbone.weights is {weights!r}, which is no weights name of {name} (it has {', '.join(known.__members__)}), "
-            "and no folder, run folder or .safetensors file of that path exists"
+            "and no file or folder of that path exists"
         )
     return cast(WeightsEnum, known[weights])
 

@@ -12,6 +12,7 @@ from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
 from tltrain.models import factory
 from tltrain.models.factory import Loaded
+from tltrain.models.family import WeightsSource
 from tltrain.training.losses import objective
 
 
@@ -27,9 +28,12 @@ class Experiment:
     plan: tuple[StagePlan, ...]
 
     @classmethod
-    def open(cls, recipe: Recipe, images: DataSplits) -> Experiment:
-        """Load the networks with their weights. Raises UserError if the recipe cannot be trained on these images."""
-        return cls._with(recipe, images, *open_nets(recipe, images))
+    def open(cls, recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSource] | None = None) -> Experiment:
+        """Load the networks with their weights. Raises UserError if the recipe cannot be trained on these images.
+
+        sources: those of the weights that were opened before, by "weights" and "teacher". They are taken out, so that they go when used.
+        """
+        return cls._with(recipe, images, *open_nets(recipe, images, sources))
 
     @classmethod
     def outline(cls, recipe: Recipe, images: DataSplits, say: Callable[[str], None] | None = None) -> Experiment:
@@ -53,15 +57,24 @@ class Experiment:
         return cls(recipe, images, student, teacher, plan)
 
 
-def open_nets(recipe: Recipe, images: DataSplits) -> tuple[Loaded, Loaded | None]:
-    """Load the student with a new head for these classes, and the frozen teacher (None without distillation). Raises UserError."""
-    data = recipe.data
-    student = factory.load(recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed)
+def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSource] | None = None) -> tuple[Loaded, Loaded | None]:
+    """Load the student with a new head for these classes, and the frozen teacher (None without distillation).
+
+    sources: as in `Experiment.open`. Raises UserError.
+    """
+    data, sources = recipe.data, sources or {}
+    student = factory.load(
+        recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed,
+        source=sources.pop("weights", None),
+    )  # fmt: skip
     if recipe.distill is None:
         return student, None
     view = student.preprocess
     spec = recipe.distill.teacher
-    teacher = factory.load(spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed)
+    teacher = factory.load(
+        spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed,
+        source=sources.pop("teacher", None),
+    )  # fmt: skip
     teacher.chain.freeze(len(teacher.chain.blocks), norm_stats=False).eval()
     return student, teacher
 

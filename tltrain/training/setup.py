@@ -32,6 +32,7 @@ from tltrain.evaluation import kept_data
 from tltrain.evaluation.kept_data import Decision
 from tltrain.models import weights
 from tltrain.models.factory import Loaded
+from tltrain.models.family import WeightsSource
 from tltrain.planning import compiling
 from tltrain.planning.view_device import ViewDevice, view_device
 from tltrain.runs import run_dir
@@ -156,10 +157,11 @@ def num_workers(images: DataSplits, start: RunFlags, local_world: int) -> int:
 def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> Run:
     """Open a run and check everything that can be checked before the first step. Raises UserError."""
     check_apart(recipe.data.source, path)
-    images, kept_images = _open_images(path, recipe, start, runtime)
+    sources: dict[str, WeightsSource] = {}
+    images, kept_images = _open_images(path, recipe, start, runtime, sources)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
-    experiment = Experiment.open(recipe, images)
+    experiment = Experiment.open(recipe, images, sources)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     check_objective(recipe, images)
     if start.recompute and student.chain.runs_whole:
@@ -203,13 +205,19 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     return Run(*opened, strong_views=views, compiling=pays)
 
 
-def _open_images(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime) -> tuple[DataSplits, Decision]:
-    """Open the images in the splits of the first start of the run. Raises UserError if they have changed or differ between ranks."""
+def _open_images(
+    path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, sources: dict[str, WeightsSource]
+) -> tuple[DataSplits, Decision]:
+    """Open the images in the splits of the first start of the run. Raises UserError if they have changed or differ between ranks.
+
+    sources: gets the weights whose fingerprints were taken, by "weights" and "teacher", so that they are not read again. On rank 0 only.
+    """
     drawn = open_images(recipe.data)
 
     def decide() -> Decision:
         specs = {"weights": recipe.backbone, "teacher": recipe.distill.teacher if recipe.distill else None}
-        hashes = {name: weights.fingerprint(spec) for name, spec in specs.items() if spec is not None}
+        sources.update({name: weights.open_once(spec) for name, spec in specs.items() if spec is not None})
+        hashes = {name: weights.fingerprint(source) for name, source in sources.items()}
         inputs = {name: digest for name, digest in hashes.items() if digest is not None}
         return kept_data.decide(path, drawn, inputs, start.accept_data_change)
 

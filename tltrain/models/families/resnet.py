@@ -90,6 +90,9 @@ class ResnetFamily(Family):
         last = Block(paths[-1], (paths[-1], "avgpool"), partial(_last, paths[-1]))
         return [stem, *body, last, head_block(self.head_of(card), dropout)]
 
+    def default_weights(self, name: str) -> str | None:
+        return "shipped:resnet-tiny-printed" if name == "resnet-tiny" else None
+
     def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights by their torchvision name, such as IMAGENET1K_V2. Raises UserError."""
         if name not in TORCHVISION:

@@ -36,6 +36,12 @@ SIZES = {
     "vit-l16": (1024, 24, 16, 4096, 16),
 }
 _IMAGE_SIZE = {"vit-tiny": 32}
+_DEFAULTS = {
+    "vit-tiny": "shipped:vit-tiny-printed",
+    "vit-b16": "google/vit-base-patch16-224-in21k",
+    "vit-l16": "google/vit-large-patch16-224-in21k",
+}
+"""Their authors published no vit-s16 for transformers."""
 
 
 class VitFamily(Family):
@@ -110,6 +116,9 @@ class VitFamily(Family):
             return super().mismatch(name, card)
         wrong = _differences(name, card.config)
         return f"have {', '.join(wrong)}; set the name to {ANY} or null" if wrong else None
+
+    def default_weights(self, name: str) -> str | None:
+        return _DEFAULTS.get(name)
 
     def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights by their Hugging Face hub id, in the hub's cache or by download. Raises UserError."""
