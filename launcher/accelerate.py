@@ -16,6 +16,8 @@ import tltrain
 from tltrain.core import files
 from tltrain.core.errors import UserError
 
+ANSWER_S = 60.0
+"""Longest wait for nvidia-smi, seconds."""
 GRACE_S = 120  # seconds that torch's elastic agent waits for a save before SIGKILL; a Slurm job sets its own
 
 
@@ -96,7 +98,18 @@ def local_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
+    return sum(line.startswith("GPU ") for line in nvidia_smi("--list-gpus").splitlines())
+
+
+def nvidia_smi(*options: str) -> str:
+    """What nvidia-smi prints; "" where it is missing or fails. Raises UserError where it does not answer."""
     if shutil.which("nvidia-smi") is None:
-        return 0
-    done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+        return ""
+    try:
+        done = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"nvidia-smi has not answered for {ANSWER_S:.0f} s: the driver or a GPU hangs (`dmesg`); restart it, or use the CPU by "
+            "CUDA_VISIBLE_DEVICES="
+        ) from None
+    return done.stdout if done.returncode == 0 else ""

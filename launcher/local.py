@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,14 +103,11 @@ def pick_precision(config: Path, world: World, capability: float | None) -> tupl
 
 def capability() -> float | None:
     """Lowest compute capability of the visible GPUs, read from nvidia-smi without torch. None where nvidia-smi does not report it."""
-    if shutil.which("nvidia-smi") is None:
-        return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     only = [] if visible is None else [f"--id={visible}"]
-    command = ["nvidia-smi", *only, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    printed = processes.nvidia_smi(*only, "--query-gpu=compute_cap", "--format=csv,noheader")
     try:
-        return min((float(line) for line in done.stdout.split()), default=None) if done.returncode == 0 else None
+        return min((float(line) for line in printed.split()), default=None)
     except ValueError:  # an old driver prints [N/A], or an error for the unknown field
         return None
 

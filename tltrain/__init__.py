@@ -29,4 +29,11 @@ def __getattr__(name: str) -> Any:
     home = {"Run": "tltrain.api", "load": "tltrain.api", "train": "tltrain.api", "Prediction": "tltrain.evaluation.predict"}.get(name)
     if home is None:
         raise AttributeError(f"module 'tltrain' has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    try:
+        return getattr(import_module(home), name)
+    except RuntimeError as error:
+        from tltrain.core.errors import AFTER_THE_END, UserError
+
+        if "shutdown" not in str(error):
+            raise
+        raise UserError(AFTER_THE_END) from error

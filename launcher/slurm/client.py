@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import MachineError, UserError
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
+ANSWER_S = 120.0
+"""Longest wait for a command of Slurm, seconds. Its own time-out for messages is 10 s, and it tries several times."""
 # sbatch's error where Slurm is installed and no controller can be reached.
 UNREACHABLE = re.compile(r"unable to contact slurm|could not establish a configuration source", re.IGNORECASE)
 
@@ -101,9 +103,12 @@ def _completion_log(job: str) -> str | None:
 def _run(command: Sequence[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     text = None if stdin is None else stdin.encode("utf-8", "surrogateescape")
     try:
-        done = subprocess.run(list(command), input=text, capture_output=True, check=False)
+        done = subprocess.run(list(command), input=text, capture_output=True, check=False, timeout=ANSWER_S)
     except FileNotFoundError:
         raise UserError(f"{command[0]} was not found: this machine has no Slurm") from None
+    except subprocess.TimeoutExpired:
+        taken = "; look with `squeue --me` whether Slurm has the job all the same" if command[:2] == ["sbatch", "--parsable"] else ""
+        raise MachineError(f"{command[0]} has not answered for {ANSWER_S:.0f} s: its controller is down or busy{taken}") from None
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     return subprocess.CompletedProcess(list(command), done.returncode, out, err)
 

@@ -55,6 +55,7 @@ def check_bash(text: str, job: Job) -> None:
     """Check the syntax of the script with `bash -n`. Raises UserError for invalid set-up lines."""
     for line in [*job.setup, text]:
         env = {**os.environ, "LC_ALL": "C"}  # no locale warnings: any output is about the script (an open here-document only warns)
+        env.pop("BASH_ENV", None)  # bash would run that file, whatever it does
         done = subprocess.run(["bash", "-n"], input=line.encode("utf-8", "surrogateescape"), env=env, capture_output=True, check=False)
         problem = done.stderr.decode(errors="replace").strip()
         if done.returncode != 0 or problem:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.slurm.job import Job
-from tltrain.core import untrusted
+from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 
 
@@ -22,7 +22,7 @@ def defaults() -> Job:
     """A job with the site's values, or with the built-in ones where there is no file. Raises UserError for an invalid file."""
     file = path()
     try:
-        text = file.read_text(encoding="utf-8")
+        text = files.read_text(file)
     except FileNotFoundError:
         return Job()
     except (OSError, UnicodeDecodeError) as error:

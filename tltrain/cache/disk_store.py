@@ -28,6 +28,7 @@ from torch import Tensor
 from tltrain.core import files
 
 ABOUT, LOCK = "about.json", "lock"
+LOCK_S = 60.0  # longest wait for a store's lock
 LEFT_OVER_S = 3600.0  # a temporary file that is older belongs to a killed process
 NOT_LOCKED = (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
@@ -60,7 +61,7 @@ class Store:
 
     def verify_shard(self, file: Path) -> bool:
         """Whether a shard's bytes match its checksum. A damaged shard is deleted, since it can be computed again."""
-        with _gone_already(), file.open("rb") as opened:
+        with _gone_already(), files.open_regular(file) as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest()[:32] == file.name.split(".")[1]:
                 return True
             if os.path.samestat(os.fstat(opened.fileno()), file.stat()):  # unless another process has replaced it meanwhile
@@ -196,7 +197,7 @@ def _lock_shared(path: Path) -> int:
         with _gone_already():
             handle = _open_lock(path / LOCK, os.O_CREAT)
             try:
-                _lock(handle, fcntl.LOCK_SH)
+                _wait_for_lock(handle, path)
                 with suppress(PermissionError):  # another user's store
                     os.utime(path / LOCK)
                 if _is_at(handle, path / LOCK):
@@ -228,6 +229,22 @@ def _lock_exclusive(path: Path) -> Iterator[bool]:
         yield _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(handle, path / LOCK)
     finally:
         os.close(handle)
+
+
+def _wait_for_lock(handle: int, path: Path) -> None:
+    """Take a shared lock. Who deletes a store holds the other kind for a moment. Raises OSError if it is held for LOCK_S."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                if error.errno not in NOT_LOCKED:
+                    raise
+                return None  # the file system has no locks
+            if time.monotonic() > deadline:
+                raise OSError(errno.EWOULDBLOCK, f"locked by another process for {LOCK_S:.0f} s", str(path / LOCK)) from None
+        time.sleep(0.02)
 
 
 def _lock(handle: int, how: int) -> bool:

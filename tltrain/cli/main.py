@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from tltrain import __version__
-from tltrain.core.errors import Parser, UserError, parser_of
+from tltrain.core.errors import MachineError, Parser, UserError, parser_of
 from tltrain.core.output import escape, streams
 from tltrain.core.output.help import print_help, two_columns
+from tltrain.distributed.signals import last_resort
 
 RENAMED = {"store": "cache"}
 """Verbs by the names they had in 0.1, which 0.2 still understands."""
-EXIT_FAILED, EXIT_USER, EXIT_STOPPED = 1, 2, 75  # 75: stopped and saved, the same command goes on (EX_TEMPFAIL)
+EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
+"""75: stopped and saved, the same command goes on (EX_TEMPFAIL). 130: a second Ctrl-C (128 + SIGINT)."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 the user's mistake, 75 stopped and saved."""
-    words = list(sys.argv[1:] if words is None else words)
+    if words is None:
+        with last_resort():
+            code = main(sys.argv[1:])
+        if code == EXIT_INTERRUPTED:
+            sys.stderr.flush()
+            os._exit(code)  # Python would wait for threads, which a disk that does not answer may hold
+        return code
     streams.open_missing()
     try:
-        code = _run(words)
+        code = _run(list(words))
         sys.stdout.flush()
         return code
     except UserError as error:
-        return streams.complain(str(error), EXIT_USER)
+        return streams.complain(str(error), EXIT_FAILED if isinstance(error, MachineError) else EXIT_USER)
     except KeyboardInterrupt:
-        return streams.complain("interrupted; nothing was lost that a checkpoint holds", 130)
+        return streams.complain("interrupted; nothing was lost that a checkpoint holds", EXIT_INTERRUPTED)
     except OSError as error:
         if isinstance(error, PermissionError) and error.filename is not None:  # somewhere on the way to what the words name
             return streams.complain(f"{error.filename}: permission denied; ask its owner, or name another", EXIT_USER)

@@ -15,6 +15,21 @@ class UserError(ValueError):
     """A mistake that the user can correct. The command prints only the message, without a stack trace, and exits with code 2."""
 
 
+class MachineError(UserError):
+    """The machine failed, not the user: a killed worker, a disk that does not answer. Exit code 1: the same command may go on as it is."""
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal asked the run to stop before its first step, when there is nothing to save. As KeyboardInterrupt, it is no Exception."""
+
+    recorded = False
+    """Whether the outcome of the start is written already."""
+
+
+AFTER_THE_END = (
+    "the main program has ended while a thread of it trains, and Python then starts no thread and no process any more; "
+    "let the main program wait for the thread: thread.join()"
+)
 LISTED = 20
 """Number of files or classes that one message names. The rest is only counted."""
 

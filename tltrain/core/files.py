@@ -1,4 +1,4 @@
-"""Atomic file writes (temporary name, fsync, rename, fsync of the folder), checksums, and reading of regular files."""
+"""Atomic file writes (temporary name, fsync, rename, fsync of the folder), checksums, and reads that end: regular files, bounded waits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import stat
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from tltrain.core.errors import MachineError
+
+T = TypeVar("T")
+R = TypeVar("R")
+LOCK_S = 3600.0
+"""Longest wait for a lock, seconds: its holder may read all images of a large data set."""
+ANSWER_S = 60.0
+"""Longest time that a server may send nothing, seconds."""
+READ_S = 300.0
+"""Longest time that reading one file may take, seconds."""
 
 
 @contextmanager
@@ -121,7 +137,7 @@ def remedy(error: BaseException) -> str:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -130,15 +146,105 @@ KINDS = {
 }  # fmt: skip
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a regular file. Raises OSError; for a folder, device, pipe or socket the message says which it is."""
-    _check_regular(path.stat().st_mode)  # before opening: opening a device may have side effects
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading. Raises OSError; for a folder, device, pipe or socket the message says which it is."""
+    _check_regular(path, path.stat().st_mode)  # before opening: opening a device may have side effects
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))  # O_NONBLOCK: opening a pipe must not hang
-    with os.fdopen(handle, "rb") as file:
-        _check_regular(os.fstat(handle).st_mode)  # again: the path may have been replaced in between
+    file = os.fdopen(handle, "rb")
+    try:
+        _check_regular(path, os.fstat(handle).st_mode)  # again: the path may have been replaced in between
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
         return file.read()
 
 
-def _check_regular(mode: int) -> None:
+def read_text(path: Path) -> str:
+    """The content of a regular UTF-8 file. Raises OSError as `open_regular`, and UnicodeDecodeError."""
+    return read_bytes(path).decode("utf-8")
+
+
+@contextmanager
+def locked(path: Path, what: str, limit_s: float = LOCK_S) -> Iterator[None]:
+    """Hold the lock file `path`. Says after a while that another process holds it. Raises MachineError after `limit_s` seconds.
+
+    what: what the other process does, such as `reads the images of folder:x`. A lock ends with its process, also with one that is killed.
+    """
+    from filelock import FileLock, Timeout  # it imports asyncio, which most commands do without
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=min(5.0, limit_s))
+    except Timeout:
+        sys.stderr.write(f"tltrain: waiting for another process, which {what} (lock {path})\n")
+        try:
+            lock.acquire(timeout=limit_s)
+        except Timeout:
+            raise MachineError(
+                f"another process {what}, and has held {path} for {limit_s / 60:.0f} min; see what holds it (`fuser {path}`), or delete it"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def downloading(path: Path, what: str) -> Iterator[None]:
+    """As `locked`. Inside, a connection that sends nothing for ANSWER_S raises an OSError, where urllib would wait without end."""
+    before = socket.getdefaulttimeout()
+    with locked(path, what):
+        socket.setdefaulttimeout(ANSWER_S)
+        try:
+            yield
+        finally:
+            socket.setdefaulttimeout(before)
+
+
+def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(f"{KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file")
+        raise OSError(errno.EINVAL, f"{KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file", str(path))
+
+
+def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = READ_S) -> Iterator[R]:
+    """The results of work(item), in order, computed on threads that start at once. Raises the error of a call in its place.
+
+    Raises MachineError if one call takes longer than `limit_s` seconds. Neither an interrupt nor the end of the process waits for a call.
+    """
+    futures: list[Future[R]] = [Future() for _ in items]
+    todo, over = iter(zip(items, futures, strict=True)), threading.Event()
+    lock = threading.Lock()
+
+    def take() -> None:
+        while not over.is_set():
+            with lock:
+                item, future = next(todo, (None, None))
+            if future is None:
+                return
+            try:
+                future.set_result(work(cast(T, item)))
+            except BaseException as error:  # raised where the result is asked for
+                future.set_exception(error)
+
+    for _ in range(min(len(items), (os.cpu_count() or 1) + 4)):
+        threading.Thread(target=take, daemon=True, name="tltrain-read").start()  # daemons: a dead network mount holds them for ever
+    return _in_order(items, futures, over, limit_s)
+
+
+def _in_order(items: Sequence[T], futures: Sequence[Future[R]], over: threading.Event, limit_s: float) -> Iterator[R]:
+    try:
+        for item, future in zip(items, futures, strict=True):
+            try:
+                yield future.result(limit_s)
+            except TimeoutError:
+                if future.done():
+                    raise
+                raise MachineError(f"{item} does not answer for {limit_s:.0f} s; look at its disk or network mount") from None
+    finally:
+        over.set()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, popen_forkserver, resource_tracker, spawn, util
@@ -20,33 +21,45 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import MachineError, UserError
 
 PRELOADED = "tltrain.data.views"
 """Module that the fork server imports once for all workers."""
 
 
-WAIT_S = 600.0
+WAIT_S = 540.0
 """The longest wait for one batch, seconds: a worker that lives and sends nothing has lost its batch."""
 STOPPING_S = 20.0
 """The same once somebody has asked the run to stop."""
+ENDED_S = 2.0
+"""The longest wait for the exit code of a worker whose connection is lost, seconds."""
 SHARED_MEMORY = Path("/dev/shm")
 READ_AHEAD = 3
 """Batches of a worker that are in shared memory at a time: two that wait (torch's prefetch_factor), one in use."""
 
 _should_stop: Callable[[], bool] = bool
+_wait_s: float | None = None
 _said: set[str] = set()
+_runs_main: str | None = None
+"""What data workers were handed from the caller's main module, so that they run it anew; None: nothing."""
+NEEDS_MAIN = (
+    "Each worker runs the script anew, because what reads the images is defined in it: put what starts the training under `if __name__ == "
+    '"__main__":`, move what reads to a module of its own, or take workers=0'
+)
 
 
 @contextmanager
-def heard_while_waiting(should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Inside, a wait for a batch ends soon after `should_stop` says so. A batch that comes is given all the same."""
-    global _should_stop
-    before, _should_stop = _should_stop, should_stop
+def heard_while_waiting(should_stop: Callable[[], bool], wait_s: float | None = None) -> Iterator[None]:
+    """Inside, a wait for a batch ends soon after `should_stop` says so. A batch that comes is given all the same.
+
+    wait_s: the longest wait for one batch, seconds. None: WAIT_S.
+    """
+    global _should_stop, _wait_s
+    before, _should_stop, _wait_s = (_should_stop, _wait_s), should_stop, wait_s
     try:
         yield
     finally:
-        _should_stop = before
+        _should_stop, _wait_s = before
 
 
 def fitting(num_workers: int, batch_bytes: int) -> int:
@@ -77,16 +90,40 @@ def shared_batch(batch: Any) -> Any:  # torch's type of a collate_fn takes lists
 
 
 class _Batches(_MultiProcessingDataLoaderIter):
-    """torch's iterator, whose waits end."""
+    """torch's iterator, whose waits end. It says how a worker ended."""
 
     waited_s = 0.0
 
     def _try_get_data(self, timeout: float = 1.0) -> tuple[bool, Any]:
-        found: tuple[bool, Any] = super()._try_get_data(timeout)
+        try:
+            found: tuple[bool, Any] = super()._try_get_data(timeout)
+        except (OSError, EOFError, RuntimeError) as error:
+            if (ended := self._ended()) and not isinstance(error, UserError):
+                raise _EndedError(ended) from error
+            raise
         self.waited_s = 0.0 if found[0] else self.waited_s + timeout
-        if self.waited_s > (STOPPING_S if _should_stop() else WAIT_S):
+        if self.waited_s > (STOPPING_S if _should_stop() else WAIT_S if _wait_s is None else _wait_s):
             raise TimeoutError(f"no batch for {self.waited_s:.0f} s")
         return found
+
+    def _ended(self) -> str:
+        """How workers ended that should live, a line; "" if all live. Waits a moment for the exit codes."""
+        deadline = time.monotonic() + ENDED_S
+        while True:
+            codes = {worker.pid: worker.exitcode for worker in self._workers}  # 0: it has sent all that it had
+            if any(codes.values()) or time.monotonic() > deadline:
+                return ", ".join(f"process {pid} {_how(code)}" for pid, code in codes.items() if code)
+            time.sleep(0.05)
+
+
+class _EndedError(RuntimeError):
+    """A data worker has ended that should live. The text says how."""
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"was killed by signal {-code}"
+    return f"ended with code {code}"
 
 
 def _lost(error: Exception, num_workers: int) -> UserError | None:
@@ -94,11 +131,18 @@ def _lost(error: Exception, num_workers: int) -> UserError | None:
     text = str(error)
     if "shared memory" in text or ("/torch_" in text and "No space left" in text):
         return UserError(f"shared memory ({SHARED_MEMORY}) is full: {text.strip().splitlines()[-1]}. {MORE_SHARED_MEMORY} 0")
+    fewer = f"with --workers {num_workers // 2} it takes less memory"
+    if isinstance(error, _EndedError):
+        why = "most likely the machine had no memory left (`dmesg` says so)" if "SIGKILL" in text else "its own words stand above"
+        hint = f". {NEEDS_MAIN}" if _runs_main and "SIGKILL" not in text else ""
+        return MachineError(
+            f"a data worker has ended (DataLoader worker, {text}): {why}{hint}. The same command goes on from the newest checkpoint, and "
+            f"{fewer}"
+        )
     if isinstance(error, ConnectionError | EOFError | TimeoutError | FileNotFoundError) or "DataLoader worker" in text:
-        return UserError(
-            f"a data worker has ended, or sends nothing any more ({type(error).__name__}: {text.partition(chr(10))[0]}); often the machine "
-            "had no memory left and killed it, or a disk does not answer. The same command goes on from the newest checkpoint; "
-            f"with --workers {num_workers // 2} it takes less memory"
+        return MachineError(
+            f"a data worker sends nothing any more ({type(error).__name__}: {text.partition(chr(10))[0]}); often a disk does not answer, "
+            f"or the machine had no memory left. The same command goes on from the newest checkpoint; {fewer}"
         )
     return None
 
@@ -117,7 +161,7 @@ class Loader(DataLoader[dict[str, Tensor]]):
         except (OSError, EOFError, RuntimeError) as error:
             if self.num_workers == 0 or (lost := _lost(error, self.num_workers)) is None:
                 raise
-            error.__traceback__ = None  # as above
+            error.__traceback__ = error.__context__ = error.__cause__ = None  # as above
             raise lost from None
 
     def _get_iterator(self) -> Any:
@@ -164,7 +208,9 @@ class _Popen(popen_forkserver.Popen):
         set_spawning_popen(self)
         try:
             reduction.dump(process_obj, work)
-            if b"__main__" not in work.getvalue():
+            if b"__main__" in work.getvalue():
+                _check_main(preparation)
+            else:
                 preparation = {key: value for key, value in preparation.items() if not key.startswith("init_main_from_")}
             reduction.dump(preparation, data)
             data.write(work.getbuffer())
@@ -180,6 +226,23 @@ class _Popen(popen_forkserver.Popen):
     def terminate(self) -> None:
         """Kill the worker. At exit Python sends SIGTERM to daemons and waits for them, but workers block SIGTERM."""
         self.kill()
+
+
+def _check_main(preparation: dict[str, Any]) -> None:
+    """Raise UserError if a worker cannot run the caller's main module, which it needs."""
+    global _runs_main
+    _runs_main = next((str(value) for key, value in preparation.items() if key.startswith("init_main_from_")), None)
+    if _runs_main is None:
+        raise UserError(
+            "what reads the images is defined in a notebook, at the prompt or in `python -c`, where no data worker finds it; move it to a "
+            "module (a .py file) and import it, or take workers=0"
+        )
+
+
+def refuse_in_worker() -> None:
+    """Raise UserError in a worker that still runs the caller's script: a training there would start workers of its own, without end."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(f"a data worker has come to a training. {NEEDS_MAIN}")
 
 
 class _Process(ForkServerProcess):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +77,7 @@ class Runtime:
         if self.tf32:
             torch.backends.cuda.matmul.allow_tf32 = True  # as convolutions have it by default
         self.is_main = self.rank == 0
+        self.reset_peak()
         self.local_rank = self.accelerator.local_process_index
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world)
         scaler = self.accelerator.scaler
@@ -118,10 +121,21 @@ class Runtime:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
 
+    def reset_peak(self) -> None:
+        """Begin `peak_bytes` anew: what an earlier run of this process took is not this one's. Outside Linux the host's peak stays."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
     def peak_bytes(self) -> int:
-        """Peak memory of this process in bytes: GPU memory on a GPU, else resident host memory."""
+        """Peak memory of this process in bytes since `reset_peak`: GPU memory on a GPU, else resident host memory."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        with contextlib.suppress(OSError):
+            peak = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+            if peak is not None:
+                return 1024 * int(peak[1])
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -20,6 +20,12 @@ from tltrain.runs import run_dir
 from tltrain.runs.heartbeat import beat_file, failed_file, newest_generation, read_beat
 
 BEAT_S = 5.0  # at most this long between two signs of life
+PAUSED_S = 10.0
+"""A gap between two beats that is this much longer, seconds, means that the process was paused."""
+GRACE_S = 10.0
+"""Time that the main thread has to answer an error, seconds."""
+CALLER = "the caller's on_step"
+"""The `call` of a position in code of the caller. That may take as long as it likes, as a debugger does."""
 
 
 class Watch:
@@ -34,18 +40,22 @@ class Watch:
         timeout_s: float,
         superseded: Callable[[int], None],
         failed: Callable[[dict[str, Any]], None],
+        break_off: Callable[[str], bool] = lambda why: False,
     ) -> None:
         """Writes the first heartbeat and starts the thread.
 
         timeout_s: longest time at one position, seconds. With several processes, a longer one calls failed(details) and exits with 1.
+        break_off: a single process calls it with a text first, to raise an error in the main thread, and exits only if that does not help.
+        It returns False where the process belongs to another program, such as a notebook: that is not ended.
         superseded: called once on process 0 with the new generation, when a newer start has claimed the run.
         """
         self.folder = run_dir.generations(run)
         self.generation, self.rank, self.world, self.timeout_s = generation, rank, world, timeout_s
-        self.superseded, self.failed, self.taken_over = superseded, failed, False
+        self.superseded, self.failed, self.taken_over, self.break_off = superseded, failed, False, break_off
         self.interval_s = min(BEAT_S, timeout_s / 4)
         self.place, self.since = ("", 0, "start"), time.monotonic()
         self.left_since: float | None = None
+        self.broken_off: float | None = None
         found = self.folder.stat()
         self.identity = found.st_dev, found.st_ino
         self.over = threading.Event()
@@ -56,6 +66,10 @@ class Watch:
     def at(self, stage: str, step: int, call: str) -> None:
         """Record that this process is now in `call` (train, evaluate, save, agree) of a step."""
         self.place, self.since = (stage, step, call), time.monotonic()
+
+    def alive(self) -> None:
+        """Record that this process goes on at its position, such as with a large file that grows."""
+        self.since = time.monotonic()
 
     def close(self) -> None:
         self.over.set()
@@ -75,7 +89,11 @@ class Watch:
         return not self.taken_over and self.present()
 
     def _live(self) -> None:
+        last = time.monotonic()
         while not self.over.wait(self.interval_s):
+            paused_s, last = time.monotonic() - last, time.monotonic()
+            if paused_s > PAUSED_S + self.interval_s:  # the whole process stood still, as after Ctrl-Z: that is no hang
+                self.since += paused_s
             self._beat()
             if self.rank == 0 and not self.taken_over:
                 newest = newest_generation(self.folder)
@@ -88,10 +106,34 @@ class Watch:
                 sys.stderr.flush()
                 self.failed(details)
                 os._exit(1)  # the main thread is blocked in a collective call: no exception reaches it
+            if self.world == 1 and time.monotonic() - self.since > self.timeout_s and self.place[2] != CALLER:
+                self._end_single()
             if self.world > 1 and self._waits_for_failed():
                 sys.stderr.write(f"tltrain: rank {self.rank} waits for a process that has exited, so it exits too\n")
                 sys.stderr.flush()
                 os._exit(1)  # as above; the other process has printed the reason
+
+    def _end_single(self) -> None:
+        """End a single process that hangs: by an error in its main thread, and if that thread does not answer, by leaving."""
+        stage, step, call = self.place
+        details: dict[str, Any] = {"outcome": "failed", "rank": self.rank, "stage": stage, "step": step, "call": call}
+        details["error"] = (
+            f"no progress for {self.timeout_s:.0f} s in {_position_text(details)}: often a disk or a network mount does not answer. The "
+            "same command goes on from the newest checkpoint; --timeout-minutes sets the longest wait"
+        )
+        if self.broken_off is None:
+            self.broken_off, ours = time.monotonic(), self.break_off(details["error"])
+            if ours:
+                return
+            self.broken_off = float("inf")
+            sys.stderr.write(f"tltrain: {details['error']}\n")
+            self.failed(details)
+        elif time.monotonic() - self.broken_off > GRACE_S + self.interval_s:
+            sys.stderr.write(f"tltrain: {details['error']}\n")
+            sys.stderr.flush()
+            threading.Thread(target=self.failed, args=(details,), daemon=True).start()  # the run folder may be what does not answer
+            time.sleep(self.interval_s)
+            os._exit(1)
 
     def _waits_for_failed(self) -> bool:
         """Whether another process recorded a failure more than three beats ago, and this one has not moved since."""

@@ -11,11 +11,11 @@ from typing import cast
 from urllib.parse import urlparse
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from tltrain.core.errors import UserError
+from tltrain.core.files import downloading
 from tltrain.models.metadata import WeightsMetadata
 
 
@@ -53,7 +53,7 @@ def read_state(entry: WeightsEnum) -> dict[str, Tensor]:
             if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
                 raise UserError(f"{entry} is not in torch's cache, and HF_HUB_OFFLINE is set: nothing is downloaded; {there}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # one process of a machine downloads, the others wait and read its file
+            with downloading(Path(f"{path}.lock"), f"downloads {path.name}"):  # the others wait, and read its file
                 return _read(entry)
         return _read(entry)
     except OSError as error:

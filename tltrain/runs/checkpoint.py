@@ -10,10 +10,13 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tltrain.core import files
-from tltrain.core.errors import UserError
+from tltrain.core.errors import MachineError, UserError
 
 MANIFEST = "manifest.json"
 
@@ -124,10 +127,21 @@ def _disk_error(error: BaseException) -> BaseException:
 class Saver:
     """Writes checkpoints on a background thread, one at a time. The training loop waits only for the copy to host memory."""
 
-    def __init__(self, folder: Path, generation: int, keep: int, may_write: Callable[[], bool]) -> None:
-        """may_write: called before each checkpoint. It returns False once a newer start owns the run."""
+    def __init__(
+        self,
+        folder: Path,
+        generation: int,
+        keep: int,
+        may_write: Callable[[], bool],
+        limit_s: float = 600.0,
+        alive: Callable[[], object] = bool,
+    ) -> None:
+        """may_write: called before each checkpoint. It returns False once a newer start owns the run.
+
+        limit_s: longest wait while no byte is written, seconds. alive: called while bytes are written.
+        """
         self.folder, self.generation, self.keep, self.may_write = folder, generation, keep, may_write
-        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tltrain-save")
+        self.limit_s, self.alive = limit_s, alive
         self.pending: Future[None] | None = None
 
     def submit(self, state: State) -> None:
@@ -136,21 +150,48 @@ class Saver:
         The state's tensors must not change afterwards.
         """
         self.wait()
-        self.pending = self.pool.submit(self._write, state)
+        self.pending = Future()
+        # A daemon: one that a dead disk holds must not keep the process from ending. Every end of a run waits for it.
+        Thread(target=self._write, args=(state, self.pending), daemon=True, name="tltrain-save").start()
 
     def failed(self) -> bool:
         """Whether the pending checkpoint has failed. `wait` raises its error."""
         return self.pending is not None and self.pending.done() and self.pending.exception() is not None
 
     def wait(self) -> None:
-        """Wait until the pending checkpoint is on disk. Raises UserError if it could not be written."""
+        """Wait until the pending checkpoint is on disk. Raises UserError if it could not be, MachineError if the disk stands still."""
         pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
+        written, since = -1, time.monotonic()
+        while pending is not None:
+            try:
+                return pending.result(timeout=1.0)
+            except TimeoutError:
+                if pending.done():  # the error of the writer itself
+                    raise
+            if (now := self._written_bytes()) != written:
+                written, since = now, time.monotonic()
+                self.alive()
+            elif time.monotonic() - since > self.limit_s:
+                raise MachineError(
+                    f"no byte of a checkpoint was written to {self.folder} for {self.limit_s:.0f} s: its disk does not answer. "
+                    "The same command goes on from the newest checkpoint"
+                )
 
-    def _write(self, state: State) -> None:
-        if self.may_write():
-            save(self.folder, state, self.generation, self.keep)
+    def _written_bytes(self) -> int:
+        sizes = 0
+        for path in self.folder.glob(f".{self.generation:06d}-*.tmp/*"):
+            with suppress(OSError):
+                sizes += path.stat().st_size
+        return sizes
+
+    def _write(self, state: State, pending: Future[None]) -> None:
+        try:
+            if self.may_write():
+                save(self.folder, state, self.generation, self.keep)
+        except BaseException as error:  # `wait` raises it
+            pending.set_exception(error)
+        else:
+            pending.set_result(None)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -175,7 +216,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> str | None:
     """The problem with a checkpoint, or None. Compares each file with its checksum in the manifest, and the manifest with its own."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads(files.read_bytes(path / MANIFEST))
         body = json.dumps(manifest["files"], sort_keys=True)
         if manifest["sha256"] != _digest(body):
             return f"{MANIFEST} does not match its own checksum"

@@ -79,7 +79,7 @@ def read_samples(run: Path) -> list[Sample]:
 
 def _lines(run: Path) -> Iterator[object]:
     try:
-        with gzip.open(run / NAME, "rb") as file:
+        with files.open_regular(run / NAME) as packed, gzip.open(packed, "rb") as file:
             for line in file:
                 yield json.loads(line)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:  # gzip verifies its own checksum

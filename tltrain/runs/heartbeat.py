@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tltrain.core import files
+
 
 def beat_file(generations: Path, generation: int, rank: int) -> Path:
     """The heartbeat file of one process."""
@@ -20,7 +22,7 @@ def failed_file(generations: Path, generation: int) -> Path:
 def read_beat(generations: Path, generation: int, rank: int) -> dict[str, Any] | None:
     """The last heartbeat of a process; None if it has written none."""
     try:
-        return dict(json.loads(beat_file(generations, generation, rank).read_text()))
+        return dict(json.loads(files.read_bytes(beat_file(generations, generation, rank))))
     except (OSError, ValueError):
         return None
 

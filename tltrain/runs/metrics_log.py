@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.runs import manifest, run_dir
 from tltrain.runs.links import append_only
@@ -73,7 +74,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The rows of one file. Raises UserError, with the line, for one that is no row: only the last may have been cut short."""
     manifest.check(path)
     rows = []
-    lines = path.read_bytes().splitlines()
+    lines = files.read_bytes(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(_checked(json.loads(line)))

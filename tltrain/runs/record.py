@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.recipe import Recipe
@@ -87,7 +89,7 @@ def read_run(path: Path) -> RunRecord:
         outcome=run_dir.outcome(path) or None,
         env=run_dir.environment(path),
         plan=run_dir.plan(path),
-        preview=run_dir.preview_file(path).read_bytes() if run_dir.preview_file(path).is_file() else None,
+        preview=files.read_bytes(run_dir.preview_file(path)) if run_dir.preview_file(path).is_file() else None,
     )
 
 
@@ -115,7 +117,7 @@ def read_predictions(run: Path) -> Predicted | None:
         return None
     manifest.check(path)
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
             cells = ({key: escape.from_csv(row[key]) for key in ("id", "label", "predicted")} for row in csv.DictReader(file))
             rows = sorted(cells, key=lambda row: row["id"])
     except (csv.Error, KeyError, TypeError, AttributeError) as error:

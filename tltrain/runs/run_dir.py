@@ -81,7 +81,7 @@ def read_recipe(run: Path) -> Recipe:
         raise UserError(f"{run} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
     manifest.check(file)
     try:
-        return parse(file.read_text(encoding="utf-8"), str(file), kept=True)
+        return parse(files.read_text(file), str(file), kept=True)
     except ValueError as error:
         raise UserError(f"{error}\n{file} belongs to a run and may be damaged; copy it from a backup, or begin a new run") from error
 
@@ -183,8 +183,8 @@ def check_owner(run: Path, take_over: bool, stale_s: float) -> None:
     if ended or take_over:
         return
     try:
-        owner = json.loads((signed / f"{newest:06d}").read_text())
-    except ValueError:
+        owner = json.loads(files.read_bytes(signed / f"{newest:06d}"))
+    except (OSError, ValueError):
         owner = {"host": "?", "pid": 0, "job": None, "restart": 0, "time": 0.0}  # it was killed while writing the file
     job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if job is not None and owner["job"] == job and owner["restart"] < restart:
@@ -282,7 +282,7 @@ def write_failure(run: Path, generation: int, details: dict[str, Any]) -> dict[s
 def failure(run: Path, generation: int) -> dict[str, Any]:
     """The details of the first failure in a start. Empty if there was none."""
     path = heartbeat.failed_file(generations(run), generation)
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return dict(json.loads(files.read_bytes(path))) if path.exists() else {}
 
 
 def _git_revision() -> str | None:

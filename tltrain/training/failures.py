@@ -5,6 +5,7 @@ After an out-of-memory error, it halves the micro-batch, or the chunk of frozen 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 from pathlib import Path
@@ -131,6 +132,9 @@ def record_failure(run: Run, details: dict[str, Any]) -> dict[str, Any]:
         details = run_dir.write_failure(run.path, run.generation, details)
     except OSError as error:  # the disk may be what failed
         run.console.say(f"outcome.json could not be written: {error}", style="bold red")
+    if run.saver is not None:
+        with contextlib.suppress(Exception):  # the checkpoint that is being written is worth a while; its error is not the first
+            run.saver.wait()
     if run.runtime.is_main:
         try:
             results.report(run.path, run.console.say)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor
 
 from tltrain.core import files
+from tltrain.core.errors import AFTER_THE_END, MachineError, StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
-from tltrain.data.workers import heard_while_waiting
+from tltrain.data.workers import heard_while_waiting, refuse_in_worker
 from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
-from tltrain.distributed.signals import StopSignal
+from tltrain.distributed.signals import NoAnswer, StopSignal
 from tltrain.evaluation import metrics, results
 from tltrain.evaluation.calibration import fit_temperature
 from tltrain.evaluation.evaluator import logits, predict
@@ -28,6 +30,7 @@ from tltrain.models.metadata import write_weights
 from tltrain.planning import preview
 from tltrain.runs import checkpoint, run_dir
 from tltrain.runs.checkpoint import Progress, State
+from tltrain.runs.early_end import stop_early
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
@@ -38,7 +41,28 @@ from tltrain.training.stage import run_stage, save_stage_weights
 from tltrain.training.stage_cache import base_images
 
 
+_TRAINING = threading.Lock()
 @lasting_output()
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """One run at a time in a process. Raises UserError for a second one, and where the main program has ended meanwhile."""
+    if not _TRAINING.acquire(blocking=False):
+        raise UserError(
+            "another training goes on in this process, and torch's settings are the process's; wait for it, or start a second process"
+        )
+    try:
+        refuse_in_worker()
+        yield
+    except RuntimeError as error:
+        if threading.main_thread().is_alive():
+            raise
+        raise UserError(AFTER_THE_END) from error
+    finally:
+        _TRAINING.release()
+
+
+@_one_at_a_time()
 @torch_settings_kept()
 def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dict[str, Any]:
     """Train a recipe, or resume its run. Returns the outcome as outcome.json keeps it. Raises UserError.
@@ -55,7 +79,9 @@ def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dic
             results.report(path, console.say)
         console.say(f"{path} is finished already: see {run_dir.report_file(path)}, or choose another folder with --folder")
         return finished
-    with StopSignal().listening() as stop, heard_while_waiting(lambda: stop.signal is not None):
+    if threading.current_thread() is not threading.main_thread():
+        console.say("note    in a thread no signal is heard: neither Ctrl-C nor SIGTERM stops this run", style="yellow")
+    with StopSignal().listening() as stop, heard_while_waiting(lambda: stop.signal is not None, 54 * start.timeout_minutes):
         try:
             while (ended := _one_start(path, recipe, start, runtime, console, stop, on_step)) is None:
                 release()  # free device memory here: no frame of the failed start holds a tensor any more
@@ -68,8 +94,14 @@ def _one_start(
     path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal, on_step: OnStep
 ) -> dict[str, Any] | None:
     """Run from the newest checkpoint to the outcome. None: out of memory, and this process can start again with smaller batches."""
-    run = open_run(path, recipe, start, runtime, console, stop)
-    run.on_step = on_step
+    try:
+        # Several processes stop together, at their first step.
+        with stop.ending_at_once() if runtime.world == 1 else contextlib.nullcontext():
+            run = open_run(path, recipe, start, runtime, console, stop)
+    except StoppedAtOnce as stopped:
+        console.say(f"stopped by {stopped} before the first step; the same command goes on", style="bold")
+        return stop_early(path, recipe, start, stopped)
+    run.on_step, run.stop = on_step, stop
     try:
         return _run_stages(run, stop)
     except NotFinite as error:
@@ -84,10 +116,17 @@ def _one_start(
         record_failure(run, explain(run, cause))
         raise cause from (None if cause is error else error)
     finally:
-        run.watch.close()
-        run.close_log()
-        with contextlib.suppress(OSError):  # on a full disk: the files are then read without checksums
-            run.seal()
+    except BaseException as error:  # a hang, a second Ctrl-C, and what else ends a process at once: neither report nor waiting
+        text = str(error) if isinstance(error, NoAnswer) else f"ended by {type(error).__name__}; the newest checkpoint stands"
+        with contextlib.suppress(OSError):
+            run_dir.write_failure(path, run.generation, {**failure_location(run), "error": text})
+        if isinstance(error, NoAnswer):
+            raise MachineError(text) from None
+        raise
+        with contextlib.closing(run.watch):  # closed last: a disk that does not answer may hold the rest
+            run.close_log()
+            with contextlib.suppress(OSError):  # on a full disk: the files are then read without checksums
+                run.seal()
 
 
 def _alive(run: Run, call: str) -> Callable[[], bool]:
@@ -162,7 +201,9 @@ def _announce(run: Run, restored: State | None) -> None:
 
 def _open_trackers(run: Run) -> Trackers:
     """Open the trackers of this start. The time to wait for an answer stays below the time-out of the other ranks, which wait here."""
-    opened = Trackers(chosen(run.start), run.console.say, min(ANSWER_S, 30 * run.start.timeout_minutes))
+    opened = Trackers(
+        chosen(run.start), run.console.say, min(ANSWER_S, 30 * run.start.timeout_minutes), lambda: run.stop.signal is not None
+    )
     steps = [stage.num_steps for stage in run.plan]
     opened.open(TrackedRun(run.path, run.path.name, run.recipe.model_dump(mode="json"), steps, run.start, run.console.say))
     return opened

@@ -37,6 +37,7 @@ from tltrain.planning import compiling
 from tltrain.planning.view_device import ViewDevice, view_device
 from tltrain.runs import run_dir
 from tltrain.runs.checkpoint import Saver, State
+from tltrain.runs.early_end import recorded
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
@@ -76,6 +77,7 @@ class Run:
     """A line of the plan: whether --compile pays."""
     on_step: OnStep = ignore_step
     """The hook of the caller of `train`, called after each step."""
+    stop: StopSignal = field(default_factory=StopSignal)
 
     @property
     def recipe(self) -> Recipe:
@@ -187,8 +189,19 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     generation = _claim(path, recipe, start, runtime)
     reduced = {name: kept_flags[name] for name in ("too_large", "chunk") if name in kept_flags}
     kept_flags = {"max_device_batch": device_batch, "compile": start.compile} | reduced
-    _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
-    _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)
+    with recorded(path, generation, runtime.rank):
+        _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
+        _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)
+        watch, saver = _watched(path, start, runtime, console, stop, generation)
+    sizes = device_batch, kept_flags.get("chunk")
+    opened = path, experiment, start, runtime, console, choices, *sizes, generation, watch, saver
+    return Run(*opened, strong_views=views, compiling=pays)
+
+
+def _watched(
+    path: Path, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal, generation: int
+) -> tuple[Watch, Saver | None]:
+    """The watchdog of a start, and on rank 0 its writer of checkpoints."""
 
     def superseded(newer: int) -> None:
         why = f"generation {newer} has taken {path} over from this one ({generation})" if newer else f"{path} was renamed or deleted"
@@ -198,11 +211,10 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     def failed(details: dict[str, Any]) -> None:
         run_dir.write_failure(path, generation, details)
 
-    watch = Watch(path, generation, runtime.rank, runtime.world, 60 * start.timeout_minutes, superseded, failed)
-    saver = Saver(run_dir.checkpoints(path), generation, start.keep, watch.may_write) if runtime.is_main else None
-    sizes = device_batch, kept_flags.get("chunk")
-    opened = path, experiment, start, runtime, console, choices, *sizes, generation, watch, saver
-    return Run(*opened, strong_views=views, compiling=pays)
+    limit_s = 60 * start.timeout_minutes
+    watch = Watch(path, generation, runtime.rank, runtime.world, limit_s, superseded, failed, stop.break_off)
+    saver = Saver(run_dir.checkpoints(path), generation, start.keep, watch.may_write, limit_s, watch.alive) if runtime.is_main else None
+    return watch, saver
 
 
 def _open_images(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from tltrain.core import files
@@ -98,7 +97,7 @@ def _downloaded(kind: Any, root: Path) -> tuple[Any, Any]:
     except RuntimeError:  # torchvision raises this for absent and for damaged files
         writable(root, "TLTRAIN_DATA")
     try:
-        with FileLock(root / f".{kind.filename}.lock"):  # one process downloads, the others wait
+        with files.downloading(root / f".{kind.filename}.lock", f"downloads {kind.filename}"):  # one process downloads, the others wait
             return kind(root, train=True, download=True), kind(root, train=False)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(

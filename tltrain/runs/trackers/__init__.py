@@ -23,6 +23,10 @@ ANSWER_S = 60.0
 UPLOAD_S = 300.0
 """Longest wait for a tracker's server at the end of a run, seconds."""
 
+HURRIED_S = 15.0
+"""The same once the run is asked to stop: a job that is preempted has little time."""
+POLL_S = 1.0
+
 Make = Callable[[], RunTracker]
 
 
@@ -35,10 +39,12 @@ def chosen(flags: RunFlags) -> dict[str, Make]:
 class Trackers(RunTracker):
     """All trackers of one start of a run behind one tracker that never raises."""
 
-    def __init__(self, classes: Mapping[str, Make], say: Callable[[str], None], answer_s: float = ANSWER_S) -> None:
-        """say: prints a line. answer_s: longest wait for each call during the run, seconds."""
+    def __init__(
+        self, classes: Mapping[str, Make], say: Callable[[str], None], answer_s: float = ANSWER_S, hurried: Callable[[], bool] = bool
+    ) -> None:
+        """say: prints a line. answer_s: longest wait for each call during the run, seconds. hurried: whether the run is asked to stop."""
         self.answer_s = answer_s
-        self.guarded = [_Guarded(name, make, say) for name, make in classes.items()]
+        self.guarded = [_Guarded(name, make, say, hurried) for name, make in classes.items()]
 
     def __len__(self) -> int:
         return len(self.guarded)
@@ -85,14 +91,14 @@ class _Guarded:
     a tracker may change process-wide state such as the temporary folder.
     """
 
-    def __init__(self, name: str, make: Make, say: Callable[[str], None]) -> None:
-        self.name, self.say = name, say
+    def __init__(self, name: str, make: Make, say: Callable[[str], None], hurried: Callable[[], bool]) -> None:
+        self.name, self.say, self.hurried = name, say, hurried
         self.failed = self.stuck = False
         self.calls: SimpleQueue[tuple[Callable[[RunTracker], None], Future[None]] | None] = SimpleQueue()
         Thread(target=self._answer, args=(make,), daemon=True, name=f"tracker {name}").start()  # a stuck one must not block the exit
 
     def tell(self, call: Callable[[RunTracker], None], limit_s: float) -> None:
-        """Make one call, unless an earlier one has failed."""
+        """Make one call, unless an earlier one has failed. A stop shortens the wait to HURRIED_S."""
         if not self.failed:
             self._call(call, limit_s)
 
@@ -105,12 +111,17 @@ class _Guarded:
     def _call(self, call: Callable[[RunTracker], None], limit_s: float) -> None:
         answer: Future[None] = Future()
         self.calls.put((call, answer))
-        try:
-            error = answer.exception(limit_s)
-        except TimeoutError:
-            self.stuck = True
-            self._fail(f"no answer for {limit_s:.0f} s")
-            return
+        waited_s = 0.0
+        while True:
+            try:
+                error = answer.exception(min(POLL_S, limit_s))
+                break
+            except TimeoutError:
+                waited_s += POLL_S
+                if waited_s >= (min(HURRIED_S, limit_s) if self.hurried() else limit_s):
+                    self.stuck = True
+                    self._fail(f"no answer for {min(waited_s, limit_s):.0f} s")
+                    return
         if error is not None:
             self._fail(f"{type(error).__name__}: {str(error)[:200]}")
 

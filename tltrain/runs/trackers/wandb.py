@@ -61,7 +61,7 @@ class WandbTracker(RunTracker):
         settings = self.client.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
         self.run = self.client.init(
             settings=settings, dir=str(run.path), project=flags.wandb_project, group=flags.wandb_group or run.recipe["name"],
-            name=run.name, id=id_file.read_text(), resume="allow", mode=mode, config=dict(run.recipe),
+            name=run.name, id=files.read_text(id_file), resume="allow", mode=mode, config=dict(run.recipe),
         )  # fmt: skip
         self.run.define_metric("stages")
         for kind in KIND_ORDER:
