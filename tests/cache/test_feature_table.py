@@ -278,7 +278,7 @@ def test_what_is_unused_makes_room_and_what_is_in_use_does_not(
         for found in disk_store.stores(watched.cache / "store"):
             held.enter_context(Store(found.path.parent, found.kind, found.key, found.made_by))
         again = run(spec, tmp_path / "again", cache="always", cache_disk_gb=240e-6)
-    assert "in use, and leave no room" in capsys.readouterr().out
+    assert "in use and leave no room" in capsys.readouterr().out
     assert trials.differences(again, tmp_path / "first") == []
 
 

@@ -21,7 +21,7 @@ from tltrain.distributed.runtime import Runtime
 
 Place = Literal["device", "memory", "disk"]
 SHARD_BYTES, SHARD_ROWS = 16 * 2**20, 512
-ASKED = "it was should_stop to stop"
+STOPPED = "a stop was requested"
 STOP, ERROR = range(2)  # the flags that ranks all-reduce
 
 
@@ -123,7 +123,7 @@ def _rounds(
                 why = str(error)
         flags = agreement.sum_now([int(stop), int(bool(why))])
         if flags[STOP]:
-            return ASKED
+            return STOPPED
         if flags[ERROR]:
             return why or "another process could not write"
     return None

@@ -48,7 +48,7 @@ class CacheFiller:
         assert place is not None
         layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
         key = row_key(self.context, kind, frozen, loaded, split, views.augment, choice.num_views) | {"shard_rows": layout.shard_rows}
-        opened = self._hold(choice, kind, key, made_by)
+        opened = self._open(choice, kind, key, made_by)
         if opened is None:
             return None
         if self.fill(opened, choice, choice.num_bytes, layout.names(), lambda names: self._make(views, layout, frozen, names)) is not None:
@@ -63,17 +63,17 @@ class CacheFiller:
     def images(self, choice: Choice, split: Split, made_by: dict[str, Any]) -> tuple[Store, ImageCache] | None:
         """The cached base images of a split, and their open store. None if they cannot be filled. The caller closes the store."""
         preprocess = self.context.preprocess
-        opened = self._hold(choice, image_cache.KIND, image_cache.key(self.context.fingerprint, split.name, preprocess), made_by)
+        opened = self._open(choice, image_cache.KIND, image_cache.key(self.context.fingerprint, split.name, preprocess), made_by)
         if opened is None:
             return None
-        found = ImageCache(opened.path, split, preprocess)
+        cache = ImageCache(opened.path, split, preprocess)
         needed = len(split) * choice.speed.row_bytes
-        with ExitStack() as held:
-            held.enter_context(opened)
-            if self.fill(opened, choice, needed, found.names(), lambda names: found.make(names, self.workers)) is not None:
+        with ExitStack() as on_failure:
+            on_failure.enter_context(opened)
+            if self.fill(opened, choice, needed, cache.names(), lambda names: cache.make(names, self.workers)) is not None:
                 return None
-            held.pop_all()
-        return opened, found
+            on_failure.pop_all()
+        return opened, cache
 
     def fill(self, opened: Store, choice: Choice, needed: int, names: list[str], make: Callable[[list[str]], Made]) -> str | None:
         """Make room for `needed` bytes, then fill. Returns None, or why the cache is incomplete. Collective.
@@ -86,7 +86,7 @@ class CacheFiller:
         except OSError:  # raising on one rank would leave the others waiting
             has_room = False
         all_have = bool(runtime.gather(torch.tensor([int(has_room)], device=runtime.device)).min())
-        why = None if all_have else f"the other stores in {root} are in use, and leave no room"
+        why = None if all_have else f"the other caches in {root} are in use and leave no room"
         began = clock()
 
         def show(where: str) -> bool:
@@ -96,12 +96,12 @@ class CacheFiller:
         why = why or feature_table.fill(runtime, opened, names, make, show)
         self.console.busy(None)
         if why is None and clock() - began > 1:
-            self.console.say(f"cache   {choice.stage}: {choice.what} stand after {duration(clock() - began)}")
-        if why is not None and why != feature_table.ASKED:
+            self.console.say(f"cache   {choice.stage}: {choice.what} ready after {duration(clock() - began)}")
+        if why is not None and why != feature_table.STOPPED:
             self.console.say(f"cache   {choice.stage}: {choice.what} computed on the fly: {why}", style="yellow")
         return why
 
-    def _hold(self, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:
+    def _open(self, choice: Choice, kind: str, key: dict[str, Any], made_by: dict[str, Any]) -> Store | None:
         """Open a store on every rank. If one rank fails (for example with a full disk), print why and return None. Collective."""
         opened, why = None, "another process could not write"
         try:

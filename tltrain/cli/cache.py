@@ -28,16 +28,16 @@ from tltrain.distributed.runtime import torch_settings_kept
 def show(as_json: bool) -> int:
     """Print the caches, the least recently used first. Returns the exit code, like `verify` and `clear`."""
     root = store_root()
-    found = [describe(store) for store in disk_store.stores(root)]
+    rows = [describe(store) for store in disk_store.stores(root)]
     if as_json:
-        print(json.dumps({"root": str(root), "bytes": sum(row["bytes"] for row in found), "caches": found}, indent=1))
+        print(json.dumps({"root": str(root), "bytes": sum(row["bytes"] for row in rows), "caches": rows}, indent=1))
         return 0
-    columns = [_words(row) for row in found]
-    widths = [max(len(words[i]) for words in columns) for i in range(6)] if columns else []
-    for words in columns:
-        aligned = [w.rjust(n) if i in (2, 3, 4) else w.ljust(n) for i, (w, n) in enumerate(zip(words, widths, strict=True))]
+    lines = [_cells(row) for row in rows]
+    widths = [max(len(cells[i]) for cells in lines) for i in range(6)] if lines else []
+    for cells in lines:
+        aligned = [cell.rjust(n) if i in (2, 3, 4) else cell.ljust(n) for i, (cell, n) in enumerate(zip(cells, widths, strict=True))]
         print("  ".join(aligned).rstrip())
-    print(f"{_caches(len(found))}, {size(sum(row['bytes'] for row in found))}, in {root}")
+    print(f"{_caches(len(rows))}, {size(sum(row['bytes'] for row in rows))}, in {root}")
     return 0
 
 
@@ -63,19 +63,19 @@ def describe(store: StoreInfo) -> dict[str, Any]:
 
 def _what(store: StoreInfo) -> tuple[str, str | None, str | None]:
     """(contents, recipe's name, stage's name) of a cache, as far as its about.json records them."""
-    made = store.made_by
+    origin = store.made_by
     try:
-        split, recipe = made["split"], str(made["recipe"]["name"])
-        if "stage" not in made:
+        split, recipe = origin["split"], str(origin["recipe"]["name"])
+        if "stage" not in origin:
             return f"base images of {split}", recipe, None
-        stage = made["recipe"]["stages"][made["stage"]]
+        stage = origin["recipe"]["stages"][origin["stage"]]
         what = f"features before {stage['unfreeze']} of {split}" if store.kind == "features" else f"the teacher's logits of {split}"
         return what, recipe, str(stage["name"])
     except (KeyError, IndexError, TypeError):
         return f"{store.kind}; its {disk_store.ABOUT} does not say of what", None, None
 
 
-def _words(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     who = ", stage ".join(filter(None, (row["recipe"], row["stage"])))
     views = "" if row["views"] is None else f"{row['views']} view{'' if row['views'] == 1 else 's'}"
     used = "in use" if row["in_use"] else f"used {time.strftime('%Y-%m-%d %H:%M', time.localtime(row['used']))}"
@@ -95,7 +95,7 @@ def _in_use(store: StoreInfo) -> bool:
 
 def clear(names: Sequence[str]) -> int:
     """Delete the named caches, or all, except those in use. Returns 1 if a named one could not be deleted. Raises UserError."""
-    freed = kept = foreign = 0
+    freed_bytes = in_use = foreign = 0
     for store in _named(names):
         text = f"{size(store.bytes)}: {escape.line(store.path.name)}"
         owner = disk_store.owned_by_other(store.path)
@@ -103,13 +103,13 @@ def clear(names: Sequence[str]) -> int:
             foreign += 1
             print(f"stays   {text}, which only {owner} can delete")
         elif disk_store.remove(store):
-            freed += store.bytes
+            freed_bytes += store.bytes
             print(f"freed   {text}")
         else:
-            kept += 1
+            in_use += 1
             print(f"in use  {text}, which stays: a run has it open")
-    print(f"{size(freed)} freed in {store_root()}, {kept} in use" + (f", {foreign} of others" if foreign else ""))
-    return int(bool(names and kept + foreign))
+    print(f"{size(freed_bytes)} freed in {store_root()}, {in_use} in use" + (f", {foreign} of others" if foreign else ""))
+    return int(bool(names and in_use + foreign))
 
 
 @torch_settings_kept()
@@ -127,14 +127,14 @@ def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
 
 def _named(names: Sequence[str]) -> list[StoreInfo]:
     """The caches of these names, or all. Raises UserError for an unknown name."""
-    found = disk_store.stores(store_root())
-    known = [store.path.name for store in found]
+    present = disk_store.stores(store_root())
+    known = [store.path.name for store in present]
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see `tltrain cache ls`"
             raise UserError(f"no cache in {store_root()} is called {name!r}; {hint}")
-    return [store for store in found if not names or store.path.name in names]
+    return [store for store in present if not names or store.path.name in names]
 
 
 def _num_rows(file: Path) -> int:
@@ -145,13 +145,13 @@ def _num_rows(file: Path) -> int:
     return 0
 
 
-def _verify(maker: Maker, found: StoreInfo, num_rows: int, draw: random.Random) -> tuple[list[str], str]:
+def _verify(maker: Maker, info: StoreInfo, num_rows: int, draw: random.Random) -> tuple[list[str], str]:
     """(problems, summary) of one cache."""
-    name = found.path.name
+    name = info.path.name
     remedy = f"remove it: tltrain cache clear {name}"
-    if name != f"{found.kind}-{disk_store.digest(found.key)}":
+    if name != f"{info.kind}-{disk_store.digest(info.key)}":
         return [f"{disk_store.ABOUT} does not say what this is; {remedy}"], "nothing was computed again"
-    with Store(found.path.parent, found.kind, found.key, found.made_by) as store:
+    with Store(info.path.parent, info.kind, info.key, info.made_by) as store:
         shards = store.list_shards()
         valid = {shard: file for shard, file in sorted(shards.items()) if store.verify_shard(file)}
         damaged = sorted(shards.keys() - valid)
@@ -162,7 +162,7 @@ def _verify(maker: Maker, found: StoreInfo, num_rows: int, draw: random.Random) 
         if not picks:
             return wrong, text
         try:
-            source = maker.again(found, disk_store.read(next(iter(valid.values()))))
+            source = maker.source(info, disk_store.read(next(iter(valid.values()))))
         except (CannotRecompute, UserError, OSError, SafetensorError) as why:
             return wrong, f"{text}; no row can be computed again here: {why}"
         except (KeyError, IndexError, TypeError):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tltrain.cache import cost_model, disk_store, image_cache
@@ -23,6 +22,7 @@ from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
 from tltrain.models.factory import Loaded
+from tltrain.models.metadata import read_state
 from tltrain.runs import run_dir
 from tltrain.training.experiment import Experiment
 
@@ -89,30 +89,30 @@ class Maker:
     def __init__(self) -> None:
         self._opened: tuple[Data, DataSplits] | None = None
 
-    def again(self, found: StoreInfo, tensors: dict[str, Tensor]) -> RowSource:
+    def source(self, info: StoreInfo, tensors: dict[str, Tensor]) -> RowSource:
         """The source of a cache's rows. tensors: of any of its shards. Raises CannotRecompute, UserError, OSError, SafetensorError."""
-        recipe = validate(found.made_by["recipe"], str(found.path / disk_store.ABOUT), kept=True)
+        recipe = validate(info.made_by["recipe"], str(info.path / disk_store.ABOUT), kept=True)
         if self._opened is None or self._opened[0] != recipe.data:
             self._opened = recipe.data, open_images(recipe.data)
-        images, name = self._opened[1], found.made_by["split"]
+        images, name = self._opened[1], info.made_by["split"]
         split = next((s for s in (images.train, images.val, images.test) if s is not None and s.name == name), None)
         if split is None:
             raise CannotRecompute(f"{recipe.data.source} has no {name} split any more")
-        if found.kind == image_cache.KIND:
-            preprocess = Preprocess(found.key["resize"], found.key["resize"], found.key["interpolation"])
-            _check(found, image_cache.key(images.fingerprint, split.name, preprocess))
+        if info.kind == image_cache.KIND:
+            preprocess = Preprocess(info.key["resize"], info.key["resize"], info.key["interpolation"])
+            _check(info, image_cache.key(images.fingerprint, split.name, preprocess))
             return _BaseImages(split, preprocess)
-        return _frozen_outputs(found, recipe, images, split, tensors["rows"])
+        return _frozen_outputs(info, recipe, images, split, tensors["rows"])
 
 
-def _frozen_outputs(found: StoreInfo, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _FrozenOutputs:
+def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: Split, some: Tensor) -> _FrozenOutputs:
     runtime = Runtime(recipe.deterministic)
     experiment = Experiment.open(recipe, images)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
-    stage, training = planned[found.made_by["stage"]], split.name == "train"
-    autocast, gone, chunk = runtime.accelerator.autocast, None, found.key.get("chunk")
-    if found.kind == "features":
-        gone = _begin(student, recipe, Path(found.made_by["run"]), planned, stage)
+    stage, training = planned[info.made_by["stage"]], split.name == "train"
+    autocast, gone, chunk = runtime.accelerator.autocast, None, info.key.get("chunk")
+    if info.kind == "features":
+        gone = _begin(student, recipe, Path(info.made_by["run"]), planned, stage)
         frozen, loaded = (
             prefix_of(student.chain.to(runtime.device).eval(), stage.first_trainable_block, runtime.precision, True, autocast, chunk),
             student,
@@ -123,11 +123,11 @@ def _frozen_outputs(found: StoreInfo, recipe: Recipe, images: DataSplits, split:
     augment: Augment = stage.spec.augment if training else "none"
     num_views = cost_model.num_views(recipe, stage) if training else 1
     context = CacheContext.of(recipe, images, student.preprocess, runtime.device, runtime.precision)
-    _check(found, row_key(context, found.kind, frozen, loaded, split, augment, num_views), gone)
+    _check(info, row_key(context, info.kind, frozen, loaded, split, augment, num_views), gone)
     views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
-    if found.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
-        raise CannotRecompute(f"it was made with {found.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")
+    if info.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
+        raise CannotRecompute(f"it was made with {info.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")
     return _FrozenOutputs(split, frozen, views, layout, runtime.device)
 
 
@@ -143,14 +143,14 @@ def _begin(student: Loaded, recipe: Recipe, run: Path, planned: Sequence[StagePl
         return f"{file}, with the weights that stage {stage.spec.name} began with, is gone"
     if recipe.differences(run_dir.read_recipe(run)):
         return f"{run} holds another run now"
-    student.chain.net.load_state_dict(load_file(file))
+    student.chain.net.load_state_dict(read_state(file))  # with its checksum
     return None
 
 
-def _check(found: StoreInfo, key: dict[str, Any], gone: str | None = None) -> None:
+def _check(info: StoreInfo, key: dict[str, Any], gone: str | None = None) -> None:
     """Raises CannotRecompute where the key computed now differs from the cache's."""
     for name in ("device", "versions", *key):
-        here, there = key.get(name), found.key.get(name)
+        here, there = key.get(name), info.key.get(name)
         if here == there:
             continue
         if name == "weights":
@@ -160,6 +160,6 @@ def _check(found: StoreInfo, key: dict[str, Any], gone: str | None = None) -> No
         if isinstance(here, dict) and isinstance(there, dict):
             here, there = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((here, there), (there, here)))
         remedy = ""
-        if name == "device" and key[name][:2] == found.key[name][:2] and key[name][2] != found.key[name][2]:
-            remedy = f"; set ACCELERATE_MIXED_PRECISION={found.key[name][2]}, as it was then"
+        if name == "device" and key[name][:2] == info.key[name][:2] and key[name][2] != info.key[name][2]:
+            remedy = f"; set ACCELERATE_MIXED_PRECISION={info.key[name][2]}, as it was then"
         raise CannotRecompute(f"it was made with {name} {there}, and here is {here}{remedy}")

@@ -71,12 +71,12 @@ def _seeds(entries: Sequence[ComparedRun]) -> list[Table]:
 
 
 def _pairs(entries: Sequence[ComparedRun]) -> list[Table]:
-    found = pairs_with_best(entries)
-    if not found:
+    pairs = pairs_with_best(entries)
+    if not pairs:
         return []
-    best = found[0].first.name
+    best = pairs[0].first.name
     table = _table(f"{best} against", "difference (95 % interval)", f"only {best} right", "only the other", "McNemar")
-    for pair in found:
+    for pair in pairs:
         gain = f"{points(pair.gain.value)} ({100 * pair.gain.low:+.1f} to {100 * pair.gain.high:+.1f})"
         shown = [gain, count(pair.only_first), count(pair.only_second), p_value(pair.p)]
         table.add_row(_name(pair.second.name), *shown)

@@ -86,9 +86,9 @@ def run_demo(out: Path, seed: int) -> str:
         for i, arm in enumerate(planned, start=1):
             line = f"{i}/{len(planned)}  {arm.title:24}"
             with console.status(line):
-                outcome, said = run_quietly(arm.recipe, arm.path(out))
+                outcome, last_line = run_quietly(arm.recipe, arm.path(out))
             if outcome != "finished":
-                console.print(f"{line} {outcome}: {said}", markup=False)
+                console.print(f"{line} {outcome}: {last_line}", markup=False)
                 return outcome
             figures = read_figures(arm.path(out))
             console.print(f"{line} top-1 {100 * figures['top1']:5.1f} %  {duration(figures['seconds']):>6}", markup=False)
@@ -106,10 +106,10 @@ def run_demo(out: Path, seed: int) -> str:
 
 def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
     """Train with the console output captured. Returns (outcome, last line of the output). Raises UserError."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         outcome = train(recipe, RunFlags(folder=path, workers=0))["outcome"]
-    return str(outcome), (said.getvalue().strip().splitlines() or [""])[-1].strip()
+    return str(outcome), (output.getvalue().strip().splitlines() or [""])[-1].strip()
 
 
 def read_figures(path: Path) -> dict[str, float]:

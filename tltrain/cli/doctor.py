@@ -50,23 +50,23 @@ def doctor(words: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will stand (default: runs)")
     folder = parser.parse_args(words).folder
     checks: list[Callable[[], list[Finding]]] = [versions, gpus, memory, lambda: disk(folder), pair, slurm, wandb_key, hub_cache]
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for check in checks:
         for finding in check():
-            found.append(finding)
+            findings.append(finding)
             print(f"{MARK[finding.level]}  {finding.name:10}  {finding.text}", flush=True)
             if finding.remedy:
                 print(f"{'':18}{finding.remedy}", flush=True)
-    problems = sum(finding.level == "problem" for finding in found)
-    print(f"\n{verdict(found)}" if not problems else f"\n{problems} problem{'s' * (problems > 1)}; the remedies stand above")
+    problems = sum(finding.level == "problem" for finding in findings)
+    print(f"\n{verdict(findings)}" if not problems else f"\n{problems} problem{'s' * (problems > 1)}; the remedies stand above")
     return 1 if problems else 0
 
 
-def verdict(found: Sequence[Finding]) -> str:
+def verdict(findings: Sequence[Finding]) -> str:
     """One sentence on where this machine can train, for a machine without problems."""
-    num_gpus = sum(finding.name.startswith("gpu") and finding.level == "ok" for finding in found)
+    num_gpus = sum(finding.name.startswith("gpu") and finding.level == "ok" for finding in findings)
     where = {0: "on its CPU", 1: "on one GPU"}.get(num_gpus, f"on {num_gpus} GPUs")
-    cluster = any(finding.name == "slurm" and finding.level == "ok" for finding in found)
+    cluster = any(finding.name == "slurm" and finding.level == "ok" for finding in findings)
     return f"This machine can train {where}" + (
         ", and submit to a Slurm cluster: tltrain launch slurm" if cluster else ": tltrain launch local"
     )
@@ -88,15 +88,15 @@ def gpus() -> list[Finding]:
         built = torch.version.cuda or "no CUDA at all"
         remedy = "install the PyTorch build for this driver: pytorch.org/get-started; in a container, start it with GPUs (--gpus all, --nv)"
         return [Finding("problem", "gpus", f"driver {driver} is here, but PyTorch (built for {built}) sees no GPU", remedy)]
-    found = []
+    findings = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         bf16 = "" if properties.major >= 8 else "; no bf16 units: set mixed_precision to fp16 or no"
-        found.append(Finding("ok", f"gpu {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB{bf16}"))
+        findings.append(Finding("ok", f"gpu {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB{bf16}"))
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
     text = f"{driver or 'unknown'}, CUDA {torch.version.cuda}, NCCL {nccl or 'missing'}"
     remedy = "several GPUs need NCCL: install a PyTorch build that has it" if nccl is None else ""
-    return [*found, Finding("problem" if remedy and len(found) > 1 else "ok", "driver", text, remedy)]
+    return [*findings, Finding("problem" if remedy and len(findings) > 1 else "ok", "driver", text, remedy)]
 
 
 def memory() -> list[Finding]:
@@ -105,7 +105,7 @@ def memory() -> list[Finding]:
     free, total = free_memory() / GIB, total_memory() / GIB
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     few = free < LEAST_MEMORY_GIB
-    found = [
+    findings = [
         Finding(
             "note" if few else "ok",
             "memory",
@@ -118,24 +118,24 @@ def memory() -> list[Finding]:
         free = shutil.disk_usage(shared).free / GIB
         remedy = "data workers pass images through it: start the container with --shm-size=8g, or train with --workers 0"
         low = free < LEAST_SHARED_GIB
-        found.append(Finding("problem" if low else "ok", "/dev/shm", f"{free:.1f} GiB free", remedy if low else ""))
-    return found
+        findings.append(Finding("problem" if low else "ok", "/dev/shm", f"{free:.1f} GiB free", remedy if low else ""))
+    return findings
 
 
 def disk(folder: Path) -> list[Finding]:
     """Check free space and an atomic write on the disk of the runs folder, or of its nearest parent that exists."""
-    standing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(standing).free / GIB
-    found = []
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    findings = []
     low = free < LEAST_DISK_GIB
     remedy = "a checkpoint of a large network takes more than 1 GiB: make room, or choose another disk with --folder" if low else ""
-    found.append(Finding("problem" if low else "ok", "disk", f"{free:.0f} GiB free at {standing}", remedy))
+    findings.append(Finding("problem" if low else "ok", "disk", f"{free:.0f} GiB free at {existing}", remedy))
     try:
-        with tempfile.TemporaryDirectory(dir=standing, prefix=".tltrain-doctor-") as scratch:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".tltrain-doctor-") as scratch:
             files.write_atomic(Path(scratch) / "whole", b"whole")
     except OSError as error:
-        found.append(Finding("problem", "disk", f"{standing} cannot be written: {error}", "choose another folder with --folder"))
-    return found
+        findings.append(Finding("problem", "disk", f"{existing} cannot be written: {error}", "choose another folder with --folder"))
+    return findings
 
 
 def pair() -> list[Finding]:
@@ -160,31 +160,32 @@ def add_up(backend: str, python: str = sys.executable, seconds: float = 120) -> 
         problem = ""
         for process in both:
             try:
-                said, _ = process.communicate(timeout=seconds)
+                output, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
-                said, _ = process.communicate()
+                process.wait(timeout=10)
+                output = ""
                 problem = problem or f"no answer within {seconds:.0f} s"
             if process.returncode != 0:
-                problem = problem or (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+                problem = problem or (output.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
     if not problem:
         return Finding("ok", "processes", f"two processes work together by {backend}")
     remedies = {
         "gloo": "name the network to use, such as GLOO_SOCKET_IFNAME=eth0, and look whether a firewall parts processes of this machine",
-        "nccl": "look at NCCL_DEBUG=INFO's words; NCCL_P2P_DISABLE=1 tells whether the link between the GPUs is at fault",
+        "nccl": "look at the output with NCCL_DEBUG=INFO; NCCL_P2P_DISABLE=1 tells whether the link between the GPUs is at fault",
     }
     return Finding("problem", "processes", f"two processes do not work together by {backend}: {problem}", remedies[backend])
 
 
 def slurm() -> list[Finding]:
-    found = _first_line("sbatch", "--version")
-    if found is None:
+    slurm_version = _first_line("sbatch", "--version")
+    if slurm_version is None:
         return [Finding("note", "slurm", "no sbatch here: runs start on this machine, by tltrain launch local")]
     nodes = _first_line("sinfo", "--noheader", "--format", "%D nodes, partitions %R")
     if nodes is None:
         remedy = "this machine is no submit host (SLURM_CONF?), or the controller is down; log in where sinfo answers"
-        return [Finding("note", "slurm", f"{found}, and sinfo does not answer", remedy)]
-    return [Finding("ok", "slurm", f"{found}, {nodes}")]
+        return [Finding("note", "slurm", f"{slurm_version}, and sinfo does not answer", remedy)]
+    return [Finding("ok", "slurm", f"{slurm_version}, {nodes}")]
 
 
 def wandb_key() -> list[Finding]:

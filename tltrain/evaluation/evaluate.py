@@ -69,16 +69,16 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
 
 def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
     """A note if the accuracy on the same images differs from the run's own test by more than rounding."""
-    kept = run_dir.test_metrics(path)
-    if kept is None:
+    earlier = run_dir.test_metrics(path)
+    if earlier is None:
         return []
     n = figures["n"]
-    right, was_right = (round(found["top1"] * found["n"]) for found in (figures, kept))
-    if n == kept["n"] and abs(right - was_right) <= max(1, ROUNDING * n):
+    right, was_right = (round(test["top1"] * test["n"]) for test in (figures, earlier))
+    if n == earlier["n"] and abs(right - was_right) <= max(1, ROUNDING * n):
         return []
     return [
-        f"the run's own test had {was_right:,} of {kept['n']:,} right, and this evaluation has {right:,} of {n:,} on the same images: the "
-        "weights, the device, the precision or the package versions have changed since"
+        f"the run's own test had {was_right:,} of {earlier['n']:,} right, and this evaluation has {right:,} of {n:,} on the same images: "
+        "the weights, the device, the precision or the package versions have changed since"
     ]
 
 

@@ -60,7 +60,7 @@ def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, w
     """One estimate per stage, from forward passes timed on this machine's device. world: number of processes."""
     chain = timed(student.chain, machine.device)
     num_blocks, size = len(chain.blocks), student.preprocess.size
-    whole_s, found = forward_s(chain, None, size, machine), []
+    whole_s, costs = forward_s(chain, None, size, machine), []
     for stage in planned:
         first = 0 if chain.runs_whole else stage.first_trainable_block
         frozen_s = forward_s(chain, first, size, machine) if first > 0 else 0.0
@@ -68,8 +68,8 @@ def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, w
         beside = first > 0 and why_not_cacheable(stage) is None
         image_s = TRAINING * max(0.0, whole_s - frozen_s) + (0.0 if beside else frozen_s)
         images = stage.num_steps * stage.batch / world
-        found.append(Estimate(images * image_s, (num_blocks - first if beside else num_blocks) / num_blocks))
-    return found
+        costs.append(Estimate(images * image_s, (num_blocks - first if beside else num_blocks) / num_blocks))
+    return costs
 
 
 def note(start: RunFlags, student: Loaded, planned: Sequence[StagePlan], machine: Machine, world: int = 1) -> str:
@@ -79,11 +79,11 @@ def note(start: RunFlags, student: Loaded, planned: Sequence[StagePlan], machine
     return line(estimates(student, planned, machine, world), machine.precision, start.compile)
 
 
-def line(found: Sequence[Estimate], precision: str, compiled: bool) -> str:
+def line(costs: Sequence[Estimate], precision: str, compiled: bool) -> str:
     """The estimates as a line of the plan. compiled: whether --compile is on."""
-    saved_s = sum(estimate.saved_s(precision) for estimate in found)
-    why = f"about {duration(sum(e.steps_s for e in found))} of steps, {GAIN.get(precision, GAIN['no']):g} times as fast, "
-    why += f"against {duration(COMPILE_S * sum(e.share for e in found))} of compiling"
+    saved_s = sum(estimate.saved_s(precision) for estimate in costs)
+    why = f"about {duration(sum(e.steps_s for e in costs))} of steps, {GAIN.get(precision, GAIN['no']):g} times as fast, "
+    why += f"against {duration(COMPILE_S * sum(e.share for e in costs))} of compiling"
     if saved_s > 0:
         return f"compile {'it' if compiled else '--compile would'} save{'s' * compiled} about {duration(saved_s)}: {why}"
     return f"compile {'it costs' if compiled else 'does not pay: --compile would cost'} about {duration(-saved_s)} more: {why}"

@@ -80,16 +80,16 @@ def view_device(
     host, device = (Views(split, student.preprocess, "strong", recipe.data.flip, recipe.data.seed, on_device=on) for on in (False, True))
     chosen = sorted({i * len(split) // 4 for i in range(4)})
     try:
-        asked = [SampleRef(i, 1 + v) for v in range(COMPARED // len(chosen)) for i in chosen]
-        made = host.batch(asked)
+        samples = [SampleRef(i, 1 + v) for v in range(COMPARED // len(chosen)) for i in chosen]
+        expected = host.batch(samples)
     except (UserError, IndexError):  # the data set does not exist yet
         return ViewDevice(start.views == "device")
-    rendered = to_device(device.batch(asked), machine.device)["image"]
-    if not torch.equal(rendered.cpu(), made["image"]):
-        said = f"here the device makes other pixels than Pillow, by up to {_difference(rendered.cpu(), made['image'])} grey levels"
+    rendered = to_device(device.batch(samples), machine.device)["image"]
+    if not torch.equal(rendered.cpu(), expected["image"]):
+        problem = f"here the device makes other pixels than Pillow, by up to {_difference(rendered.cpu(), expected['image'])} grey levels"
         if start.views == "device":
-            raise UserError(f"--views device, and {said}; take --views host")
-        return ViewDevice(why=f"on the host: {said}")
+            raise UserError(f"--views device, and {problem}; take --views host")
+        return ViewDevice(why=f"on the host: {problem}")
     if start.views == "device":
         return ViewDevice(True, "on the device, as --views says")
     rates = _rates(host, device, chosen, student, machine, choices)

@@ -83,8 +83,8 @@ def compare_processor(trained: TrainedModel, folder: Path, pictures: Sequence[Im
         own = trained.chain(views_BCHW).argmax(1).tolist()
     with quiet():
         classify = pipeline("image-classification", model=str(folder))
-    said = [classify(picture, top_k=1)[0]["label"] for picture in pictures]
-    changed = sum(trained.classes[k] != name for k, name in zip(own, said, strict=True))
+    their_names = [classify(picture, top_k=1)[0]["label"] for picture in pictures]
+    changed = sum(trained.classes[k] != name for k, name in zip(own, their_names, strict=True))
     yield f"pipeline: {changed} of {len(pictures)} images get another class than from tltrain"
 
 

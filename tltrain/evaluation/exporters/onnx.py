@@ -39,12 +39,12 @@ def check(trained: TrainedModel) -> None:
 def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # torch.onnx prints its progress
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # raised by torch 2.11's own code
-        made = torch.onnx.export(
+        program = torch.onnx.export(
             traced(trained, example_BCHW), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False, external_data=False
         )
-    assert made is not None
-    made.model.metadata_props["classes"] = json.dumps(trained.classes)
-    made.save(folder / FILE, external_data=False)
+    assert program is not None
+    program.model.metadata_props["classes"] = json.dumps(trained.classes)
+    program.save(folder / FILE, external_data=False)
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:

@@ -19,13 +19,13 @@ WEIGHTS, DESCRIPTION = "model.pth", "model.json"
 USAGE = f"""```python
 import json, torch, torchvision
 
-said = json.load(open("{DESCRIPTION}"))  # name, classes, mean, std, size, resize, interpolation
-model = torchvision.models.get_model(said["name"], num_classes=len(said["classes"])).eval()
+description = json.load(open("{DESCRIPTION}"))  # name, classes, mean, std, size, resize, interpolation
+model = torchvision.models.get_model(description["name"], num_classes=len(description["classes"])).eval()
 model.load_state_dict(torch.load("{WEIGHTS}", weights_only=True))
-how = torchvision.transforms.InterpolationMode(said["interpolation"])
+how = torchvision.transforms.InterpolationMode(description["interpolation"])
 see = torchvision.transforms.Compose([
-    torchvision.transforms.Resize(said["resize"], how), torchvision.transforms.CenterCrop(said["size"]),
-    torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(said["mean"], said["std"]),
+    torchvision.transforms.Resize(description["resize"], how), torchvision.transforms.CenterCrop(description["size"]),
+    torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(description["mean"], description["std"]),
 ])
 logits = model(see(image)[None])  # an image of PIL, RGB
 ```"""
@@ -38,17 +38,17 @@ def check(trained: TrainedModel) -> None:
 
 def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     torch.save(trained.chain.net.state_dict(), folder / WEIGHTS)
-    said = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
-    said["name"] = _name(trained)
-    (folder / DESCRIPTION).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    description = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
+    description["name"] = _name(trained)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
     """Load with torchvision: images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
-    said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    model = get_model(said["name"], num_classes=len(said["classes"])).eval()
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    model = get_model(description["name"], num_classes=len(description["classes"])).eval()
     model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True), strict=True)
-    mean, std = (torch.tensor(said[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(description[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return lambda x_BCHW: model((x_BCHW - mean) / std)
 
 
