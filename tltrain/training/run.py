@@ -35,14 +35,14 @@ from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
 from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
-from tltrain.training.loop import NotFinite, OnStep, StageResult, check_finite, ignore_step
+from tltrain.training.loop import OnStep, StageResult, ignore_step
+from tltrain.training.losses.finite import NotFinite, check_finite
 from tltrain.training.setup import TAKEN_OVER, Run, open_run
 from tltrain.training.stage import run_stage, save_stage_weights
 from tltrain.training.stage_cache import base_images
 
-
 _TRAINING = threading.Lock()
-@lasting_output()
+
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
@@ -63,6 +63,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 @_one_at_a_time()
+@lasting_output()
 @torch_settings_kept()
 def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dict[str, Any]:
     """Train a recipe, or resume its run. Returns the outcome as outcome.json keeps it. Raises UserError.
@@ -115,7 +116,6 @@ def _one_start(
         cause = root_cause(run, error)
         record_failure(run, explain(run, cause))
         raise cause from (None if cause is error else error)
-    finally:
     except BaseException as error:  # a hang, a second Ctrl-C, and what else ends a process at once: neither report nor waiting
         text = str(error) if isinstance(error, NoAnswer) else f"ended by {type(error).__name__}; the newest checkpoint stands"
         with contextlib.suppress(OSError):
@@ -123,6 +123,7 @@ def _one_start(
         if isinstance(error, NoAnswer):
             raise MachineError(text) from None
         raise
+    finally:
         with contextlib.closing(run.watch):  # closed last: a disk that does not answer may hold the rest
             run.close_log()
             with contextlib.suppress(OSError):  # on a full disk: the files are then read without checksums
