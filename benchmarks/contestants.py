@@ -31,6 +31,7 @@ from tltrain.models.chain import Chain
 from tltrain.runs.metrics_log import read_rows
 from tltrain.training import optim, run
 from tltrain.training import stage as staging
+from tltrain.training.weights.trained import freeze
 
 Use = Literal["auto", "always", "never"]
 WARM_STEPS = 0.1
@@ -154,7 +155,7 @@ def bare_loop(of: Setting, forward: Callable[[Chain, Tensor], Tensor]) -> Loop:
     # Accelerate's run before this one may have asked for slower kernels; nobody asks for them here.
     torch.use_deterministic_algorithms(False)
     chain, stage = copy.deepcopy(of.chain).to(memory_format=of.chain.layout), of.stage
-    optim.freeze(chain, stage)
+    freeze(chain, stage)
     chain.train()
     first, last = measured(stage)
     marks, losses = {}, []
@@ -201,7 +202,7 @@ def features(of: Setting, chunk: int = 32) -> Tensor:
 def flops(of: Setting) -> tuple[int, int]:
     """Floating point operations an image: (the frozen blocks forward, the training blocks forward and backward)."""
     chain = copy.deepcopy(of.chain)
-    optim.freeze(chain, of.stage)
+    freeze(chain, of.stage)
     chain.train()
     with FlopCounterMode(display=False) as frozen, torch.no_grad():
         x = chain(of.images_NCHW[:1], stop=of.stage.first_trainable_block)

@@ -17,6 +17,7 @@ from benchmarks.contestants import ours, setting
 from benchmarks.timing import Case, Contestant, Lap, Result
 from tltrain.core.recipe import Recipe, validate
 from tltrain.training import optim
+from tltrain.training.weights import trained
 
 NETS = ("resnet18", "vit-s16")
 
@@ -91,7 +92,7 @@ def _weights(made: Recipe, device: torch.device, num_steps: int = 5) -> torch.Te
     """All weights in a row after some steps on the first batch."""
     of = setting(made)
     chain = of.chain.to(device)
-    optim.freeze(chain, of.stage)
+    trained.freeze(chain, of.stage)
     chain.train()
     optimizer = optim.make_optimizer(optim.parameter_groups(chain, of.stage), of.stage.spec)
     images, labels = (tensor[of.order_SB[0]].to(device) for tensor in (of.images_NCHW, of.labels_N))

@@ -15,6 +15,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage, validate
 from tltrain.models.chain import Block, Chain
 from tltrain.training import optim
+from tltrain.training.weights import trained
 
 
 def chain() -> Chain:
@@ -39,9 +40,23 @@ def planned(*specs: dict[str, Any], batch: int = 10, n: int = 25) -> tuple[stage
 @pytest.mark.parametrize("num_blocks", [2, 14, 18])
 def test_scales_equal_timms_rule(num_blocks: int) -> None:
     """timm's param_groups_layer_decay: layer_scales = [decay ** (layer_max - i) for i in range(num_layers)]."""
-    layer_max = num_blocks - 1
-    assert stage_plan.scales(num_blocks, 0, 0.75) == tuple(0.75 ** (layer_max - i) for i in range(num_blocks))
-    assert stage_plan.scales(num_blocks, num_blocks - 1, 0.75) == (0.0,) * (num_blocks - 1) + (1.0,)
+    layer_max, blocks = num_blocks - 1, [Block(str(i), (str(i),)) for i in range(num_blocks)]
+    assert stage_plan.scales(blocks, 0, 0.75) == tuple(0.75 ** (layer_max - i) for i in range(num_blocks))
+    assert stage_plan.scales(blocks, num_blocks - 1, 0.75) == (0.0,) * (num_blocks - 1) + (1.0,)
+
+
+def test_a_block_may_count_its_layers_by_itself() -> None:
+    """The pooling has no parameters, and the norm before the head is in the head's layer, as timm counts it."""
+    blocks = [Block("stem", ("0", "1"), distances={"0.weight": 2, "0.bias": 2, "1.weight": 2, "1.bias": 2}),
+              Block("pool", ("3",), distances={}),
+              Block("last", ("2",), distances={"2.weight": 1, "2.bias": 0}), Block("head", ("5",), distances={"5.weight": 0, "5.bias": 0})]  # fmt: skip
+    counted = Chain(chain().net, blocks, (0.5,) * 3, (0.5,) * 3)
+    (stage,) = stage_plan.plan(recipe({"unfreeze": "all", "epochs": 1, "layer_decay": 0.5}), counted, 10, True)
+    assert stage.scales == (0.25, 0.25, 1.0, 1.0)
+    rates = {id(p): group["peak_lr"] for group in optim.parameter_groups(counted, stage) for p in group["params"]}
+    named = {name: rates[id(p)] for name, p in counted.net.named_parameters()}
+    near = dict.fromkeys(("2.bias", "5.weight", "5.bias"), 0.1)
+    assert named == pytest.approx({**dict.fromkeys(("0.weight", "0.bias", "1.weight", "1.bias"), 0.025), "2.weight": 0.05, **near})
 
 
 def test_steps_are_full_batches_over_complete_epochs() -> None:
@@ -56,7 +71,7 @@ def test_steps_are_full_batches_over_complete_epochs() -> None:
 
 def test_groups_cover_exactly_what_trains_and_spare_norms_and_biases() -> None:
     net, (stage,) = chain(), planned({"unfreeze": "all", "epochs": 1, "layer_decay": 0.5, "weight_decay": 0.3})
-    optim.freeze(net, stage)
+    trained.freeze(net, stage)
     groups = optim.parameter_groups(net, stage)
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in net.parameters()}
     assert {g["name"]: (g["peak_lr"], g["weight_decay"]) for g in groups} == {

@@ -225,6 +225,13 @@ def compare(words: Sequence[str]) -> int:
     return 0
 
 
+def soup(words: Sequence[str]) -> int:
+    """Average the weights of finished runs, such as seeds, and say on val what that gives."""
+    from tltrain.cli.soup import cook
+
+    return cook(parser_of("soup", soup), words)
+
+
 def demo(words: Sequence[str]) -> int:
     """Transfer learning in four minutes, without data or network: printed characters to handwritten digits."""
     parser = parser_of("demo", demo)
@@ -278,8 +285,9 @@ def doctor(words: Sequence[str]) -> int:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train, "plan": plan, "preview": preview, "evaluate": evaluate, "report": report, "compare": compare, "predict": predict,
-    "export": export, "cache": cache, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema, "demo": demo,
+    "train": train, "plan": plan, "preview": preview, "evaluate": evaluate, "report": report, "compare": compare, "soup": soup,
+    "predict": predict, "export": export, "cache": cache, "launch": launch, "doctor": doctor, "recipes": recipes, "schema": schema,
+    "demo": demo,
 }  # fmt: skip
 
 

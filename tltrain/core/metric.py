@@ -10,7 +10,7 @@ from tltrain.core import registry
 from tltrain.core.errors import UserError
 
 RESERVED = frozenset({
-    "kind", "time", "stage", "stage_index", "step", "run_step", "epoch", "split", "n", "best",
+    "kind", "time", "stage", "stage_index", "step", "run_step", "epoch", "split", "n", "best", "share", "curve",
     "weights", "seconds", "classes", "per_class", "confusion", "reliability", "calibration",
 })  # fmt: skip
 """Keys that stand beside the metrics in a row of metrics-*.jsonl and in test_metrics.json. No metric may have such a name."""

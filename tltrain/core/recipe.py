@@ -7,7 +7,7 @@ Does not import torch, so that it loads quickly on a login node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -148,8 +148,16 @@ class Stage(_Model):
     """Epochs between two evaluations on val."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a better `select` after which the stage ends early; null never."""
-    carry: Literal["best", "last"] = "best"
-    """Which weights the next stage starts from: the best by `select` so far, or this stage's last."""
+    trains: Literal["all", "biases_and_norms", "lora"] = "all"
+    """What trains in these blocks below the head: every parameter, biases and norms (BitFit), or low-rank updates (LoRA)."""
+    lora_rank: int = Field(8, ge=1)
+    """For trains lora: rank of the update of each linear layer and 1x1 convolution."""
+    lora_alpha: float = Field(16, gt=0)
+    """For trains lora: the update is multiplied by lora_alpha / lora_rank."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, min(ema, (1 + step) / (10 + step)); null keeps none."""
+    carry: Literal["best", "last", "ema", "blend"] = "best"
+    """What the next stage starts from: the best so far, this stage's last, the averaged, or a blend of its start and end."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -225,11 +233,11 @@ class Recipe(_Model):
 
     def flat(self) -> dict[str, Any]:
         """Every value by its dotted path, such as stages.1.lr."""
-        return _flatten(self.model_dump(mode="json"))
+        return untrusted.flatten(self.model_dump(mode="json"))
 
     def differences(self, other: Recipe) -> list[str]:
         """One line for each value that differs, such as ``stages.1.lr: 0.001 -> 0.0003``. Ignores name and purpose."""
-        mine, theirs = (_flatten(r.model_dump(mode="json", exclude={"name", "purpose"})) for r in (self, other))
+        mine, theirs = (untrusted.flatten(r.model_dump(mode="json", exclude={"name", "purpose"})) for r in (self, other))
         keys = dict.fromkeys([*mine, *theirs])
         return [f"{k}: {mine.get(k, '(absent)')} -> {theirs.get(k, '(absent)')}" for k in keys if mine.get(k, ...) != theirs.get(k, ...)]
 
@@ -286,14 +294,3 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         model = nested[part] if isinstance(part, str) else model
     return list(model.model_fields)
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    items: Iterable[tuple[str, Any]]
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        items = ((str(i), v) for i, v in enumerate(value))
-    else:
-        return {prefix: value}
-    return {k: v for key, sub in items for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else key).items()}

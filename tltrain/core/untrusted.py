@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def parse_json(text: str, origin: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{origin} is no JSON: {_said(error)}") from error
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of nested plain values by its dotted path, such as stages.1.lr. A list of other than mappings is one value."""
+    items: Iterable[tuple[str, Any]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = ((str(i), v) for i, v in enumerate(value))
+    else:
+        return {prefix: value}
+    return {k: v for key, sub in items for k, v in flatten(sub, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def cut(value: object, most: int = 80) -> str:

@@ -69,13 +69,15 @@ class State:
 
     progress: Progress
     weights: dict[str, Tensor]
-    """The network's own state dict, in host memory."""
+    """The network's own state dict, in host memory. In a stage with trains: lora, its low-rank updates stand in it unmerged."""
     best: dict[str, Tensor] | None = None
     """The best weights so far; None before the first evaluation, or without a val split."""
     optimizer: dict[str, Any] | None = None
     """The optimizer's state dict; None at the start of a stage."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further state of the strategy, such as the loss scale of fp16."""
+    ema: dict[str, Tensor] | None = None
+    """The exponential moving average of what the stage trains; None where it keeps none, and at the start of a stage."""
 
 
 def save(folder: Path, state: State, generation: int, keep: int) -> Path:
@@ -236,7 +238,7 @@ def load(path: Path) -> State:
     raw = json.loads((path / "progress.json").read_text())
     best = Best(**raw["best"]) if raw["best"] else None
     progress = Progress(**{**raw, "best": best, "losses": tuple(raw["losses"])})
-    best_file, optimizer_file = path / "best.safetensors", path / "optimizer.pt"
+    best_file, ema_file, optimizer_file = path / "best.safetensors", path / "ema.safetensors", path / "optimizer.pt"
     saved = torch.load(optimizer_file, map_location="cpu", weights_only=True) if optimizer_file.exists() else {}
     return State(
         progress=progress,
@@ -244,6 +246,7 @@ def load(path: Path) -> State:
         best=load_file(best_file) if best_file.exists() else None,
         optimizer=saved.get("optimizer"),
         extra=saved.get("extra", {}),
+        ema=load_file(ema_file) if ema_file.exists() else None,
     )
 
 
@@ -251,6 +254,8 @@ def _write(folder: Path, state: State) -> None:
     _write_tensors(folder / "weights.safetensors", state.weights)
     if state.best is not None:
         _write_tensors(folder / "best.safetensors", state.best)
+    if state.ema is not None:
+        _write_tensors(folder / "ema.safetensors", state.ema)
     if state.optimizer is not None:
         with (folder / "optimizer.pt").open("wb") as file:  # given a path, torch reports a full disk only as an unexpected position
             torch.save({"optimizer": state.optimizer, "extra": state.extra}, file)

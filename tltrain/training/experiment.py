@@ -14,6 +14,7 @@ from tltrain.models import factory
 from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
 from tltrain.training.losses import objective
+from tltrain.training.weights import trained
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Experiment:
     @classmethod
     def _with(cls, recipe: Recipe, images: DataSplits, student: Loaded, teacher: Loaded | None) -> Experiment:
         plan = stage_plan.plan(recipe, student.chain, len(images.train), images.val is not None)
+        trained.check(student.chain, plan)
         return cls(recipe, images, student, teacher, plan)
 
 

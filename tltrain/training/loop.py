@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,33 +26,15 @@ from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import Strategy
 from tltrain.distributed.strategies.consistency import Guard
-from tltrain.distributed.watchdog import Watch
+from tltrain.distributed.watchdog import CALLER, Watch
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import Interrupted, predict
-from tltrain.evaluation.metrics import Predictions
 from tltrain.runs.checkpoint import Best, Progress, State
+from tltrain.training.losses.finite import NotFinite, check_finite
 from tltrain.training.losses.objective import Objective
 from tltrain.training.optim import set_lr
-
-
-class NotFinite(RuntimeError):
-    """A loss is infinite or NaN. Every process raises the same error."""
-
-    def __init__(self, whose: str, loss: float, stage: StagePlan, step: int, rank: int = 0) -> None:
-        """step: the optimizer step of the loss. For an evaluation: the number of steps before it."""
-        lr = stage.spec.lr * stage.lr_factor(min(step, stage.num_steps - 1))
-        super().__init__(f"the {whose} became {loss} in stage {stage.spec.name}, step {step}, at learning rate {lr:.3g}")
-        self.rank, self.step = rank, step
-
-
-def check_finite(predictions: Predictions, split: str, stage: StagePlan, step: int) -> None:
-    """Raise NotFinite if the mean loss on a split is not finite.
-
-    The training loss cannot show this for the last update: it was computed before that update.
-    """
-    loss = float(predictions.loss.mean())
-    if not math.isfinite(loss):
-        raise NotFinite(f"{split} loss", loss, stage, step)
+from tltrain.training.weights import lora
+from tltrain.training.weights.ema import Ema
 
 
 class SaveFailed(RuntimeError):
@@ -82,6 +64,7 @@ class StageContext:
     num_micro: int
     val: Iterable[Batch] | None
     val_entry: InputAdapter
+    ema: Ema | None
     num_classes: int
     stop: StopSignal
     log: Callable[[dict[str, Any]], None]
@@ -103,9 +86,10 @@ class StageResult:
     progress: Progress
     best: dict[str, Tensor] | None
     reason: str
-    """Why the stage ended: finished, early (no improvement for `patience` evaluations), or the name of the signal that stopped it."""
+    """Why the stage ended: one of `ENDED`, or the name of the signal that stopped it."""
 
 
+ENDED = ("finished", "early")  # early: no improvement for `patience` evaluations
 STOP, SAVE, BAD, ERROR = range(4)  # the flags that ranks all-reduce
 
 
@@ -151,12 +135,35 @@ def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -
                 return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
             # Open the batches only now: a stage that is already over needs no data workers.
             batches = batches or on_device(ctx.batches(step), ctx.runtime.device)
-            ctx.watch.at(stage.spec.name, step, "train")
             progress = loop.train(progress, batches)
             if step <= first + 1 or progress.step % ctx.check_steps == 0:  # a new head is zero: no gradient below it in step 1
                 guard.replicas(progress.step)
     finally:
         ctx.console.close_stage()
+
+
+def val_figures(ctx: StageContext, step: int, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Metrics on val of the network as it stands after `step` steps. Raises NotFinite, Interrupted, and UserError where `select` has no
+    value. Collective."""
+
+    def alive() -> bool:
+        ctx.watch.at(ctx.stage.spec.name, step, "evaluate")  # at each batch, since an evaluation may exceed the time-out
+        return should_stop()
+
+    assert ctx.val is not None
+    predictions = predict(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
+    check_finite(predictions, "val", ctx.stage, step)
+    figures = metrics.summary(predictions, ctx.num_classes)
+    if figures[ctx.recipe.select] is None:
+        told = f"select is {ctx.recipe.select}, which has no value for these {len(predictions.label)} predictions"
+        raise UserError(f"{told}; choose another metric")
+    return figures
+
+
+def carried_weights(ctx: StageContext) -> dict[str, Tensor]:
+    """Plain weights of the network as it stands, or of its average where the stage carries that. Collective. Complete on process 0."""
+    with ctx.ema.applied() if ctx.ema is not None and ctx.stage.spec.carry == "ema" else contextlib.nullcontext():
+        return lora.merged(ctx.spread.weights(), ctx.stage.spec)
 
 
 class _TrainLoop:
@@ -175,6 +182,7 @@ class _TrainLoop:
         set_lr(ctx.spread.optimizer, stage.lr_factor(step))
         shares = []
         for micro in range(ctx.num_micro):
+            ctx.watch.at(stage.spec.name, step, "train")
             batch = apply_mixup(next(batches))
             # Dropout depends only on seed, stage, step, micro-batch and rank, so a resumed run repeats it.
             runtime.seed(derive_seed(ctx.recipe.seed, "dropout", stage.index, step, micro, runtime.rank))
@@ -188,9 +196,13 @@ class _TrainLoop:
                 ctx.spread.backward(whole, last)
             shares.append(loss.detach())
         norm = ctx.spread.step()
+        if ctx.ema is not None:
+            ctx.ema.update(step)
         self._watch(step, sum(shares[1:], shares[0]))
         ctx.console.step()
+        ctx.watch.at(stage.spec.name, step, CALLER)
         ctx.on_step(stage.spec.name, step + 1)
+        ctx.watch.at(stage.spec.name, step, "train")
         progress = replace(progress, step=step + 1, evaluated=False)
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
 
@@ -198,24 +210,19 @@ class _TrainLoop:
         self, progress: Progress, best: dict[str, Tensor] | None, should_stop: Callable[[], bool]
     ) -> tuple[Progress, dict[str, Tensor] | None]:
         """Evaluate on val, log a row, and keep the best weights. If `should_stop` returns True, raises Interrupted and changes nothing."""
-        ctx, select = self.ctx, self.ctx.recipe.select
-        assert ctx.val is not None
-        step = progress.step
-
-        def alive() -> bool:
-            ctx.watch.at(ctx.stage.spec.name, step, "evaluate")  # at each batch, since an evaluation may exceed the time-out
-            return should_stop()
-
-        predictions = predict(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
-        check_finite(predictions, "val", ctx.stage, step)
-        figures = metrics.summary(predictions, ctx.num_classes)
-        if figures[select] is None:
-            raise UserError(f"select is {select}, which has no value for these {len(predictions.label)} predictions; choose another metric")
+        ctx, select, step = self.ctx, self.ctx.recipe.select, progress.step
+        figures, beside = val_figures(ctx, step, should_stop), {}
+        if ctx.ema is not None:
+            with ctx.ema.applied():
+                averaged = val_figures(ctx, step, should_stop)
+            carried = ctx.stage.spec.carry == "ema"
+            figures, other = (averaged, figures) if carried else (figures, averaged)
+            beside = {f"{'last' if carried else 'ema'}_{name}": value for name, value in other.items() if name != "n"}
         better = metric.is_better(figures[select], progress.best.value if progress.best else None, select)
         if better:
-            best = ctx.spread.weights()
+            best = carried_weights(ctx)
             progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
-        row = {"kind": "val", **self.ctx.stage.place(step), **figures, "best": better}
+        row = {"kind": "val", **self.ctx.stage.place(step), **figures, **beside, "best": better}
         ctx.log(row)
         ctx.console.evaluation(row, ctx.stage.epoch(ctx.stage.num_steps))
         self.clock, self.num_images = clock(), 0
@@ -225,7 +232,8 @@ class _TrainLoop:
         """Collect the state of the stage and pass it to `ctx.save`."""
         self.ctx.watch.at(self.ctx.stage.spec.name, progress.step, "save")
         progress = self._collect(progress)
-        self.ctx.save(State(progress, self.ctx.spread.weights(), best, self.ctx.spread.optimizer_state(), self.ctx.spread.extra()))
+        spread, ema = self.ctx.spread, None if self.ctx.ema is None else self.ctx.ema.state()
+        self.ctx.save(State(progress, spread.weights(), best, spread.optimizer_state(), spread.extra(), ema))
         return progress
 
     def settle(self) -> int:

@@ -12,11 +12,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Stage
 from tltrain.core.stage_plan import StagePlan
 from tltrain.models.chain import Chain, is_batch_norm
-
-
-def freeze(chain: Chain, stage: StagePlan) -> None:
-    """Freeze the chain as a stage requires: which blocks have gradients, and whether BatchNorm statistics are updated."""
-    chain.freeze(stage.first_trainable_block, norm_stats=stage.spec.norm_stats == "train")
+from tltrain.training.weights import lora, trained
 
 
 def parameter_groups(chain: Chain, stage: StagePlan) -> list[dict[str, Any]]:
@@ -27,8 +23,13 @@ def parameter_groups(chain: Chain, stage: StagePlan) -> list[dict[str, Any]]:
         if scale == 0:
             continue
         for name, parameter in chain.parameters_of(i):
-            decays = stage.spec.weight_decay_on == "all" or (parameter.ndim > 1 and name.endswith("weight"))
-            peak_lr, decay = stage.spec.lr * scale, stage.spec.weight_decay if decays else 0.0
+            if not parameter.requires_grad:
+                continue
+            matrix = parameter.ndim > 1 and name.endswith(("weight", *lora.PARAMETERS))
+            decays = stage.spec.weight_decay_on == "all" or matrix
+            known = chain.blocks[i].distance(lora.own_name(name))
+            own = scale if known is None else stage.spec.layer_decay**known
+            peak_lr, decay = stage.spec.lr * own, stage.spec.weight_decay if decays else 0.0
             fresh = {"params": [], "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay, "blocks": [], "kinds": []}
             group = groups.setdefault((peak_lr, decay), fresh)
             group["params"].append(parameter)
@@ -66,8 +67,8 @@ def state_bytes(chain: Chain, stage: StagePlan) -> int:
 
 
 def trainable(chain: Chain, stage: StagePlan) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for i, s in enumerate(stage.scales) if s > 0 for _, p in chain.parameters_of(i))
+    """Number of trainable parameters. chain: without low-rank updates."""
+    return sum(trained.count(chain, i, stage) for i in range(len(chain.blocks)))
 
 
 def trains_norm_stats(chain: Chain, stages: Sequence[StagePlan]) -> bool:

@@ -20,6 +20,7 @@ from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 from tltrain.planning.view_device import ViewDevice
 from tltrain.training import optim
+from tltrain.training.weights import trained
 
 
 def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
@@ -39,6 +40,10 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
     table.add_section()
     total = sum(p.numel() for p in chain.parameters())
     table.add_row("trains", f"{total:,}", *(f"{optim.trainable(chain, s):,}" for s in plan), style="bold")
+    if any(s.spec.trains != "all" for s in plan):
+        table.add_row("of blocks", "", *(trained.describe(chain, s) for s in plan))
+    if any(s.spec.ema is not None or s.spec.carry in ("ema", "blend") for s in plan):
+        table.add_row("hands on", "", *(_carried(s) for s in plan))
     table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
     table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
     table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(optim.state_bytes(chain, s))}" for s in plan))
@@ -60,6 +65,10 @@ def text(renderable: Group) -> str:
 def _lr(stage: StagePlan, block: int) -> str:
     scale = stage.scales[block]
     return f"{stage.spec.lr * scale:.3g}" if scale else "frozen"
+
+
+def _carried(stage: StagePlan) -> str:
+    return stage.spec.carry + (f", ema {stage.spec.ema:g}" if stage.spec.ema is not None else "")
 
 
 def _schedule(stage: StagePlan) -> str:

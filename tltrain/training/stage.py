@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tltrain.cache.cost_model import why_not_cacheable
 from tltrain.cache.frozen import FEATURES, TEACHER, FrozenModel, InputAdapter
 from tltrain.cache.planner import prefix_of, teacher_of
+from tltrain.core.metric import is_better
 from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import class_weights
@@ -28,13 +29,16 @@ from tltrain.distributed.sync_batchnorm import share_statistics
 from tltrain.models.chain import Chain, is_batch_norm, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.runs import manifest, run_dir
-from tltrain.runs.checkpoint import State
+from tltrain.runs.checkpoint import Best, State
 from tltrain.training import loop, optim
 from tltrain.training.loop import StageContext, StageResult
 from tltrain.training.losses import objective
 from tltrain.training.losses.objective import Distillation, Objective
 from tltrain.training.setup import Run
 from tltrain.training.stage_cache import Attached, StageStores, open_stores
+from tltrain.training.weights import lora, trained
+from tltrain.training.weights.blend import blend
+from tltrain.training.weights.ema import Ema
 
 
 def run_stage(
@@ -44,7 +48,10 @@ def run_stage(
     teacher: Chain | None,
     stop: StopSignal,
 ) -> tuple[StageResult, dict[str, Tensor]]:
-    """Build a stage from plain weights, train it from `state` on, and free its memory. Returns its result and its last weights."""
+    """Build a stage from plain weights, train it from `state` on, and free its memory.
+
+    Returns its result, and the plain weights it ends with: its last ones, their average, or a blend. Those are complete on process 0.
+    """
     began, progress = clock(), state.progress
 
     def should_stop(where: str) -> bool:
@@ -58,14 +65,17 @@ def run_stage(
     with contextlib.closing(stores):
         run.watch.at(stage.spec.name, progress.step, "build")
         strategy = _spread(run, stage, chain, state)
-        ctx = _context(run, stage, strategy, frozen, stores, stop)
+        ctx = _context(run, stage, state, strategy, frozen, stores, stop)
         del frozen  # frees the prefix if its features are cached
         if stores.train is not None and (stores.val is not None or run.images.val is None):
             strategy.forget(stage.first_trainable_block)
         with _freed_if_out_of_memory(run, strategy):
             fit = loop.fit(ctx, replace(progress, seconds=progress.seconds + clock() - began), state.best)
             run.watch.at(stage.spec.name, fit.progress.step, "hand on")
-            last = strategy.weights()
+            if stage.spec.carry == "blend" and fit.reason in loop.ENDED:
+                fit, last = _blended(run, ctx, fit)
+            else:
+                last = loop.carried_weights(ctx)
         del chain, ctx  # free the device memory before the next stage is built
         strategy.close()
         return fit, last
@@ -86,11 +96,16 @@ def _freed_if_out_of_memory(run: Run, strategy: Strategy) -> Iterator[None]:
 
 
 def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
-    """A new chain with these weights, frozen as the stage requires, in train mode on the device."""
+    """A new chain with these weights, frozen as the stage requires, in train mode on the device.
+
+    weights: plain at the start of a stage; of a checkpoint within one, with low-rank updates where it has them.
+    """
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
-    chain.net.load_state_dict(weights)
-    optim.freeze(on_device(chain, runtime.device), stage)
+    chain.net.load_state_dict(lora.plain(weights))
+    trained.freeze(on_device(chain, runtime.device), stage)
+    trained.add_updates(chain, stage, run.recipe.seed)
+    chain.net.load_state_dict(lora.updates(weights), strict=False)
     chain.recompute = run.start.recompute
     if runtime.world > 1:
         names = [n for i in range(stage.first_trainable_block, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
@@ -142,7 +157,9 @@ def _spread(run: Run, stage: StagePlan, chain: Chain, state: State) -> Strategy:
     return strategy
 
 
-def _context(run: Run, stage: StagePlan, strategy: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal) -> StageContext:
+def _context(
+    run: Run, stage: StagePlan, state: State, strategy: Strategy, frozen: _FrozenParts, stores: StageStores, stop: StopSignal
+) -> StageContext:
     runtime, recipe, start = run.runtime, run.recipe, run.start
     # Training views that never repeat pass through the whole chain. Val has one view per image, so its prefix outputs can be cached.
     entry = InputAdapter(None if stores.train else frozen.prefix, stage.first_trainable_block) if frozen.finite else InputAdapter()
@@ -157,6 +174,7 @@ def _context(run: Run, stage: StagePlan, strategy: Strategy, frozen: _FrozenPart
         num_micro=run.shard.num_micro,
         val=_val_batches(run, stores) if run.images.val is not None else None,
         val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first_trainable_block),
+        ema=None if stage.spec.ema is None else Ema(strategy, stage.spec.ema, state.ema),
         num_classes=len(run.images.classes),
         stop=stop,
         log=run.log,
@@ -226,13 +244,27 @@ def _stream(run: Run, stage: StagePlan) -> SampleStream:
     )
 
 
+def _blended(run: Run, ctx: StageContext, fit: StageResult) -> tuple[StageResult, dict[str, Tensor]]:
+    """Blend the stage's start, as the stage before it wrote it, with its last weights. Logs the curve. Collective."""
+    stage, select, step = ctx.stage, ctx.recipe.select, fit.progress.step
+    start = load_file(run_dir.stage_weights_file(run.path, run.plan[stage.index - 1].name))
+    # A signal is heard at the start of the next stage: the evaluations are short beside it, and are done again by a start that is killed.
+    found = blend(ctx.spread, start, stage.spec, lambda: loop.val_figures(ctx, step, lambda: False), select)
+    better = is_better(found.figures[select], fit.progress.best.value if fit.progress.best else None, select)
+    run.log({"kind": "blend", **stage.place(step), **found.figures, "share": found.share, "curve": found.curve, "best": better})
+    run.console.say(f"{stage.spec.name:>8}  blend: {found.share:.0%} of its end, {select} {found.figures[select]:.4f} on val")
+    if better:
+        fit = replace(fit, best=found.weights, progress=replace(fit.progress, best=Best(found.figures[select], stage.index, step)))
+    return fit, found.weights
+
+
 def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[str, Tensor]) -> dict[str, Tensor]:
     """Write the weights of a finished stage as safetensors. Every rank reads them back from that file for the next stage. Collective."""
     file = run_dir.stage_weights_file(run.path, stage.name)
     if run.runtime.is_main:
         file.parent.mkdir(exist_ok=True)
         manifest.uncover(run.path, [file])
-        write_weights(file, fit.best if stage.spec.carry == "best" and fit.best is not None else last, run.student.card)
+        write_weights(file, fit.best if stage.spec.carry in ("best", "ema") and fit.best is not None else last, run.student.card)
         manifest.cover(run.path, [file])
     run.log({"kind": "stage_end", **stage.place(fit.progress.step), "reason": fit.reason, "seconds": fit.progress.seconds})
     if fit.reason == "early":

@@ -56,8 +56,9 @@ class Guard:
         self.strategy.reshard()
         changed = (_checksums(self.chain, trained=False) != self.frozen).any(1)
         if changed.any():
-            block = self.chain.blocks[int(changed.nonzero()[0])].name
-            raise ConsistencyError(f"block {block} is frozen in this stage, but it changed")
+            i = int(changed.nonzero()[0])
+            what = "block" if i < self.chain.training_from else "a part of block"
+            raise ConsistencyError(f"{what} {self.chain.blocks[i].name} is frozen in this stage, but it changed")
         moved = (_checksums(self.chain, trained=True, parameters=False) != self.buffers).any(1)
         if moved.any() and not self.chain.norm_stats:
             block = self.chain.blocks[int(moved.nonzero()[0])].name
@@ -86,14 +87,18 @@ class Guard:
         return [
             i
             for i in range(self.chain.training_from, len(self.chain.blocks))
-            if self.runtime.is_main and all(torch.equal(last[name], initial[name].cpu()) for name, _ in self.chain.parameters_of(i))
+            if self.runtime.is_main and all(torch.equal(last[name], initial[name].cpu()) for name in self._trained(i))
         ]
+
+    def _trained(self, block: int) -> list[str]:
+        """Names of the parameters of a block that train. A stage may train only some: biases and norms, or low-rank updates."""
+        return [name for name, parameter in self.chain.parameters_of(block) if parameter.requires_grad]
 
     def _must_change(self, block: int, last: dict[str, Tensor], state: OptimizerState, lr: float) -> bool:
         """Whether a parameter of the block has no optimizer state, or an update that is clearly larger than rounding."""
         if not self.runtime.is_main:
             return False
-        steps = {name: _direction(state[name]) if name in state else None for name, _ in self.chain.parameters_of(block)}
+        steps = {name: _direction(state[name]) if name in state else None for name in self._trained(block)}
         return any(d is None or not torch.equal(last[name] - lr / SURE * d, last[name]) for name, d in steps.items())
 
 
@@ -106,16 +111,17 @@ def _direction(state: dict[str, Tensor]) -> Tensor:
 def _checksums(chain: Chain, trained: bool, parameters: bool = True) -> Tensor:
     """(blocks, 2) int64: two sums over the bits of each block's trained (or frozen) tensors on this process.
 
-    The second sum is weighted by position, so that it notices swapped values. Both are 0 for a block without such tensors.
-    parameters: False for buffers only.
+    The second sum is weighted by position, so that it notices swapped values. Both are 0 for a block without such tensors. A block that
+    trains may have frozen parameters. Its buffers count as trained. parameters: False for buffers only.
     """
     rows = []
     for i in range(len(chain.blocks)):
         total = torch.zeros(2, dtype=torch.int64, device=next(chain.parameters()).device)
+        own: list[Tensor] = [p for _, p in chain.parameters_of(i) if parameters and p.requires_grad == trained]
         if (i >= chain.training_from) == trained:
-            buffers = (b for name, module in chain.modules_of(i) for b in module.buffers(recurse=False))
-            for tensor in (*(p for _, p in chain.parameters_of(i) if parameters), *buffers):
-                total = total + _sums(_local(tensor))
+            own += [b for _, module in chain.modules_of(i) for b in module.buffers(recurse=False)]
+        for tensor in own:
+            total = total + _sums(_local(tensor))
         rows.append(total)
     return torch.stack(rows)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tltrain.distributed.runtime import Runtime
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, is_batch_norm
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """The optimizer's state of each parameter, by the network's own parameter name. Groups and learning rates follow from the recipe."""
@@ -92,20 +93,59 @@ class Strategy:
     def reshard(self) -> None:
         """Return every parameter to the form that it has between steps. Only FSDP2 has something to do."""
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, everywhere: bool = False) -> dict[str, Tensor]:
         """A copy of the network's state dict in host memory. Collective. It is complete on process 0; tensors on others may be empty.
 
-        Frozen tensors are the stage's initial ones, without any strategy's cast.
+        Frozen tensors are the stage's initial ones, without any strategy's cast. everywhere: make it complete on every process.
         """
         self.reshard()
         out = dict(self.initial_weights)
         for name, parameter in self.chain.net.named_parameters():
             if parameter.requires_grad:
-                out[name] = self._full(parameter)
+                out[name] = self._full(parameter, everywhere)
         for name, buffer in self.chain.net.named_buffers():
             if name in out and name not in self.forgotten:
                 out[name] = _on_host(buffer)
         return out
+
+    def trained_values(self) -> list[Tensor]:
+        """What the optimizer updates, in this process's own layout, then BatchNorm statistics that train. No copies.
+
+        Change them in place between steps, and call `refresh` afterwards.
+        """
+        self.reshard()
+        return [*self._master_weights(), *self._statistics().values()]
+
+    def refresh(self) -> None:
+        """Make the network use the values that `trained_values` has now. Collective. Only ZeRO keeps copies of them."""
+
+    def trained(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a state dict that this stage trains, BatchNorm statistics included."""
+        names = [name for name, parameter in self.chain.net.named_parameters() if parameter.requires_grad]
+        return {name: weights[name] for name in (*names, *self._statistics())}
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Set what this stage trains to the tensors of these names. Every process passes all of them. Collective."""
+        self.reshard()
+        for name, parameter in self.chain.net.named_parameters():
+            if parameter.requires_grad:
+                self._set(parameter, weights[name])
+        for name, statistic in self._statistics().items():
+            statistic.copy_(weights[name])
+        self.refresh()
+
+    def _master_weights(self) -> list[Tensor]:
+        return [_local(parameter) for parameter in self.chain.net.parameters() if parameter.requires_grad]
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """The running means and variances that this stage updates, by name."""
+        chain = self.chain
+        modules = [m for i in range(chain.training_from, len(chain.blocks)) for m in chain.modules_of(i) if is_batch_norm(m[1])]
+        found = ((f"{name}.{key}", b) for name, m in modules for key, b in m.named_buffers(recurse=False) if b.is_floating_point())
+        return dict(found) if chain.norm_stats else {}
+
+    def _set(self, parameter: Tensor, value: Tensor) -> None:
+        _local(parameter).copy_(_local(self._like(value, parameter, "")))
 
     def forget(self, first: int) -> None:
         """Free the device memory of the frozen blocks before `first`. Call it where their features are all cached."""
@@ -156,8 +196,8 @@ class Strategy:
         optimizer: torch.optim.Optimizer = self.optimizer.optimizer
         return optimizer
 
-    def _full(self, tensor: Tensor) -> Tensor:
-        return _on_host(tensor) if self.runtime.is_main else torch.empty(0)
+    def _full(self, tensor: Tensor, everywhere: bool = False) -> Tensor:
+        return _on_host(tensor) if self.runtime.is_main or everywhere else torch.empty(0)
 
     def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
         """Saved state in the optimizer's layout. A moment has its parameter's memory format, as fused kernels require."""
@@ -175,6 +215,13 @@ def _plain(optimizer: torch.optim.SGD) -> torch.optim.SGD:
 def step_like(value: Tensor, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
     """A saved step count where the optimizer expects it: on the parameter's device if it is fused, else in host memory."""
     return value.to(parameter.device if optimizer.defaults["fused"] else "cpu", copy=True)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor; the whole tensor if it is not sharded. Shares memory, and is no part of autograd."""
+    whole: Any = tensor.detach()
+    local: Tensor = whole.to_local() if hasattr(whole, "to_local") else whole
+    return local
 
 
 def _on_host(tensor: Tensor) -> Tensor:

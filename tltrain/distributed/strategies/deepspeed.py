@@ -99,6 +99,27 @@ class Zero(Strategy):
                 if key != "step":
                     self._put(parameter, value.to(self.runtime.device), key)
 
+    def _master_weights(self) -> list[Tensor]:
+        """The flat shards of the fp32 masters. Those of parameters, gathered in any form, are only rounded copies."""
+        zero: Any = self._raw_optimizer()
+        shards: list[Tensor] = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        return [shard.detach() for shard in shards]
+
+    def refresh(self) -> None:
+        """Round the masters into the network's weights, as DeepSpeed does at the end of a step."""
+        zero: Any = self._raw_optimizer()
+        if self.stage < 3:
+            zero.update_lp_params()
+            return
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:  # small ones stay gathered between steps
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def _set(self, parameter: Tensor, value: Tensor) -> None:
+        self._put(parameter, value.to(self.runtime.device, torch.float32), None)
+
     def close(self) -> None:
         super().close()
         if self.stage == 3:
@@ -130,7 +151,7 @@ class Zero(Strategy):
         piece = value.flatten()[begin : begin + part.numel()]
         part.data[: piece.numel()].copy_(piece)
 
-    def _full(self, tensor: Tensor) -> Tensor:
+    def _full(self, tensor: Tensor, everywhere: bool = False) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole = safe_get_full_fp32_param(tensor)

@@ -41,10 +41,10 @@ class Fsdp2(Strategy):
     def forget(self, first: int) -> None:
         """Does nothing: a process holds its shard only, and the units keep views of it."""
 
-    def _full(self, tensor: Tensor) -> Tensor:
+    def _full(self, tensor: Tensor, everywhere: bool = False) -> Tensor:
         whole = tensor.detach()
         whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
-        return whole.to("cpu", copy=True) if self.runtime.is_main else torch.empty(0)
+        return whole.to("cpu", copy=True) if self.runtime.is_main or everywhere else torch.empty(0)
 
     def _like(self, value: Tensor, parameter: Tensor, key: str) -> Tensor:
         from torch.distributed.tensor import DTensor, distribute_tensor
