@@ -66,7 +66,7 @@ def test_only_as_many_workers_as_have_room(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free))
-    monkeypatch.setattr(workers, "_said", set())
+    monkeypatch.setattr(workers, "_printed", set())
     assert [fitting(4, 1_000), fitting(4, 1_000)] == [fit, fit]
     said = capsys.readouterr().err
     assert said.count("--shm-size") == (fit < 4)

@@ -1,4 +1,7 @@
-"""DataLoader worker processes, forked from a separate fork server that holds no CUDA context and ignores stop signals."""
+"""DataLoader worker processes, forked from a separate fork server that holds no CUDA context and ignores stop signals.
+
+Every wait for a worker has a limit. The error says how the worker ended, and what the user can do.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,23 @@ from tltrain.core.errors import MachineError, UserError
 
 PRELOADED = "tltrain.data.views"
 """Module that the fork server imports once for all workers."""
-
-
 WAIT_S = 540.0
-"""The longest wait for one batch, seconds: a worker that lives and sends nothing has lost its batch."""
+"""The longest wait for one batch, seconds. A worker that is alive and sends nothing for so long has lost its batch."""
 STOPPING_S = 20.0
-"""The same once somebody has asked the run to stop."""
+"""The longest wait for one batch after a stop was requested, seconds."""
 ENDED_S = 2.0
 """The longest wait for the exit code of a worker whose connection is lost, seconds."""
 SHARED_MEMORY = Path("/dev/shm")
 READ_AHEAD = 3
-"""Batches of a worker that are in shared memory at a time: two that wait (torch's prefetch_factor), one in use."""
+"""Batches of one worker in shared memory: two prefetched (torch's prefetch_factor), one in use."""
+MORE_SHARED_MEMORY = "Give it more (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or choose --workers"
 
 _should_stop: Callable[[], bool] = bool
 _wait_s: float | None = None
-_said: set[str] = set()
+_printed: set[str] = set()
+"""The notes that were printed already. Each is printed once."""
 _runs_main: str | None = None
-"""What data workers were handed from the caller's main module, so that they run it anew; None: nothing."""
+"""The caller's main module, if workers run it anew because something in it was sent to them. None: they do not."""
 NEEDS_MAIN = (
     "Each worker runs the script anew, because what reads the images is defined in it: put what starts the training under `if __name__ == "
     '"__main__":`, move what reads to a module of its own, or take workers=0'
@@ -50,7 +53,7 @@ NEEDS_MAIN = (
 
 @contextmanager
 def heard_while_waiting(should_stop: Callable[[], bool], wait_s: float | None = None) -> Iterator[None]:
-    """Inside, a wait for a batch ends soon after `should_stop` says so. A batch that comes is given all the same.
+    """Inside, a wait for a batch ends soon after `should_stop` returns True. A batch that arrives in time is still returned.
 
     wait_s: the longest wait for one batch, seconds. None: WAIT_S.
     """
@@ -63,7 +66,10 @@ def heard_while_waiting(should_stop: Callable[[], bool], wait_s: float | None = 
 
 
 def fitting(num_workers: int, batch_bytes: int) -> int:
-    """As many workers as have room in shared memory, at most `num_workers`; fewer are said, once."""
+    """The number of workers whose batches fit in shared memory, at most `num_workers`. If it is fewer, a note is printed once.
+
+    batch_bytes: size of one batch.
+    """
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
@@ -71,18 +77,18 @@ def fitting(num_workers: int, batch_bytes: int) -> int:
     fit = min(num_workers, free // max(1, READ_AHEAD * batch_bytes))
     if fit < num_workers:
         note = f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB free, too little for the batches of {num_workers} data workers: {fit} are used"
-        if note not in _said:
-            _said.add(note)
+        if note not in _printed:
+            _printed.add(note)
             sys.stderr.write(f"tltrain: {note}. {MORE_SHARED_MEMORY}\n")
     return fit
 
 
-MORE_SHARED_MEMORY = "Give it more (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or choose --workers"
-
-
 def shared_batch(batch: Any) -> Any:  # torch's type of a collate_fn takes lists alone
-    """The collate_fn for `Views.__getitems__`. A worker moves the batch to shared memory here, where an error of it still reaches the
-    trainer: in torch's own sending thread it is printed, the batch is lost, and the trainer waits for it without end."""
+    """The collate_fn for `Views.__getitems__`. In a worker, it moves the batch to shared memory.
+
+    If that fails here, the error reaches the trainer. torch would move it in its sending thread, where an error is only printed: the batch
+    is lost, and the trainer waits forever.
+    """
     if get_worker_info() is not None:
         for tensor in batch.values():
             tensor.share_memory_()
@@ -90,34 +96,36 @@ def shared_batch(batch: Any) -> Any:  # torch's type of a collate_fn takes lists
 
 
 class _Batches(_MultiProcessingDataLoaderIter):
-    """torch's iterator, whose waits end. It says how a worker ended."""
+    """torch's iterator over the batches of its workers, with a limit on each wait."""
 
     waited_s = 0.0
 
     def _try_get_data(self, timeout: float = 1.0) -> tuple[bool, Any]:
         try:
-            found: tuple[bool, Any] = super()._try_get_data(timeout)
+            answer: tuple[bool, Any] = super()._try_get_data(timeout)
         except (OSError, EOFError, RuntimeError) as error:
             if (ended := self._ended()) and not isinstance(error, UserError):
                 raise _EndedError(ended) from error
             raise
-        self.waited_s = 0.0 if found[0] else self.waited_s + timeout
+        # torch calls this again and again until a batch has arrived (answer[0]). Count how long that takes.
+        self.waited_s = 0.0 if answer[0] else self.waited_s + timeout
         if self.waited_s > (STOPPING_S if _should_stop() else WAIT_S if _wait_s is None else _wait_s):
             raise TimeoutError(f"no batch for {self.waited_s:.0f} s")
-        return found
+        return answer
 
     def _ended(self) -> str:
-        """How workers ended that should live, a line; "" if all live. Waits a moment for the exit codes."""
+        """One line on the workers that ended too early. Empty if none did."""
+        # A broken connection is noticed before the exit code is there, so wait a moment for the code.
         deadline = time.monotonic() + ENDED_S
         while True:
-            codes = {worker.pid: worker.exitcode for worker in self._workers}  # 0: it has sent all that it had
+            codes = {worker.pid: worker.exitcode for worker in self._workers}  # 0: it has sent all its batches
             if any(codes.values()) or time.monotonic() > deadline:
                 return ", ".join(f"process {pid} {_how(code)}" for pid, code in codes.items() if code)
             time.sleep(0.05)
 
 
 class _EndedError(RuntimeError):
-    """A data worker has ended that should live. The text says how."""
+    """A data worker ended too early. The text says how."""
 
 
 def _how(code: int) -> str:
@@ -127,13 +135,13 @@ def _how(code: int) -> str:
 
 
 def _lost(error: Exception, num_workers: int) -> UserError | None:
-    """What a person can do about workers that ended or send nothing; None for an error of another kind."""
+    """The error for workers that ended or send nothing, with a remedy. None for an error of another kind."""
     text = str(error)
     if "shared memory" in text or ("/torch_" in text and "No space left" in text):
         return UserError(f"shared memory ({SHARED_MEMORY}) is full: {text.strip().splitlines()[-1]}. {MORE_SHARED_MEMORY} 0")
     fewer = f"with --workers {num_workers // 2} it takes less memory"
     if isinstance(error, _EndedError):
-        why = "most likely the machine had no memory left (`dmesg` says so)" if "SIGKILL" in text else "its own words stand above"
+        why = "most likely the machine had no memory left (`dmesg` says so)" if "SIGKILL" in text else "its own error stands above"
         hint = f". {NEEDS_MAIN}" if _runs_main and "SIGKILL" not in text else ""
         return MachineError(
             f"a data worker has ended (DataLoader worker, {text}): {why}{hint}. The same command goes on from the newest checkpoint, and "
@@ -154,8 +162,8 @@ class Loader(DataLoader[dict[str, Tensor]]):
         try:
             yield from super().__iter__()
         except UserError as error:
-            # The traceback keeps the workers alive. Dropping it ends them now: left to the garbage collector, they lose their queues first
-            # and torch waits 5 s for each.
+            # The traceback holds the iterator, and with it the workers. Drop it, so that they end now. If the garbage collector ended them,
+            # their queues would be gone first, and torch would wait 5 s for each worker.
             error.__traceback__ = None
             raise UserError(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()) from None
         except (OSError, EOFError, RuntimeError) as error:
@@ -199,14 +207,15 @@ _SERVER.set_forkserver_preload([PRELOADED])
 
 class _Popen(popen_forkserver.Popen):
     def _launch(self, process_obj: Any) -> None:
-        """Python's own (multiprocessing/popen_forkserver.py), which knows its one server alone, except for the caller's main module.
+        """Start a worker. As in Python's multiprocessing/popen_forkserver.py, which always uses Python's own server, with one difference.
 
-        Python runs that anew in each process: a script would need its `if __name__ == "__main__"`, and a program imports everything that
-        it has. Here only a worker that is handed something from there does so.
+        Python runs the caller's main module anew in every process. So a script would need `if __name__ == "__main__"`, and a large program
+        would be imported by every worker. Here a worker runs it only if something defined in it is sent to the worker.
         """
         data, work, preparation = io.BytesIO(), io.BytesIO(), spawn.get_preparation_data(process_obj._name)
-        set_spawning_popen(self)
+        set_spawning_popen(self)  # pickling needs to know for which process it pickles
         try:
+            # Pickle the work first: the bytes tell whether the worker needs the main module. It is sent after `preparation`.
             reduction.dump(process_obj, work)
             if b"__main__" in work.getvalue():
                 _check_main(preparation)
@@ -216,12 +225,18 @@ class _Popen(popen_forkserver.Popen):
             data.write(work.getbuffer())
         finally:
             set_spawning_popen(None)
+        # Let our server fork the worker. The sentinel closes when the worker dies, parent_end when the trainer dies.
         self.sentinel, write_end = _SERVER.connect_to_new_process(self._fds)  # type: ignore[attr-defined]
-        parent_end = os.dup(write_end)  # the child sees the parent die when this descriptor closes
+        parent_end = os.dup(write_end)
         self.finalizer = util.Finalize(self, util.close_fds, (parent_end, self.sentinel))  # type: ignore[attr-defined]
-        with open(write_end, "wb", closefd=True) as file:
-            file.write(data.getbuffer())
+        # Send the work, and wait for the worker's process id.
         self.pid = forkserver.read_signed(self.sentinel)
+        try:
+            with open(write_end, "wb", closefd=True) as file:
+                file.write(data.getbuffer())
+        except BrokenPipeError as error:  # the worker ended while it ran the caller's script
+            code = self.wait(timeout=ENDED_S)
+            raise _EndedError(f"process {self.pid} {_how(code or 0)}") from error
 
     def terminate(self) -> None:
         """Kill the worker. At exit Python sends SIGTERM to daemons and waits for them, but workers block SIGTERM."""
@@ -229,10 +244,12 @@ class _Popen(popen_forkserver.Popen):
 
 
 def _check_main(preparation: dict[str, Any]) -> None:
-    """Raise UserError if a worker cannot run the caller's main module, which it needs."""
+    """Remember that workers run the caller's main module. Raises UserError if that is not a file, so that no worker can run it."""
     global _runs_main
-    _runs_main = next((str(value) for key, value in preparation.items() if key.startswith("init_main_from_")), None)
-    if _runs_main is None:
+    _runs_main = preparation.get("init_main_from_name") or preparation.get("init_main_from_path")
+    if _runs_main is None or (
+        "init_main_from_path" in preparation and not Path(_runs_main).is_file()
+    ):  # `python < script` has a path <stdin>
         raise UserError(
             "what reads the images is defined in a notebook, at the prompt or in `python -c`, where no data worker finds it; move it to a "
             "module (a .py file) and import it, or take workers=0"
@@ -240,7 +257,7 @@ def _check_main(preparation: dict[str, Any]) -> None:
 
 
 def refuse_in_worker() -> None:
-    """Raise UserError in a worker that still runs the caller's script: a training there would start workers of its own, without end."""
+    """Raise UserError in a worker that is running the caller's script: training there would start workers again, without end."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError(f"a data worker has come to a training. {NEEDS_MAIN}")
 
