@@ -34,7 +34,8 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("question", choices=list(QUESTIONS), help="stages: against one fine-tune as long, and the head alone; "
-                        "views: of the first stage, 1, 4, 16 and fresh; distill: against the same student without its teacher")  # fmt: skip
+                        "views: of the first stage, 1, 4, 16 and fresh; distill: against the same student without its teacher; "
+                        "methods: biases and norms, LoRA, EMA and blend in the last stage, and all blocks at once")  # fmt: skip
     parser.add_argument("recipe", help="a shipped name or a .yaml file")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1, of recipe and data (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the runs (default: runs/evidence)")
@@ -82,7 +83,31 @@ def by_teacher(recipe: Recipe) -> dict[str, Recipe]:
     return {"with its teacher": _named(recipe, "taught"), "alone": _named(recipe.model_copy(update={"distill": None}), "alone")}
 
 
-QUESTIONS: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {"stages": by_stages, "views": by_views, "distill": by_teacher}
+def by_methods(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe, and what else its last stage could train or hand on; all blocks at once, as long; its first stage, as long."""
+    if len(recipe.stages) < 2:
+        raise UserError(f"recipe {recipe.name} has one stage; methods are compared in the last of two or more")
+    *before, last = recipe.stages
+    whole = _as_long(recipe, last.model_copy(update={"name": "all", "unfreeze": "all", "views": None, "layer_decay": 0.8}))
+    in_last_stage = {
+        "biases and norms": {"trains": "biases_and_norms", "lr": 3 * last.lr},  # few parameters take larger steps
+        "LoRA": {"trains": "lora", "lr": 3 * last.lr},
+        "EMA": {"ema": 0.999, "carry": "ema"},
+        "blend": {"carry": "blend"},
+    }
+    variants = {"in stages": _named(recipe, "stages")}
+    for title, changes in in_last_stage.items():
+        variants[title] = _named(recipe, title.replace(" ", "-"), (*before, last.model_copy(update=changes)))
+    variants["head alone, as long"] = _named(recipe, "head", (_as_long(recipe, recipe.stages[0]),))
+    variants["all at once, layer decay"] = _named(recipe, "all", (whole,))
+    random = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"name": recipe.backbone.name, "weights": None})})
+    variants["the same, random weights"] = _named(random, "random", (whole,))
+    return variants
+
+
+QUESTIONS: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {
+    "stages": by_stages, "views": by_views, "distill": by_teacher, "methods": by_methods,
+}  # fmt: skip
 
 
 def _as_long(recipe: Recipe, stage: Stage) -> Stage:
