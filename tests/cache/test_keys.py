@@ -152,6 +152,9 @@ def _version(package: str) -> Change:
     return _patched(keys, "version", lambda name: "0" if name == package else version(name))
 
 
+LIBRARIES = [name for name in image_cache.codecs() if name not in ("heif", "decoder")]
+
+
 def _other_codec(library: str) -> tuple[Any, str, Any]:
     """What to patch, so that Pillow says another version of one library behind it."""
     found = image_cache.codecs()
@@ -225,7 +228,8 @@ CASES: dict[str, tuple[str, Change]] = {
     **{name: (f"versions.{name}", _version(name)) for name in ("torch", "torchvision", "pillow", "numpy", "transformers")},
     "cuda": ("versions.cuda", _patched(torch.version, "cuda", "0.0")),
     "cudnn": ("versions.cudnn", _patched(torch.backends.cudnn, "version", lambda: 1)),
-    **{name: (f"versions.codecs.{name}", _patched(*_other_codec(name))) for name in ("jpg", "libjpeg_turbo", "libtiff", "webp")},
+    **{name: (f"versions.codecs.{name}", _patched(*_other_codec(name))) for name in LIBRARIES},
+    "heif": ("versions.codecs.heif", _patched(image_cache, "heif_version", lambda: "0")),
     "decoder": ("versions.codecs.decoder", _patched(decode, "VERSION", 0)),
     "products": ("products.0", _products),
     "tf32": ("products.1", _tf32),
@@ -327,10 +331,8 @@ BASE_CASES: dict[str, tuple[str, tuple[Any, ...], tuple[Any, str, Any] | None]] 
     "images of a shard": ("images", ("data", "train", Preprocess(32, 36)), (image_cache, "SHARD_IMAGES", 64)),
     "format": ("format", ("data", "train", Preprocess(32, 36)), (image_cache, "FORMAT", 2)),
     "pillow": ("pillow", ("data", "train", Preprocess(32, 36)), (PIL, "__version__", "0")),
-    **{
-        name: (f"codecs.{name}", ("data", "train", Preprocess(32, 36)), _other_codec(name))
-        for name in ("jpg", "libjpeg_turbo", "libtiff", "webp")
-    },
+    **{name: (f"codecs.{name}", ("data", "train", Preprocess(32, 36)), _other_codec(name)) for name in LIBRARIES},
+    "heif": ("codecs.heif", ("data", "train", Preprocess(32, 36)), (image_cache, "heif_version", lambda: "0")),
     "decoder": ("codecs.decoder", ("data", "train", Preprocess(32, 36)), (decode, "VERSION", 0)),
 }
 

@@ -266,11 +266,25 @@ def test_postscript_starts_nothing_whatever_its_suffix(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
         (bytes(128) + b"DICM" + bytes(100), "a DICOM file"),
-        (b"\0\0\0\x18ftypheic" + bytes(100), "pip install pillow-heif"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), r"pip install 'tltrain\[heif\]'"),
     ],
 )
-def test_what_is_no_image_is_called_what_it_is(content: bytes, says: str) -> None:
-    if "heif" in says and "HEIF" in module.formats():
-        pytest.skip("pillow-heif is installed")
+def test_what_is_no_image_is_called_what_it_is(content: bytes, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "formats", lambda: ["PNG", "JPEG"])  # as where pillow-heif is not installed
     with pytest.raises(ValueError, match=says):
         decode(content)
+
+
+def test_a_heic_is_read_as_phones_write_it() -> None:
+    """Turned by its own box (irot), transparency on white; a cut one is refused."""
+    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install 'tltrain[heif]'").register_heif_opener()
+    assert "HEIF" in module.formats()
+    pixels_HWC = scene(64, 48, seed=7)
+    content = _file(pixels_HWC, "HEIF", quality=95)
+    assert abs(np.asarray(decode(content)).astype(int) - pixels_HWC).mean() < 8
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = np.asarray(decode(_file(pixels_HWC, "HEIF", quality=95, exif=exif.tobytes()))).astype(int)
+    assert abs(turned - np.rot90(pixels_HWC, -1)).mean() < 8
+    assert np.asarray(decode(_file(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), "HEIF"))).min() > 250
+    assert not _is_read(content[: len(content) // 2])

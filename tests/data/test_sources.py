@@ -20,7 +20,7 @@ from PIL import Image
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, Split, open_images
-from tltrain.data.decode import decode
+from tltrain.data.decode import opened
 from tltrain.data.sources import scan as scanning
 
 
@@ -225,7 +225,7 @@ def test_the_scan_is_remembered_by_path_size_and_time(tmp_path: Path, monkeypatc
     source = f"folder:{_classes(tmp_path / 'd')}"
     read: list[str] = []
     real = scanning._read
-    monkeypatch.setattr(scanning, "_read", lambda path: read.append(path.name) or real(path))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(scanning, "_read", lambda path, white: read.append(path.name) or real(path, white))  # type: ignore[func-returns-value]
     first = _open(source).fingerprint
     assert len(read) == 40
     assert _open(source).fingerprint == first
@@ -245,16 +245,16 @@ def test_an_interrupted_scan_keeps_what_it_read(tmp_path: Path, monkeypatch: pyt
     source = f"folder:{_classes(tmp_path / 'd')}"
     real = scanning._read
 
-    def interrupted(path: Path) -> Any:
+    def interrupted(path: Path, white: int | None) -> Any:
         if path.parent.name == "b":
             raise KeyboardInterrupt
-        return real(path)
+        return real(path, white)
 
     monkeypatch.setattr(scanning, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _open(source)
     read: list[str] = []
-    monkeypatch.setattr(scanning, "_read", lambda path: read.append(path.parent.name) or real(path))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(scanning, "_read", lambda path, white: read.append(path.parent.name) or real(path, white))  # type: ignore[func-returns-value]
     _open(source)
     assert set(read) == {"b"}
 
@@ -438,15 +438,15 @@ def test_what_pillow_warns_of_names_the_file_and_is_said_once(tmp_path: Path, mo
 
 
 def test_a_want_of_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, whole = _classes(tmp_path / "d"), decode
+    root, whole = _classes(tmp_path / "d"), opened
 
-    def scarce(content: bytes) -> Image.Image:
+    def scarce(content: bytes) -> Any:
         raise MemoryError("no memory at the moment")
 
-    monkeypatch.setattr(scanning, "decode", scarce)
+    monkeypatch.setattr(scanning, "opened", scarce)
     with pytest.raises(UserError, match="no memory at the moment"):
         _open(f"folder:{root}")
-    monkeypatch.setattr(scanning, "decode", whole)
+    monkeypatch.setattr(scanning, "opened", whole)
     assert _open(f"folder:{root}").notes == ()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ MAPPED = 10_000
 FORMAT = 1
 """Increase it when the code produces other bytes for the same files, so that older caches are not used."""
 
-CODECS = ("jpg", "libjpeg_turbo", "libtiff", "webp")  # formats whose pixels depend on a library that Pillow uses
+CODECS = ("jpg", "libjpeg_turbo", "libtiff", "webp", "avif", "jpg_2000", "littlecms2")  # libraries of Pillow that pixels depend on
 
 
 def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
@@ -51,7 +53,14 @@ def key(fingerprint: str, split: str, preprocess: Preprocess) -> dict[str, Any]:
 
 def codecs() -> dict[str, str | None]:
     """Versions of the libraries that Pillow decodes with, and of our own decoding code."""
-    return {name: features.version(name) for name in CODECS} | {"decoder": str(decode.VERSION)}
+    known = {*features.modules, *features.codecs, *features.features}  # an older Pillow knows fewer
+    libraries = {name: features.version(name) for name in CODECS if name in known}
+    return libraries | {"heif": heif_version(), "decoder": str(decode.VERSION)}
+
+
+def heif_version() -> str | None:
+    """The version of pillow-heif. None where it is not installed."""
+    return version("pillow-heif") if "HEIF" in decode.formats() else None
 
 
 class ImageCache:
@@ -137,9 +146,17 @@ class Estimate(NamedTuple):
 
 
 def estimate(split: Split, preprocess: Preprocess, num: int = 16) -> Estimate:
-    """Estimate size and time from `num` images, spread evenly over the split. Raises UserError if one cannot be read."""
+    """Estimate size and time from `num` images, spread evenly over the split. Raises UserError if one cannot be read.
+
+    The time is this thread's own on the CPU, on average, and the median of its waiting, so that the other load of a busy machine hardly
+    counts and a slow disk does.
+    """
     positions = sorted({i * len(split) // num for i in range(num)})
-    began = time.perf_counter()
-    num_bytes = sum(base_of(split, preprocess, i).nbytes for i in positions)
-    seconds = time.perf_counter() - began
-    return Estimate(num_bytes * len(split) // len(positions), seconds * len(split) / len(positions))
+    num_bytes, cpu_s, waits_s = 0, [], []
+    for i in positions:
+        began, began_cpu = time.perf_counter(), time.thread_time()
+        num_bytes += base_of(split, preprocess, i).nbytes
+        cpu_s.append(time.thread_time() - began_cpu)
+        waits_s.append(max(0.0, time.perf_counter() - began - cpu_s[-1]))
+    seconds = statistics.mean(cpu_s) + statistics.median(waits_s)
+    return Estimate(num_bytes * len(split) // len(positions), seconds * len(split))

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tltrain.core import errors, untrusted
+from tltrain.core import files as regular
 from tltrain.core.errors import UserError
 from tltrain.core.registry import named
 
@@ -55,6 +56,8 @@ class Data(_Model):
     """Whether a mirrored image still has its label: false for digits and text."""
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Part of the images that may be unreadable. They are listed and left out; the run is refused if there are more."""
+    white: int | None = Field(None, ge=1, le=65535)
+    """For grey images of 16 bits: the stored value that is white, such as 4095 for 12 bits stored in 16; null is 65535."""
     eval_limit: int | None = Field(None, ge=1)
     """Evaluate at most this many samples of val and of test; null evaluates all."""
 
@@ -283,7 +286,7 @@ def load(name: str) -> Recipe:
         hint = f"did you mean {near[0]}?" if near else "a recipe is a .yaml file or a shipped name (`tltrain recipes`)"
         raise UserError(f"no recipe is called {name!r}; {hint}")
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        return parse(regular.read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {name} cannot be read: {error}; see `tltrain recipes` for shipped ones") from error
 

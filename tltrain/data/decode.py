@@ -7,6 +7,7 @@ import io
 import re
 import time
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from tltrain.core.errors import UserError
+from tltrain.core.files import read_bytes
 
-VERSION = 2
+VERSION = 3
 """Version of the decoder. It is part of every cache key, so that a change of the decoder invalidates the caches."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 """Pillow formats that are accepted. Others are not safe: for PostScript, Pillow starts Ghostscript, whatever the file's suffix is."""
@@ -27,15 +29,26 @@ SUFFIXES = (
 MAX_ASPECT = 50
 """Largest ratio of the longer side to the shorter. Beyond it, resizing by the shorter side would need gigabytes."""
 ORIENTATION = 0x0112
+DEEP_WHITE = 65535
+"""White of grey images with 16 bits, unless the recipe says otherwise (data.white)."""
 _SUBFILE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284  # tags of TIFF 6.0
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # a zero escapes 0xff among pixels; restarts stand there too
 
 
-def decode(content: bytes) -> Image.Image:
+def decode(content: bytes, white: int | None = None) -> Image.Image:
     """RGB image from a file's bytes: turned upright, in sRGB, transparency on white, 16 bits scaled to 8.
 
+    white: as in `as_seen`.
     Raises Pillow's own errors for bytes it cannot read (OSError, ValueError, SyntaxError, ...), and ValueError for images that Pillow
     would decode wrongly.
     """
+    with opened(content) as image:
+        return as_seen(image, white)
+
+
+@contextlib.contextmanager
+def opened(content: bytes) -> Iterator[Image.Image]:
+    """The image of a file as it is stored, loaded and found whole as far as its format can show. Raises as `decode`."""
     problem = _why_not_an_image(content)
     if problem is not None:
         raise ValueError(problem)
@@ -43,27 +56,48 @@ def decode(content: bytes) -> Image.Image:
         if image.format == "PNG":
             with Image.open(io.BytesIO(content), formats=["PNG"]) as checked:
                 checked.verify()  # load() stops at the last row and skips the checksums that reveal a flipped bit
+        if image.format in ("JPEG", "MPO") and not _has_end(content):
+            raise ValueError("a truncated JPEG: its end is missing, or overwritten (often by zeros)")
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _choose_page(image)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels; the sides may differ by a factor of {MAX_ASPECT} at most")
         image.load()
-        return as_seen(image)
+        yield image
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """RGB image from an opened image of any mode. Raises ValueError for a mode with an unknown white level."""
+def as_seen(image: Image.Image, white: int | None = None) -> Image.Image:
+    """RGB image from an opened image of any mode. Raises ValueError for a mode with an unknown white level.
+
+    white: the stored value that is white in grey images with 16 bits; larger ones are white too. None: DEEP_WHITE. Packed 12 bits have
+    their own white.
+    """
     profile = image.info.get("icc_profile")
-    return _to_rgb(_upright(image), image, profile)
+    return _to_rgb(_upright(image), image, profile, white or DEEP_WHITE)
 
 
-def read_image(path: Path, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
-    """RGB image from a file that was readable when the data was scanned. Retries with growing waits, then raises UserError."""
+def highest(image: Image.Image) -> int | None:
+    """The largest stored value of an opened grey image whose white is `data.white`. None for all other images."""
+    return int(image.getextrema()[1]) if _is_deep_grey(image) and not _is_packed(image) else None  # type: ignore[arg-type]
+
+
+def bits_per_channel(image: Image.Image, content: bytes) -> int | None:
+    """Bits of each channel as stored in a PNG or TIFF file. None for other formats."""
+    if image.format == "PNG":
+        return content[24]  # in the header chunk, which always comes first
+    return max(image.tag_v2.get(_BITS, (1,))) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+
+
+def read_image(path: Path, white: int | None = None, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
+    """RGB image from a file that was readable when the data was scanned. Retries with growing waits, then raises UserError.
+
+    white: as in `as_seen`.
+    """
     for attempt in range(tries):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the scan has reported Pillow's warnings
-                return decode(path.read_bytes())
+                return decode(read_bytes(path), white)
         except Exception as error:  # Pillow's errors for broken files have no common base class
             problem = describe(error)
         if attempt + 1 < tries:
@@ -104,8 +138,18 @@ def _why_not_an_image(content: bytes) -> str | None:
     if content[128:132] == b"DICM":
         return "a DICOM file: convert it to PNG with the window that a reader would use"
     if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1") and "HEIF" not in formats():
-        return "a HEIC file: `pip install pillow-heif` and it is read, or convert it to JPEG"
+        return "a HEIC file: `pip install 'tltrain[heif]'` and it is read, or convert it to JPEG"
     return None
+
+
+def _has_end(content: bytes) -> bool:
+    """Whether a JPEG has an end-of-image marker behind its pixels. Where zeros stand in place of its rest, libjpeg reads grey from them."""
+    at = 2
+    while match := _JPEG_MARKER.search(content, at):
+        if match[1] == b"\xd9":
+            return True
+        at = match.end() + int.from_bytes(content[match.end() : match.end() + 2])  # a segment, such as EXIF with a thumbnail in it
+    return False
 
 
 def _choose_page(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -136,10 +180,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _to_rgb(image: Image.Image, opened: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_rgb(image: Image.Image, opened: Image.Image, profile: bytes | None, white: int) -> Image.Image:
     """image: already upright. opened: the image as Pillow opened it, with its format and tags."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
-        image = _from_16_bit(image, opened)
+    if _is_deep_grey(opened):
+        image = _from_16_bit(image, opened, 4095 if _is_packed(opened) else white)
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known white; save the image with 8 or 16 bits")
     if opened.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
@@ -176,17 +220,24 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return None
 
 
-def _from_16_bit(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """Scale grey values 0 to 65535 to 8 bits. Pillow's own conversion clips everything above 255 to white."""
-    pixels_HW, white = np.asarray(image).astype(np.uint32), 65535
-    if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        if opened.tag_v2.get(_BITS) == (12,):  # 12-bit values, which Pillow unpacks without scaling
-            white = 4095
-        if opened.tag_v2.get(_PHOTOMETRIC) == 0:  # zero is white, which Pillow honours for 8 bits only
-            pixels_HW = white - pixels_HW
+def _is_deep_grey(opened: Image.Image) -> bool:
+    return opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
+
+
+def _is_packed(opened: Image.Image) -> bool:
+    """Whether this is a TIFF of 12 bits, which Pillow unpacks without scaling."""
+    return isinstance(opened, TiffImagePlugin.TiffImageFile) and opened.tag_v2.get(_BITS) == (12,)
+
+
+def _from_16_bit(image: Image.Image, opened: Image.Image, white: int) -> Image.Image:
+    """Scale grey values from 0 to white to 8 bits. Pillow's own conversion clips everything above 255."""
+    stored_HW = np.asarray(image).astype(np.uint32)
+    pixels_HW = np.minimum(stored_HW, white)
+    if isinstance(opened, TiffImagePlugin.TiffImageFile) and opened.tag_v2.get(_PHOTOMETRIC) == 0:
+        pixels_HW = white - pixels_HW  # zero is white, which Pillow honours for 8 bits only
     grey = Image.fromarray(((pixels_HW * 255 + white // 2) // white).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is None:
         return grey
-    grey.putalpha(Image.fromarray(np.where(pixels_HW == transparent, 0, 255).astype(np.uint8)))
+    grey.putalpha(Image.fromarray(np.where(stored_HW == transparent, 0, 255).astype(np.uint8)))
     return grey

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
@@ -180,7 +181,11 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
     Raises UserError for a data set that cannot be trained on.
     """
     kind, argument = _find(spec.source)
-    return split(kind.open(argument, spec, root or data_root()), spec)
+    source = kind.open(argument, spec, root or data_root())
+    if spec.white is not None and not kind.argument:
+        note = f"data.white is {spec.white}, and {spec.source} has no image files that it could change"
+        source = replace(source, notes=(*source.notes, note))
+    return split(source, spec)
 
 
 def _find(source: str) -> tuple[SourceKind, str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tltrain.core.errors import UserError
-from tltrain.core.files import read_bytes
+from tltrain.core.files import in_parallel, read_bytes
 from tltrain.data import Split
 from tltrain.data.decode import as_seen, decode, describe
 from tltrain.data.sources.tree import all_above, identity_of, unreadable
@@ -63,19 +62,21 @@ def predict(trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, ba
     parts = [range(start, min(start + batch, len(pictures))) for start in range(0, len(pictures), batch)]
 
     def views_of(part: range) -> Iterator[Tensor | str]:
-        return pool.map(lambda i: evaluation_view(pictures[i], trained.preprocess), part)
+        def view(picture: Picture) -> Tensor | str:
+            return evaluation_view(picture, trained.preprocess, trained.recipe.data.white)
 
-    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and resizes
-        ahead = views_of(parts[0]) if parts else iter(())
-        for number, part in enumerate(parts, start=1):
-            views = list(ahead)
-            ahead = views_of(parts[number]) if number < len(parts) else iter(())  # decoded while the network computes
-            names = [str(p) if isinstance(p := pictures[i], str | Path) else str(i) for i in part]
-            readable = [view for view in views if isinstance(view, Tensor)]
-            p_BK = torch.zeros(0, len(trained.classes))
-            if readable:
-                p_BK, batch = _probabilities(trained, torch.stack(readable), batch)
-            yield from _predictions(trained, names, views, p_BK, top)
+        return in_parallel(view, [pictures[i] for i in part])  # Pillow releases the GIL while it decodes and resizes
+
+    ahead = views_of(parts[0]) if parts else iter(())
+    for number, part in enumerate(parts, start=1):
+        views = list(ahead)
+        ahead = views_of(parts[number]) if number < len(parts) else iter(())  # decoded while the network computes
+        names = [str(p) if isinstance(p := pictures[i], str | Path) else str(i) for i in part]
+        readable = [view for view in views if isinstance(view, Tensor)]
+        p_BK = torch.zeros(0, len(trained.classes))
+        if readable:
+            p_BK, batch = _probabilities(trained, torch.stack(readable), batch)
+        yield from _predictions(trained, names, views, p_BK, top)
 
 
 def _probabilities(trained: TrainedModel, x_BCHW: Tensor, at_a_time: int) -> tuple[Tensor, int]:
@@ -96,13 +97,14 @@ def _predictions(
             yield Prediction(name, tuple((trained.classes[k], p) for p, k in zip(*next(rows), strict=True)))
 
 
-def evaluation_view(picture: Picture, preprocess: Preprocess) -> Tensor | str:
+def evaluation_view(picture: Picture, preprocess: Preprocess, white: int | None = None) -> Tensor | str:
     """The evaluation view, uint8 (3, size, size), made by the code that evaluates a run; or the reason why the file cannot be read.
 
+    white: data.white of the recipe.
     Raises UserError for a tensor that is not an image.
     """
     try:
-        image = _image(picture)
+        image = _image(picture, white)
     except UserError:
         raise
     except Exception as error:  # Pillow has no common base for what a broken file makes it raise
@@ -111,11 +113,11 @@ def evaluation_view(picture: Picture, preprocess: Preprocess) -> Tensor | str:
     return Views(split, preprocess, "none", flip=False, seed=0).view(0, 0)
 
 
-def _image(picture: Picture) -> Image.Image:
+def _image(picture: Picture, white: int | None) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return as_seen(picture)
+        return as_seen(picture, white)
     if not isinstance(picture, Tensor):
-        return decode(read_bytes(Path(picture)))
+        return decode(read_bytes(Path(picture)), white)
     if picture.ndim != 3 or picture.shape[0] != 3:
         raise UserError(f"a tensor of shape {tuple(picture.shape)} is not an image; give (3, H, W), uint8 or floats in [0, 1]")
     if picture.dtype == torch.uint8:

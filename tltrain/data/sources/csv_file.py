@@ -26,7 +26,7 @@ def open_csv(argument: str, spec: Data) -> Source:
     rows, columns = read_rows(file, COLUMNS[:2])
     listed = [_listed(file, line, row, "split" in columns) for line, row in rows]
     _check(file, rows, listed)
-    return from_files(listed, f"csv:{file}", spec.max_unreadable, _notes(rows, columns, listed))
+    return from_files(listed, f"csv:{file}", spec, _notes(rows, columns, listed))
 
 
 def _listed(file: Path, line: int, row: dict[str, str], has_split: bool) -> Listed:

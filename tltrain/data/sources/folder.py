@@ -38,7 +38,7 @@ def open_folder(argument: str, spec: Data) -> Source:
     if others:
         kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(others.items()))
         notes += (f"files that are not images by their suffix are left out: {kinds}",)
-    return from_files(listed, f"folder:{root}", spec.max_unreadable, (*notes, *tree.notes()))
+    return from_files(listed, f"folder:{root}", spec, (*notes, *tree.notes()))
 
 
 def check_apart(source: str, run: Path) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from tltrain.core.errors import UserError, some
+from tltrain.core.recipe import Data
 from tltrain.data.dataset import Source
 from tltrain.data.decode import read_image
 from tltrain.data.sources.names import doubtful
-from tltrain.data.sources.scan import check_readable, odd_ones, scan
+from tltrain.data.sources.scan import check_readable, odd_ones, scan, white_notes
 
 
 class Listed(NamedTuple):
@@ -34,19 +35,25 @@ class FileReader:
     """Reads the image file with a number. Picklable."""
 
     paths: tuple[str, ...]
+    white: int | None = None
+    """data.white of the recipe."""
 
     def __call__(self, number: int) -> Image.Image:
-        return read_image(Path(self.paths[number]))
+        return read_image(Path(self.paths[number]), self.white)
 
 
-def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, notes: tuple[str, ...]) -> Source:
+def from_files(listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...]) -> Source:
     """The source of these files. Raises UserError for too many unreadable files, and for fewer than two classes."""
     classes = tuple(sorted({sample.label for sample in listed}))
     if len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     paths = [sample.path for sample in listed]
-    scanned = scan(paths, origin)
-    notes += (*check_readable(scanned, paths, max_unreadable, origin), *odd_ones(scanned, paths))
+    scanned = scan(paths, origin, spec.white)
+    notes += (
+        *check_readable(scanned, paths, spec.max_unreadable, origin),
+        *odd_ones(scanned, paths),
+        *white_notes(scanned, paths, spec.white),
+    )
     numbers = np.array([i for i, result in enumerate(scanned) if not result.problem], dtype=np.int64)
     readable = [listed[i] for i in numbers]
     digests = tuple(scanned[i].digest for i in numbers)
@@ -61,8 +68,8 @@ def from_files(listed: Sequence[Listed], origin: str, max_unreadable: float, not
         numbers=numbers,
         declared=np.array([s.split for s in readable]),
         groups=_numbered(groups),
-        read=FileReader(tuple(map(str, paths))),
-        fingerprint=_fingerprint(readable, digests),
+        read=FileReader(tuple(map(str, paths)), spec.white),
+        fingerprint=_fingerprint(readable, digests, spec.white),
         digests=digests,
         notes=notes,
     )
@@ -87,9 +94,9 @@ def _numbered(groups: Sequence[str]) -> np.ndarray:
     return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)
 
 
-def _fingerprint(samples: Sequence[Listed], digests: Sequence[str]) -> str:
-    """Hash of the samples and their contents. Ids are relative paths, so moving the data keeps the fingerprint."""
-    state = hashlib.blake2b(digest_size=16)
+def _fingerprint(samples: Sequence[Listed], digests: Sequence[str], white: int | None) -> str:
+    """Hash of the samples, their contents and their white. Ids are relative paths, so moving the data keeps the fingerprint."""
+    state = hashlib.blake2b(b"" if white is None else f"white {white}".encode(), digest_size=16)
     for sample, digest in zip(samples, digests, strict=True):
         state.update(repr((sample.id, sample.split, sample.label, sample.group, digest)).encode())
     return state.hexdigest()

@@ -87,7 +87,7 @@ def _free(folder: Path, own: bool) -> Path:
 def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.Image], str | None]:
     """Returns (images to verify with, the data's fingerprint). The fingerprint is None for images given by path. Raises UserError."""
     if paths:
-        return [_decoded(path) for path in paths], None
+        return [_decoded(path, trained.recipe.data.white) for path in paths], None
     try:
         images = open_images(trained.recipe.data)
     except UserError as error:
@@ -97,9 +97,9 @@ def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.
     return [split.read(int(i)) for i in chosen], images.fingerprint
 
 
-def _decoded(path: Path) -> Image.Image:
+def _decoded(path: Path, white: int | None) -> Image.Image:
     try:
-        return decode(path.read_bytes())
+        return decode(files.read_bytes(path), white)
     except Exception as error:  # Pillow's errors for broken files have no common base class
         raise UserError(f"--images: {path} cannot be read: {error}") from error
 

@@ -71,6 +71,8 @@ def _f1_interval(predicted: Predicted) -> str:
 def _limits(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
     yield "It always names one of its classes, also for an image that shows none of them."
     yield "The test images come from the same source as the training images: on photos of another kind expect less."
+    if (white := trained.recipe.data.white) is not None:
+        yield f"Grey images with 16 bits were scaled so that {white} is white (`data.white`); do the same before other tools."
     yield "Transparency is taken as white and a photo's rotation mark is followed in training; other tools may do otherwise."
     if test is None:
         return
