@@ -18,10 +18,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from benchmarks.gpu_turns import HERE, Feed, Pair
-from benchmarks.peers import Normalised
+from benchmarks.peers import Named, Normalised, WithLoss
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
@@ -181,7 +181,7 @@ def with_trainer(task: Task, feed: Feed) -> None:
 
     class Fed(Trainer):
         def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-            return DataLoader(_Named(feed), batch_size=None)
+            return DataLoader(Named(feed), batch_size=None)
 
     with tempfile.TemporaryDirectory(prefix="tltrain-trainer-", ignore_cleanup_errors=True) as folder:
         arguments = TrainingArguments(
@@ -189,35 +189,9 @@ def with_trainer(task: Task, feed: Feed) -> None:
             optim="adamw_torch_fused", weight_decay=0.0, save_strategy="no", report_to="none", disable_tqdm=True,
             logging_steps=LOG_STEPS, bf16=task.device.type == "cuda", use_cpu=task.device.type == "cpu",
         )  # fmt: skip
-        trainer = Fed(model=_WithLoss(task.net(), feed.losses), args=arguments)
+        trainer = Fed(model=WithLoss(task.net(), feed.losses), args=arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-
-
-class _WithLoss(nn.Module):
-    """A model as transformers' Trainer wants it."""
-
-    def __init__(self, net: nn.Module, losses: list[Tensor]) -> None:
-        super().__init__()
-        self.net, self.losses = net, losses
-
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.net(pixel_values)
-        loss = F.cross_entropy(logits, labels)
-        self.losses.append(loss.detach())
-        return {"loss": loss, "logits": logits}
-
-
-class _Named(Dataset[dict[str, Tensor]]):
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
-
-    def __len__(self) -> int:
-        return len(self.feed)
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        images, labels = self.feed[step]
-        return {"pixel_values": images, "labels": labels}
 
 
 def with_lightning(task: Task, feed: Feed) -> None:

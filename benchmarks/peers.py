@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,13 +165,12 @@ def with_timm(task: Task) -> Losses:
     return losses
 
 
-class _WithLoss(nn.Module):
-    """A model as transformers' Trainer wants it: it computes its loss where it is given labels."""
+class WithLoss(nn.Module):
+    """A model as transformers' Trainer wants it: it computes its loss where it is given labels, and appends it to `losses`."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, losses: Losses) -> None:
         super().__init__()
-        self.net = net
-        self.losses: Losses = []
+        self.net, self.losses = net, losses
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits = self.net(pixel_values)
@@ -180,9 +179,12 @@ class _WithLoss(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-class _Named(Dataset[dict[str, Tensor]]):
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+class Named(Dataset[dict[str, Tensor]]):
+    """Batches with the names that transformers' models give their arguments."""
+
+    def __init__(self, batches: Sized) -> None:
+        """batches: gives (images, labels) at each index."""
+        self.batches: Any = batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -198,9 +200,9 @@ def with_trainer(task: Task) -> Losses:
 
     class Fed(Trainer):
         def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-            return DataLoader(_Named(task.batches), batch_size=None)
+            return DataLoader(Named(task.batches), batch_size=None)
 
-    net = _WithLoss(task.fresh())
+    net = WithLoss(task.fresh(), [])
     with tempfile.TemporaryDirectory(prefix="tltrain-trainer-") as folder:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=task.num_steps, learning_rate=task.lr, lr_scheduler_type="cosine", max_grad_norm=0.0,

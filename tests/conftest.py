@@ -17,6 +17,7 @@ from tltrain.core.recipe import Recipe, validate
 
 if TYPE_CHECKING:
     from benchmarks.trials import References
+    from tltrain.data import DataSplits
 
 # One thread a process: small tensors gain nothing from more, and sums keep their order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +36,23 @@ def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TLTRAIN_DATA", str(root / "data"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images in the formats, sizes and orientations that people have."""
+    from photo_files import photo_folder
+
+    return photo_folder(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def photo_images(photos: Path) -> DataSplits:
+    """The images of `photos`, all of them in train."""
+    from tltrain.core.recipe import Data
+    from tltrain.data import open_images
+
+    return open_images(Data(source=f"folder:{photos}", val_fraction=0, test_fraction=0))
 
 
 @pytest.fixture

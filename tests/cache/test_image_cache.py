@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photo_files import NUM, VIEW, contents, filled, open_store, photo_folder, scene
+from photo_files import NUM, VIEW, contents, filled, open_store, scene
 from PIL import Image
 
 from tltrain.cache import disk_store, image_cache
@@ -26,20 +26,10 @@ from tltrain.data.sampler import SampleStream, Shard
 from tltrain.data.views import Preprocess, Views, base_of
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photo_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture
-def images(folder: Path) -> DataSplits:
-    return open_images(Data(source=f"folder:{folder}", val_fraction=0, test_fraction=0))
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_views_are_equal_with_and_without_the_store(images: DataSplits, tmp_path: Path, interpolation: Any) -> None:
-    preprocess, split = Preprocess(32, 36, interpolation), images.train
-    with Store(tmp_path, image_cache.KIND, image_cache.key(images.fingerprint, "train", preprocess), {}) as store:
+def test_views_are_equal_with_and_without_the_store(photo_images: DataSplits, tmp_path: Path, interpolation: Any) -> None:
+    preprocess, split = Preprocess(32, 36, interpolation), photo_images.train
+    with Store(tmp_path, image_cache.KIND, image_cache.key(photo_images.fingerprint, "train", preprocess), {}) as store:
         made = ImageCache(store.path, split, preprocess)
         for name, tensors in made.make(made.names()):
             store.write(name, tensors)
@@ -53,13 +43,13 @@ def test_views_are_equal_with_and_without_the_store(images: DataSplits, tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_see_the_same_in_workers(images: DataSplits, tmp_path: Path, workers: int) -> None:
+def test_loaders_see_the_same_in_workers(photo_images: DataSplits, tmp_path: Path, workers: int) -> None:
     stream = SampleStream(0, 0, NUM, 20, None, 0, mixup=0.3, cutmix=0.3, size=32)
-    with open_store(tmp_path, images) as store:
-        made = filled(store, images.train, workers)
+    with open_store(tmp_path, photo_images) as store:
+        made = filled(store, photo_images.train, workers)
         seen = []
         for b in (None, made):
-            views = Views(images.train, VIEW, "strong", True, 0, b)
+            views = Views(photo_images.train, VIEW, "strong", True, 0, b)
             seen.append(
                 [*train_loader(views, stream, 0, 8, Shard(), workers, False), *eval_loader(views, Shard(), 32, None, workers, False)]
             )
@@ -68,10 +58,10 @@ def test_loaders_see_the_same_in_workers(images: DataSplits, tmp_path: Path, wor
             assert all(torch.equal(without[name], stored[name]) for name in without)
 
 
-def test_workers_make_the_same_bytes(images: DataSplits, tmp_path: Path) -> None:
-    with open_store(tmp_path / "0", images) as alone, open_store(tmp_path / "2", images) as helped:
-        filled(alone, images.train)
-        filled(helped, images.train, workers=2)
+def test_workers_make_the_same_bytes(photo_images: DataSplits, tmp_path: Path) -> None:
+    with open_store(tmp_path / "0", photo_images) as alone, open_store(tmp_path / "2", photo_images) as helped:
+        filled(alone, photo_images.train)
+        filled(helped, photo_images.train, workers=2)
         assert contents(alone) == contents(helped)
 
 
@@ -90,34 +80,34 @@ def test_the_source_is_not_read_again(tmp_path: Path) -> None:
         assert all(np.array_equal(views._base(i), expected[i]) for i in range(6))
 
 
-def test_a_base_is_a_read_only_view_of_the_file_and_nothing_of_it_is_pickled(images: DataSplits, tmp_path: Path) -> None:
-    with open_store(tmp_path, images) as store:
-        made = filled(store, images.train)
+def test_a_base_is_a_read_only_view_of_the_file_and_nothing_of_it_is_pickled(photo_images: DataSplits, tmp_path: Path) -> None:
+    with open_store(tmp_path, photo_images) as store:
+        made = filled(store, photo_images.train)
         size, first = len(pickle.dumps(made)), made[3]
         assert len(pickle.dumps(made)) == size
         assert first.base is not None  # not a copy
         with pytest.raises(ValueError, match="read-only"):
             first[0, 0, 0] = 1
-        Views(images.train, VIEW, "none", False, 0, made).base(3).zero_()
-        assert np.array_equal(made[3], base_of(images.train, VIEW, 3))
+        Views(photo_images.train, VIEW, "none", False, 0, made).base(3).zero_()
+        assert np.array_equal(made[3], base_of(photo_images.train, VIEW, 3))
 
 
-def test_few_shards_are_mapped_at_a_time(images: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_shards_are_mapped_at_a_time(photo_images: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_cache, "MAPPED", 1)
-    with open_store(tmp_path, images) as store:
-        made = filled(store, images.train)
+    with open_store(tmp_path, photo_images) as store:
+        made = filled(store, photo_images.train)
         held = [made[i] for i in range(NUM)]
         assert len(made._mapped) == 1
-        assert all(np.array_equal(held[i], base_of(images.train, VIEW, i)) for i in range(NUM))
+        assert all(np.array_equal(held[i], base_of(photo_images.train, VIEW, i)) for i in range(NUM))
 
 
-def test_shards_can_be_made_in_any_order(images: DataSplits, tmp_path: Path) -> None:
-    made = ImageCache(tmp_path, images.train, VIEW)
+def test_shards_can_be_made_in_any_order(photo_images: DataSplits, tmp_path: Path) -> None:
+    made = ImageCache(tmp_path, photo_images.train, VIEW)
     assert made.names() == ["000000", "000001", "000002"]
     found = dict(made.make(["000002", "000000"]))
     assert list(found) == ["000002", "000000"]
     assert len(found["000002"]["size"]) == NUM - 2 * SHARD_IMAGES
-    assert found["000000"]["size"][0].tolist() == list(base_of(images.train, VIEW, 0).shape[:2])
+    assert found["000000"]["size"][0].tolist() == list(base_of(photo_images.train, VIEW, 0).shape[:2])
     assert list(made.make([])) == []
 
 
@@ -173,9 +163,9 @@ def test_another_way_of_decoding_needs_another_format(tmp_path: Path) -> None:
     assert (image_cache.FORMAT, state.hexdigest()) == (1, "1b577287992b42a0")
 
 
-def test_the_estimate(images: DataSplits) -> None:
-    whole = sum(base_of(images.train, VIEW, i).nbytes for i in range(NUM))
-    exact, sampled = image_cache.estimate(images.train, VIEW, num=NUM), image_cache.estimate(images.train, VIEW, num=40)
+def test_the_estimate(photo_images: DataSplits) -> None:
+    whole = sum(base_of(photo_images.train, VIEW, i).nbytes for i in range(NUM))
+    exact, sampled = image_cache.estimate(photo_images.train, VIEW, num=NUM), image_cache.estimate(photo_images.train, VIEW, num=40)
     assert exact.bytes == whole
     assert sampled.bytes == pytest.approx(whole, rel=0.4)
     assert min(exact.seconds, sampled.seconds) > 0

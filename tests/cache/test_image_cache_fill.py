@@ -11,27 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from photo_files import VIEW, contents, filled, open_store, photo_folder
+from photo_files import VIEW, contents, filled, open_store
 
 from tltrain.cache import disk_store
 from tltrain.cache.feature_table import fill
 from tltrain.cache.image_cache import SHARD_IMAGES
-from tltrain.core.recipe import Data
-from tltrain.data import DataSplits, open_images
+from tltrain.data import DataSplits
 from tltrain.data.views import base_of
 from tltrain.distributed.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photo_folder(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture
-def images(folder: Path) -> DataSplits:
-    return open_images(Data(source=f"folder:{folder}", val_fraction=0, test_fraction=0))
 
 
 FILL = """
@@ -58,15 +47,15 @@ if __name__ == "__main__":
 """
 
 
-def begin_fill(folder: Path, root: Path, workers: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FILL, str(folder), str(root), str(workers)]
+def begin_fill(photos: Path, root: Path, workers: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", FILL, str(photos), str(root), str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Every shard's file, by its name, of a fill that nobody disturbed."""
-    process = begin_fill(folder, root := tmp_path_factory.mktemp("whole"))
+    process = begin_fill(photos, root := tmp_path_factory.mktemp("whole"))
     said, _ = process.communicate(timeout=100)
     assert said.endswith("filled\n")
     (store,) = disk_store.stores(root)
@@ -74,10 +63,10 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 
 @pytest.mark.slow
-def test_a_killed_fill_goes_on(folder: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_killed_fill_goes_on(photos: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     draw, stood = random.Random(0), dict[str, tuple[int, int]]()
     for line in ("shard 2 of 3", "shard 1 of 2", "shard 1 of 2"):
-        process = begin_fill(folder, tmp_path)
+        process = begin_fill(photos, tmp_path)
         assert process.stdout is not None
         assert any(said == f"{line}\n" for said in process.stdout)
         time.sleep(draw.uniform(0, 0.05))  # of the 0.2 s that a shard takes
@@ -89,7 +78,7 @@ def test_a_killed_fill_goes_on(folder: Path, whole: dict[str, bytes], tmp_path: 
         assert len(standing) == 1
         assert stood.items() <= standing.items()
         stood = standing
-    process = begin_fill(folder, tmp_path)
+    process = begin_fill(photos, tmp_path)
     assert process.communicate(timeout=100)[0].endswith("filled\n")
     files = disk_store.list_shards(store.path).values()
     assert {path.name: path.read_bytes() for path in files} == whole
@@ -97,17 +86,17 @@ def test_a_killed_fill_goes_on(folder: Path, whole: dict[str, bytes], tmp_path: 
 
 
 @pytest.mark.slow
-def test_two_fill_at_once(folder: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    processes = [begin_fill(folder, tmp_path, workers) for workers in (0, 1)]
+def test_two_fill_at_once(photos: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    processes = [begin_fill(photos, tmp_path, workers) for workers in (0, 1)]
     assert all(process.communicate(timeout=100)[0].endswith("filled\n") for process in processes)
     (store,) = disk_store.stores(tmp_path)
     assert {path.name: path.read_bytes() for path in disk_store.list_shards(store.path).values()} == whole
     assert {path.name for path in store.path.iterdir()} == {*whole, disk_store.ABOUT, disk_store.LOCK}
 
 
-def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(images: DataSplits, tmp_path: Path) -> None:
-    with open_store(tmp_path, images) as store:
-        made = filled(store, images.train)
+def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(photo_images: DataSplits, tmp_path: Path) -> None:
+    with open_store(tmp_path, photo_images) as store:
+        made = filled(store, photo_images.train)
         before, inodes = contents(store), {name: path.stat().st_ino for name, path in store.list_shards().items()}
         file = store.list_shards()["000001"]
         spoilt = bytearray(file.read_bytes())
@@ -123,4 +112,4 @@ def test_a_flipped_bit_is_seen_and_only_that_shard_is_made_again(images: DataSpl
         assert asked == [["000001"]]
         assert contents(store) == before
         assert all(path.stat().st_ino == inodes[name] for name, path in store.list_shards().items() if name != "000001")
-        assert np.array_equal(made[SHARD_IMAGES], base_of(images.train, VIEW, SHARD_IMAGES))
+        assert np.array_equal(made[SHARD_IMAGES], base_of(photo_images.train, VIEW, SHARD_IMAGES))
