@@ -35,8 +35,8 @@ class Block:
 
     Freezing, learning rates and sharding work as for other blocks. The net then runs as a whole (`Chain`).
     """
-    calls: tuple[str, ...] = ()
-    """Paths of the modules that the step calls whole, where it is known. Sharding wraps those; else it wraps the first that it owns."""
+    calls: tuple[str, ...] | None = None
+    """Paths of the modules that sharding may wrap: the step calls them whole. None for the first that the block owns."""
     why_whole: str = ""
     """Why the block has no step, in a few words: `the tracer stops at rearrange()`. Empty if it has one, or if that is not known."""
     channels_last: tuple[str, ...] = ()
@@ -208,7 +208,7 @@ def unit_classes(chain: Chain) -> list[str]:
     """Class names of the modules that FSDP wraps as units: those that make up a whole block."""
     names, modules = [], dict(chain.net.named_modules())
     for block in chain.blocks:
-        for path in block.calls or block.owns[:1]:
+        for path in block.owns[:1] if block.calls is None else block.calls:
             module = modules.get(path)
             if module is not None and any(True for _ in module.children()) and type(module) not in _PLAIN:
                 names.append(type(module).__name__)

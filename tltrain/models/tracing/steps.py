@@ -5,12 +5,15 @@ They are functions of module paths, bound with ``functools.partial``. They hold 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tltrain.models.chain import Block
+
+Step = Callable[[nn.Module, Tensor], Tensor]
 
 
 def run_module(path: str, net: nn.Module, x: Tensor) -> Tensor:
@@ -19,10 +22,13 @@ def run_module(path: str, net: nn.Module, x: Tensor) -> Tensor:
 
 def head_block(path: str, dropout: float) -> Block:
     """The last block: dropout on the pooled features (B, D), then the classifier. Dropout is active in the head's training mode."""
-    step = partial(_dropout_head, path, dropout) if dropout > 0 else partial(run_module, path)
-    return Block("head", (path,), step)
+    return Block("head", (path,), with_dropout(path, dropout, partial(run_module, path)))
 
 
-def _dropout_head(path: str, dropout: float, net: nn.Module, x_BD: Tensor) -> Tensor:
-    head = net.get_submodule(path)
-    return head(F.dropout(x_BD, dropout, head.training))
+def with_dropout(path: str, dropout: float, step: Step) -> Step:
+    """A step whose input passes dropout first, while the module at a path is in training mode."""
+    return partial(_dropped, path, dropout, step) if dropout > 0 else step
+
+
+def _dropped(path: str, dropout: float, step: Step, net: nn.Module, x: Tensor) -> Tensor:
+    return step(net, F.dropout(x, dropout, net.get_submodule(path).training))

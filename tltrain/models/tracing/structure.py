@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 
 from torch import nn
 
@@ -33,10 +33,10 @@ def units(net: nn.Module, head: str) -> list[str]:
 
     In a network without such a container (GoogLeNet) its own children are the units, and in plain rows of layers (VGG) each convolution.
     """
-    found = [path for path in _units(net, "") if not _within(head, path)]
+    found = [path for path in _units(net, "") if not within(head, path)]
     if len(found) > 1:
         return found
-    found = [name for name, child in net.named_children() if _is_block(child) and not _within(head, name)]
+    found = [name for name, child in net.named_children() if _is_block(child) and not within(head, name)]
     if len(found) > 1:
         return found
     return [path for path, module in net.named_modules() if path != head and _is_weight(module)]
@@ -79,9 +79,9 @@ def _by_containers(net: nn.Module, head: str) -> dict[str, tuple[str, ...]]:
     names = [STEM, *named, HEAD]
     owner, passed = {}, 0
     for part in parts_of(net, ""):
-        at = next((i for i, unit in enumerate(named, 1) if _within(part, unit)), None)
+        at = next((i for i, unit in enumerate(named, 1) if within(part, unit)), None)
         passed = passed if at is None else max(passed, at)
-        owner[part] = len(names) - 1 if _within(part, head) else at or min(passed + 1, len(named)) * bool(passed)
+        owner[part] = len(names) - 1 if within(part, head) else at or min(passed + 1, len(named)) * bool(passed)
     owns = owned(net, owner, len(names))
     return {name: paths for name, paths in zip(names[:-1], owns[:-1], strict=True) if paths}
 
@@ -113,8 +113,14 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, object]]:
     yield from module.named_buffers(recurse=False, remove_duplicate=False)
 
 
-def _within(path: str, place: str) -> bool:
+def within(path: str, place: str) -> bool:
     return path == place or path.startswith(place + ".")
+
+
+def around(*paths: str) -> str:
+    """The path of the innermost module around some, "" for the net itself."""
+    together = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, together))
 
 
 def _join(path: str, name: str) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from tltrain.models.chain import Block
-
-
-class CannotCut(Exception):
-    """A network that cannot be cut. Its text says why, in a few words that follow a colon: `the tracer stops at rearrange()`."""
+from tltrain.models.tracing.cuts import Cuts, used
+from tltrain.models.tracing.program import Instruction, Ref
+from tltrain.models.tracing.steps import head_block, with_dropout
+from tltrain.models.tracing.structure import HEAD, STEM, around, owned, parts_of, units, within
+from tltrain.models.tracing.tracer import CannotCut, Tracer, ghost, traced
+from tltrain.models.tracing.valued import ValuedTracer, images_of
 
 
 def traced_blocks(
@@ -23,18 +29,21 @@ def traced_blocks(
     leaf_functions: Sequence[Callable[..., Any]] = (),
     leaf_modules: Sequence[type[nn.Module]] = (),
     forward_defaults: Mapping[str, Any] | None = None,
+    with_values: bool = False,
     channels_last: tuple[str, ...] = (),
 ) -> list[Block]:
     """The blocks of any network that torch.fx can trace, the head last. All have steps, so the network can be cut between any two.
 
-    Blocks are the elements of the innermost repeated containers (`layer1.0`, `blocks.3`), or the smallest containers around them that
-    can be cut. What comes before the first is `stem`; the final norm and the pooling belong to the last before `head`.
+    Blocks are the elements of the innermost repeated containers (`layer1.0`, `blocks.3`), or the fewest of them together that can be
+    cut from the rest. What comes before the first is `stem`; the final norm and the pooling belong to the last before `head`. A weight
+    that two blocks read belongs to the first: while that one is frozen, so is the weight.
 
     net: maps normalised images (B, 3, size, size) to logits (B, classes), on any device, meta included. Its weights are not read.
-    head: path of the linear classifier, which must take the pooled features (B, D) alone and give the logits.
+    head: path of the linear classifier, which must take the pooled features (B, D) alone.
     dropout: probability for the input of the head.
     leaf_functions, leaf_modules: functions (as the network's modules call them by name) and classes of modules that are not traced into.
     forward_defaults: values of the optional arguments of the net's forward. Those left out keep their own defaults.
+    with_values: whether the trace knows the shapes of images of this size, and the types. Networks of transformers ask for them.
     channels_last: as in `Block`.
     Raises CannotCut; `grouped_blocks` then gives blocks that run whole:
 
@@ -43,4 +52,126 @@ def traced_blocks(
         except CannotCut as why:
             return grouped_blocks(net, head, str(why))
     """
-    raise CannotCut("tracing comes with the next commit")
+    bare = ghost(net)
+    found = units(net, head)
+    kinds = {type(net.get_submodule(path)) for path in found} - {nn.Sequential, nn.ModuleList, nn.ModuleDict}
+    make = partial(ValuedTracer, images=images_of(bare, size), units={*found, head}) if with_values else Tracer
+    program, output = traced(bare, {*found, head}, (*leaf_modules, *kinds), leaf_functions, forward_defaults or {}, make)
+    if not isinstance(output, Ref):
+        raise CannotCut("its forward returns more than logits")
+    lean, output = used(program, output)
+    try:
+        cuts = Cuts(bare, lean, output, size)
+    except Exception as error:  # whatever a network's code raises at a size, or at tensors without values
+        raise CannotCut(f"it cannot be run without values ({str(error).strip().splitlines()[0][:120]})") from error
+    calls = _calls(cuts, found)
+    places = [*_places(cuts, calls, _head_place(cuts, head))]
+    steps = [cuts.segment(start, stop) for start, stop in pairwise([0, *places])]
+    end = head_block(head, dropout)
+    if len(lean) > places[-1] + 1:
+        end = replace(end, step=with_dropout(head, dropout, cuts.segment(places[-1], len(lean))))
+    if cuts.baked:
+        steps[0] = replace(steps[0], size=size)
+    owns = owned(net, _owners(net, head, cuts, places), len(places) + 1)
+    inside = [[path for path, (first, _) in calls.items() if start < first <= stop] for start, stop in pairwise([0, *places])]
+    layouts = _layouts(cuts, places, channels_last)
+    blocks = [
+        Block(name, paths, step, calls=tuple(called), channels_last=layouts)
+        for name, paths, step, called in zip(_names(inside), owns, steps, inside, strict=False)
+    ]
+    return [*blocks, end]
+
+
+def _layouts(cuts: Cuts, places: Sequence[int], faster: tuple[str, ...]) -> tuple[str, ...]:
+    """On which devices images are channels_last: everywhere, where the network itself turns features so (transformers' ConvNeXt).
+
+    Features behind a cut are given in the layout of the images, and in another one than the network's own their bits would differ.
+    """
+    values = [cuts.values[cuts.living(place) or 0][0] for place in places]
+    turned = any(v.ndim == 4 and not v.is_contiguous() and v.is_contiguous(memory_format=torch.channels_last) for v in values)
+    return ("cpu", "cuda") if turned else faster
+
+
+def _head_place(cuts: Cuts, head: str) -> int:
+    """The place right before the head."""
+    calls = [each for each in cuts.instructions if each.op == "module" and each.target == head]
+    if len(calls) != 1:
+        raise CannotCut(f"its classifier {head} is called {len(calls)} times")
+    place = calls[0].number - 1
+    if cuts.living(place) is None or calls[0].args != (Ref(cuts.living(place) or 0),) or calls[0].kwargs:
+        raise CannotCut(f"its classifier {head} takes more than one tensor")
+    return place
+
+
+def _calls(cuts: Cuts, found: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """The units that are called, in the order of their first call, with the numbers of the first and the last."""
+    calls: dict[str, tuple[int, int]] = {}
+    known = set(found)
+    for each in cuts.instructions:
+        if each.op == "module" and each.target in known:
+            path = str(each.target)
+            calls[path] = (calls.get(path, (each.number, 0))[0], each.number)
+    return calls
+
+
+def _places(cuts: Cuts, calls: Mapping[str, tuple[int, int]], end: int) -> list[int]:
+    """Where the blocks end, in order; the last is the place before the head.
+
+    Between two units lies what feeds the second, unless its name stands nearer to the first. The stem ends as late as it can.
+    """
+    order = [(path, first, last) for path, (first, last) in calls.items() if first <= end]
+    places = []
+    if order:
+        stem = [place for place in range(1, order[0][1]) if cuts.living(place) is not None]
+        places += stem[-1:]
+    done = 0
+    for (path, _, last), (following, first, _) in pairwise(order):
+        done = max(done, last)
+        nearer = [each.number for each in cuts.instructions[done : first - 1] if _is_nearer(each, path, following)]
+        choice = [place for place in range(done, first) if cuts.living(place) is not None]
+        choice = [place for place in choice if place >= max(nearer, default=0)] or choice
+        places += choice[:1]
+    return [*places, end]
+
+
+def _is_nearer(each: Instruction, one: str, other: str) -> bool:
+    """Whether a module that is called shares more of its path with one unit than with the other."""
+    if each.op != "module":
+        return False
+    return len(around(str(each.target), one)) > len(around(str(each.target), other))
+
+
+def _owners(net: nn.Module, head: str, cuts: Cuts, places: Sequence[int]) -> dict[str, int]:
+    """The block of each part of the net (`parts_of`): the first that calls or reads it. What none does belongs to the next in order."""
+    parts = list(parts_of(net, ""))
+    owner: dict[str, int] = dict.fromkeys(parts_of(net.get_submodule(head), head), len(places))
+    for each in cuts.instructions:
+        if each.op in ("module", "attribute"):
+            block = sum(each.number > place for place in places)
+            for part in _parts(net, str(each.target)):
+                owner.setdefault(part, block)
+    following = len(places) - 1
+    for part in reversed(parts):
+        following = owner.setdefault(part, following) if part not in owner or owner[part] < len(places) else following
+    return {part: owner[part] for part in parts}
+
+
+def _parts(net: nn.Module, path: str) -> Iterable[str]:
+    """The parts that stand for a module, a parameter or a buffer."""
+    parent, _, name = path.rpartition(".")
+    module = net.get_submodule(parent)
+    if name in module._modules:
+        return parts_of(net.get_submodule(path), path)
+    return [path if any(True for _ in module.children()) else parent]
+
+
+def _names(inside: Sequence[Sequence[str]]) -> list[str]:
+    """Names for blocks of these units: the unit, the container around several if it holds no other, else the first."""
+    names = []
+    for number, paths in enumerate(inside):
+        others = [path for group in (*inside[:number], *inside[number + 1 :]) for path in group]
+        container = around(*paths) if len(paths) > 1 else ""
+        name = paths[0] if paths else STEM
+        name = container if container and not any(within(path, container) for path in others) else name
+        names.append(f"net.{name}" if name == HEAD or (name == STEM and number) else name)
+    return names
