@@ -18,7 +18,7 @@ ROOMS = (
     "core/output", "core",
     "data", "data/sources",
     "runs", "runs/trackers", "runs/report",
-    "models/weight_files", "models", "models/tracing", "models/timm", "models/families",
+    "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",
     "distributed", "distributed/strategies",
     "cache",
     "planning",

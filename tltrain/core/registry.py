@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, str]] = {
         "resnet": "tltrain.models.families.resnet:FAMILY",
         "vit": "tltrain.models.families.vit:FAMILY",
         "timm": "tltrain.models.families.timm:FAMILY",
+        "hf": "tltrain.models.families.transformers_hub:FAMILY",
     },
     "sources": {
         "cifar10": "tltrain.data.sources.arrays:CIFAR10",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -26,7 +26,7 @@ from tltrain.models.weight_files.names import listed
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
 _HEAD, _MAY_DIFFER = "classifier.", ("classifier.", "pooler.", "vit.pooler.")
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype")
-_REFUSED = {
+REFUSED = {
     "auto_map": "that is code of its own, which is never run here; take weights that are a plain ViT",
     "quantization_config": "quantised weights cannot be fine-tuned here; take the plain ones (float32, float16 or bfloat16)",
     "attn_implementation": "attention is PyTorch's here, and no kernels are fetched; take the key out of config.json",
@@ -59,7 +59,7 @@ def check_config(values: Mapping[str, Any], origin: str) -> None:
 
     Raises UserError if it would load custom code or kernels, if the weights are quantised, and for sizes outside the limits.
     """
-    for key, remedy in _REFUSED.items():
+    for key, remedy in REFUSED.items():
         if values.get(key) not in (None, {}, "eager", "sdpa"):
             raise UserError(f"{origin} sets {key} to {untrusted.cut(values[key])}; {remedy}")
     for key, most in _MOST.items():
@@ -79,37 +79,52 @@ def _config(values: Mapping[str, Any], origin: str) -> ViTConfig:
         raise UserError(f"{origin} is the configuration of no ViT: {type(error).__name__}: {error}") from error
 
 
-def download(repo: str, *, network: bool) -> Path:
+def download(repo: str, *, network: bool, weights: bool | None = None) -> Path:
     """The local folder of a hub repository: the hub's cache where that is complete, otherwise a download. Raises UserError.
 
+    weights: whether they are needed beside the configuration. None: only with a network.
     A complete cache makes no request to the hub. So a run keeps the revision that it began with.
     """
-    patterns = [_CONFIG, _PROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
+    weights = network if weights is None else weights
+    patterns = [_CONFIG, _PROCESSOR, *(("model*.safetensors", "model.safetensors.index.json") if weights else ())]
     try:
         cached = Path(snapshot_download(repo, local_files_only=True))
     except (OSError, HFValidationError):
         cached = None
-    if cached is not None and (cached / _PROCESSOR).exists() and _is_usable(cached, weights=network):
+    if cached is not None and (cached / _PROCESSOR).exists() and _is_usable(cached, weights=weights):
         return cached
     if network and constants.HF_HUB_OFFLINE:
         reason = "it is not in the hub's cache, and HF_HUB_OFFLINE is set: nothing is downloaded"
     elif network:
         try:
             folder = Path(snapshot_download(repo, allow_patterns=patterns))
+        except GatedRepoError:
+            reason = "it asks for conditions to be accepted: do so on its page, and log in with `hf auth login`"
+        except RepositoryNotFoundError:
+            reason = "the hub has no such repository, or a private one"
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             reason = str(error).splitlines()[0]
         else:
-            if _is_usable(folder, weights=True):
+            if _is_usable(folder, weights=weights):
                 return folder
-            reason = f"the repository has no {_CONFIG} with model.safetensors"
+            reason = f"the repository has no {_CONFIG}" + " with model.safetensors" * weights
     else:
         reason = "it is not in the hub's cache, and nothing is downloaded here"
-    if cached is not None and _is_usable(cached, weights=network):
+    if cached is not None and _is_usable(cached, weights=weights):
         return cached  # a repository without a preprocessor configuration
     raise UserError(
         f"weights {repo!r} are neither a folder here nor a hub repository that can be read ({reason}). On a machine with a network, "
         f"`hf download {repo}` puts it into the hub's cache (HF_HOME); or give the path of a folder"
     )
+
+
+def is_vit(folder: Path) -> bool:
+    """Whether a save_pretrained folder is of a ViT. True for a configuration that cannot be read, which `read_card` then says."""
+    try:
+        raw = untrusted.read_json(folder / _CONFIG)
+    except UserError:
+        return True
+    return not isinstance(raw, dict) or raw.get("model_type") == "vit"
 
 
 def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
@@ -122,7 +137,7 @@ def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
     except (OSError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{folder / _CONFIG} cannot be read: {error}") from error
     if (kind := raw.get("model_type")) != "vit":
-        raise UserError(f"{folder / _CONFIG} has model_type {kind!r}; of transformers' networks only 'vit' can be used")
+        raise UserError(f"{folder / _CONFIG} has model_type {kind!r}, which is no vit; set backbone.name to null or hf:{kind}")
     config: Any = _config(raw, str(folder / _CONFIG))
     if config.num_channels != 3:
         raise UserError(f"{folder / _CONFIG} has num_channels {config.num_channels}; images here have 3")
@@ -132,7 +147,7 @@ def read_card(folder: Path) -> tuple[WeightsMetadata, tuple[str, ...]]:
     half, size = (0.5, 0.5, 0.5), config.image_size
     card = WeightsMetadata("vit", _plain(config), half, half, size, size, "bilinear", classes)
     if (folder / _PROCESSOR).exists():
-        return checked(_with_processor(card, folder), str(folder / _PROCESSOR)), ()
+        return checked(with_processor(card, folder), str(folder / _PROCESSOR)), ()
     return checked(card, str(folder / _CONFIG)), (f"it has no {_PROCESSOR}: mean and std are 0.5, the size is the configuration's, {size}",)
 
 
@@ -182,13 +197,14 @@ def _plain(config: ViTConfig) -> dict[str, Any]:
     return {**{k: v for k, v in values.items() if k not in _VOLATILE}, "architectures": ["ViTForImageClassification"]}
 
 
-def _with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
+def with_processor(card: WeightsMetadata, folder: Path) -> WeightsMetadata:
+    """Metadata with the preprocessing of a save_pretrained folder. Raises UserError for one that cannot be followed."""
     try:
         processor: Any = ViTImageProcessor.from_pretrained(folder)
     except Exception as error:  # as in _config: many types of errors
         raise UserError(f"{folder / _PROCESSOR} cannot be read: {type(error).__name__}: {error}") from error
     if getattr(processor, "auto_map", None):
-        raise UserError(f"{folder / _PROCESSOR} sets auto_map to {untrusted.cut(processor.auto_map)}; {_REFUSED['auto_map']}")
+        raise UserError(f"{folder / _PROCESSOR} sets auto_map to {untrusted.cut(processor.auto_map)}; {REFUSED['auto_map']}")
     resize = processor.size.shortest_edge or _side(processor.size)
     size = _side(processor.crop_size) if processor.do_center_crop and processor.crop_size else _side(processor.size)
     interpolations: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}

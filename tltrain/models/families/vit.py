@@ -133,11 +133,17 @@ class VitFamily(Family):
                 raise
             note = "it is not in the hub's cache: size, mean and std are assumed from the name"
             return WeightsSource(self, self.default_card(name), f"hub {weights}", None, (note,))
+        if name is None and not hf_hub.is_vit(folder):
+            return None
         return self._pretrained(folder, f"hub {weights} at revision {folder.name[:12]}")
 
     def read_folder(self, folder: Path) -> WeightsSource | None:
         """Find weights in a folder written by save_pretrained. Raises UserError."""
-        return self._pretrained(folder, str(folder)) if (folder / "config.json").is_file() else None
+        if not (folder / "config.json").is_file():
+            return None
+        from tltrain.models import hf_hub
+
+        return self._pretrained(folder, str(folder)) if hf_hub.is_vit(folder) else None
 
     def _pretrained(self, folder: Path, origin: str) -> WeightsSource:
         from tltrain.models import hf_hub
