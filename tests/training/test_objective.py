@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ from digit_files import digit_image
 from plain_loop import PlainBatch, PlainLoss, PlainNet, plain_stage
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
 from benchmarks import plants, trials, world
 from benchmarks.world import Trial
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe, validate
 from tltrain.data import Split, open_images
-from tltrain.data.sampler import SampleRef, SampleStream
+from tltrain.data.sampler import SampleRef, SampleStream, derive_seed
 from tltrain.data.views import Preprocess, Views
 from tltrain.runs.metrics_log import read_rows
 from tltrain.training import experiment
@@ -226,3 +228,87 @@ def test_every_forward_drops_something_else(photos: Path, tmp_path: Path) -> Non
     assert len(lines) == 2 * 2 * 2 * 2, "stages, steps, micro-batches, processes"
     assert {line.rpartition(" ")[0] for line in lines} == {"(3, 128)"}
     assert len(set(lines)) == len(lines)
+
+
+class PlainLora(nn.Module):
+    """A network whose linear layers have W + alpha / rank * B @ A in place of W. Only A, B and the head train."""
+
+    def __init__(self, net: nn.Module, seed: int, rank: int, alpha: float, head: str) -> None:
+        super().__init__()
+        self.net, self.scale, self.head, self.added = [net], alpha / rank, head, nn.ParameterDict()  # in a list: no submodule
+        generator = torch.Generator().manual_seed(seed)
+        for name, module in net.named_modules():
+            if isinstance(module, nn.Linear) and name != head:
+                bound = module.in_features**-0.5
+                a = torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator)
+                self.added[f"{name}/a".replace(".", "|")] = nn.Parameter(a.double())
+                self.added[f"{name}/b".replace(".", "|")] = nn.Parameter(torch.zeros(module.out_features, rank, dtype=torch.float64))
+
+    def weights(self) -> dict[str, Tensor]:
+        found = dict(self.net[0].state_dict(keep_vars=True))
+        for key, a in self.added.items():
+            layer = key.replace("|", ".").removesuffix("/a")
+            if key.endswith("/a"):
+                found[f"{layer}.weight"] = found[f"{layer}.weight"] + self.scale * self.added[key.replace("/a", "/b")] @ a
+        return found
+
+    def forward(self, x_BCHW: Tensor) -> Any:
+        return torch.func.functional_call(self.net[0], self.weights(), (x_BCHW,))
+
+    def state_dict(self, *arguments: Any, **named: Any) -> Any:
+        return {name: tensor.detach() for name, tensor in self.weights().items()}
+
+
+@pytest.mark.usefixtures("with_head")
+def test_lora_trains_low_rank_updates_and_hands_on_plain_weights(photos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(photos, {"trains": "lora", "lora_rank": 3, "lora_alpha": 12, "lr": 0.05}, net="vit-tiny")
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    start, _ = plain_nets(recipe)
+    for parameter in start.net.parameters():
+        parameter.requires_grad_(False)
+    plain = PlainLora(start.net, derive_seed(3, "lora", 0), 3, 12, "classifier")
+    assert len(plain.added) == 2 * 4 * 6, "queries, keys, values, output and two of the MLP in each of four layers"
+    head = list(start.net.get_submodule("classifier").parameters())
+    groups = [{"params": [*plain.added.values(), *head], "lr": 0.05}]
+    student = PlainNet(plain.eval(), start.mean, start.std)
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), groups, SGD)
+    assert_equal(tmp_path / "run", losses, student)
+
+
+@pytest.mark.usefixtures("with_head")
+def test_biases_and_norms_train_and_nothing_else_below_the_head(photos: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(photos, {"trains": "biases_and_norms", "unfreeze": "layer3"})
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, _ = plain_nets(recipe)
+    norms = [f"layer{n}.0.{norm}." for n in (3, 4) for norm in ("bn1", "bn2", "downsample.1")]
+    groups = [{"params": [p for n, p in student.net.named_parameters() if n.startswith((*norms, "fc"))], "lr": 0.02}]
+    assert len(groups[0]["params"]) == 2 * len(norms) + 2
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), groups, SGD)
+    assert_equal(tmp_path / "run", losses, student)
+
+
+@pytest.mark.usefixtures("with_head")
+@pytest.mark.parametrize("limit", [0.9, 0.15])
+def test_the_average_of_the_weights_is_carried(limit: float, photos: Path, tmp_path: Path) -> None:
+    """It begins with the stage's first weights, and its decay rises from 0.1 to its limit."""
+    recipe = recipe_of(photos, {"ema": limit, "carry": "ema"})
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, _ = plain_nets(recipe)
+    average = {name: tensor.detach().clone() for name, tensor in student.net.named_parameters()}
+    steps = itertools.count()
+
+    def averaged(*_: Any) -> None:
+        step = next(steps)
+        decay = min(limit, (1 + step) / (10 + step))
+        for name, tensor in student.net.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * tensor.detach()
+
+    def optimizer(groups: Any) -> torch.optim.Optimizer:
+        made = SGD(groups)
+        made.register_step_post_hook(averaged)
+        return made
+
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), sgd(student), optimizer)
+    assert next(steps) == 4
+    student.net.load_state_dict(average, strict=False)
+    assert_equal(tmp_path / "run", losses, student)

@@ -43,8 +43,8 @@ class RunRecord:
 
     @property
     def best(self) -> Row | None:
-        """The val row of the best weights. Every improvement is marked when it is logged, so the last marked row is the best."""
-        return next((row for row in reversed(self.of_kind("val")) if row.get("best")), None)
+        """The row of val, or of a blend, of the best weights. Every improvement is marked when it is logged: the last one is the best."""
+        return next((row for row in reversed(self.rows) if row["kind"] in ("val", "blend") and row.get("best")), None)
 
     @cached_property
     def stage_steps(self) -> list[int]:

@@ -102,7 +102,8 @@ def _learning(run: RunRecord) -> Html | None:
     if not train and not val:
         return None
     spans = _spans(run)
-    charts = [chart for chart in (_loss_chart(run, spans), _select_chart(run, spans), _lr_chart(run, spans)) if chart is not None]
+    curves = (_loss_chart(run, spans), _select_chart(run, spans), _lr_chart(run, spans), *map(_blend_chart, run.of_kind("blend")))
+    charts = [chart for chart in curves if chart is not None]
     stages = el("div", el("h3", "Stages"), _stage_table(run))
     return el("section", el("h2", "Learning"), el("div", *charts, stages, class_="pair"))
 
@@ -130,8 +131,7 @@ def _finite(points: list[Point]) -> list[float]:
 
 
 def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
-    lines = [Line("train", _curve(run, "train", "loss"), "s0"), Line("val", _curve(run, "val", "loss"), "s1", dots=True)]
-    lines = [line for line in lines if _finite(list(line.points))]
+    lines = [line for line in (Line("train", _curve(run, "train", "loss"), "s0"), *_val_lines(run, "loss")) if _finite(list(line.points))]
     if not lines:
         return None
     top = max(y for line in lines for y in _finite(list(line.points)))
@@ -143,9 +143,10 @@ def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
 
 def _select_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     select = "top1" if run.recipe.select == "loss" else run.recipe.select  # the loss has its own chart
-    line = Line("val", _curve(run, "val", select), "s1", dots=True)
-    values = _finite(list(line.points))
-    if not values:
+    lines = [line for line in _val_lines(run, select) if _finite(list(line.points))]
+    values = [value for line in lines for value in _finite(list(line.points))]
+    values += [number(row, select) for row in run.of_kind("blend") if math.isfinite(number(row, select))]
+    if not lines:
         return None
     y, unit, scale = axis(min(values), max(values)), "", 1
     if metric(select).is_share:
@@ -155,7 +156,24 @@ def _select_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     if (row := run.best) is not None and math.isfinite(number(row, select)):
         best = ((float(run.at(row)), number(row, select)), f"best weights, {metric_value(select, number(row, select))}")
     title = f"Val {metric_name(select)}{unit}"
-    return line_chart(title, [line], y, lambda v: f"{scale * v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans, best=best)
+    return line_chart(title, lines, y, lambda v: f"{scale * v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans, best=best)
+
+
+def _val_lines(run: RunRecord, key: str) -> list[Line]:
+    """The curves of one val metric: of the weights that `select` looks at, and where a stage keeps an average, of the other ones."""
+    kinds = (("val", "", "s1"), ("val, average", "ema_", "s3"), ("val, not averaged", "last_", "s4"))
+    return [Line(label, _curve(run, "val", f"{prefix}{key}"), style, dots=True) for label, prefix, style in kinds]
+
+
+def _blend_chart(row: Mapping[str, Any]) -> Html:
+    """Val loss of the blends of a stage's start and end."""
+    points = [(100 * float(share), float(loss)) for share, _, loss in row["curve"]]
+    values = _finite(points)
+    best = ((100 * number(row, "share"), number(row, "loss")), f"handed on: {number(row, 'share'):.0%} of the end")
+    y, title = axis(min(values), max(values)), f"Val loss between start and end of stage {row['stage']}"
+    return line_chart(
+        title, [Line("val", points, "s1", dots=True)], y, lambda v: f"{v:.4g}", x_label="share of the end, %", x_top=100, best=best
+    )
 
 
 def _lr_chart(run: RunRecord, spans: list[Span]) -> Html | None:
@@ -185,7 +203,12 @@ def _stage_table(run: RunRecord) -> Html:
         time = duration(number(end, "seconds") - before) if end else DASH  # stage_end rows hold the seconds of the whole run so far
         before = number(end, "seconds") if end else math.nan
         rows.append([stage.name, stage.unfreeze, f"{stage.lr:.3g}", count(run.stage_steps[i]), how, time, metric_value(select, best)])
-    return parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
+    table = parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
+    kept = [row["stage"] for row in run.of_kind("stage_end") if row.get("unchanged")]
+    if not kept:
+        return table
+    text = f"On val nothing that {' and '.join(kept)} trained was better than the weights it started from, so it handed on those."
+    return join(table, el("p", text, class_="note under"))
 
 
 def _errors(run: RunRecord) -> Html | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,16 @@ def blend(strategy: Strategy, start: Mapping[str, Tensor], spec: Stage, evaluate
     for share in SHARES:
         strategy.put(strategy.trained(mix([first, last], [1 - share, share])))
         found.append((share, evaluate()))
-    share, figures = found[0]
-    for other, candidate in found[1:]:
-        tie = candidate[select] == figures[select] and candidate["loss"] < figures["loss"]
-        if tie or is_better(candidate[select], figures[select], select):
-            share, figures = other, candidate
+    share, figures = chosen(found, select)
     curve = tuple((s, float(f[select]), float(f["loss"])) for s, f in found)
     return Blend(share, figures, curve, lora.merged(mix([first, last], [1 - share, share]), spec))
+
+
+def chosen(found: Sequence[tuple[float, dict[str, Any]]], select: str) -> tuple[float, dict[str, Any]]:
+    """The (share, metrics) that is best by `select`. Of equal ones the one with the lowest val loss, then the one that is nearest to the
+    start."""
+    share, figures = found[0]
+    for other, candidate in found[1:]:
+        if is_better(candidate, figures, select):
+            share, figures = other, candidate
+    return share, figures
