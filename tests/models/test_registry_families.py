@@ -217,7 +217,7 @@ def test_our_own_families_are_what_they_say() -> None:
         assert Family in type(registry.find("families", name, "")).__mro__
 
 
-def test_transformers_is_loaded_for_a_vit_alone(tmp_path: Path) -> None:
+def test_transformers_is_loaded_for_a_vit_alone_and_timm_for_neither(tmp_path: Path) -> None:
     (tmp_path / "micro.yaml").write_text(json.dumps(trials.recipe(stages=[HEAD])))
     code = """
 import sys
@@ -226,9 +226,9 @@ from tltrain.cli.main import main
 assert main(["recipes", "--backbones"]) == 0
 assert main(["train", "micro.yaml", "--folder", "run"]) == 0
 assert main(["predict", "run", "run/preview.png"]) == 0
-assert "transformers" not in sys.modules
+assert not {"transformers", "timm"} & set(sys.modules)
 assert main(["plan", "micro.yaml", "--backbone.name", "vit-tiny", "--backbone.weights", "None"]) == 0
-assert "transformers" in sys.modules
+assert "transformers" in sys.modules and "timm" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
