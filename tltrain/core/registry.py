@@ -55,6 +55,7 @@ KINDS: dict[str, dict[str, str]] = {
     "exporters": {
         "hf": "tltrain.evaluation.exporters.hf:EXPORTER",
         "torchvision": "tltrain.evaluation.exporters.torchvision:EXPORTER",
+        "timm": "tltrain.evaluation.exporters.timm:EXPORTER",
         "onnx": "tltrain.evaluation.exporters.onnx:EXPORTER",
         "torch-export": "tltrain.evaluation.exporters.torch_export:EXPORTER",
     },

@@ -110,11 +110,21 @@ def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> 
     """Build the net and load this state in fp32. A head that the state lacks is set to zero."""
     with torch.device("meta"):
         net = family.build(card, _num_classes(card))
+    if _has_tables(net):
+        with torch.random.fork_rng(devices=[]):
+            net = family.build(card, _num_classes(card))
     head = {name: torch.zeros(t.shape) for name, t in net.state_dict().items() if name not in state}
     # copies: tensors read from a safetensors file are memory-mapped, and the file may be replaced while the run goes on
     own = {name: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for name, t in state.items()}
     net.load_state_dict({**head, **own}, assign=True)
     return net
+
+
+def _has_tables(net: nn.Module) -> bool:
+    """Whether the net has tensors that no state dict has, such as Swin's masks and DINOv3's rotary tables. It computes them when built."""
+    kept = net.state_dict()
+    plain = any(isinstance(value, Tensor) for module in net.modules() for value in vars(module).values())
+    return plain or any(name not in kept for name, _ in net.named_buffers())
 
 
 def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:

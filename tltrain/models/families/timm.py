@@ -115,7 +115,16 @@ class TimmFamily(Family):
             return state  # the caller says what is missing, by name
 
     def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
-        return None
+        """transformers' wrapper of the same network. It needs timm where it is used, too."""
+        from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+        said = networks.export_config(card)
+        own: Any = {key: said[key] for key in ("architecture", "model_args", "pretrained_cfg")}
+        config = TimmWrapperConfig(**own, num_labels=said["num_classes"])  # type: ignore[call-arg]  # of every PreTrainedConfig
+        with torch.random.fork_rng(devices=[]):
+            model = TimmWrapperForImageClassification(config).eval()
+        model.timm_model.load_state_dict(net.state_dict(), strict=True)
+        return model
 
 
 FAMILY = TimmFamily()

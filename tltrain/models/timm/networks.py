@@ -31,6 +31,22 @@ _OURS = (
 """Arguments of `timm.create_model` that a hub's configuration may not set."""
 
 
+_SOURCES = (
+    "url",
+    "file",
+    "state_dict",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "source",
+    "custom_load",
+    "tag",
+    "license",
+    "origin_url",
+    "paper_ids",
+)
+"""What timm's configuration says of its own weights, which an export does not hold."""
+
+
 def library() -> ModuleType:
     """The package timm. Raises UserError where it is not installed."""
     try:
@@ -118,14 +134,11 @@ def build(card: WeightsMetadata, num_classes: int) -> nn.Module:
 
 def _create(card: WeightsMetadata, num_classes: int, **more: Any) -> nn.Module:
     timm, (architecture, _) = library(), split(card.name)
-    arguments = {key: value for key, value in _model_args(card).items() if value is not None}
-    if takes_size(card):
-        arguments["img_size"] = card.size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's own, about its own modules
             net: nn.Module = timm.create_model(
-                architecture, pretrained_cfg=config_of(card) or None, num_classes=num_classes, **arguments, **more
+                architecture, pretrained_cfg=config_of(card) or None, num_classes=num_classes, **arguments(card), **more
             )
     except Exception as error:  # timm's constructors raise many types of errors for sizes and arguments that they do not take
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
@@ -143,6 +156,31 @@ def _model_args(card: WeightsMetadata) -> dict[str, Any]:
     if not isinstance(arguments, dict) or set(arguments) & set(_OURS):
         raise UserError(f"the card of {card.name} has model_args {untrusted.cut(arguments)}; get the weights anew, or other ones")
     return {key: value for key, value in arguments.items() if key != "img_size"}
+
+
+def export_config(card: WeightsMetadata) -> dict[str, Any]:
+    """config.json of a network with these classes, as timm's hub has it: `timm.create_model("local-dir:…")` reads it."""
+    config = {key: value for key, value in config_of(card).items() if key not in _SOURCES}
+    shape = (3, card.size, card.size)
+    config |= {
+        "input_size": shape, "mean": card.mean, "std": card.std, "interpolation": card.interpolation, "crop_mode": "center",
+        "crop_pct": card.size / card.resize, "num_classes": len(card.classes or ()),
+    }  # fmt: skip
+    for key in ("test_input_size", "test_crop_pct", "min_input_size", "label_offset", "pool_size"):
+        config.pop(key, None)
+    return {
+        "architecture": split(card.name)[0],
+        "num_classes": len(card.classes or ()),
+        "label_names": list(card.classes or ()),
+        "model_args": arguments(card),
+        "pretrained_cfg": config,
+    }
+
+
+def arguments(card: WeightsMetadata) -> dict[str, Any]:
+    """Arguments of `timm.create_model` beside the name and the number of classes."""
+    given = {key: value for key, value in _model_args(card).items() if value is not None}
+    return {**given, "img_size": card.size} if takes_size(card) else given
 
 
 def heads(card: WeightsMetadata) -> tuple[str, ...]:
