@@ -70,8 +70,8 @@ class Cuts:
         if len(living) != 1 or self.written.get(living[0], 0) > place or not isinstance(self.values[living[0]][0], Tensor):
             return None
         behind = self.instructions[place:]
-        again = self._again({n for each in behind for n in each.reads()}, place) | self._lost(behind, place, living[0])
-        return living[0] if all(self._recipe(n, living[0]) is not None for n in again if self._is_number(n)) else None
+        again = self._again({n for each in behind for n in each.reads()}, place, living[0]) | self._lost(behind, place, living[0])
+        return living[0] if all(self._can_run_again(n) or self._recipe(n, living[0]) is not None for n in again) else None
 
     def segment(self, start: int, stop: int) -> Segment:
         """The step from one place to cut to another: instructions start + 1 to stop, and before them what must be computed again."""
@@ -79,14 +79,14 @@ class Cuts:
         assert living is not None, "else it is no place to cut"
         assert result is not None, "else it is no place to cut"
         own = self.instructions[start:stop]
-        again = self._again({n for each in own for n in each.reads()}, start)
+        again = self._again({n for each in own for n in each.reads()}, start, living)
         lost = self._lost(own, start, living)
         lines = [self._once_more(n, living) for n in sorted(again)]
         return segment([*lines, *(self._once_more(each.number, living) if each.number in lost else each for each in own)], living, result)
 
     def _lost(self, instructions: Iterable[Instruction], place: int, living: int) -> set[int]:
         """Numbers that these instructions behind a place would read from tensors that do not live there."""
-        numbers = (each for each in instructions if self._is_number(each.number))
+        numbers = (each for each in instructions if not self._can_run_again(each.number) and each.number in self.fixed)
         return {each.number for each in numbers if any(n <= place and n != living for n in each.reads() - self.fixed)}
 
     def _fixed(self, net: nn.Module) -> set[int]:
@@ -99,10 +99,11 @@ class Cuts:
                 fixed.add(each.number)
         return fixed
 
-    def _is_number(self, number: int) -> bool:
-        return number in self.fixed and not _holds_tensor(self.values[number][0])
+    def _can_run_again(self, number: int) -> bool:
+        """Whether a fixed value comes from fixed values alone. Others are numbers that a tensor of images was asked for."""
+        return number in self.fixed and self.instructions[number - 1].reads() <= self.fixed
 
-    def _again(self, numbers: Iterable[int], place: int) -> set[int]:
+    def _again(self, numbers: Iterable[int], place: int, living: int) -> set[int]:
         """Which fixed values from before a place must be had again behind it, for these numbers to be read there."""
         again: set[int] = set()
         to_do = [n for n in numbers if n <= place and n in self.fixed]
@@ -110,21 +111,22 @@ class Cuts:
             number = to_do.pop()
             if number not in again:
                 again.add(number)
-                to_do += [] if self._is_number(number) else self.instructions[number - 1].reads()
+                to_do += [] if self._recipe(number, living) is not None else self.instructions[number - 1].reads() & self.fixed
         return again
 
     def _once_more(self, number: int, living: int) -> Instruction:
-        if not self._is_number(number):
-            return self.instructions[number - 1]
         found = self._recipe(number, living)
-        assert found is not None, "else it is no place to cut"
+        if found is None:
+            return self.instructions[number - 1]
         recipe = found[0]
         self.baked |= recipe is not Device and not isinstance(recipe, Dimension)
         return Instruction("function", number_from, (Ref(living), recipe), (), number)
 
     def _recipe(self, number: int, living: int) -> tuple[Any] | None:
-        """How a number follows from the living tensor, in a tuple of one. None if it does not."""
+        """How a number follows from the living tensor, in a tuple of one. None if it does not, or is no number."""
         one, other = self.values[number]
+        if number not in self.fixed or _holds_tensor(one):
+            return None
         try:
             return (_recipe(one, other, *(value.shape for value in self.values[living])),)
         except ValueError:

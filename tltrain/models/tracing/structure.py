@@ -89,14 +89,17 @@ def _by_containers(net: nn.Module, head: str) -> dict[str, tuple[str, ...]]:
 def _units(module: nn.Module, path: str) -> list[str]:
     """The units under a module. A repeated child is one, or what repeats within it is: `stages.2`, or `stages.2.blocks.1`."""
     inside = [(_join(path, name), child) for name, child in module.named_children()]
-    repeats = isinstance(module, _CONTAINERS) and _repeats(module)
+    repeats = _repeats(module)
     return list(chain.from_iterable(_units(child, at) or ([at] if repeats and _is_block(child) else []) for at, child in inside))
 
 
 def _repeats(container: nn.Module) -> bool:
-    """Whether two of its numbered children are blocks of one class, or a block is all that it holds."""
-    kinds = Counter(type(child) for name, child in container.named_children() if re.search(r"\d$", name) and _is_block(child))
-    return bool(kinds) and (max(kinds.values()) > 1 or len(container) == 1)  # type: ignore[arg-type]
+    """Whether two of a container's numbered children are blocks of one class, or a block is all it holds; of other modules all are."""
+    children = list(container.named_children())
+    kinds = Counter(type(child) for name, child in children if re.search(r"\d$", name) and _is_block(child))
+    if isinstance(container, _CONTAINERS):
+        return bool(kinds) and (max(kinds.values()) > 1 or len(children) == 1)
+    return len(kinds) == 1 and kinds.total() == len(children)
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from tltrain.models.tracing.cuts import Cuts, used
 from tltrain.models.tracing.program import Instruction, Ref
 from tltrain.models.tracing.steps import head_block, with_dropout
 from tltrain.models.tracing.structure import HEAD, STEM, around, owned, parts_of, units, within
-from tltrain.models.tracing.tracer import CannotCut, Tracer, ghost, traced
+from tltrain.models.tracing.tracer import CannotCut, Tracer, first_line, ghost, traced
 from tltrain.models.tracing.valued import ValuedTracer, images_of
 
 
@@ -52,44 +52,43 @@ def traced_blocks(
         except CannotCut as why:
             return grouped_blocks(net, head, str(why))
     """
-    bare = ghost(net)
-    found = units(net, head)
+    bare, found = ghost(net), units(net, head)
     kinds = {type(net.get_submodule(path)) for path in found} - {nn.Sequential, nn.ModuleList, nn.ModuleDict}
     make = partial(ValuedTracer, images=images_of(bare, size), units={*found, head}) if with_values else Tracer
     program, output = traced(bare, {*found, head}, (*leaf_modules, *kinds), leaf_functions, forward_defaults or {}, make)
     if not isinstance(output, Ref):
         raise CannotCut("its forward returns more than logits")
-    lean, output = used(program, output)
     try:
-        cuts = Cuts(bare, lean, output, size)
+        cuts = Cuts(bare, *used(program, output), size)
     except Exception as error:  # whatever a network's code raises at a size, or at tensors without values
-        raise CannotCut(f"it cannot be run without values ({str(error).strip().splitlines()[0][:120]})") from error
+        raise CannotCut(f"it cannot be run without values ({first_line(error)})") from error
     calls = _calls(cuts, found)
-    places = [*_places(cuts, calls, _head_place(cuts, head))]
+    return _blocks(net, cuts, calls, _places(cuts, calls, _head_place(cuts, head)), head, dropout, channels_last)
+
+
+def _blocks(
+    net: nn.Module,
+    cuts: Cuts,
+    calls: Mapping[str, tuple[int, int]],
+    places: Sequence[int],
+    head: str,
+    dropout: float,
+    channels_last: tuple[str, ...],
+) -> list[Block]:
+    """Blocks that end at these places, and the head."""
     steps = [cuts.segment(start, stop) for start, stop in pairwise([0, *places])]
-    end = head_block(head, dropout)
-    if len(lean) > places[-1] + 1:
-        end = replace(end, step=with_dropout(head, dropout, cuts.segment(places[-1], len(lean))))
+    end = replace(head_block(head, dropout), channels_last=channels_last)
+    if len(cuts.instructions) > places[-1] + 1:
+        end = replace(end, step=with_dropout(head, dropout, cuts.segment(places[-1], len(cuts.instructions))))
     if cuts.baked:
-        steps[0] = replace(steps[0], size=size)
+        steps[0] = replace(steps[0], size=cuts.size)
     owns = owned(net, _owners(net, head, cuts, places), len(places) + 1)
     inside = [[path for path, (first, _) in calls.items() if start < first <= stop] for start, stop in pairwise([0, *places])]
-    layouts = _layouts(cuts, places, channels_last)
     blocks = [
-        Block(name, paths, step, calls=tuple(called), channels_last=layouts)
+        Block(name, paths, step, calls=tuple(called), channels_last=channels_last)
         for name, paths, step, called in zip(_names(inside), owns, steps, inside, strict=False)
     ]
     return [*blocks, end]
-
-
-def _layouts(cuts: Cuts, places: Sequence[int], faster: tuple[str, ...]) -> tuple[str, ...]:
-    """On which devices images are channels_last: everywhere, where the network itself turns features so (transformers' ConvNeXt).
-
-    Features behind a cut are given in the layout of the images, and in another one than the network's own their bits would differ.
-    """
-    values = [cuts.values[cuts.living(place) or 0][0] for place in places]
-    turned = any(v.ndim == 4 and not v.is_contiguous() and v.is_contiguous(memory_format=torch.channels_last) for v in values)
-    return ("cpu", "cuda") if turned else faster
 
 
 def _head_place(cuts: Cuts, head: str) -> int:

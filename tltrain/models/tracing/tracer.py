@@ -45,7 +45,7 @@ def traced(
                 tracer.trace(net)
             except Exception as error:  # whatever a network's code raises at a value that is not there
                 if tracer.failed is None:
-                    raise CannotCut(f"{type(net).__name__}.forward cannot be traced ({_first_line(error)})") from error
+                    raise CannotCut(f"{type(net).__name__}.forward cannot be traced ({first_line(error)})") from error
                 leaves.add(tracer.failed)
                 break
             tracers.append(tracer)
@@ -92,6 +92,7 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=leaf_functions, param_shapes_constant=True)
         self.leaves, self.leaf_modules, self.forward_defaults = leaves, leaf_modules, forward_defaults
         self.failed: str | None = None
+        self.paths: dict[int, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.leaves or isinstance(m, self.leaf_modules) or super().is_leaf_module(m, module_qualified_name)
@@ -103,8 +104,21 @@ class Tracer(fx.Tracer):
             self.failed = self.failed or self.path_of_module(m)
             raise
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As fx's, but the shape of a buffer is known too."""
+        path = self.paths.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        if path is None:
+            return attr_val
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy(
+                "get_attr", path, (), {}, proxy_factory_fn=lambda node: _Kept(self, node, attr_val.shape)
+            )
+        return parameter_proxy_cache[path]
+
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The images alone are an input; other arguments of the net's forward have the values of `forward_defaults`, or their own."""
+        tensors = [*self.root.named_parameters(), *self.root.named_buffers()]
+        self.paths = {id(tensor): path for path, tensor in tensors}
         images = self.create_proxy("placeholder", "images", (), {})
 
         def forward() -> Any:
@@ -118,6 +132,31 @@ class Tracer(fx.Tracer):
         if not known and not any(a is buffer for buffer in self.root.buffers()):
             raise TypeError("it makes a tensor of its own")
         return super().create_arg(a)
+
+
+class _Kept(fx.Proxy):
+    """A parameter or a buffer, whose shape does not depend on the images."""
+
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, shape: torch.Size) -> None:
+        super().__init__(node, tracer)
+        self.__dict__["shape"] = shape
+
+    def size(self, dim: int | None = None) -> Any:
+        shape: torch.Size = self.__dict__["shape"]
+        return shape if dim is None else shape[dim]
+
+    def dim(self) -> int:
+        return len(self.size())
+
+    @property
+    def ndim(self) -> int:
+        return len(self.size())
+
+    def numel(self) -> int:
+        return int(self.size().numel())
+
+    def __len__(self) -> int:
+        return int(self.size(0))
 
 
 def _program(graph: fx.Graph) -> tuple[list[Instruction], Any]:
@@ -165,6 +204,6 @@ def _first_difference(one: tuple[list[Instruction], Any], other: tuple[list[Inst
     return None if one[1] == other[1] else ""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip().splitlines() or [type(error).__name__]
     return text[0][:120].rstrip(".")

@@ -5,11 +5,13 @@ transformers' networks compare types, unpack shapes and build masks between thei
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from tltrain.models.tracing.tracer import Tracer
 
@@ -34,7 +36,22 @@ class ValuedTracer(Tracer):
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+        if self._running:
+            return forward(*args, **kwargs)
+        if self._asks_for_sizes_alone(m, args, kwargs):
+            name = next(name for name, _ in self.root.named_parameters())
+            args = (self.create_proxy("call_function", blank, (self.create_proxy("get_attr", name, (), {}), self.images.shape[-1]), {}),)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _asks_for_sizes_alone(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a module makes of images what has no dimension of the batch: DINOv3's rotary tables, which hold for blank ones too."""
+        given = _values(args)
+        if kwargs or len(given) != 1 or getattr(given[0], "shape", None) != self.images.shape:
+            return False
+        if not self.is_leaf_module(m, self.path_of_module(m)):
+            return False
+        made = tree_leaves(self._value("call_module", self.path_of_module(m), given, {}))
+        return all(isinstance(each, Tensor) and all(map(_is_plain, each.shape)) for each in made)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """As `Tracer`'s. Of an object with logits and more, the logits are the output."""
@@ -42,19 +59,19 @@ class ValuedTracer(Tracer):
 
         def logits() -> Any:
             out = forward()
-            return getattr(out, "logits", out)
+            return out if isinstance(out, fx.Proxy) else getattr(out, "logits", out)
 
         return logits, images
 
     def proxy(self, node: fx.Node) -> ValuedProxy:
         return ValuedProxy(node, self)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **others: Any) -> Any:
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *_: Any, **__: Any) -> Any:
         """A proxy with its value, or the value itself where it is no tensor and does not depend on the size of the batch."""
         value = self._value(kind, target, _values(args), _values(kwargs))
         if kind in ("call_function", "call_method") and _is_plain(value):
             return value
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **others)
+        proxy = super().create_proxy(kind, target, args, kwargs)  # fx's own kind of proxy for parameters does not know their types
         proxy.__dict__["value"] = value
         return proxy
 
@@ -118,7 +135,12 @@ class ValuedProxy(fx.Proxy):
         return len(self.value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self.value))])
+        return iter([operator.getitem(self, i) for i in range(len(self.value))])
+
+
+def blank(parameter: Tensor, size: int) -> Tensor:
+    """One black image (1, 3, size, size), of the type and on the device that `Chain.normalise` gives images."""
+    return torch.zeros((1, 3, size, size), dtype=parameter.dtype, device=parameter.device)
 
 
 def images_of(net: nn.Module, size: int) -> Tensor:
