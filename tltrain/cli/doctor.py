@@ -44,11 +44,11 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(words: Sequence[str]) -> int:
+def doctor(argv: Sequence[str]) -> int:
     """Look at this machine: GPUs, memory, disk, network of processes, Slurm, keys and caches, with a remedy for each problem."""
     parser = Parser(prog="tltrain doctor", description=doctor.__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will stand (default: runs)")
-    folder = parser.parse_args(words).folder
+    folder = parser.parse_args(argv).folder
     checks: list[Callable[[], list[Finding]]] = [versions, gpus, memory, lambda: disk(folder), pair, slurm, wandb_key, hub_cache]
     findings: list[Finding] = []
     for check in checks:

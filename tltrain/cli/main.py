@@ -21,9 +21,9 @@ EXIT_FAILED, EXIT_USER, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
 """75: stopped and saved, the same command goes on (EX_TEMPFAIL). 130: a second Ctrl-C (128 + SIGINT)."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 the user's mistake, 75 stopped and saved."""
-    if words is None:
+    if argv is None:
         with last_resort():
             code = main(sys.argv[1:])
         if code == EXIT_INTERRUPTED:
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return code
     streams.open_missing()
     try:
-        code = _run(list(words))
+        code = _run(list(argv))
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -40,45 +40,45 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return streams.complain("interrupted; nothing was lost that a checkpoint holds", EXIT_INTERRUPTED)
     except OSError as error:
-        if isinstance(error, PermissionError) and error.filename is not None:  # somewhere on the way to what the words name
+        if isinstance(error, PermissionError) and error.filename is not None:  # a folder on the way to a path that the user gave
             return streams.complain(f"{error.filename}: permission denied; ask its owner, or name another", EXIT_USER)
         return streams.lost(error, EXIT_FAILED)
 
 
-def _run(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print_help({name: str(verb.__doc__) for name, verb in VERBS.items()})
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(__version__)
         return 0
-    if words[0] in RENAMED:
+    if argv[0] in RENAMED:
         from tltrain.core.flags import say_renamed
 
-        say_renamed(f"tltrain {words[0]}", f"tltrain {RENAMED[words[0]]}")
-    verb = VERBS.get(RENAMED.get(words[0], words[0]))
+        say_renamed(f"tltrain {argv[0]}", f"tltrain {RENAMED[argv[0]]}")
+    verb = VERBS.get(RENAMED.get(argv[0], argv[0]))
     if verb is None:
-        near = get_close_matches(words[0], VERBS, n=1)
+        near = get_close_matches(argv[0], VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"
-        raise UserError(f"tltrain has no verb {words[0]!r}; {hint}")
-    return verb(words[1:])
+        raise UserError(f"tltrain has no verb {argv[0]!r}; {hint}")
+    return verb(argv[1:])
 
 
-def train(words: Sequence[str]) -> int:
+def train(argv: Sequence[str]) -> int:
     """Fine-tune a backbone by a recipe, in stages. The same command resumes a stopped run."""
     from tltrain.core import flags
 
-    recipe, start = flags.parse("train", words)
+    recipe, start = flags.parse("train", argv)
     from tltrain.training import run
 
     return _exit_code(run.train(recipe, start)["outcome"])
 
 
-def plan(words: Sequence[str]) -> int:
+def plan(argv: Sequence[str]) -> int:
     """Print what a recipe would train: blocks of each stage, steps, memory. Reads no weights."""
     from tltrain.core import flags
 
-    recipe, start = flags.parse("plan", words)
+    recipe, start = flags.parse("plan", argv)
     from tltrain.cli.plan import show_plan
     from tltrain.core.output.console import Console
 
@@ -86,12 +86,12 @@ def plan(words: Sequence[str]) -> int:
     return 0
 
 
-def recipes(words: Sequence[str]) -> int:
+def recipes(argv: Sequence[str]) -> int:
     """List the shipped recipes; with a name, print that recipe; with --backbones, list the networks."""
     parser = parser_of("recipes", recipes)
     parser.add_argument("name", nargs="?", help="print this recipe's file, to copy and change")
     parser.add_argument("--backbones", action="store_true", help="list the networks a recipe can name")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from rich.console import Console
 
     from tltrain.core import recipe
@@ -110,16 +110,16 @@ def recipes(words: Sequence[str]) -> int:
     return 0
 
 
-def schema(words: Sequence[str]) -> int:
+def schema(argv: Sequence[str]) -> int:
     """Print the JSON schema of recipes, for editors."""
-    parser_of("schema", schema).parse_args(words)
+    parser_of("schema", schema).parse_args(argv)
     from tltrain.core.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
     return 0
 
 
-def evaluate(words: Sequence[str]) -> int:
+def evaluate(argv: Sequence[str]) -> int:
     """Evaluate a finished run again, from its folder alone, or on other images."""
     parser = parser_of("evaluate", evaluate)
     parser.add_argument("run", type=Path, help="a run folder")
@@ -127,7 +127,7 @@ def evaluate(words: Sequence[str]) -> int:
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
     parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
     from tltrain.evaluation.evaluate import evaluate as figures_of
@@ -145,19 +145,19 @@ def evaluate(words: Sequence[str]) -> int:
     return 0
 
 
-def report(words: Sequence[str]) -> int:
+def report(argv: Sequence[str]) -> int:
     """Write report.html of a run folder again."""
     parser = parser_of("report", report)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from tltrain.runs.report.write import write_report
 
     print(write_report(arguments.run, arguments.out))
     return 0
 
 
-def predict(words: Sequence[str]) -> int:
+def predict(argv: Sequence[str]) -> int:
     """Predict the classes of image files, of folders, or of paths from standard input (-)."""
     parser = parser_of("predict", predict)
     parser.add_argument("run", type=Path, help="a run folder")
@@ -169,13 +169,13 @@ def predict(words: Sequence[str]) -> int:
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a table for programs")
     parser.add_argument("--top", type=int, default=3, help="classes named for each file, the most probable first (default: 3)")
     parser.add_argument("--batch", type=int, default=64, help="images in one forward pass (default: 64)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from tltrain.cli.predict import predict_files
 
     return 0 if predict_files(arguments.run, arguments.paths, arguments.form or "table", arguments.top, arguments.batch) else EXIT_FAILED
 
 
-def export(words: Sequence[str]) -> int:
+def export(argv: Sequence[str]) -> int:
     """Write a run's network for transformers, torchvision, ONNX or torch.export, checked with their own tools."""
     from tltrain.core import registry
 
@@ -184,7 +184,7 @@ def export(words: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, metavar="NAME", help=", ".join(registry.names("exporters")))
     parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from tltrain.evaluation.exporters import export as write_export
 
     done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)
@@ -195,12 +195,12 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
-def preview(words: Sequence[str]) -> int:
+def preview(argv: Sequence[str]) -> int:
     """Draw one picture of what a recipe's network will see: samples by views of each stage."""
     parser = Parser(prog="tltrain preview", add_help=False)
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture's file (default: preview.png)")
     parser.add_argument("--rows", type=int, default=8, help="samples of each stage (default: 8)")
-    arguments, rest = parser.parse_known_args(words)
+    arguments, rest = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(rest):
         parser.print_help()  # of its own flags; those of the recipe follow
     from tltrain.core import flags
@@ -212,38 +212,38 @@ def preview(words: Sequence[str]) -> int:
     return 0
 
 
-def compare(words: Sequence[str]) -> int:
+def compare(argv: Sequence[str]) -> int:
     """Compare runs: figures with intervals, paired tests, seeds, cost, recipes; a table here and a page."""
     parser = parser_of("compare", compare)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
     parser.add_argument("--title", default="Comparison", help="its title")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from tltrain.cli.compare import compare as compare_runs
 
     print(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}")
     return 0
 
 
-def soup(words: Sequence[str]) -> int:
-    """Average the weights of finished runs, such as seeds, and say on val what that gives."""
+def soup(argv: Sequence[str]) -> int:
+    """Average the weights of finished runs, such as seeds, and evaluate the averages on val."""
     from tltrain.cli.soup import cook
 
-    return cook(parser_of("soup", soup), words)
+    return cook(parser_of("soup", soup), argv)
 
 
-def demo(words: Sequence[str]) -> int:
+def demo(argv: Sequence[str]) -> int:
     """Transfer learning in four minutes, without data or network: printed characters to handwritten digits."""
     parser = parser_of("demo", demo)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the runs and the page (default: runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="draws the labelled images and new weights (default: 0)")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     from tltrain.cli.demo import run_demo
 
     return _exit_code(run_demo(arguments.out, arguments.seed))
 
 
-def cache(words: Sequence[str]) -> int:
+def cache(argv: Sequence[str]) -> int:
     """List, verify or clear cached features, teachers' logits and base images."""
     parser = parser_of("cache", cache)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="ls|verify|clear")
@@ -256,7 +256,7 @@ def cache(words: Sequence[str]) -> int:
     clear = verbs.add_parser("clear", help="delete caches that nobody uses")
     clear.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them")
     clear.add_argument("--all", action="store_true", dest="everything", help="all of them")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.verb == "verify" and arguments.rows < 0:
         raise UserError(f"--rows is {arguments.rows}; it must be at least 0")
     if arguments.verb == "clear" and arguments.everything == bool(arguments.names):
@@ -270,18 +270,18 @@ def cache(words: Sequence[str]) -> int:
     return caches.clear(arguments.names)
 
 
-def launch(words: Sequence[str]) -> int:
+def launch(argv: Sequence[str]) -> int:
     """Start a run on all GPUs of this machine or on a Slurm cluster, show its state, or cancel it."""
     from launcher.cli import main as launcher_main
 
-    return launcher_main(words)
+    return launcher_main(argv)
 
 
-def doctor(words: Sequence[str]) -> int:
+def doctor(argv: Sequence[str]) -> int:
     """Check this machine for training, and print a remedy for each problem."""
     from tltrain.cli.doctor import doctor as examine
 
-    return examine(words)
+    return examine(argv)
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {

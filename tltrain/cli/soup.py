@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 METHODS = ("greedy", "uniform")
 
 
-def cook(parser: Parser, words: Sequence[str]) -> int:
+def cook(parser: Parser, argv: Sequence[str]) -> int:
     """Average runs, write a folder, and print a table, or everything as JSON. Raises UserError."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs of one network and data set")
     parser.add_argument("--out", type=Path, required=True, help="a new run folder for the averaged weights")
@@ -32,7 +32,7 @@ def cook(parser: Parser, words: Sequence[str]) -> int:
     parser.add_argument("--test", action="store_true", help="measure on test too")
     parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
     from tltrain.training.weights.soup import soup  # torch comes with it, which help does without

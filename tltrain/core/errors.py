@@ -67,7 +67,7 @@ def explain(error: ValidationError, origin: str, keys_at: Callable[[tuple[int | 
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError for a mistake, so that it is said as every other mistake of the user."""
+    """An argument parser that raises UserError for a mistake, so that it is printed like any other mistake of the user."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
@@ -85,7 +85,7 @@ def parser_of(verb: str, function: Callable[..., int]) -> Parser:
 
 
 def unknown_argument(arguments: Iterable[str], known: Iterable[str]) -> str:
-    """What is said of arguments that a parser does not know. known: its flags, with their dashes."""
+    """The message for arguments that a parser does not know. known: its flags, with their dashes."""
     first = next((word for word in arguments if word.startswith("-")), None)
     if first is None:
         return f"there is no place for {' '.join(arguments)}"

@@ -126,7 +126,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remedy(error: BaseException) -> str:
-    """What a person can do about a disk that refused."""
+    """The remedy for a disk that cannot be written."""
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.EPERM, errno.EACCES, errno.EROFS):
         return "This user may not write there (permissions, a read-only disk, or chattr +i): allow it, and start again"

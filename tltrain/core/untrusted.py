@@ -44,7 +44,7 @@ def parse_yaml(text: str, origin: str) -> Any:
     except UserError:
         raise
     except _ODD as error:
-        raise UserError(f"{origin} is not YAML: {_said(error)}") from error
+        raise UserError(f"{origin} is not YAML: {_describe(error)}") from error
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -79,7 +79,7 @@ def parse_json(text: str, origin: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin} is no JSON: {_said(error)}") from error
+        raise UserError(f"{origin} is no JSON: {_describe(error)}") from error
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -100,7 +100,7 @@ def cut(value: object, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, yaml.YAMLError):
         return str(error)
     text = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""How help looks."""
+"""Prints names with their descriptions, as help shows them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def two_columns(rows: dict[str, str]) -> object:
-    """Name and text, for a console of rich."""
+    """A table of names and descriptions, for rich's console."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -18,7 +18,7 @@ def two_columns(rows: dict[str, str]) -> object:
 
 
 def print_help(verbs: Mapping[str, str]) -> None:
-    """What `tltrain` says of itself. verbs: name to description."""
+    """Print the help of `tltrain`. verbs: name to description."""
     from rich.console import Console
 
     console = Console(highlight=False)
