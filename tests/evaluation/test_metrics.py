@@ -105,10 +105,17 @@ def test_full_confidence_lies_in_the_last_bin() -> None:
 
 
 def test_only_strictly_better_counts() -> None:
-    assert metric.is_better(0.5, None, "top1")
-    assert not metric.is_better(0.5, 0.5, "top1")
-    assert metric.is_better(0.4, 0.5, "loss")
-    assert not metric.is_better(float("nan"), 0.5, "top1")
+    def better(value: float, best: float | None, select: str, loss: float = 1.0, best_loss: float | None = 1.0) -> bool:
+        return metric.is_better({"loss": loss, select: value}, None if best is None else {"loss": best_loss, select: best}, select)
+
+    assert better(0.5, None, "top1")
+    assert not better(0.5, 0.5, "top1")
+    assert better(0.5, 0.5, "top1", loss=0.9)
+    assert not better(0.5, 0.5, "top1", loss=1.1)
+    assert not better(0.5, 0.5, "top1", best_loss=None)  # a checkpoint of an older version
+    assert not better(0.4, 0.5, "top1", loss=0.1)
+    assert better(0.4, 0.5, "loss")
+    assert not better(float("nan"), 0.5, "top1")
 
 
 @pytest.mark.parametrize("name", ["step", "kind", "best"])
@@ -125,4 +132,4 @@ def test_a_metric_that_is_called_like_another_value_of_a_row_is_refused_before_t
 def test_no_key_of_a_row_is_free_for_a_metric(finished_run: Path) -> None:
     rows = [row for row in read_rows(finished_run) if row["kind"] in ("val", "teacher", "test")]
     keys = set().union(*rows, json.loads((finished_run / "test_metrics.json").read_text()))
-    assert keys - set(registry.names("metrics")) == metric.RESERVED
+    assert keys - set(registry.names("metrics")) | {"share", "curve"} == metric.RESERVED  # rows of a blend hold two more

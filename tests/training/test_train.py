@@ -152,6 +152,17 @@ def test_patience_ends_the_stage_and_not_the_run(made_recipe: Made, tmp_path: Pa
     ends = [(row["stage"], row["reason"], row["step"]) for row in rows if row["kind"] == "stage_end"]
     assert ends == [("head", "finished", 4), ("still", "early", 4), ("all", "finished", 5)]
     assert [row["step"] for row in rows if row["kind"] == "val" and row["stage"] == "still"] == [0, 2, 4]  # 30 of 60 images each
+    assert [row["unchanged"] for row in rows if row["kind"] == "stage_end"] == [False, True, False]
+
+
+def test_patience_waits_while_the_loss_falls(made_recipe: Made, tmp_path: Path) -> None:
+    slow = HEAD | {"lr": 1e-4, "steps": 6, "patience": 1, "eval_epochs": 0.25}
+    train(made_recipe(stages=[slow]), RunFlags(folder=tmp_path / "run", workers=0))
+    rows = read_rows(tmp_path / "run")
+    val = [row for row in rows if row["kind"] == "val"]
+    assert len({row["top1"] for row in val}) < len(val), "the accuracy stands still here"
+    assert [row["loss"] for row in val] == sorted((row["loss"] for row in val), reverse=True)
+    assert next(row for row in rows if row["kind"] == "stage_end")["reason"] == "finished"
 
 
 @pytest.mark.parametrize("select", ["top1", "loss", "f1_macro"])
@@ -162,7 +173,7 @@ def test_the_best_is_chosen_by_what_the_recipe_selects(select: str, made_recipe:
     rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "val"]
 
     def best_by(name: str) -> list[bool]:
-        values = [-row[name] if name == "loss" else row[name] for row in rows]
+        values = [(-row[name] if name == "loss" else row[name], -row["loss"]) for row in rows]  # of equal values the lower loss
         return [all(value > earlier for earlier in values[:i]) for i, value in enumerate(values)]
 
     assert [row["best"] for row in rows] == best_by(select)

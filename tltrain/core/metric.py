@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,6 +36,13 @@ def metric(name: str) -> Metric:
     return cast(Metric, registry.find("metrics", name, f"the metric is {name!r}"))
 
 
-def is_better(value: float, best: float | None, name: str) -> bool:
-    """Whether `value` is strictly better than `best` by the metric with this name. A tie keeps the earlier weights."""
-    return best is None or (value > best if metric(name).higher_is_better else value < best)
+def is_better(figures: Mapping[str, Any], best: Mapping[str, Any] | None, select: str) -> bool:
+    """Whether val figures are better than the best so far by the metric `select`. Of equal values the lower loss is better.
+
+    On a small val set accuracy stands still while the network learns, and the loss still falls. Equal in both, the earlier weights stay.
+    """
+    if best is None:
+        return True
+    if figures[select] == best[select]:
+        return best["loss"] is not None and figures["loss"] < best["loss"]
+    return bool(figures[select] > best[select] if metric(select).higher_is_better else figures[select] < best[select])

@@ -150,7 +150,7 @@ class Stage(_Model):
     eval_epochs: float = Field(1.0, gt=0)
     """Epochs between two evaluations on val."""
     patience: int | None = Field(None, ge=1)
-    """Evaluations without a better `select` after which the stage ends early; null never."""
+    """Evaluations without a better `select` or a lower val loss after which the stage ends early; null never."""
     trains: Literal["all", "biases_and_norms", "lora"] = "all"
     """What trains in these blocks below the head: every parameter, biases and norms (BitFit), or low-rank updates (LoRA)."""
     lora_rank: int = Field(8, ge=1)

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -26,8 +26,11 @@ from torch import Tensor
 
 from tltrain.core import files
 from tltrain.core.errors import MachineError, UserError
+from tltrain.core.metric import is_better
 
 MANIFEST = "manifest.json"
+LOWER = 1e-4
+"""Share by which a val loss must fall to count as lower, as in torch's ReduceLROnPlateau. Less is rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Best:
     value: float
     stage: int
     step: int
+    loss: float | None = None
+    """Their val loss, which decides between equal values. None in checkpoints of older versions."""
+
+    def figures(self, select: str) -> dict[str, float | None]:
+        return {"loss": self.loss, select: self.value}
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,29 @@ class Progress:
     """Whether val was evaluated at this step."""
     best: Best | None = None
     stale: int = 0
-    """Evaluations in this stage since the last improvement."""
+    """Evaluations in this stage since the last improvement, of the best value in the run or of the val loss in this stage."""
     losses: tuple[float, ...] = ()
     """Loss over the global batch of each step since the last training row."""
     seconds: float = 0.0
     """Seconds of training so far, over all starts."""
+    lowest_loss: float | None = None
+    """Lowest val loss in this stage."""
+
+    def after_evaluation(self, figures: Mapping[str, Any], select: str) -> tuple[Progress, bool]:
+        """Returns (the position once val was evaluated with these figures, whether the evaluated weights are the best so far).
+
+        Patience counts an evaluation as stale if neither `select` nor the val loss improves. A loss that falls by a smaller share
+        than `LOWER` has not improved.
+        """
+        better = is_better(figures, self.best.figures(select) if self.best else None, select)
+        loss, best = figures["loss"], Best(figures[select], self.stage, self.step, figures["loss"]) if better else self.best
+        lower = self.lowest_loss is None or loss < self.lowest_loss * (1 - LOWER)
+        improved = lower or (better and (self.best is None or figures[select] != self.best.value))
+        stale, lowest_loss = 0 if improved else self.stale + 1, loss if lower else self.lowest_loss
+        return replace(self, evaluated=True, best=best, stale=stale, lowest_loss=lowest_loss), better
 
     def next_stage(self) -> Progress:
-        return replace(self, stage=self.stage + 1, step=0, evaluated=False, stale=0, losses=())
+        return replace(self, stage=self.stage + 1, step=0, evaluated=False, stale=0, lowest_loss=None, losses=())
 
     @property
     def order(self) -> tuple[int, int, bool]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tltrain.cache.frozen import InputAdapter
-from tltrain.core import metric
 from tltrain.core.errors import UserError
 from tltrain.core.output.console import Console, clock
 from tltrain.core.recipe import Recipe
@@ -29,7 +28,7 @@ from tltrain.distributed.strategies.consistency import Guard
 from tltrain.distributed.watchdog import CALLER, Watch
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import Interrupted, predict
-from tltrain.runs.checkpoint import Best, Progress, State
+from tltrain.runs.checkpoint import Progress, State
 from tltrain.training.losses.finite import NotFinite, check_finite
 from tltrain.training.losses.objective import Objective
 from tltrain.training.optim import set_lr
@@ -218,15 +217,14 @@ class _TrainLoop:
             carried = ctx.stage.spec.carry == "ema"
             figures, other = (averaged, figures) if carried else (figures, averaged)
             beside = {f"{'last' if carried else 'ema'}_{name}": value for name, value in other.items() if name != "n"}
-        better = metric.is_better(figures[select], progress.best.value if progress.best else None, select)
+        progress, better = progress.after_evaluation(figures, select)
         if better:
             best = carried_weights(ctx)
-            progress = replace(progress, best=Best(figures[select], progress.stage, progress.step))
         row = {"kind": "val", **self.ctx.stage.place(step), **figures, **beside, "best": better}
         ctx.log(row)
         ctx.console.evaluation(row, ctx.stage.epoch(ctx.stage.num_steps))
         self.clock, self.num_images = clock(), 0
-        return replace(progress, evaluated=True, stale=0 if better or progress.step == 0 else progress.stale + 1), best
+        return progress, best
 
     def save(self, progress: Progress, best: dict[str, Tensor] | None) -> Progress:
         """Collect the state of the stage and pass it to `ctx.save`."""

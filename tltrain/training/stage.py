@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tltrain.cache.cost_model import why_not_cacheable
 from tltrain.cache.frozen import FEATURES, TEACHER, FrozenModel, InputAdapter
 from tltrain.cache.planner import prefix_of, teacher_of
-from tltrain.core.metric import is_better
 from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import class_weights
@@ -29,7 +28,7 @@ from tltrain.distributed.sync_batchnorm import share_statistics
 from tltrain.models.chain import Chain, is_batch_norm, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.runs import manifest, run_dir
-from tltrain.runs.checkpoint import Best, State
+from tltrain.runs.checkpoint import State
 from tltrain.training import loop, optim
 from tltrain.training.loop import StageContext, StageResult
 from tltrain.training.losses import objective
@@ -250,11 +249,11 @@ def _blended(run: Run, ctx: StageContext, fit: StageResult) -> tuple[StageResult
     start = load_file(run_dir.stage_weights_file(run.path, run.plan[stage.index - 1].name))
     # A signal is heard at the start of the next stage: the evaluations are short beside it, and are done again by a start that is killed.
     found = blend(ctx.spread, start, stage.spec, lambda: loop.val_figures(ctx, step, lambda: False), select)
-    better = is_better(found.figures[select], fit.progress.best.value if fit.progress.best else None, select)
+    progress, better = fit.progress.after_evaluation(found.figures, select)
     run.log({"kind": "blend", **stage.place(step), **found.figures, "share": found.share, "curve": found.curve, "best": better})
     run.console.say(f"{stage.spec.name:>8}  blend: {found.share:.0%} of its end, {select} {found.figures[select]:.4f} on val")
     if better:
-        fit = replace(fit, best=found.weights, progress=replace(fit.progress, best=Best(found.figures[select], stage.index, step)))
+        fit = replace(fit, best=found.weights, progress=progress)
     return fit, found.weights
 
 
@@ -266,8 +265,14 @@ def save_stage_weights(run: Run, stage: StagePlan, fit: StageResult, last: dict[
         manifest.uncover(run.path, [file])
         write_weights(file, fit.best if stage.spec.carry in ("best", "ema") and fit.best is not None else last, run.student.card)
         manifest.cover(run.path, [file])
-    run.log({"kind": "stage_end", **stage.place(fit.progress.step), "reason": fit.reason, "seconds": fit.progress.seconds})
+    best, select = fit.progress.best, run.recipe.select
+    unchanged = stage.spec.carry in ("best", "ema") and best is not None and (best.stage, best.step) <= (stage.index, 0)
+    row = {"reason": fit.reason, "seconds": fit.progress.seconds, "unchanged": unchanged}
+    run.log({"kind": "stage_end", **stage.place(fit.progress.step), **row})
     if fit.reason == "early":
-        run.console.say(f"{stage.spec.name:>8}  ends early: {stage.spec.patience} evaluations without a better {run.recipe.select}")
+        run.console.say(f"{stage.spec.name:>8}  ends early: {stage.spec.patience} evaluations without a better {select} or a lower loss")
+    if unchanged:
+        text = f"hands on the weights it started from: on val none of its own has a better {select}, or the same and a lower loss"
+        run.console.say(f"{stage.spec.name:>8}  {text}", "yellow")
     run.runtime.barrier()
     return load_file(file)

@@ -109,7 +109,7 @@ def _greedy(
     for i in order[1:]:
         wider = mean_of([runs[k].state for k in (*kept, i)])
         found = measure("greedy", wider)
-        if not is_better(best.val[select], found.val[select], select):
+        if not is_better(best.val, found.val, select):
             kept, state, best = [*kept, i], wider, found
     return kept, state, best
 
