@@ -2,7 +2,7 @@
 
     python -m benchmarks.known_networks            # five minutes; writes tltrain/models/weight_files/known_networks.txt
 
-Run it again for a newer timm or torchvision. Networks of equal tensors share a line: torchvision's name, else timm's shortest.
+Run it again for a newer timm or torchvision. Networks of equal tensors share a line: torchvision's name first, then timm's shortest.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from torchvision.models import get_model, list_models
 
 from tltrain.models.weight_files.recognise import TABLE, digest
 
+MOST_NAMES = 3
+
 
 def main() -> None:
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for name, net, heads in networks():
         left_out = {id(parameter) for head in heads for parameter in head.parameters()}
         shapes = [tuple(t.shape) for t in net.state_dict(keep_vars=True).values() if id(t) not in left_out]
-        found.setdefault(digest(shapes), name)
-    TABLE.write_text("".join(f"{key} {name}\n" for key, name in sorted(found.items(), key=lambda item: item[1])), encoding="utf-8")
+        found.setdefault(digest(shapes), []).append(name)
+    lines = sorted((names[:MOST_NAMES], key) for key, names in found.items())
+    TABLE.write_text("".join(f"{key} {' '.join(names)}\n" for names, key in lines), encoding="utf-8")
 
 
 def networks() -> Iterator[tuple[str, nn.Module, Sequence[nn.Module]]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from tltrain.core.errors import UserError
-from tltrain.core.recipe import Backbone
-from tltrain.models import factory
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Backbone, Recipe
+from tltrain.models import factory, weights
+from tltrain.training.run import train
 
 
 @pytest.mark.parametrize("name", ["resnet-micro", "vit-tiny"])
@@ -24,8 +28,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
     written = ours(path, name)
     assert factory.read_card(path) == written.card
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
-    for weights in (path, tmp_path):
-        kept = load(None, weights, head="keep")
+    for given in (path, tmp_path):
+        kept = load(None, given, head="keep")
         assert kept.card == written.card
         assert torch.equal(kept.chain(images()), written.chain(images()))
         assert kept.origin == str(path)
@@ -158,3 +162,33 @@ def test_folders_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
 def test_random_weights_have_no_head_to_keep() -> None:
     with pytest.raises(UserError, match="random weights have no head to keep"):
         factory.load(Backbone(name="resnet-micro"), classes=CLASSES, size=None, resize=None, head="keep", seed=0)
+
+
+SHIPPED = "af10101056bb20d0c202a1b29c8f3270"
+"""The fingerprint of shipped:resnet-tiny-printed that versions before 0.3 took."""
+
+
+def test_a_fingerprint_is_the_one_that_older_versions_took(tmp_path: Path) -> None:
+    """A run that they began is resumed by this one, which compares them."""
+    written = ours(tmp_path / "w.safetensors")
+    old = hashlib.blake2b(repr(written.card).encode(), digest_size=16)
+    for name, tensor in sorted(load_file(tmp_path / "w.safetensors").items()):
+        old.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        old.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    assert weights.fingerprint(weights.open_once(Backbone(weights=str(tmp_path / "w.safetensors")))) == old.hexdigest()
+    shipped = Backbone(weights="shipped:resnet-tiny-printed")
+    assert weights.fingerprint(weights.open_once(shipped)) == SHIPPED
+    assert weights.fingerprint(weights.open_once(Backbone(name="resnet18"))) is None
+
+
+def test_a_start_reads_its_weights_once(tmp_path: Path, made_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are hashed, and then loaded."""
+    read, paths = weights.read_state, []
+
+    def counted(path: str | Path) -> dict[str, torch.Tensor]:
+        paths.append(Path(path).name)
+        return read(path)
+
+    monkeypatch.setattr(weights, "read_state", counted)
+    train(made_recipe().smoke(), RunFlags(folder=tmp_path / "run"))
+    assert paths.count("resnet-tiny-printed.safetensors") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from tltrain.models.family import Family, WeightsSource, find_family, names
 from tltrain.models.metadata import WeightsMetadata, checked
 from tltrain.models.weight_files import reading
 from tltrain.models.weight_files.containers import state_dict_in
-from tltrain.models.weight_files.fit import Fitted, Shapes, fit
+from tltrain.models.weight_files.fit import Fitted, Shapes, by_order, fit
 from tltrain.models.weight_files.misfit import differences, width
 from tltrain.models.weight_files.recognise import recognise
 from tltrain.models.weight_files.twins import converted
@@ -42,7 +42,7 @@ def from_file(family: Family | None, name: str | None, path: Path) -> WeightsSou
         like = recognise(state)
         raise UserError(
             f"backbone.name is null, and {path}, a file without metadata, cannot say which network it is; "
-            + (f"it looks like {_spoken(like)}: {_remedy(like)}" if like else f"give a name: {', '.join(names())}")
+            + (f"it looks like {_spoken(like)}: {_remedy(like[0])}" if like else f"give a name: {', '.join(names())}")
         )
     else:
         card = family.default_card(name)
@@ -74,8 +74,7 @@ def _described(path: Path) -> WeightsMetadata | None:
         return None
     for name in (raw["name"], f"torchvision:{raw['name']}"):
         if isinstance(name, str) and (family := find_family(name)) is not None:
-            values: dict[str, Any] = {key: tuple(raw[key]) if isinstance(raw[key], list) else raw[key] for key in ("mean", "std", "classes")}
-            values |= {key: raw[key] for key in ("size", "resize", "interpolation")}
+            values: dict[str, Any] = {key: tuple(raw[key]) if isinstance(raw[key], list) else raw[key] for key in keys[1:]}
             card = checked(replace(family.default_card(name), **values), str(file))
             return family.fitted(card, card.size, card.classes)
     raise UserError(f"{file} names the network {untrusted.cut(raw['name'])}, which no package here provides; install the one it is from")
@@ -84,21 +83,30 @@ def _described(path: Path) -> WeightsMetadata | None:
 def _fitted(family: Family, card: WeightsMetadata, state: dict[str, Tensor], in_order: bool, path: Path) -> Fitted:
     """The tensors under the names of the network. Raises UserError with what differs, and what they look like."""
     want, head = _shapes(family, card), family.head_of(card)
-    fitted = fit(state, want, head, str(path), in_order=in_order)
+    fitted = fit(state, want, head, str(path))
+    like = recognise(state)
+    if isinstance(fitted, str) and (not like or _is_one_of(card.name, like)):  # not for what is known to be another network
+        fitted = _by_family(family, card, state, want, path) or fitted
+    if isinstance(fitted, str) and in_order and (ordered := by_order(state, want, head)) is not None:
+        fitted = ordered
     if isinstance(fitted, Fitted):
         return _checked_head(fitted, want, head, path, card.name)
     prefix = fitted
-    try:
-        by_family = fit(family.converted(state, card, str(path)), want, head, str(path), in_order=False)
-    except UserError:
-        by_family = ""
-    if isinstance(by_family, Fitted):
-        return _checked_head(by_family, want, head, path, card.name)
     theirs, _, own = prefix.partition("-")
     inner = {own + name.removeprefix(theirs): tensor for name, tensor in state.items() if name.startswith(theirs)}
     if (twin := converted(inner, [key for key in want if not key.startswith(f"{head}.")])) is not None:
         inner = twin.state
     raise UserError(f"weights {path} do not fit {card.name}: {_misfit(inner, state, want, head, card.name, theirs)}")
+
+
+def _by_family(family: Family, card: WeightsMetadata, state: dict[str, Tensor], want: Shapes, path: Path) -> Fitted | None:
+    """The tensors as the family itself converts them, such as those of the authors' own code. None where it cannot."""
+    try:
+        fitted = fit(family.converted(state, card, str(path)), want, family.head_of(card), str(path))
+    except UserError:
+        return None
+    line = f"their names were converted to those of {card.name}"
+    return replace(fitted, notes=(line, *fitted.notes)) if isinstance(fitted, Fitted) else None
 
 
 def _misfit(inner: Mapping[str, Tensor], state: Mapping[str, Tensor], want: Shapes, head: str, name: str, prefix: str) -> str:
@@ -108,10 +116,10 @@ def _misfit(inner: Mapping[str, Tensor], state: Mapping[str, Tensor], want: Shap
     said = [differences(rest, body) or "", width(rest, body, name) or ""]
     if prefix:
         said.append(f"the prefix {prefix} was left out of the comparison")
-    if like is not None and like.split(":")[1] == name.split(":")[-1].split(".")[0]:
+    if _is_one_of(name, like):
         said.append(f"the shapes are those of {name}, but neither the names nor their order are; rename the tensors to those of {name}")
-    elif like is not None:
-        said.append(f"this looks like {_spoken(like)}: {_remedy(like)}")
+    elif like:
+        said.append(f"this looks like {_spoken(like)}: {_remedy(like[0])}")
     return "; ".join(filter(None, said))
 
 
@@ -164,9 +172,13 @@ def _with_epsilon(card: WeightsMetadata, fitted: Fitted) -> tuple[WeightsMetadat
     return card, (f"its LayerNorms add {fitted.epsilon:g} to the variance, and those of {card.name} another small number",)
 
 
-def _spoken(like: str) -> str:
-    library, _, name = like.partition(":")
-    return f"{library}'s {name}"
+def _is_one_of(name: str, like: Sequence[str]) -> bool:
+    """Whether a backbone's name, such as resnet18 or timm:resnet18.a1_in1k, is among recognised networks."""
+    return any(known.partition(":")[2] == name.split(":")[-1].split(".")[0] for known in like)
+
+
+def _spoken(like: Sequence[str]) -> str:
+    return " or ".join(f"{library}'s {name}" for library, _, name in (known.partition(":") for known in like))
 
 
 def _remedy(like: str) -> str:

@@ -37,7 +37,7 @@ def find(spec: recipe.Backbone, *, network: bool) -> WeightsSource:
         weights = family.default_weights(spec.name) or weights
     source = _find(family, spec.name, weights, network)
     if family is not None and spec.name is not None and (why := family.mismatch(spec.name, source.card)) is not None:
-        raise UserError(f"backbone.name is {spec.name}, and the weights {source.origin} {why}")
+        raise UserError(f"backbone.name is {spec.name}, and the weights {source.origin} {why}; or set the weights to {DEFAULT}")
     return source
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -100,6 +101,20 @@ class ResnetFamily(Family):
         entry = torchvision_hub.find(name, weights)
         card = torchvision_hub.card_of(self.default_card(name), entry)
         return WeightsSource(self, card, f"torchvision's {entry}", partial(torchvision_hub.read_state, entry))
+
+    def read_folder(self, folder: Path) -> WeightsSource | None:
+        """Find a ResNet in a folder written by transformers, such as an export of ours. Raises UserError."""
+        if not (folder / "config.json").is_file():
+            return None
+        from tltrain.models.families import resnet_hf
+
+        name = resnet_hf.name_of(folder)
+        if name is None:
+            return None
+        card, notes = resnet_hf.read_card(folder, self.default_card(name))
+        with torch.device("meta"):
+            body = self.build(card, 1).state_dict()
+        return WeightsSource(self, card, str(folder), partial(resnet_hf.read_state, folder, body), notes)
 
     def to_transformers(self, net: nn.Module, card: WeightsMetadata) -> PreTrainedModel | None:
         if card.name not in IN_TRANSFORMERS:

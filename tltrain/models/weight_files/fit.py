@@ -32,13 +32,12 @@ class Fitted:
     """Of the LayerNorms, where the names were another library's, whose value may differ from the network's."""
 
 
-def fit(state: Mapping[str, Tensor], want: Shapes, head: str, origin: str, *, in_order: bool) -> Fitted | str:
-    """Bring a state dict under the names of a network.
+def fit(state: Mapping[str, Tensor], want: Shapes, head: str, origin: str) -> Fitted | str:
+    """Bring a state dict under the names of a network, by a prefix or by another library's names.
 
     want: the tensors of the network, in its own order. The number of classes does not matter.
     head: path of its classifier. Other shapes of the head are for the caller to check.
     origin: of the weights, for messages.
-    in_order: whether the state dict keeps the order of the network that it is from.
     Returns the prefix under which most names agree where it does not fit. Raises UserError where the network is in the file twice.
     """
     body = {name: shape for name, shape in want.items() if not name.startswith(f"{head}.")}
@@ -61,8 +60,6 @@ def fit(state: Mapping[str, Tensor], want: Shapes, head: str, origin: str, *, in
             filled, counts = _with_counts(_shaped(twin.state, body), body)
             if _agree(filled, body, head):
                 return Fitted(filled, (*_prefix_note(prefix, state, inner), twin.line, *counts), twin.epsilon)
-    if in_order and (ordered := _by_order(state, want, body, head)) is not None:
-        return ordered
     return best
 
 
@@ -140,12 +137,15 @@ def _prefix_note(prefix: str, state: Mapping[str, Tensor], inner: Mapping[str, T
         yield f"their names lack the network's {own}, which was put in front"
 
 
-def _by_order(state: Mapping[str, Tensor], want: Shapes, body: Shapes, head: str) -> Fitted | None:
-    """The tensors under the network's names, one after the other.
+def by_order(state: Mapping[str, Tensor], want: Shapes, head: str) -> Fitted | None:
+    """The tensors under the network's names, one after the other. None where that is not safe.
+
+    state: in the order of the network that it is from. want, head: as in `fit`.
 
     Names alone cannot say that this is right. So it is done only where no tensor is left over on either side, every shape is equal, every
     name ends alike (weight, bias, running_mean), the tensors of each module stay together, and no name means another place.
     """
+    body = {name: shape for name, shape in want.items() if not name.startswith(f"{head}.")}
     ours = [name for name in want if not name.endswith(_COUNT)]
     theirs = [name for name in state if not name.endswith(_COUNT)]
     without_head = [name for name in ours if name in body]

@@ -56,6 +56,9 @@ def read(path: Path) -> tuple[Any, bool]:
             _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own on old formats; what is wrong is said below
+            if path.suffix == ".safetensors":  # by that name torch would take it for one
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True), True
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), True
     except UserError:
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 TABLE = Path(__file__).with_name("known_networks.txt")
-"""A digest and a name on each line, for the networks of torchvision and timm. Made by benchmarks/known_networks.py."""
+"""A digest and names on each line, for the networks of torchvision and timm. Made by benchmarks/known_networks.py."""
 HEADS = ("fc", "head", "classifier", "head.fc", "heads.head", "last_linear", "linear", "logits")
 
 
@@ -21,12 +21,13 @@ def digest(shapes: Iterable[tuple[int, ...]]) -> str:
 
 
 @cache
-def _known() -> dict[str, str]:
-    return dict(line.split(" ", 1) for line in TABLE.read_text(encoding="utf-8").splitlines())
+def _known() -> dict[str, tuple[str, ...]]:
+    lines = (line.split() for line in TABLE.read_text(encoding="utf-8").splitlines())
+    return {digest: tuple(names) for digest, *names in lines}
 
 
-def recognise(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the network that has these tensors, such as timm:vit_small_patch16_224. None where it is in no table.
+def recognise(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the networks that have these tensors, such as timm:vit_small_patch16_224. Empty where none is in the table.
 
     Which tensors are the head is not known: it is tried without each of those that may be.
     """
@@ -35,6 +36,6 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     heads = [module for module in modules if module.endswith(HEADS)] + modules[-1:]
     for head in (None, *dict.fromkeys(heads)):
         rest = [tuple(t.shape) for name, t in state.items() if head is None or not name.startswith(f"{head}.")]
-        if (name := _known().get(digest(rest))) is not None:
-            return name
-    return None
+        if (names := _known().get(digest(rest))) is not None:
+            return names
+    return ()
