@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,9 +182,8 @@ class WithLoss(nn.Module):
 class Named(Dataset[dict[str, Tensor]]):
     """Batches with the names that transformers' models give their arguments."""
 
-    def __init__(self, batches: Sized) -> None:
-        """batches: gives (images, labels) at each index."""
-        self.batches: Any = batches
+    def __init__(self, batches: Any) -> None:  # (images, labels) at each index
+        self.batches = batches
 
     def __len__(self) -> int:
         return len(self.batches)
