@@ -31,6 +31,8 @@ print(classify("x.jpg"))
 ```"""
 HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-classification\ntags: [image-classification, tltrain]\n---\n\n"
 """Model card metadata, read by the Hugging Face hub."""
+_TIMM = "timm_wrapper"
+"""model_type of a network of timm in transformers."""
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 
@@ -45,6 +47,8 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     model.config.label2id = {name: i for i, name in enumerate(trained.classes)}
     with quiet():
         model.save_pretrained(folder)
+    if model.config.model_type == _TIMM:
+        return  # its processor reads the preprocessing in config.json
     card = trained.card
     processor = ViTImageProcessor(
         do_convert_rgb=True, do_resize=True, size={"shortest_edge": card.resize}, resample=_RESAMPLE[card.interpolation],
@@ -58,8 +62,9 @@ def read(folder: Path) -> Callable[[Tensor], Tensor]:
     """Load with transformers: images (B, 3, H, W) in [0, 1] to logits (B, classes). Mean and std come from the exported processor."""
     with quiet():
         model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    said = processor.data_config if model.config.model_type == _TIMM else {"mean": processor.image_mean, "std": processor.image_std}
+    mean, std = (torch.tensor(said[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return lambda x_BCHW: model(pixel_values=(x_BCHW - mean) / std).logits
 
 
