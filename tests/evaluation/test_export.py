@@ -17,11 +17,12 @@ from torchvision.models import get_model
 
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.recipe import Recipe
+from tltrain.core.recipe import Backbone, Recipe
 from tltrain.evaluation.exporters import Exported, export, hf
 from tltrain.evaluation.predict import evaluation_view, predict
 from tltrain.evaluation.trained import TrainedModel, load_trained
-from tltrain.models.families import resnet_hf
+from tltrain.models import factory
+from tltrain.models.weight_files import twins
 from tltrain.training.run import train
 
 Made = Callable[..., Recipe]
@@ -170,15 +171,39 @@ def test_a_crop_that_transformers_rounds_otherwise_is_said(made_recipe: Made, tm
 
 
 def test_an_export_that_differs_is_not_kept(run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    run, name = run_of("resnet"), resnet_hf._their_name
+    run, convert = run_of("resnet"), twins.converted
 
-    def crossed(ours: str) -> str:
-        return name(ours.replace("layer1.0", "layer1.9").replace("layer1.1", "layer1.0").replace("layer1.9", "layer1.1"))
+    def crossed(state: dict[str, torch.Tensor], body: Any) -> twins.Twin | None:
+        names = {"layer1.0": "layer1.1", "layer1.1": "layer1.0"}
+        return convert({names.get(name[:8], name[:8]) + name[8:]: tensor for name, tensor in state.items()}, body)
 
-    monkeypatch.setattr(resnet_hf, "_their_name", crossed)
+    monkeypatch.setattr(twins, "converted", crossed)
     with pytest.raises(UserError, match="differ by"):
         export(run, "hf")
     assert list((run / "export").iterdir()) == []
+
+
+@pytest.mark.parametrize(("net", "target"), [("resnet", "hf"), ("vit", "hf"), ("resnet", "torchvision")])
+def test_an_export_is_given_back_as_weights(net: str, target: str, run_of: Callable[[str], Path]) -> None:
+    """It names its network, classes and preprocessing by itself, and its answers are those of the run."""
+    run = run_of(net)
+    done = export(run, target)
+    trained, x, logits = expected(run)
+    spec = Backbone(weights=str(done.folder))
+    kept = factory.load(spec, classes=CLASSES, size=None, resize=None, head="keep", seed=0)
+    assert (kept.card.name, kept.card.mean, kept.card.std) == (trained.card.name, trained.card.mean, trained.card.std)
+    assert kept.preprocess == trained.preprocess
+    with torch.no_grad():
+        np.testing.assert_allclose(kept.chain(x).numpy(), logits, rtol=1e-5, atol=1e-4)
+    again = factory.load(spec, classes=("x", "y"), size=None, resize=None, head="new", seed=0)
+    assert "their head for 5 classes left out" in again.origin
+
+
+def test_an_export_that_is_a_program_is_refused_as_weights(run_of: Callable[[str], Path]) -> None:
+    done = export(run_of("micro"), "torch-export")
+    for path in (done.folder, done.folder / "model.pt2"):
+        with pytest.raises(UserError, match=r"torch\.export.*a program, not weights by name"):
+            factory.load(Backbone(weights=str(path)), classes=CLASSES, size=None, resize=None, head="keep", seed=0)
 
 
 def test_where_an_export_goes(run_of: Callable[[str], Path], tmp_path: Path) -> None:
