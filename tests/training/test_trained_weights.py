@@ -19,11 +19,15 @@ from benchmarks.trials import distance
 from benchmarks.world import Trial
 from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Backbone, Stage, validate
 from tltrain.core.stage_plan import StagePlan
+from tltrain.distributed.strategies import Strategy
+from tltrain.distributed.strategies.consistency import ConsistencyError
 from tltrain.models import factory
 from tltrain.models.chain import Block, Chain
 from tltrain.training import optim
+from tltrain.training.run import train
 from tltrain.training.weights import lora, trained
 
 LORA: dict[str, Any] = {"name": "low-rank", "trains": "lora", "lora_rank": 3, "lora_alpha": 12}
@@ -244,6 +248,44 @@ def test_another_strategy_goes_on(tmp_path: Path, alone: Any) -> None:
     assert figures(run) == pytest.approx(figures(alone("vit-tiny", True)), rel=1e-9)
 
 
-def test_stage_defaults() -> None:
-    stage = Stage(name="a", unfreeze="all", steps=1, lr=1)
-    assert (stage.trains, stage.ema, stage.carry) == ("all", None, "best")
+@pytest.mark.parametrize("stage", [LORA, BIASES], ids=["lora", "biases"])
+def test_a_frozen_part_of_a_block_that_changes_is_seen(stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Strategy.step
+
+    def moved(self: Strategy) -> Any:
+        norm = step(self)
+        frozen = next(p for n, p in self.chain.net.named_parameters() if n.startswith("layer4.0.conv1") and not p.requires_grad)
+        frozen.data.add_(1e-3)
+        return norm
+
+    monkeypatch.setattr(Strategy, "step", moved)
+    spec = validate(trials.recipe(stages=[ALL | stage | {"steps": 1, "carry": "last"}]), "test")
+    with pytest.raises(ConsistencyError, match=r"a part of block layer4.0 is frozen in this stage, but it changed"):
+        train(spec, RunFlags(folder=tmp_path / "run", workers=0))
+
+
+@pytest.mark.parametrize("stage", [LORA, BIASES], ids=["lora", "biases"])
+def test_what_should_train_and_does_not_is_seen(stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = optim.make_optimizer
+
+    def forgetful(groups: list[dict[str, Any]], spec: Stage) -> torch.optim.Optimizer:
+        return made([group for group in groups if "layer4.0" not in group["name"]], spec)
+
+    monkeypatch.setattr(optim, "make_optimizer", forgetful)
+    one = ALL | stage | {"unfreeze": "layer3", "steps": 2, "carry": "last", "layer_decay": 0.5, "weight_decay": 0.0}
+    spec = validate(trials.recipe(stages=[HEAD | {"steps": 1}, one]), "test")
+    with pytest.raises(ConsistencyError, match=r"block layer4.0 should train in this stage, but none of its tensors changed"):
+        train(spec, RunFlags(folder=tmp_path / "run", workers=0))
+
+
+@pytest.mark.parametrize("stage", [LORA, BIASES], ids=["lora", "biases"])
+def test_stored_features_change_nothing(stage: dict[str, Any], tmp_path: Path) -> None:
+    """What is frozen before the first block that trains is computed once, as in any stage."""
+    stages = [HEAD | {"steps": 1, "views": 1}, ALL | stage | {"unfreeze": "layer3", "augment": "none", "views": 1, "ema": 0.9, "carry": "blend"}]
+    runs = [tmp_path / name for name in ("stored", "computed")]
+    for run, place in zip(runs, ("always", "never"), strict=True):
+        train(validate(trials.recipe(stages=stages), "test"), RunFlags(folder=run, workers=0, cache=place))
+    assert "layer3.0, train, 1 view" in (runs[0] / "plan.txt").read_text()
+    assert trials.rows_of(runs[0]) == trials.rows_of(runs[1])
+    ours, theirs = (load_file(run / "weights.safetensors") for run in runs)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
