@@ -35,6 +35,8 @@ class Block:
 
     Freezing, learning rates and sharding work as for other blocks. The net then runs as a whole (`Chain`).
     """
+    input_order: tuple[int, ...] | None = None
+    """The dimensions of the block's input as they lie in memory when the net runs whole, the slowest first. None for contiguous ones."""
     calls: tuple[str, ...] | None = None
     """Paths of the modules that sharding may wrap: the step calls them whole. None for the first that the block owns."""
     why_whole: str = ""
@@ -89,10 +91,7 @@ class Chain(nn.Module):
         """
         if self.runs_whole:
             return self._whole(x, start, stop)
-        if start == 0:
-            x = self.normalise(x)
-        elif x.ndim == 4:  # one layout for cached and computed features: the same kernels, so equal bits
-            x = x.contiguous(memory_format=self.layout)
+        x = self.normalise(x) if start == 0 else self._laid_out(x, self.blocks[start].input_order)
         for i, block in enumerate(self.blocks[start:stop], start):
             assert block.step is not None, "else the net runs whole"
             if self.recompute and i >= self.training_from and torch.is_grad_enabled():
@@ -101,6 +100,12 @@ class Chain(nn.Module):
             else:
                 x = block.step(self.net, x)
         return x
+
+    def _laid_out(self, x: Tensor, order: tuple[int, ...] | None) -> Tensor:
+        """One layout for cached and computed features: the same kernels, so equal bits."""
+        if order is not None and not self.channels_last:
+            return x.permute(order).contiguous().permute([order.index(d) for d in range(x.ndim)])
+        return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
 
     def _whole(self, x: Tensor, start: int, stop: int | None) -> Tensor:
         """Run the net as a whole: images (B, 3, H, W) to logits (B, classes). Raises ValueError for a part of the net."""

@@ -84,6 +84,11 @@ class Cuts:
         lines = [self._once_more(n, living) for n in sorted(again)]
         return segment([*lines, *(self._once_more(each.number, living) if each.number in lost else each for each in own)], living, result)
 
+    def order(self, place: int) -> tuple[int, ...] | None:
+        """The dimensions of the tensor that lives at a place in the order of its memory, as in `Block.input_order`."""
+        x = self.values[self.living(place) or 0][0]
+        return None if x.is_contiguous() else tuple(sorted(range(x.ndim), key=lambda d: (-x.stride(d), d)))
+
     def _lost(self, instructions: Iterable[Instruction], place: int, living: int) -> set[int]:
         """Numbers that these instructions behind a place would read from tensors that do not live there."""
         numbers = (each for each in instructions if not self._can_run_again(each.number) and each.number in self.fixed)

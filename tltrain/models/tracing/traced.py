@@ -8,12 +8,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tltrain.models.chain import Block
 from tltrain.models.tracing.cuts import Cuts, used
-from tltrain.models.tracing.program import Instruction, Ref
+from tltrain.models.tracing.program import Instruction, Ref, at
 from tltrain.models.tracing.steps import head_block, with_dropout
 from tltrain.models.tracing.structure import HEAD, STEM, around, owned, parts_of, units, within
 from tltrain.models.tracing.tracer import CannotCut, Tracer, first_line, ghost, traced
@@ -63,7 +62,7 @@ def traced_blocks(
     except Exception as error:  # whatever a network's code raises at a size, or at tensors without values
         raise CannotCut(f"it cannot be run without values ({first_line(error)})") from error
     calls = _calls(cuts, found)
-    return _blocks(net, cuts, calls, _places(cuts, calls, _head_place(cuts, head)), head, dropout, channels_last)
+    return _blocks(net, cuts, calls, _places(net, cuts, calls, _head_place(cuts, head)), head, dropout, channels_last)
 
 
 def _blocks(
@@ -84,11 +83,12 @@ def _blocks(
         steps[0] = replace(steps[0], size=cuts.size)
     owns = owned(net, _owners(net, head, cuts, places), len(places) + 1)
     inside = [[path for path, (first, _) in calls.items() if start < first <= stop] for start, stop in pairwise([0, *places])]
+    orders = [cuts.order(place) for place in (0, *places)]
     blocks = [
-        Block(name, paths, step, calls=tuple(called), channels_last=channels_last)
-        for name, paths, step, called in zip(_names(inside), owns, steps, inside, strict=False)
+        Block(name, paths, step, order, tuple(called), channels_last=channels_last)
+        for name, paths, step, order, called in zip(_names(inside), owns, steps, orders, inside, strict=False)
     ]
-    return [*blocks, end]
+    return [*blocks, replace(end, input_order=orders[-1])]
 
 
 def _head_place(cuts: Cuts, head: str) -> int:
@@ -113,7 +113,7 @@ def _calls(cuts: Cuts, found: Iterable[str]) -> dict[str, tuple[int, int]]:
     return calls
 
 
-def _places(cuts: Cuts, calls: Mapping[str, tuple[int, int]], end: int) -> list[int]:
+def _places(net: nn.Module, cuts: Cuts, calls: Mapping[str, tuple[int, int]], end: int) -> list[int]:
     """Where the blocks end, in order; the last is the place before the head.
 
     Between two units lies what feeds the second, unless its name stands nearer to the first. The stem ends as late as it can.
@@ -130,7 +130,18 @@ def _places(cuts: Cuts, calls: Mapping[str, tuple[int, int]], end: int) -> list[
         choice = [place for place in range(done, first) if cuts.living(place) is not None]
         choice = [place for place in choice if place >= max(nearer, default=0)] or choice
         places += choice[:1]
-    return [*places, end]
+    return [*(place for place in places if not _shares(net, cuts, place)), end]
+
+
+def _shares(net: nn.Module, cuts: Cuts, place: int) -> bool:
+    """Whether modules on both sides of a place hold one tensor under two names. Blocks cannot share it."""
+    sides: list[dict[int, set[str]]] = [{}, {}]
+    for each in cuts.instructions:
+        if each.op == "module":
+            module = at(net, str(each.target))
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                sides[each.number > place].setdefault(id(tensor), set()).add(f"{each.target}.{name}")
+    return any(sides[0][tensor] != sides[1][tensor] for tensor in sides[0].keys() & sides[1].keys())
 
 
 def _is_nearer(each: Instruction, one: str, other: str) -> bool:
@@ -149,8 +160,11 @@ def _owners(net: nn.Module, head: str, cuts: Cuts, places: Sequence[int]) -> dic
             block = sum(each.number > place for place in places)
             for part in _parts(net, str(each.target)):
                 owner.setdefault(part, block)
+    called = {id(tensor): block for part, block in owner.items() for tensor in _tensors(net, part)}
     following = len(places) - 1
     for part in reversed(parts):
+        known = {called[id(tensor)] for tensor in _tensors(net, part) if id(tensor) in called}  # it has another name, which is called
+        owner |= {part: min(known)} if part not in owner and known else {}
         following = owner.setdefault(part, following) if part not in owner or owner[part] < len(places) else following
     return {part: owner[part] for part in parts}
 
@@ -162,6 +176,11 @@ def _parts(net: nn.Module, path: str) -> Iterable[str]:
     if name in module._modules:
         return parts_of(net.get_submodule(path), path)
     return [path if any(True for _ in module.children()) else parent]
+
+
+def _tensors(net: nn.Module, part: str) -> Iterable[Tensor]:
+    found = at(net, part)
+    return [found] if isinstance(found, Tensor) else [*found.parameters(), *found.buffers()]
 
 
 def _names(inside: Sequence[Sequence[str]]) -> list[str]:
