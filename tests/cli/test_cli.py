@@ -126,7 +126,15 @@ def test_recipes_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     assert all(name in listed for name in shipped())
     assert main(["recipes", "--backbones"]) == 0
-    assert "vit-b16" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "vit-b16" in listed
+    assert "tltrain[timm]" in "".join(listed.split())
+    assert main(["recipes", "--backbones", "test_vit"]) == 0
+    found = " ".join(capsys.readouterr().out.split())
+    assert "timm:test_vit 0.3 M parameters, 160 px; weights: r160_in1k" in found
+    assert "resnet" not in found
+    assert main(["recipes", "--backbones", "resnet1O1"]) == 2
+    assert "did you mean" in capsys.readouterr().err
     assert main(["recipes", "digits-resnet"]) == 0
     assert capsys.readouterr().out == shipped()["digits-resnet"].read_text()
     assert main(["schema"]) == 0

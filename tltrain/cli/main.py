@@ -90,17 +90,17 @@ def recipes(argv: Sequence[str]) -> int:
     """List the shipped recipes; with a name, print that recipe; with --backbones, list the networks."""
     parser = parser_of("recipes", recipes)
     parser.add_argument("name", nargs="?", help="print this recipe's file, to copy and change")
-    parser.add_argument("--backbones", action="store_true", help="list the networks a recipe can name")
+    parser.add_argument("--backbones", nargs="?", const="", metavar="QUERY", help="list the networks a recipe can name, or search them all")
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
     from tltrain.core import recipe
 
     console = Console(highlight=False)
-    if arguments.backbones:
-        from tltrain.models import factory
+    if arguments.backbones is not None:
+        from tltrain.models import family
 
-        console.print(two_columns(factory.names()))
+        console.print(two_columns(family.search(arguments.backbones) if arguments.backbones else family.names()))
     elif arguments.name is not None:
         recipe.load(arguments.name)
         path = recipe.shipped().get(arguments.name, Path(arguments.name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,6 +38,14 @@ class Family(Protocol):
     def describe(self) -> dict[str, str]:
         """Maps each name to a one-line description, for `tltrain recipes --backbones` and for suggestions."""
         ...
+
+    def search(self, words: str) -> dict[str, str]:
+        """As `describe`, of the networks whose names hold `words`, in lower case. A family of many describes only kinds of them there."""
+        return {name: line for name, line in self.describe().items() if words in name.lower()}
+
+    def all_names(self) -> Collection[str]:
+        """The names of all networks, for suggestions. Empty where the library that has them is not installed."""
+        return self.describe()
 
     @abstractmethod
     def default_card(self, name: str) -> WeightsMetadata:
@@ -145,7 +153,27 @@ def family_of(name: str) -> Family:
     """The family of a `backbone.name`. Raises UserError for an unknown name, with the closest known one."""
     family = find_family(name)
     if family is None:
-        known = names()
-        near = get_close_matches(name, known, n=1)
-        raise UserError(f"backbone.name is {name!r}; " + (f"did you mean {near[0]}?" if near else f"the backbones: {', '.join(known)}"))
+        near = get_close_matches(name, names(), n=1) or _nearest(name)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the backbones: {', '.join(names())};"
+        raise UserError(f"backbone.name is {name!r}; {hint} `tltrain recipes --backbones QUERY` searches all that is installed")
     return family
+
+
+def search(words: str) -> dict[str, str]:
+    """Maps the name of each installed network that holds `words` to a one-line description. Raises UserError where none does."""
+    found = {name: line for family in families() for name, line in family.search(words.lower()).items()}
+    if not found:
+        near = _nearest(words)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`tltrain recipes --backbones` lists the kinds"
+        raise UserError(f"no network that is installed is called {words!r} or holds that in its name; {hint}")
+    return found
+
+
+def _nearest(name: str) -> list[str]:
+    """Up to three names of all installed libraries that are close to this one, whichever library it is said to be of."""
+    known: dict[str, list[str]] = {}
+    for family in families():
+        for full in family.all_names():
+            known.setdefault(full.rpartition(":")[2], []).append(full)
+    near = get_close_matches(name.rpartition(":")[2], known, n=3, cutoff=0.7)
+    return [full for tail in near for full in known[tail]][:3]

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 def two_columns(rows: dict[str, str]) -> object:
     """A table of names and descriptions, for rich's console."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(Text(name), Text(text))  # as it is: rich takes [timm] for a style
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tltrain.core.errors import UserError
 from tltrain.models.chain import Block
 from tltrain.models.family import Family, WeightsSource
-from tltrain.models.metadata import WeightsMetadata
-from tltrain.models.timm import hub, layers, networks
+from tltrain.models.metadata import WeightsMetadata, checked
+from tltrain.models.timm import hub, layers, networks, search
 from tltrain.models.timm.networks import PREFIX
 from tltrain.models.tracing import CannotCut, grouped_blocks, traced_blocks
 
@@ -37,6 +37,12 @@ class TimmFamily(Family):
 
     def default_card(self, name: str) -> WeightsMetadata:
         networks.check(name)
+    def search(self, words: str) -> dict[str, str]:
+        return search.found(words)
+
+    def all_names(self) -> Collection[str]:
+        return search.names()
+
         architecture, tag = networks.split(name)
         config = networks.library().models.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
         if config is None:
