@@ -262,6 +262,19 @@ def test_every_value_of_a_configuration_counts_but_the_names_of_classes(asked: A
     assert counts == set(config) - {"id2label", "label2id"}
 
 
+def test_the_version_of_another_library_counts_for_its_networks_alone(asked: Asked, monkeypatch: Patch) -> None:
+    class Theirs(nn.Identity):
+        __module__ = "psutil.models"
+
+    chain = copy.deepcopy(asked.frozen.chain)
+    chain.net.add_module("theirs", Theirs())
+    other = replace(asked, frozen=replace(asked.frozen, chain=chain))
+    assert changed(asked.key(), other.key()) == {"versions.psutil"}
+    before = other.key()
+    assert changed(before, _version("psutil")(other, monkeypatch).key()) == {"versions.psutil"}
+    assert changed(asked.key(), asked.key()) == set()
+
+
 def test_another_gpu_is_another_device(asked: Asked, monkeypatch: Patch) -> None:
     one, other = (_cuda(name)(asked, monkeypatch).key() for name in ("NVIDIA H100", "NVIDIA A100"))
     assert (one["device"][1], other["device"][1]) == ("NVIDIA H100", "NVIDIA A100")

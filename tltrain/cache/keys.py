@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tltrain.cache.frozen import FrozenModel
 from tltrain.core.recipe import Augment, Data, Recipe
 from tltrain.data import DataSplits, Split
 from tltrain.data.views import Preprocess
+from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
 FORMAT = 1
@@ -62,6 +64,17 @@ def row_key(
         "data": [context.fingerprint, split.name, len(split)],
         "device": [context.device.type, device, context.precision, context.deterministic],
         "versions": {name: version(name) for name in VERSIONS}
+        | _other_libraries(chain)
         | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": image_cache.codecs()},
         "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE"), torch.backends.cudnn.allow_tf32],
     }
+
+
+def _other_libraries(chain: Chain) -> dict[str, str]:
+    """Version by name of each library beside VERSIONS that a module of the network comes from, such as timm."""
+    names = {type(module).__module__.partition(".")[0] for module in chain.net.modules()} - {*VERSIONS, "tltrain"}
+    versions: dict[str, str] = {}
+    for name in sorted(names):
+        with suppress(PackageNotFoundError):  # a module of a script, or a package that is installed under another name
+            versions[name] = version(name)
+    return versions
