@@ -31,6 +31,7 @@ NETS: dict[str, dict[str, Any]] = {
     "resnet": {"backbone": {"name": "resnet18"}, "data": {"size": 64, "resize": 72}},
     "vit": {"backbone": {"name": "vit-tiny"}, "data": {"size": 32, "resize": 32}},
     "micro": {"data": {"size": 32, "resize": 32}},
+    "timm": {"backbone": {"name": "timm:test_vit"}, "data": {"size": 32, "resize": 36}},
 }
 
 
@@ -183,7 +184,7 @@ def test_an_export_that_differs_is_not_kept(run_of: Callable[[str], Path], monke
     assert list((run / "export").iterdir()) == []
 
 
-@pytest.mark.parametrize(("net", "target"), [("resnet", "hf"), ("vit", "hf"), ("resnet", "torchvision")])
+@pytest.mark.parametrize(("net", "target"), [("resnet", "hf"), ("vit", "hf"), ("resnet", "torchvision"), ("timm", "timm"), ("timm", "hf")])
 def test_an_export_is_given_back_as_weights(net: str, target: str, run_of: Callable[[str], Path]) -> None:
     """It names its network, classes and preprocessing by itself, and its answers are those of the run."""
     run = run_of(net)

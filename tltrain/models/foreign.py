@@ -48,11 +48,30 @@ def from_file(family: Family | None, name: str | None, path: Path) -> WeightsSou
         card = family.default_card(name)
         assumed = (f"the file says nothing of itself: size, mean and std are assumed from the name {name}",)
     assert family is not None, "a described file's family is known"
+    return _source(family, card, path, state, in_order, notes, assumed)
+
+
+def from_described_file(family: Family, card: WeightsMetadata, path: Path, notes: tuple[str, ...]) -> WeightsSource:
+    """The weights in a file whose metadata another file has given. notes: on that metadata. Raises UserError."""
+    content, in_order = reading.read(path)
+    state, taken = state_dict_in(content, path)
+    return _source(family, card, path, state, in_order, taken, notes)
+
+
+def _source(
+    family: Family,
+    card: WeightsMetadata,
+    path: Path,
+    state: dict[str, Tensor],
+    in_order: bool,
+    taken: tuple[str, ...],
+    notes: tuple[str, ...],
+) -> WeightsSource:
     card, resized = _sized(family, card, state)
     fitted = _fitted(family, card, state, in_order, path)
     card, epsilon = _with_epsilon(card, fitted)
     read = partial(_read, family, card, fitted.state, path, in_order)
-    return WeightsSource(family, card, str(path), read, (*notes, *fitted.notes, *epsilon, *resized, *assumed))
+    return WeightsSource(family, card, str(path), read, (*taken, *fitted.notes, *epsilon, *resized, *notes))
 
 
 def _read(family: Family, card: WeightsMetadata, state: dict[str, Tensor], path: Path, of_torch: bool) -> dict[str, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tltrain.core.errors import UserError
+from tltrain.models import foreign
 from tltrain.models.chain import Block
 from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata, checked
@@ -107,6 +109,20 @@ class TimmFamily(Family):
             card = replace(card, config={**card.config, "model_args": config["model_args"]})
         notes = networks.notes_on(config)
         return WeightsSource(self, card, hub.where(config), partial(_read, self, config, card), notes)
+
+    def read_folder(self, folder: Path) -> WeightsSource | None:
+        """Find a network in a folder as timm's hub has it, or as transformers wraps it, such as an export of ours. Raises UserError."""
+        if not (folder / hub.CONFIG).is_file() or (found := hub.read_folder(folder)) is None:
+            return None
+        config, path = found
+        try:
+            card = networks.card_of(f"{PREFIX}{config['architecture']}", config, hub.classes_of(config))
+            notes = networks.notes_on(config)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f"{folder / hub.CONFIG} does not describe a network as timm does ({error!r}); get the folder anew") from error
+        if config.get("model_args"):
+            card = replace(card, config={**card.config, "model_args": config["model_args"]})
+        return foreign.from_described_file(self, checked(card, str(folder / hub.CONFIG)), path, notes)
 
     def converted(self, state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
         """Names of the architecture's first authors become timm's, as timm does it. Names that fit, or that nobody knows, stay."""

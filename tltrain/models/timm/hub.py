@@ -56,6 +56,25 @@ def fetch_config(repo: str, *, network: bool) -> dict[str, Any]:
     return {**({} if known is None else known.to_dict()), **config, "architecture": architecture, "hf_hub_id": repo}
 
 
+def read_folder(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """timm's configuration in a folder, as of `fetch_config`, and its file of weights. None for a folder of another library.
+
+    It is read from exports of ours, from repositories of timm, and from transformers' `timm_wrapper`. Raises UserError.
+    """
+    file = folder / CONFIG
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    raw = untrusted.read_json(file) if file.is_file() and path is not None else None
+    if path is None or not isinstance(raw, dict) or not isinstance(raw.get("architecture"), str):
+        return None
+    networks.check(networks.PREFIX + raw["architecture"])
+    inner, labels = raw.get("pretrained_cfg"), raw.get("id2label")
+    config = {**raw, **(inner if isinstance(inner, dict) else {})}
+    if isinstance(labels, dict) and not raw.get("label_names"):
+        config["label_names"] = [labels.get(str(i)) for i in range(len(labels))]
+    known = networks.library().models.get_pretrained_cfg(raw["architecture"])
+    return {**({} if known is None else known.to_dict()), **config}, path
+
+
 def classes_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names of the head in the weights: those in the configuration, or ImageNet's where the number of classes is one of its sets."""
     labels = config.get("label_names")
