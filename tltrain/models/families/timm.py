@@ -37,14 +37,14 @@ class TimmFamily(Family):
     def describe(self) -> dict[str, str]:
         return {ANY: "any network of timm (pip install 'tltrain[timm]'): `tltrain recipes --backbones QUERY` searches them"}
 
-    def default_card(self, name: str) -> WeightsMetadata:
-        networks.check(name)
     def search(self, words: str) -> dict[str, str]:
         return search.found(words)
 
     def all_names(self) -> Collection[str]:
         return search.names()
 
+    def default_card(self, name: str) -> WeightsMetadata:
+        networks.check(name)
         architecture, tag = networks.split(name)
         config = networks.library().models.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
         if config is None:
@@ -92,6 +92,9 @@ class TimmFamily(Family):
     def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
         architecture = PREFIX + networks.split(name)[0]
         return super().mismatch(architecture, card)
+
+    def weights_in(self, name: str) -> str | None:
+        return networks.split(name)[1]
 
     def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights by their tag in timm, by DEFAULT, or by hf-hub:ID. Raises UserError."""
