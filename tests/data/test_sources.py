@@ -7,9 +7,7 @@ import io
 import os
 import pickle
 import tarfile
-import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -448,22 +446,3 @@ def test_a_want_of_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.
         _open(f"folder:{root}")
     monkeypatch.setattr(scanning, "opened", whole)
     assert _open(f"folder:{root}").notes == ()
-
-
-def test_large_images_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many at a time as fit; one that is larger than the limit by itself is decoded alone."""
-    memory, most, held, lock = scanning._Memory(100), 0, 0, threading.Lock()
-
-    def work(num_bytes: int) -> None:
-        nonlocal most, held
-        with memory.room_for(num_bytes):
-            with lock:
-                held += num_bytes
-                most = max(most, held if held > num_bytes else 0)
-            with lock:
-                held -= num_bytes
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, [40, 60, 150, 30, 70, 50, 20, 90] * 50))
-    assert most <= 100
-    assert memory.held == 0

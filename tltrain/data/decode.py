@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -88,6 +89,40 @@ def bits_per_channel(image: Image.Image, content: bytes) -> int | None:
     return max(image.tag_v2.get(_BITS, (1,))) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
+def decoded_bytes(content: bytes) -> int:
+    """Memory that decoding takes at its peak, bytes: the stored pixels, and their copies on the way to RGB. 0 for what is no image."""
+    try:
+        with Image.open(io.BytesIO(content), formats=formats()) as image:
+            large = image.has_transparency_data or _is_deep_grey(image) or image.format in ("WEBP", "AVIF", "HEIF", "JPEG2000")
+            return (20 if large else 12) * image.width * image.height
+    except Exception:  # decode() reports the error
+        return 0
+
+
+class Memory:
+    """Limits the memory of concurrent decodes. A thread waits until its image fits. A single image is always admitted."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held, self.changed = limit, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def room_for(self, content: bytes) -> Iterator[None]:
+        num_bytes = decoded_bytes(content)
+        with self.changed:
+            self.changed.wait_for(lambda: self.held == 0 or self.held + num_bytes <= self.limit)
+            self.held += num_bytes
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.held -= num_bytes
+                self.changed.notify_all()
+
+
+MEMORY = Memory(3 * 2**29)
+"""For the threads of this process. Without it, six of them took 4 GiB for images of 6000 x 6000."""
+
+
 def read_image(path: Path, white: int | None = None, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
     """RGB image from a file that was readable when the data was scanned. Retries with growing waits, then raises UserError.
 
@@ -119,8 +154,9 @@ def describe(error: Exception) -> str:
 
 @lru_cache
 def formats() -> list[str]:
-    """The FORMATS that this Pillow can read. HEIF needs pillow-heif."""
+    """The FORMATS that this Pillow can read. HEIF needs pillow-heif. Sets Pillow up at the first call."""
     Image.init()
+    Image.core.set_block_size(2**26)  # type: ignore[attr-defined]  # glibc keeps freed blocks below 32 MiB for each thread, and gigabytes add up
     with contextlib.suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from tltrain.core.errors import UserError
 from tltrain.core.files import in_parallel, read_bytes
 from tltrain.data import Split
-from tltrain.data.decode import as_seen, decode, describe
+from tltrain.data.decode import MEMORY, as_seen, decode, describe
 from tltrain.data.sources.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
@@ -117,7 +117,9 @@ def _image(picture: Picture, white: int | None) -> Image.Image:
     if isinstance(picture, Image.Image):
         return as_seen(picture, white)
     if not isinstance(picture, Tensor):
-        return decode(read_bytes(Path(picture)), white)
+        content = read_bytes(Path(picture))
+        with MEMORY.room_for(content):
+            return decode(content, white)
     if picture.ndim != 3 or picture.shape[0] != 3:
         raise UserError(f"a tensor of shape {tuple(picture.shape)} is not an image; give (3, H, W), uint8 or floats in [0, 1]")
     if picture.dtype == torch.uint8:

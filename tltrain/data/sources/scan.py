@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import math
@@ -22,10 +21,7 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.files import in_parallel, locked, read_bytes, write_atomic
 from tltrain.core.paths import cache_root
 from tltrain.data import decode as decoder
-from tltrain.data.decode import DEEP_WHITE, as_seen, bits_per_channel, describe, highest, opened
-
-DECODED_BYTES = 2**30
-"""Limit for decoded images in memory at the same time, bytes. Without it, six threads took 4 GiB for images of 6000 x 6000."""
+from tltrain.data.decode import DEEP_WHITE, MEMORY, as_seen, bits_per_channel, describe, highest, opened
 
 UNCHECKED = ("WEBP", "AVIF", "HEIF")
 """Compressed formats without a checksum, whose decoders take zeros for pixels. A large image of one colour may end in zeros too."""
@@ -141,7 +137,7 @@ def _read(path: Path, white: int | None) -> tuple[Scanned, bool]:
         return Scanned("", describe(error)), False
     digest, _thread.pillow_warning = hashlib.blake2b(content, digest_size=16).hexdigest(), None
     try:
-        with _MEMORY.room_for(_decoded_bytes(content)), opened(content) as stored:
+        with MEMORY.room_for(content), opened(content) as stored:
             note = _oddity(stored, as_seen(stored, white), content)
             return Scanned(digest, None, note or _thread.pillow_warning, highest(stored)), True
     except MemoryError as error:  # temporary: not the fault of the file
@@ -164,35 +160,6 @@ def _oddity(stored: Image.Image, seen: Image.Image, content: bytes) -> str | Non
     return None
 
 
-def _decoded_bytes(content: bytes) -> int:
-    """Estimated memory for decoding, bytes: the original pixels and their RGB copy."""
-    try:
-        with Image.open(io.BytesIO(content), formats=decoder.formats()) as image:
-            return 7 * image.width * image.height
-    except Exception:  # decode() reports the error
-        return 0
-
-
-class _Memory:
-    """Limits the memory of concurrent decodes. A thread waits until its image fits. A single image is always admitted."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.held, self.changed = limit, 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def room_for(self, num_bytes: int) -> Iterator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: self.held == 0 or self.held + num_bytes <= self.limit)
-            self.held += num_bytes
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.held -= num_bytes
-                self.changed.notify_all()
-
-
-_MEMORY = _Memory(DECODED_BYTES)
 _thread = threading.local()
 
 
