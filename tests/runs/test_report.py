@@ -65,6 +65,18 @@ def test_the_verdict_says_share_number_interval_and_the_usual_mistake(tmp_path: 
     assert "All of 100 test images are right (95 % interval 96.3 to 100.0 %)." in Page(write_report(run)).text
 
 
+def test_an_accuracy_that_always_saying_one_class_has_too_is_called_nothing_learned(tmp_path: Path) -> None:
+    """The lower end of the interval of 50 of 100 is 40.4 %: it is compared with the share of the most frequent class."""
+    run = fake_run(tmp_path / "run", ["cat", "dog", "eel"])
+    test = json.loads((run / "test_metrics.json").read_text())
+    for cats, nothing in ((40, False), (41, True)):
+        rest = 100 - cats - 29
+        test |= {"n": 100, "top1": 0.5, "confusion": [[21, cats - 21, 0], [0, 29, 0], [rest, 0, 0]]}
+        (run / "test_metrics.json").write_text(json.dumps(test))
+        text = Page(write_report(run)).text
+        assert ("This cannot be told from always saying cat, which is right for 41.0 %" in text) == nothing
+
+
 NASTY = "<script>alert('1')</script> & \"x\""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tltrain.core.output import escape
+from tltrain.core.output.console import duration
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.evaluation.metrics import Predictions
@@ -61,3 +62,11 @@ def _png(pixels_HWC: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_line(figures: Mapping[str, Any], seconds: float) -> str:
+    """The line on the terminal for the metrics of the test split, after so many seconds of training."""
+    return (
+        f"test    top-1 {100 * figures['top1']:.2f} % of {figures['n']:,} images, F1 {100 * figures['f1_macro']:.2f} % (macro), "
+        f"calibration error {100 * figures['ece']:.1f} %, {duration(seconds)}"
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 from tltrain.core import files
 from tltrain.core.errors import AFTER_THE_END, MachineError, StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags, run_path
-from tltrain.core.output.console import Console, clock, duration
+from tltrain.core.output.console import Console, clock
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
 from tltrain.data.workers import heard_while_waiting, refuse_in_worker
@@ -32,6 +32,7 @@ from tltrain.runs import checkpoint, run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.runs.early_end import stop_early
 from tltrain.runs.metrics_log import MetricsLog
+from tltrain.runs.report.formatting import learned_nothing
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
 from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
@@ -267,7 +268,9 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
             run.trackers.confusion(details["confusion"], list(run.images.classes))
             run.trackers.mistakes(run_dir.mistakes(run.path))
             run.trackers.summary({f"test/{k}": v for k, v in figures.items()})
-            run.console.say(_verdict(figures, seconds), style="bold")
+            run.console.say(results.test_line(figures, seconds), style="bold")
+            if (nothing := learned_nothing({**figures, **details})) is not None:
+                run.console.say(nothing, style="yellow")
     details = {"outcome": "finished", "seconds": progress.seconds + clock() - began, "peak_bytes": run.runtime.peak_bytes()}
     if run.runtime.is_main:
         run_dir.write_outcome(run.path, run.generation, details)
@@ -290,10 +293,3 @@ def _teacher(recipe: Recipe) -> tuple[Path, str] | None:
     folder_ = Path((recipe.distill.teacher.weights if recipe.distill else None) or "")
     weights = run_dir.weights_file(folder_)
     return (weights, run_dir.read_recipe(folder_).name) if weights.is_file() and run_dir.recipe_file(folder_).is_file() else None
-
-
-def _verdict(figures: dict[str, Any], seconds: float) -> str:
-    return (
-        f"test    top-1 {100 * figures['top1']:.2f} % of {figures['n']:,} images, F1 {100 * figures['f1_macro']:.2f} % (macro), "
-        f"calibration error {100 * figures['ece']:.1f} %, {duration(seconds)}"
-    )

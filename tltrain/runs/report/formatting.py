@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tltrain.core.metric import metric
 from tltrain.runs.record import RunRecord, number
@@ -122,11 +123,29 @@ def _ending(run: RunRecord) -> str:
     return f"The run has come to {where}" if ended(run) == "unfinished" else f"{how} after {where}"
 
 
+def learned_nothing(test: Mapping[str, Any]) -> str | None:
+    """What to say, and what to try, where the accuracy cannot be told from always naming the most frequent class. Else None.
+
+    test: what test_metrics.json holds.
+    """
+    support = [sum(row) for row in test["confusion"]]
+    largest = max(range(len(support)), key=support.__getitem__)
+    share = support[largest] / int(test["n"])
+    if wilson(float(test["top1"]), int(test["n"]))[0] > share:
+        return None
+    return (
+        f"This cannot be told from always saying {test['classes'][largest]}, which is right for {percent(share)}: nothing that was learned "
+        "shows on these images. Try more steps or a higher lr for the head, or look at the images and labels (tltrain preview)."
+    )
+
+
 def _test_verdict(run: RunRecord) -> str:
     assert run.test is not None
     share, n = number(run.test, "top1"), int(run.test["n"])
     classes = run.test["classes"]
     head = f"{percent(share)} of {plural(n, 'test image')} are right (95{_SPACE}% interval {interval(share, n)})"
+    if (nothing := learned_nothing(run.test)) is not None:
+        return f"{head}. {nothing}"
     wrong = confusions(run.test["confusion"])
     if not wrong:
         return f"All of {plural(n, 'test image')} are right (95{_SPACE}% interval {interval(share, n)})."
