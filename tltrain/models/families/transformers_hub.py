@@ -30,6 +30,8 @@ ANY = f"{PREFIX}ORG/REPO"
 _REPO = re.compile(r"\w[\w.-]*/[\w.-]+", re.ASCII)
 _HALF = (0.5, 0.5, 0.5)
 _SIDE = 224
+_CHANNELS_LAST = (0, 2, 3, 1)
+"""A network that turns features so itself (ConvNeXt) gets images so. Else its convolutions answer in one layout or another."""
 
 
 class TransformersFamily(Family):
@@ -77,16 +79,18 @@ class TransformersFamily(Family):
             found = traced_blocks(net, head, dropout, card.size, with_values=True, channels_last=faster)
         except CannotCut as why:
             return _shortly_named(grouped_blocks(net, head, str(why)))
+        if any(block.input_order == _CHANNELS_LAST for block in found):
+            found = [replace(block, channels_last=("cpu", "cuda")) for block in found]
         return _shortly_named(found)
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
         """As in `Family`. Raises UserError for a size that the network cannot take, and for a network without one linear classifier."""
-        from tltrain.models.transformers import configs, networks
+        from tltrain.models.transformers import configs, states
 
         self.head_of(card)
         values = configs.with_side(card.config, size)
         if size != configs.side_of(configs.made(card.config, card.name)):
-            networks.check_side(card.config, size, card.name)
+            states.check_side(card.config, size, card.name)
         if classes is not None:
             values = configs.with_classes(values, classes)
         return replace(card, config=values, size=size, classes=classes)

@@ -25,6 +25,8 @@ _SAME_NETWORK = {"vit_mae": "vit"}
 _NO_IMAGES = {"imagegpt": "takes colours as words", "shieldgemma2": "judges images by text", "siglip2": "takes patches, not images"}
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 _OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "torchscript", "gradient_checkpointing")
+_AT_RANDOM = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+"""DINOv3 moves its rotary table at random in training, once for all layers. Blocks that run alone would each move it otherwise."""
 _IN_VISION = "vision_config"
 _SIDE = "image_size"
 _DEEP = ("layers", "depth", "depths", "num_blocks", "num_layers")
@@ -55,6 +57,9 @@ def made(values: Mapping[str, Any], origin: str) -> PretrainedConfig:
         config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in values.items() if k not in ("model_type", *_OUTPUTS)})
     except Exception as error:  # transformers raises many types of errors for unexpected values
         raise UserError(f"{origin} is the configuration of no {kind}: {type(error).__name__}: {error}") from error
+    for key in _AT_RANDOM:
+        if getattr(config, key, None) is not None:
+            setattr(config, key, None)
     channels = getattr(vision(config), "num_channels", 3)
     if channels != 3:
         raise UserError(f"{origin} has num_channels {channels}; images here have 3")

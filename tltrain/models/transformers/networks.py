@@ -61,11 +61,6 @@ def head_of(values: Mapping[str, Any], origin: str) -> str:
     return _head(_key(values), origin)
 
 
-def check_side(values: Mapping[str, Any], size: int, origin: str) -> None:
-    """Run the network on the meta device for images of this many pixels. Raises UserError where it cannot take them."""
-    _unread(_key(configs.with_side(values, size)), origin)
-
-
 def _build(values: Mapping[str, Any], num_classes: int, origin: str) -> nn.Module:
     config = configs.made(values, origin)
     config.num_labels = num_classes

@@ -63,6 +63,20 @@ def resized(state: Mapping[str, Tensor], values: Mapping[str, Any], size: int, o
     return {**state, **new}, (f"position embeddings interpolated from {was} to {size} px",) if new else ()
 
 
+def check_side(values: Mapping[str, Any], size: int, origin: str) -> None:
+    """Raise UserError for images of a size that the network cannot take, or that its patches do not divide while it has positions."""
+    config = configs.made(values, origin)
+    patch, side = configs.patch_of(config), configs.side_of(config)
+    assert side is not None, "a card's configuration says it"
+    if size % patch and shapes(values, origin) != shapes(configs.with_side(values, 2 * side), origin):
+        near = " or ".join(str(n * patch) for n in (size // patch, size // patch + 1) if n)
+        raise UserError(f"data.size is {size}, which the patch of {origin}, {patch} pixels, does not divide; take {near}")
+    try:
+        shapes(configs.with_side(values, size), origin)
+    except UserError as error:
+        raise UserError(f"data.size is {size}, and {error}; its own size is {side}") from error
+
+
 def shapes(values: Mapping[str, Any], origin: str) -> dict[str, torch.Size]:
     """Shapes of the tensors of a configuration's network, the head's as for 3 classes."""
     with torch.device("meta"):
@@ -86,7 +100,7 @@ def _read(folder: str | None, values: Mapping[str, Any], origin: str, state: dic
 
     wrong = [
         listed("missing", filter(own, info["missing_keys"])),
-        listed("unexpected", (n for n in info["unexpected_keys"] if body and own(n))),
+        listed("unexpected", (n for n in info["unexpected_keys"] if body and own(n) and not n.endswith("mask_token"))),
         listed("of another shape", (line for n, line in mismatched.items() if own(n))),
     ]
     if any(wrong):
