@@ -71,6 +71,7 @@ def test_a_blend_lies_between_the_stages_start_and_end(changes: dict[str, Any], 
         assert torch.allclose(tensor.double(), want.double(), atol=1e-6), name
     assert any(not torch.equal(blended[name], end[name]) for name in end)
     assert evaluate(run, None, "val", 64)["loss"] == pytest.approx(loss, rel=1e-5), "what the run hands out is what was measured"
+    assert ("interpolates BatchNorm" in (run / "plan.txt").read_text()) == (changes.get("norm_stats") == "train")
     page = (run / "report.html").read_text()
     assert "Val loss between start and end of stage all" in page
     assert f"handed on: {share:.0%} of the end" in page

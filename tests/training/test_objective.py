@@ -281,8 +281,8 @@ def test_biases_and_norms_train_and_nothing_else_below_the_head(photos: Path, tm
     train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
     student, _ = plain_nets(recipe)
     norms = [f"layer{n}.0.{norm}." for n in (3, 4) for norm in ("bn1", "bn2", "downsample.1")]
-    groups = [{"params": [p for n, p in student.net.named_parameters() if n.startswith((*norms, "fc"))], "lr": 0.02}]
-    assert len(groups[0]["params"]) == 2 * len(norms) + 2
+    groups: list[dict[str, Any]] = [{"params": [p for n, p in student.net.named_parameters() if n.startswith((*norms, "fc"))], "lr": 0.02}]
+    assert sum(len(group["params"]) for group in groups) == 2 * len(norms) + 2
     losses, _ = plain_stage(student, plain_batches(recipe, 0), PlainLoss(), groups, SGD)
     assert_equal(tmp_path / "run", losses, student)
 

@@ -19,6 +19,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.evaluate import evaluate
+from tltrain.evaluation.trained import load_trained
 from tltrain.models.metadata import read_card, write_weights
 from tltrain.runs import run_dir
 from tltrain.runs.record import read_run
@@ -85,6 +86,7 @@ def test_greedy_keeps_what_val_is_not_worse_with(runs: list[Path], tmp_path: Pat
     assert torch.allclose(mean["fc.weight"], torch.stack([s["fc.weight"] for s in states]).double().mean(0).float(), atol=1e-7)
     assert all(row.test is None for row in done.rows)
     assert evaluate(tmp_path / "soup", None, "val", 16)["loss"] == loss["greedy"]
+    assert torch.equal(load_trained(tmp_path / "soup").chain.net.state_dict()["conv1.weight"], mean["conv1.weight"])
 
 
 def test_a_soup_of_equal_runs_is_that_run(runs: list[Path]) -> None:

@@ -281,10 +281,12 @@ def test_what_should_train_and_does_not_is_seen(stage: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("stage", [LORA, BIASES], ids=["lora", "biases"])
 def test_stored_features_change_nothing(stage: dict[str, Any], tmp_path: Path) -> None:
     """What is frozen before the first block that trains is computed once, as in any stage."""
-    stages = [HEAD | {"steps": 1, "views": 1}, ALL | stage | {"unfreeze": "layer3", "augment": "none", "views": 1, "ema": 0.9, "carry": "blend"}]
+    own_views = {"augment": "none", "views": 1}
+    stages = [HEAD | {"steps": 1, "views": 1}, ALL | stage | own_views | {"unfreeze": "layer3", "ema": 0.9, "carry": "blend"}]
     runs = [tmp_path / name for name in ("stored", "computed")]
-    for run, place in zip(runs, ("always", "never"), strict=True):
-        train(validate(trials.recipe(stages=stages), "test"), RunFlags(folder=run, workers=0, cache=place))
+    spec = validate(trials.recipe(stages=stages), "test")
+    train(spec, RunFlags(folder=runs[0], workers=0, cache="always"))
+    train(spec, RunFlags(folder=runs[1], workers=0, cache="never"))
     assert "layer3.0, train, 1 view" in (runs[0] / "plan.txt").read_text()
     assert trials.rows_of(runs[0]) == trials.rows_of(runs[1])
     ours, theirs = (load_file(run / "weights.safetensors") for run in runs)

@@ -90,6 +90,11 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     if optim.trains_norm_stats(chain, plan):
         shared = f"{largest} images share a forward pass"
         lines.append(f"note    norm_stats: train: {shared}, so the result depends on processes and micro-batches")
+    moving = [s.spec for s in plan if optim.trains_norm_stats(chain, [s])]
+    if any(spec.ema is not None for spec in moving):
+        lines.append("note    ema averages BatchNorm's running statistics too")
+    if any(spec.carry == "blend" for spec in moving):
+        lines.append("note    carry: blend interpolates BatchNorm's running means and standard deviations: exact at the ends alone")
     if recipe.backbone.dropout:
         lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
     if (distill := recipe.distill) is not None:

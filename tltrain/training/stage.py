@@ -26,7 +26,7 @@ from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import Strategy, is_sharded, spread
 from tltrain.distributed.sync_batchnorm import share_statistics
 from tltrain.models.chain import Chain, is_batch_norm, on_device
-from tltrain.models.metadata import write_weights
+from tltrain.models.metadata import read_state, write_weights
 from tltrain.runs import manifest, run_dir
 from tltrain.runs.checkpoint import State
 from tltrain.training import loop, optim
@@ -246,7 +246,7 @@ def _stream(run: Run, stage: StagePlan) -> SampleStream:
 def _blended(run: Run, ctx: StageContext, fit: StageResult) -> tuple[StageResult, dict[str, Tensor]]:
     """Blend the stage's start, as the stage before it wrote it, with its last weights. Logs the curve. Collective."""
     stage, select, step = ctx.stage, ctx.recipe.select, fit.progress.step
-    start = load_file(run_dir.stage_weights_file(run.path, run.plan[stage.index - 1].name))
+    start = read_state(run_dir.stage_weights_file(run.path, run.plan[stage.index - 1].name))
     # A signal is heard at the start of the next stage: the evaluations are short beside it, and are done again by a start that is killed.
     found = blend(ctx.spread, start, stage.spec, lambda: loop.val_figures(ctx, step, lambda: False), select)
     progress, better = fit.progress.after_evaluation(found.figures, select)
