@@ -1,17 +1,20 @@
-"""Faults that are planted in the processes of a world: signals, dead processes, full disks, and bugs that give no error of their own."""
+"""Hinders real runs: signals, dead and silent processes, full disks, pipes. Each ends with a word, and goes on to the same end."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.plants import after_steps, after_train, own_rank, wrap
+from benchmarks.plants import after_steps, own_rank, wrap
 
 
 def signal_at(moment: str, name: str, rank: int = 0) -> None:
@@ -70,31 +73,77 @@ def slow_evaluation(numbers: list[int], seconds: float) -> None:
     wrap(evaluator, "_logits_row", around)
 
 
-def kill_in(module: str, function: str, number: int) -> None:
-    """SIGKILL at the call number `number` of a function of tltrain."""
+def signal_in(module: str, function: str, number: int, name: str = "SIGTERM") -> None:
+    """A signal at the call number `number` of a function of tltrain."""
     calls = iter(range(1, 10**9))
 
     def around(original: Any, *arguments: Any, **named: Any) -> Any:
         if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, name))
         return original(*arguments, **named)
 
     wrap(importlib.import_module(f"tltrain.{module}"), function, around)
 
 
-def end_process(num_steps: int, rank: int, name: str) -> None:
-    """SIGKILL or SIGSTOP to one rank in the middle of its step number `num_steps`."""
-    from tltrain.training import loop
+def hang_in(module: str, function: str, number: int, how: str) -> None:
+    """The call number `number` of a function of tltrain never comes back.
 
+    how: waits, as Python does for a lock, which a signal ends; or stuck, as a dead network mount is, which no signal ends.
+    """
     calls = iter(range(1, 10**9))
 
+    def around(original: Any, *arguments: Any, **named: Any) -> Any:
+        if next(calls) == number:
+            threading.Event().wait() if how == "waits" else _stick()
+        return original(*arguments, **named)
+
+    wrap(importlib.import_module(f"tltrain.{module}"), function, around)
+    importlib.import_module("tltrain.distributed.watchdog").GRACE_S = 1.0  # type: ignore[attr-defined]
+
+
+def _stick() -> None:
+    """Take a lock of the C library twice: the second time waits for ever, and no signal ends that."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+def fail_in(module: str, function: str) -> None:
+    """A function of tltrain raises an error that nobody expects."""
+
+    def around(original: Any, *arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("planted")
+
+    wrap(importlib.import_module(f"tltrain.{module}"), function, around)
+
+
+def rename_after(num_steps: int, run: str) -> None:
+    """The run folder gets another name after a number of steps."""
+    after_steps(num_steps, lambda: os.rename(run, f"{run}-elsewhere"))
+
+
+def hold_old_checkpoints(run: str) -> None:
+    """From the second save on, no checkpoint that stands can be deleted or renamed: something is mounted on it, as root may."""
+    from tltrain.runs import checkpoint
+
     def around(original: Any, *arguments: Any) -> Any:
-        if next(calls) == num_steps:
-            os.kill(os.getpid(), getattr(signal, name))
+        for old in checkpoint.committed(arguments[0]):
+            if not os.path.ismount(old):
+                subprocess.run(["mount", "--bind", old, old], check=True)
         return original(*arguments)
 
+    wrap(checkpoint, "save", around)
+
+
+def kill_in(module: str, function: str, number: int) -> None:
+    """SIGKILL at the call number `number` of a function of tltrain."""
+    signal_in(module, function, number, "SIGKILL")
+
+
+def end_process(num_steps: int, rank: int, name: str) -> None:
+    """SIGKILL or SIGSTOP to one rank in the middle of its step number `num_steps`."""
     if own_rank() == rank:
-        wrap(loop, "apply_mixup", around)
+        signal_in("training.loop", "apply_mixup", num_steps, name)
 
 
 def kill_worker(num_steps: int, rank: int) -> None:
@@ -110,18 +159,6 @@ def kill_worker(num_steps: int, rank: int) -> None:
     wrap(dataloader._MultiProcessingDataLoaderIter, "__init__", around)
     if own_rank() == rank:
         after_steps(num_steps, lambda: os.kill(next(w for w in workers if w.is_alive()).pid, signal.SIGKILL))
-
-
-def say_who_asks(fault: str, *arguments: Any) -> None:
-    """Another fault of this file; a process that then asks whether another one is gone says so."""
-    from tltrain.distributed.watchdog import Watch
-
-    def around(original: Any, self: Watch) -> Any:
-        print("asks who is missing")
-        return original(self)
-
-    wrap(Watch, "missing", around)
-    globals()[fault](*arguments)
 
 
 def nan_on(num_steps: int, rank: int) -> None:
@@ -238,62 +275,11 @@ def make_read_only(number: int, folder: str) -> None:
         wrap(checkpoint, "save", around)
 
 
-def unfreeze_after_wrapping(block: str) -> None:
-    """Freeze a block, wrap, and unfreeze it: DDP then never synchronises its gradients, without a word."""
-    from tltrain.training import stage
+def main(words: Sequence[str] | None = None) -> None:
+    from benchmarks.cases import run_all
 
-    def around(original: Any, runtime: Any, chain: Any, *rest: Any) -> Any:
-        parameters = [p for _, p in chain.parameters_of(chain.index(block))]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        spreaded = original(runtime, chain, *rest)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        return spreaded
-
-    wrap(stage, "spread", around)
+    run_all(words, str(__doc__))
 
 
-def move_buffer(num_steps: int, rank: int | None, block: str) -> None:
-    """A buffer of a block changes on one rank alone, or, for None, on all alike."""
-
-    def move(spreaded: Any) -> None:
-        chain = spreaded.chain
-        next(b for _, m in chain.modules_of(chain.index(block)) for b in m.buffers(recurse=False) if b.is_floating_point()).add_(1e-3)
-
-    if rank in (None, own_rank()):
-        after_train(num_steps, move)
-
-
-def move_frozen(num_steps: int, block: str) -> None:
-    """A parameter of a frozen block changes, on every rank."""
-
-    def move(spreaded: Any) -> None:
-        from tltrain.distributed.strategies.consistency import _local
-
-        _, parameter = next(spreaded.chain.parameters_of(spreaded.chain.index(block)))
-        _local(parameter).add_(1e-3)
-
-    after_train(num_steps, move)
-
-
-def hold_block(block: str) -> None:
-    """The optimizer knows a block, and its learning rate is zero."""
-    from tltrain.training import loop
-
-    def around(original: Any, optimizer: Any, factor: float) -> None:
-        original(optimizer, factor)
-        for group in optimizer.param_groups:
-            group["lr"] *= group["name"].split("/")[0] != block
-
-    wrap(loop, "set_lr", around)
-
-
-def forget_block(block: str) -> None:
-    """The optimizer does not know a block that trains."""
-    from tltrain.training import optim
-
-    def around(original: Any, groups: Any, spec: Any) -> Any:
-        return original([g for g in groups if g["name"].split("/")[0] != block], spec)
-
-    wrap(optim, "make_optimizer", around)
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,7 @@ class Trial:
     start: dict[str, Any] = field(default_factory=dict)
     float64: bool = False
     before: str | None = None
-    """A function of benchmarks/plants.py, or faults.NAME, called in every process before the run: what a test changes or spoils."""
+    """A function of plants.py beside this file, or faults.NAME or bugs.NAME, called in every process before the run: what a test spoils."""
     arguments: tuple[Any, ...] = ()
 
 

@@ -42,7 +42,7 @@ def test_a_batch_comes_in_shared_memory() -> None:
 def test_a_killed_worker_is_said_with_the_way_on() -> None:
     batches = iter(loader([[0], [-1], [1], [2], [3]]))
     os.kill(int(next(batches)["pid"][0]), signal.SIGKILL)
-    with pytest.raises(UserError, match=r"data worker has ended.*same command goes on.*--workers 0"):
+    with pytest.raises(UserError, match=r"data worker has ended.*was killed by SIGKILL.*no memory left.*same command goes on.*--workers 0"):
         list(batches)
 
 
@@ -60,7 +60,7 @@ def test_a_stop_is_heard_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(list(loader([[0], [1]]))) == 2, "what comes is given all the same"
 
 
-@pytest.mark.parametrize(("free", "fit"), [(0, 0), (2_999, 0), (3_000, 1), (9_000, 3), (10**9, 4)])
+@pytest.mark.parametrize(("free", "fit"), [(0, 0), (5_999, 0), (6_000, 1), (18_000, 3), (10**9, 4)])
 def test_only_as_many_workers_as_have_room(
     free: int, fit: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ def caught(tmp_path: Path, stage: dict[str, Any], strategy: str, fault: str, *ar
     """Plant a bug in a run of one stage, which must fail; its error, as outcome.json and every process's output have it."""
     spec = trials.recipe(stages=[stage])
     start = {"check_steps": 1, "timeout_minutes": 2.0}
-    trial = Trial(spec, str(tmp_path / "run"), num, strategy, start, before="faults.say_who_asks", arguments=(fault, *arguments))
+    trial = Trial(spec, str(tmp_path / "run"), num, strategy, start, before="bugs.say_who_asks", arguments=(fault, *arguments))
     codes = world.run(trial)
     assert codes == [1] * num, f"{codes}\n{world.log(trial)}"
     assert "asks who is missing" not in world.log(trial), "the guard knows the cause: no sign of life is waited for"

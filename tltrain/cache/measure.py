@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tltrain.cache import image_cache
 from tltrain.cache.cost_model import Speed
@@ -21,6 +23,15 @@ from tltrain.data import DataSplits, Split
 from tltrain.data.views import MEMORY_BYTES, Views
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
+
+QUICK_S = 0.1
+"""Below this time of one image, seconds, several are timed at a time."""
+BUSY_OPERATIONS_S = 20e9
+"""Operations a second below which a CPU's threads are suspected to wait for each other."""
+SLOWEST_OPERATIONS_S = 1e9
+"""Operations a second that any CPU reaches in a convolution; a Raspberry Pi 4 reaches ten times as many."""
+LEAST_S = 0.02
+"""Seconds that a pass may take beside its operations."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,9 @@ class _Meter:
         if ("view", augment) not in self.known:
             views = _views(self.split, self.student, self.recipe, augment)
             self.known["view", augment] = (
-                least_s(lambda: [views.view(i, 1) for i in self._sample()]) / len(self._sample()) if self.readable else 0
+                least_s(lambda: [views.view(i, 1) for i in self._sample()], clock=time.thread_time) / len(self._sample())
+                if self.readable
+                else 0
             )
         return (self.known["view", augment] + (0 if self.in_memory else self.base_s)) / max(1, self.workers)
 
@@ -98,35 +111,76 @@ def _views(split: Split, student: Loaded, recipe: Recipe, augment: Augment) -> V
 
 
 def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[float, int]:
-    """(seconds per image, bytes of its row). Times one image first, then a chunk of images if one image was quick."""
+    """(seconds per image, bytes of its row).
 
-    def run(num: int) -> tuple[float, Tensor]:
-        images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, device=device)
-        began, began_cpu = time.perf_counter(), time.process_time()
-        with torch.no_grad(), frozen.autocast():
-            out = frozen.chain(images, stop=frozen.stop)
-            out = out if frozen.dtype is None else out.to(frozen.dtype)
-            float(out.flatten()[0])  # waits for the device
-        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
-        return min(wall_s, cpu_s) if device.type == "cpu" else wall_s, out  # the other load of a busy machine is not the network's cost
-
-    tries = [run(1) for _ in range(2)]
-    spent, out = tries[-1]
+    The median of several passes: of one image, and of a few where one was quick. On a CPU the time of this process alone counts, at most
+    what one thread takes, and at most what the number of operations lets any machine take: on a busy machine threads spin while they
+    wait for each other, and both clocks run.
+    """
+    out, operations = _counted(frozen, side, device)  # the first pass, which also allocates
     row_bytes = out.numel() * out.element_size()
-    if spent < 1.0:  # the minimum excludes other load on this machine
-        spent = min(run(1)[0] for _ in range(3))
-    if spent < 0.1:
-        num = frozen.chunk or 8 if device.type == "cuda" else 8
-        with contextlib.suppress(torch.OutOfMemoryError):  # then the time of one image is used
-            spent = min(run(num)[0] for _ in range(3)) / num
-    return spent, row_bytes
+    if device.type != "cpu":
+        spent = _median(lambda: _pass_s(frozen, 1, side, device))
+        if spent < QUICK_S:
+            num = frozen.chunk or 8
+            with contextlib.suppress(torch.OutOfMemoryError):  # then the time of one image is used
+                spent = _median(lambda: _pass_s(frozen, num, side, device)) / num
+        return spent, row_bytes
+    spent = _median(lambda: _pass_s(frozen, 1, side, device))
+    if spent < QUICK_S:
+        spent = min(spent, _median(lambda: _pass_s(frozen, 8, side, device)) / 8)
+    if torch.get_num_threads() > 1 and spent > operations / BUSY_OPERATIONS_S:
+        with _one_thread():
+            spent = min(spent, _median(lambda: _pass_s(frozen, 1, side, device)))
+    return min(spent, LEAST_S + operations / SLOWEST_OPERATIONS_S), row_bytes
 
 
-def least_s(work: Callable[[], Any], times: int = 3) -> float:
-    """Seconds of one call: the minimum of several, which other load on the machine affects least."""
+def _counted(frozen: FrozenModel, side: int, device: torch.device) -> tuple[Tensor, int]:
+    """(row of one image, floating-point operations of its forward pass)."""
+    with FlopCounterMode(display=False) as counter:
+        out = _forward(frozen, 1, side, device)
+    return out, counter.get_total_flops()
+
+
+def _forward(frozen: FrozenModel, num: int, side: int, device: torch.device) -> Tensor:
+    images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, device=device)
+    with torch.no_grad(), frozen.autocast():
+        out = frozen.chain(images, stop=frozen.stop)
+        out = out if frozen.dtype is None else out.to(frozen.dtype)
+        float(out.flatten()[0])  # waits for the device
+    return out
+
+
+def _pass_s(frozen: FrozenModel, num: int, side: int, device: torch.device) -> float:
+    """Seconds of one pass. On a CPU the lesser of both clocks: other processes lengthen the wall's, more threads the process's."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    _forward(frozen, num, side, device)
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+    return min(wall_s, cpu_s) if device.type == "cpu" else wall_s
+
+
+def _median(measure: Callable[[], float], times: int = 3) -> float:
+    return statistics.median(measure() for _ in range(times))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def least_s(work: Callable[[], Any], times: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call: the minimum of several, which other load on the machine affects least.
+
+    clock: `time.thread_time` for work of this thread alone that waits for nothing. Other load does not affect it at all.
+    """
     spent = []
     for _ in range(times):
-        began = time.perf_counter()
+        began = clock()
         work()
-        spent.append(time.perf_counter() - began)
+        spent.append(clock() - began)
     return min(spent)

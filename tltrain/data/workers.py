@@ -37,6 +37,8 @@ ENDED_S = 2.0
 SHARED_MEMORY = Path("/dev/shm")
 READ_AHEAD = 3
 """Batches of one worker in shared memory: two prefetched (torch's prefetch_factor), one in use."""
+LOADERS = 2
+"""Loaders that are open at a time: an evaluation opens its own while batches of training wait."""
 MORE_SHARED_MEMORY = "Give it more (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm), or choose --workers"
 
 _should_stop: Callable[[], bool] = bool
@@ -74,9 +76,9 @@ def fitting(num_workers: int, batch_bytes: int) -> int:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
         return num_workers
-    fit = min(num_workers, free // max(1, READ_AHEAD * batch_bytes))
+    fit = min(num_workers, free // max(1, LOADERS * READ_AHEAD * batch_bytes))
     if fit < num_workers:
-        note = f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB free, too little for the batches of {num_workers} data workers: {fit} are used"
+        note = f"{SHARED_MEMORY} has {free / 1e6:,.1f} MB free, too little for the batches of {num_workers} data workers: {fit} are used"
         if note not in _printed:
             _printed.add(note)
             sys.stderr.write(f"tltrain: {note}. {MORE_SHARED_MEMORY}\n")
@@ -257,9 +259,9 @@ def _check_main(preparation: dict[str, Any]) -> None:
 
 
 def refuse_in_worker() -> None:
-    """Raise UserError in a worker that is running the caller's script: training there would start workers again, without end."""
+    """End a worker that is running the caller's script: training there would start workers again, without end."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError(f"a data worker has come to a training. {NEEDS_MAIN}")
+        raise SystemExit(f"tltrain: a data worker has come to a training. {NEEDS_MAIN}")  # no stack trace: the trainer has one
 
 
 class _Process(ForkServerProcess):

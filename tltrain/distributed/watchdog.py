@@ -91,7 +91,8 @@ class Watch:
     def _live(self) -> None:
         last = time.monotonic()
         while not self.over.wait(self.interval_s):
-            paused_s, last = time.monotonic() - last, time.monotonic()
+            now = time.monotonic()
+            paused_s, last = now - last, now
             if paused_s > PAUSED_S + self.interval_s:  # the whole process stood still, as after Ctrl-Z: that is no hang
                 self.since += paused_s
             self._beat()
@@ -106,7 +107,7 @@ class Watch:
                 sys.stderr.flush()
                 self.failed(details)
                 os._exit(1)  # the main thread is blocked in a collective call: no exception reaches it
-            if self.world == 1 and time.monotonic() - self.since > self.timeout_s and self.place[2] != CALLER:
+            if self.world == 1 and now - self.since > self.timeout_s and self.place[2] != CALLER:
                 self._end_single()
             if self.world > 1 and self._waits_for_failed():
                 sys.stderr.write(f"tltrain: rank {self.rank} waits for a process that has exited, so it exits too\n")

@@ -74,7 +74,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The rows of one file. Raises UserError, with the line, for one that is no row: only the last may have been cut short."""
     manifest.check(path)
     rows = []
-    lines = files.read_bytes(path).splitlines()
+    try:
+        lines = files.read_bytes(path).splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}; copy it from a backup, or delete it to go on without its rows") from error
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(_checked(json.loads(line)))
