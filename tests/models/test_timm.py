@@ -113,6 +113,20 @@ def test_a_new_head_is_zero_and_the_rest_is_not(tmp_path: Path) -> None:
     assert not own["classifier.weight"].any()
 
 
+@pytest.mark.parametrize("name", [slow("levit_128s"), "repvit_m0_9", slow("deit_tiny_distilled_patch16_224")])
+def test_a_network_of_two_classifiers_runs_whole_and_begins_with_both_at_zero(name: str, tmp_path: Path) -> None:
+    """Their answers are averaged, so neither can be left out."""
+    loaded = load(name, size=None if name == "levit_128s" else 64)
+    chain, heads = loaded.chain, FAMILY.heads_of(loaded.card)
+    assert (chain.runs_whole, chain.why_whole, chain.blocks[-1].owns) == (True, "it has 2 classifiers", heads)
+    assert not any(chain.net.get_submodule(head).state_dict()["weight"].any() for head in heads)
+    assert ours(chain) == pytest.approx(timms(chain.net))
+    state = {n: t + 1 for n, t in timm.create_model(name, num_classes=7).state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    again = load(name, str(tmp_path / "w.safetensors")).chain.net.state_dict()
+    assert all(not again[n].any() if n.startswith(heads) else torch.equal(again[n], state[n]) for n in state)
+
+
 def test_positions_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> None:
     """The weights are those of 160 px: 10 x 10 patches and a class token."""
     state: dict[str, Tensor] = timm.create_model("test_vit", num_classes=7).state_dict()
@@ -157,7 +171,12 @@ def _put(cache: Path, repo: str, state: dict[str, Tensor], config: dict[str, obj
 def test_a_tag_is_read_from_the_hubs_cache(cache: Path) -> None:
     state = timm.create_model("test_vit", num_classes=1000).state_dict()
     _put(cache, "timm/test_vit.r160_in1k", state, {"architecture": "test_vit"})
-    for name, weights in (("test_vit", "r160_in1k"), ("test_vit", "DEFAULT"), ("test_vit.r160_in1k", "DEFAULT")):
+    for name, weights in (
+        ("test_vit", "r160_in1k"),
+        ("test_vit", "DEFAULT"),
+        ("test_vit.r160_in1k", "DEFAULT"),
+        ("test_vit.r160_in1k", None),
+    ):
         loaded = load(name, weights)
         assert torch.equal(loaded.chain.net.state_dict()["pos_embed"], state["pos_embed"])
         assert loaded.card.name == "timm:test_vit"

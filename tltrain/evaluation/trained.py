@@ -56,7 +56,7 @@ def load_trained(path: Path) -> TrainedModel:
     spec = recipe.backbone.model_copy(update={"weights": str(path)})
     loaded = factory.load(spec, classes=card.classes, size=None, resize=None, head="keep", seed=recipe.seed)
     chain = loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False).eval()
-    for parameter in chain.net.get_submodule(loaded.family.head_of(loaded.card)).parameters():
+    for parameter in (p for head in loaded.family.heads_of(loaded.card) for p in chain.net.get_submodule(head).parameters()):
         parameter.div_(card.temperature)
     return TrainedModel(path, recipe, loaded.card, loaded.family, chain)
 

@@ -26,6 +26,8 @@ class Family(Protocol):
     Its module is imported for every lookup of a name. So import large packages other than torch and torchvision inside the methods.
     """
 
+    blocks_are_tested: bool = False
+    """Whether tests hold the blocks of all of its networks against the networks. Else that is done for each that is loaded."""
     weights_are: str = ""
     """Other forms of `backbone.weights` than files and folders, for error messages: `for a torchvision ResNet a weights name`."""
 
@@ -56,6 +58,10 @@ class Family(Protocol):
     def head_of(self, card: WeightsMetadata) -> str:
         """Path of the linear classifier in the net that `build` makes of this card. The last block, named `head`, is this module alone."""
         ...
+
+    def heads_of(self, card: WeightsMetadata) -> tuple[str, ...]:
+        """Paths of all classifiers, for a net that takes the mean of several, as distilled ones do. The last block owns them."""
+        return (self.head_of(card),)
 
     @abstractmethod
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
@@ -89,6 +95,10 @@ class Family(Protocol):
     def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
         """None if weights with this metadata are for the network `name`. Otherwise the rest of an error `the weights X …`."""
         return None if name == card.name else f"are a {card.name}; set the name to {card.name} or null"
+
+    def weights_in(self, name: str) -> str | None:
+        """The `backbone.weights` that a name itself gives, such as the tag in timm:ARCH.TAG. They are taken where the recipe gives none."""
+        return None
 
     def default_weights(self, name: str) -> str | None:
         """The `backbone.weights` that DEFAULT means for a network of this family. None leaves DEFAULT to `find_weights`."""

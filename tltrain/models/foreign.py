@@ -101,7 +101,9 @@ def _described(path: Path) -> WeightsMetadata | None:
 
 def _fitted(family: Family, card: WeightsMetadata, state: dict[str, Tensor], in_order: bool, path: Path) -> Fitted:
     """The tensors under the names of the network. Raises UserError with what differs, and what they look like."""
-    want, head = _shapes(family, card), family.head_of(card)
+    head = family.head_of(card)
+    several = len(family.heads_of(card)) > 1 and f"{head}.weight" in state  # then `fit` takes the others for parts of the body
+    want = _shapes(family, card, len(state[f"{head}.weight"]) if several else 1)
     fitted = fit(state, want, head, str(path))
     like = recognise(state)
     if isinstance(fitted, str) and (not like or _is_one_of(card.name, like)):  # not for what is known to be another network
@@ -155,10 +157,10 @@ def _checked_head(fitted: Fitted, want: Shapes, head: str, path: Path, name: str
     return Fitted({key: t for key, t in fitted.state.items() if key not in theirs}, (*fitted.notes, line), fitted.epsilon)
 
 
-def _shapes(family: Family, card: WeightsMetadata) -> dict[str, tuple[int, ...]]:
-    """The tensors of a network with one class, in its own order."""
+def _shapes(family: Family, card: WeightsMetadata, num_classes: int = 1) -> dict[str, tuple[int, ...]]:
+    """The tensors of a network, in its own order."""
     with torch.device("meta"):
-        net = family.build(card, 1)
+        net = family.build(card, num_classes)
     return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 

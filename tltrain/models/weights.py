@@ -28,9 +28,11 @@ _SHIPPED = "shipped:"
 def find(spec: recipe.Backbone, *, network: bool) -> WeightsSource:
     """Find the weights of a recipe's backbone and read their metadata. Downloads only with `network`. Raises UserError."""
     family = None if spec.name is None else family_of(spec.name)
-    if spec.weights is None:
-        return _unread(family, spec.name, "random weights")
     weights = spec.weights
+    if weights is None and family is not None and spec.name is not None:
+        weights = family.weights_in(spec.name)
+    if weights is None:
+        return _unread(family, spec.name, "random weights")
     if weights == DEFAULT:
         if family is None or spec.name is None:
             raise UserError(f"backbone.weights is {DEFAULT} and backbone.name is null; name the network whose weights are meant")

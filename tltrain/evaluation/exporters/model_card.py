@@ -41,7 +41,9 @@ def _data(trained: TrainedModel, fingerprint: str | None) -> Iterator[str]:
     yield f"- source: {markdown_code(trained.recipe.data.source)}"
     code = markdown_code(str(known.get("fingerprint") or fingerprint or "not known"))
     yield f"- fingerprint (classes, every sample's bytes and label, splits): {code}"
-    yield f"- weights to start from: {markdown(trained.recipe.backbone.weights or 'random')}"
+    spec = trained.recipe.backbone
+    own = trained.family.weights_in(spec.name) if spec.name is not None else None
+    yield f"- weights to start from: {markdown(spec.weights or own or 'random')}"
 
 
 def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:

@@ -52,23 +52,26 @@ class TimmFamily(Family):
         return networks.card_of(name, config.to_dict(), None)
 
     def head_of(self, card: WeightsMetadata) -> str:
-        heads = networks.heads(card)
-        if len(heads) > 1:
-            raise UserError(f"{card.name} has {len(heads)} classifiers ({', '.join(heads)}); name a network that has one")
-        return heads[0]
+        return networks.heads(card)[0]
+
+    def heads_of(self, card: WeightsMetadata) -> tuple[str, ...]:
+        return networks.heads(card)
 
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
         return networks.build(card, num_classes)
 
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """What a traced network gives, else timm's own layers without steps."""
-        head = self.head_of(card)
+        heads = networks.heads(card)
         faster = ("cuda",) if _is_convolutional(net) else ()
         try:
+            if len(heads) > 1:
+                raise CannotCut(f"it has {len(heads)} classifiers")
             functions, modules = networks.leaves()
-            found = traced_blocks(net, head, dropout, card.size, leaf_functions=functions, leaf_modules=modules, channels_last=faster)
+            found = traced_blocks(net, heads[0], dropout, card.size, leaf_functions=functions, leaf_modules=modules, channels_last=faster)
         except CannotCut as why:
-            found = grouped_blocks(net, head, str(why), layers.groups(net, (head,)))
+            found = [*grouped_blocks(net, heads[0], str(why), layers.groups(net, heads))]
+            found[-1] = replace(found[-1], owns=heads)
         return layers.with_distances(net, found)
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
@@ -82,11 +85,11 @@ class TimmFamily(Family):
         """As timm adapts weights of another size: position embeddings and the like are resampled once, in the weights."""
         with torch.device("meta"):
             want = self.build(replace(card, size=size), 2).state_dict()
-        head = f"{self.head_of(card)}."
-        changed = [n for n, t in state.items() if not n.startswith(head) and n in want and t.shape != want[n].shape]
+        heads = _prefixes(card)
+        changed = [n for n, t in state.items() if not n.startswith(heads) and n in want and t.shape != want[n].shape]
         if not changed:
             return dict(state), ()
-        found = _through_timm(dict(state), replace(card, size=size), head, "of another size")
+        found = _through_timm(dict(state), replace(card, size=size), "of another size")
         return found, (f"timm resampled {', '.join(changed[:3])}{' and more' * (len(changed) > 3)} from {card.size} to {size} px",)
 
     def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
@@ -131,11 +134,10 @@ class TimmFamily(Family):
         """Names of the architecture's first authors become timm's, as timm does it. Names that fit, or that nobody knows, stay."""
         with torch.device("meta"):
             want = set(self.build(card, 2).state_dict())
-        head = f"{self.head_of(card)}."
-        if {n for n in want if not n.startswith(head)} <= set(state):
+        if {n for n in want if not n.startswith(_prefixes(card))} <= set(state):
             return state
         try:
-            return _through_timm(state, card, head, origin)
+            return _through_timm(state, card, origin)
         except UserError:
             return state  # the caller says what is missing, by name
 
@@ -159,16 +161,22 @@ def _read(family: TimmFamily, config: Mapping[str, Any], card: WeightsMetadata) 
     return family.converted(hub.read(config), card, hub.where(config))
 
 
-def _through_timm(state: dict[str, Tensor], card: WeightsMetadata, head: str, origin: str) -> dict[str, Tensor]:
+def _prefixes(card: WeightsMetadata) -> tuple[str, ...]:
+    """What the names of the heads' tensors begin with."""
+    return tuple(f"{head}." for head in networks.heads(card))
+
+
+def _through_timm(state: dict[str, Tensor], card: WeightsMetadata, origin: str) -> dict[str, Tensor]:
     """The state as timm loads it: whole, or without a head where it has none."""
-    weight = state.get(f"{head}weight")
+    heads = _prefixes(card)
+    weight = state.get(f"{heads[0]}weight")
     if weight is not None:
         return networks.loaded(card, state, len(weight), origin)
     with torch.device("meta"):
-        lacking = {n: t for n, t in networks.build(card, 2).state_dict().items() if n.startswith(head)}
+        lacking = {n: t for n, t in networks.build(card, 2).state_dict().items() if n.startswith(heads)}
     try:
         filled = {**state, **{n: torch.zeros(t.shape, dtype=t.dtype) for n, t in lacking.items()}}
-        return {n: t for n, t in networks.loaded(card, filled, 2, origin).items() if not n.startswith(head)}
+        return {n: t for n, t in networks.loaded(card, filled, 2, origin).items() if not n.startswith(heads)}
     except UserError:
         num_classes = networks.config_of(card).get("num_classes", 0)  # its names are others', so its head may be there
         return networks.loaded(card, state, num_classes, origin)

@@ -12,11 +12,11 @@ from tltrain.models.weight_files.names import listed
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def check_fit(net: nn.Module, state: Mapping[str, Tensor], origin: str, name: str, *, without: str | None) -> None:
+def check_fit(net: nn.Module, state: Mapping[str, Tensor], origin: str, name: str, *, without: tuple[str, ...] | None) -> None:
     """Check that a state dict has exactly the net's tensors, with the same shapes.
 
     origin, name: of the weights and of the network, for messages.
-    without: prefix of the head's tensors where the state has no head.
+    without: prefixes of the head's tensors where the state has no head.
     Raises UserError with all differences.
     """
     want = {n: tuple(t.shape) for n, t in net.state_dict().items() if without is None or not n.startswith(without)}
