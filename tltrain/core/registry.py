@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, str]] = {
     "families": {
         "resnet": "tltrain.models.families.resnet:FAMILY",
         "vit": "tltrain.models.families.vit:FAMILY",
+        "torchvision": "tltrain.models.families.torchvision:FAMILY",
         "timm": "tltrain.models.families.timm:FAMILY",
         "hf": "tltrain.models.families.transformers_hub:FAMILY",
     },

@@ -101,9 +101,17 @@ def _random_net(family: Family, card: WeightsMetadata, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = family.build(card, _num_classes(card))
-    for parameter in net.get_submodule(family.head_of(card)).parameters():
-        nn.init.zeros_(parameter)
+    for path in family.heads_of(card):
+        _reset(net.get_submodule(path))
     return net
+
+
+def _reset(head: nn.Module) -> None:
+    """Set a new head to zero. A convolution (SqueezeNet's) gets small weights: behind it a ReLU would hold zeros for ever."""
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    if isinstance(head, nn.Conv2d):
+        nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(0))
 
 
 def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> nn.Module:
@@ -117,6 +125,9 @@ def _net(state: Mapping[str, Tensor], family: Family, card: WeightsMetadata) -> 
     # copies: tensors read from a safetensors file are memory-mapped, and the file may be replaced while the run goes on
     own = {name: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for name, t in state.items()}
     net.load_state_dict({**head, **own}, assign=True)
+    if head:
+        for path in family.heads_of(card):
+            _reset(net.get_submodule(path))
     return net
 
 
@@ -128,10 +139,40 @@ def _has_tables(net: nn.Module) -> bool:
 
 
 def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
-    chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std)
+    chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std).eval()
+    if (why := _why_whole(chain, family, card.size)) is not None:
+        blocks = [replace(block, step=None, why_whole=why) for block in chain.blocks]
+        chain = Chain(net, blocks, card.mean, card.std).eval()
     if chain.runs_whole and spec.dropout > 0:
-        drop_before(net, family.head_of(card), spec.dropout)
-    return Loaded(chain.eval(), card, family, "; ".join(lines))
+        for path in family.heads_of(card):
+            drop_before(net, path, spec.dropout)
+    if chain.why_whole:
+        lines = [*lines, f"it runs whole, no block can be cut off: {chain.why_whole}"]
+    return Loaded(chain, card, family, "; ".join(lines))
+
+
+@torch.no_grad()
+def _why_whole(chain: Chain, family: Family, size: int) -> str | None:
+    """Hold the blocks against the net itself, on two random images: all of them, and cut in the middle. None where both are equal.
+
+    Our own families are tested with all of their networks, and a skeleton has no values.
+    """
+    if chain.runs_whole or family.blocks_are_tested or any(p.is_meta for p in chain.net.parameters()):
+        return None
+    images_BCHW = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0))
+    half = len(chain.blocks) // 2
+    out = chain.net(chain.normalise(images_BCHW))
+    want = out if isinstance(out, Tensor) else out.logits
+    try:
+        middle = chain(images_BCHW, stop=half)
+        kept = middle.clone()
+        got = {"the network itself": chain(images_BCHW), f"its cut before {chain.blocks[half].name}": chain(middle, start=half)}
+    except Exception as error:  # whatever its code raises when it runs in parts
+        return f"its blocks raise {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    if not torch.equal(middle, kept):
+        return f"block {chain.blocks[half].name} overwrites what it is given"
+    off = {what: float((logits - want).abs().max()) for what, logits in got.items() if not torch.equal(logits, want)}
+    return "; ".join(f"its blocks differ from {what} by {by:.1e}" for what, by in off.items()) or None
 
 
 def _num_classes(card: WeightsMetadata) -> int:
@@ -141,16 +182,21 @@ def _num_classes(card: WeightsMetadata) -> int:
 
 def _without_head(source: WeightsSource, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Returns (the state without its head, a line about the head for the user)."""
-    head = f"{source.family.head_of(source.card)}."
-    weight = state.get(f"{head}weight")
+    heads = _prefixes(source)
+    weight = state.get(f"{heads[0]}weight")
     line = "they have no head" if weight is None else f"their head for {len(weight)} classes left out"
-    return {name: t for name, t in state.items() if not name.startswith(head)}, line
+    return {name: t for name, t in state.items() if not name.startswith(heads)}, line
+
+
+def _prefixes(source: WeightsSource) -> tuple[str, ...]:
+    """What the names of the heads' tensors begin with."""
+    return tuple(f"{head}." for head in source.family.heads_of(source.card))
 
 
 def _check_head(source: WeightsSource, state: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
     """Check that the head in the weights has these classes, in this order. Raises UserError with the difference."""
     origin, known = source.origin, source.card.classes
-    if not any(name.startswith(f"{source.family.head_of(source.card)}.") for name in state):
+    if not any(name.startswith(_prefixes(source)) for name in state):
         raise UserError(f"weights {origin} have no head, and one for {len(classes)} classes is needed; train one first, and give that run")
     if known is None:
         raise UserError(f"weights {origin} do not say which classes their head knows; give a run folder or a folder of save_pretrained")
@@ -165,11 +211,11 @@ def _check_head(source: WeightsSource, state: Mapping[str, Tensor], classes: tup
 
 
 def _check_fit(source: WeightsSource, state: Mapping[str, Tensor]) -> None:
-    card, head = source.card, f"{source.family.head_of(source.card)}."
-    weight = state.get(f"{head}weight")
+    card, heads = source.card, _prefixes(source)
+    weight = state.get(f"{heads[0]}weight")
     with torch.device("meta"):
         net = source.family.build(card, 1 if weight is None else len(card.classes or weight))
-    check_fit(net, state, source.origin, card.name, without=None if weight is not None else head)
+    check_fit(net, state, source.origin, card.name, without=None if weight is not None else heads)
 
 
 def drop_before(net: nn.Module, path: str, dropout: float) -> None:

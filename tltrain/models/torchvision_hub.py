@@ -4,19 +4,60 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
-from torchvision.models import WeightsEnum, get_model_weights
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from tltrain.core.errors import UserError
 from tltrain.core.files import downloading
 from tltrain.models.metadata import WeightsMetadata
+
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+"""Networks with classifiers that serve training from random weights alone, and the beginnings of the names of their tensors."""
+
+
+def options(name: str, size: int | None) -> dict[str, Any]:
+    """The arguments of `get_model`, beside the number of classes, with which a network is built here."""
+    if name in AUXILIARY:
+        return {"aux_logits": False, "init_weights": False}
+    if size is not None and name.startswith("vit_"):
+        return {"image_size": size}
+    return {"input_size": (size, size)} if size is not None and name == "maxvit_t" else {}
+
+
+def build(name: str, num_classes: int, size: int | None) -> nn.Module:
+    """torchvision's network with random weights on the default device. Raises ValueError for a size that it cannot be built for."""
+    given = {"weights": None, "num_classes": num_classes, **options(name, size)}
+    if name.startswith("regnet") and torch.get_default_device().type == "meta":  # its builder computes widths with tensors
+        from accelerate import init_empty_weights
+
+        with torch.device("cpu"), init_empty_weights(include_buffers=False):
+            net: nn.Module = get_model(name, **given)
+        return net.to("meta")
+    net = get_model(name, **given)
+    return net
+
+
+def line(name: str) -> str:
+    """One line about a network and its weights."""
+    weights = get_model_weights(name)
+    entry = weights["DEFAULT"]
+    best = entry.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    size = entry.transforms().crop_size[0]
+    known = ", ".join(weights.__members__)
+    return f"{entry.meta['num_params'] / 1e6:.1f} M parameters, {size} px, {best:.1f} % on ImageNet; weights: {known}"
+
+
+def renamed(state: Mapping[str, Tensor], pattern: str, replacement: str) -> dict[str, Tensor]:
+    return {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
 
 
 def find(name: str, weights: str) -> WeightsEnum:

@@ -14,13 +14,14 @@ from torchvision.models import get_model
 from tltrain.core.errors import UserError
 from tltrain.evaluation.exporters.base import Exporter
 from tltrain.evaluation.trained import TrainedModel
+from tltrain.models import torchvision_hub
 
 WEIGHTS, DESCRIPTION = "model.pth", "model.json"
 USAGE = f"""```python
 import json, torch, torchvision
 
-description = json.load(open("{DESCRIPTION}"))  # name, classes, mean, std, size, resize, interpolation
-model = torchvision.models.get_model(description["name"], num_classes=len(description["classes"])).eval()
+description = json.load(open("{DESCRIPTION}"))  # name, options, classes, mean, std, size, resize, interpolation
+model = torchvision.models.get_model(description["name"], num_classes=len(description["classes"]), **description["options"]).eval()
 model.load_state_dict(torch.load("{WEIGHTS}", weights_only=True))
 how = torchvision.transforms.InterpolationMode(description["interpolation"])
 see = torchvision.transforms.Compose([
@@ -40,13 +41,14 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     torch.save(trained.chain.net.state_dict(), folder / WEIGHTS)
     description = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
     description["name"] = _name(trained)
+    description["options"] = torchvision_hub.options(description["name"], trained.card.size)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
     """Load with torchvision: images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    model = get_model(description["name"], num_classes=len(description["classes"])).eval()
+    model = get_model(description["name"], num_classes=len(description["classes"]), **description["options"]).eval()
     model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True), strict=True)
     mean, std = (torch.tensor(description[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return lambda x_BCHW: model((x_BCHW - mean) / std)

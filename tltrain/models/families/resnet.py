@@ -52,10 +52,11 @@ class SmallResNet(ResNet):  # type: ignore[misc]  # torchvision has no types
 class ResnetFamily(Family):
     """torchvision's ResNet, Wide ResNet and ResNeXt, and `SmallResNet`."""
 
+    blocks_are_tested = True
     weights_are = "for a torchvision ResNet a weights name"
 
     def matches(self, name: str) -> bool:
-        return name in TORCHVISION or name in SMALL
+        return _short(name) in TORCHVISION or name in SMALL
 
     def describe(self) -> dict[str, str]:
         lines = {}
@@ -71,7 +72,7 @@ class ResnetFamily(Family):
     def default_card(self, name: str) -> WeightsMetadata:
         if name in SMALL:
             return WeightsMetadata(name, {}, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 32, 32, "bilinear", None)
-        return WeightsMetadata(name, {}, IMAGENET_MEAN, IMAGENET_STD, 224, 256, "bilinear", None)
+        return WeightsMetadata(_short(name), {}, IMAGENET_MEAN, IMAGENET_STD, 224, 256, "bilinear", None)
 
     def head_of(self, card: WeightsMetadata) -> str:
         return "fc"
@@ -94,11 +95,14 @@ class ResnetFamily(Family):
     def default_weights(self, name: str) -> str | None:
         return "shipped:resnet-tiny-printed" if name == "resnet-tiny" else None
 
+    def mismatch(self, name: str, card: WeightsMetadata) -> str | None:
+        return super().mismatch(_short(name), card)
+
     def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         """Find weights by their torchvision name, such as IMAGENET1K_V2. Raises UserError."""
-        if name not in TORCHVISION:
+        if name is None or _short(name) not in TORCHVISION:
             return None
-        entry = torchvision_hub.find(name, weights)
+        entry = torchvision_hub.find(_short(name), weights)
         card = torchvision_hub.card_of(self.default_card(name), entry)
         return WeightsSource(self, card, f"torchvision's {entry}", partial(torchvision_hub.read_state, entry))
 
@@ -128,6 +132,11 @@ class ResnetFamily(Family):
 
 
 FAMILY = ResnetFamily()
+
+
+def _short(name: str) -> str:
+    """resnet50 for torchvision:resnet50."""
+    return name.removeprefix("torchvision:")
 
 
 def _stem(net: nn.Module, x_BCHW: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ _DEFAULTS = {
 class VitFamily(Family):
     """transformers' `ViTForImageClassification` of any size."""
 
+    blocks_are_tested = True
     weights_are = "for a ViT a hub id like google/vit-base-patch16-224-in21k"
 
     def matches(self, name: str) -> bool:
