@@ -104,13 +104,13 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
     for old in RENAMED.keys() & overrides.keys():
         say_renamed(old, RENAMED[old])
         overrides[RENAMED[old]] = overrides.pop(old)
-    given = {name: value for name, value in overrides.items() if name in flags}
-    if given.get("folder") is not None:
-        given["folder"] = Path(given["folder"])
+    run_flags = {name: value for name, value in overrides.items() if name in flags}
+    if run_flags.get("folder") is not None:
+        run_flags["folder"] = Path(run_flags["folder"])
     if unknown := sorted(name for name in overrides if name.split(".")[0] not in {*flags, *Recipe.model_fields}):
         known = f"a key of a recipe ({', '.join(Recipe.model_fields)}) nor a flag ({', '.join(sorted(flags))})"
         raise UserError(f"{unknown[0]!r} is neither {known}")
-    start = RunFlags(**given)
+    start = RunFlags(**run_flags)
     learned = _opened(recipe).override({name: value for name, value in overrides.items() if name not in flags})
     if start.smoke:
         learned = learned.smoke()

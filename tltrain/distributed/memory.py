@@ -20,7 +20,7 @@ def free_memory() -> int:
 
 def _limits() -> list[int]:
     """Bytes that control groups leave this process, as containers and Slurm set them."""
-    found: list[int] = []
+    limits: list[int] = []
     file = Path("/proc/self/cgroup")
     for line in file.read_text().splitlines() if file.exists() else ():
         number, kinds, path = line.split(":", 2)
@@ -30,5 +30,5 @@ def _limits() -> list[int]:
         here = Path(root + path)
         for folder in (here, *here.parents):
             with contextlib.suppress(OSError, ValueError):  # no limit here, or "max"
-                found.append(int((folder / name).read_text()))
-    return found
+                limits.append(int((folder / name).read_text()))
+    return limits

@@ -72,12 +72,12 @@ def decide(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bool
 
 
 def _check_accepted(run: Path, lines: Sequence[str], difference: Difference, accept: bool) -> None:
-    told = f"{run}: the data is not what this run began with:\n  " + "\n  ".join(lines)
+    problem = f"{run}: the data is not what this run began with:\n  " + "\n  ".join(lines)
     if difference.classes or difference.moved:
         why = "a network has one output for each class" if difference.classes else "what was trained on must not be tested on"
-        raise UserError(f"{told}\n{why}: {BACK}")
+        raise UserError(f"{problem}\n{why}: {BACK}")
     if not accept:
-        raise UserError(f"{told}\n{BACK}, or go on with --accept-data-change: {KEEPS}")
+        raise UserError(f"{problem}\n{BACK}, or go on with --accept-data-change: {KEEPS}")
 
 
 def _check_not_empty(run: Path, known: Sequence[Sample], names: Sequence[str]) -> None:
@@ -91,15 +91,15 @@ def _notes_without_record(run: Path, drawn: DataSplits, accept: bool) -> tuple[s
 
     Raises UserError if the number of classes has changed, or if the hash differs and `accept` is False.
     """
-    kept = run_dir.environment(run).get("data", {})
-    if kept.get("fingerprint", drawn.fingerprint) == drawn.fingerprint:
+    first_data = run_dir.environment(run).get("data", {})
+    if first_data.get("fingerprint", drawn.fingerprint) == drawn.fingerprint:
         return ()
-    told = f"{run}: the data is not what this run began with"
-    if kept.get("classes") != len(drawn.classes):
-        raise UserError(f"{told}: it had {kept.get('classes')} classes, and has {len(drawn.classes)} now; {BACK}")
+    problem = f"{run}: the data is not what this run began with"
+    if first_data.get("classes") != len(drawn.classes):
+        raise UserError(f"{problem}: it had {first_data.get('classes')} classes, and has {len(drawn.classes)} now; {BACK}")
     if not accept:
         raise UserError(
-            f"{told}. Its version of tltrain did not keep which image was in which split, so that images which it has trained on may "
+            f"{problem}. Its version of tltrain did not keep which image was in which split, so that images which it has trained on may "
             f"now be tested on. {BACK}, or go on all the same with --accept-data-change"
         )
     return ("changed since this run began, and drawn into new splits: test images may have been trained on",)
@@ -118,9 +118,9 @@ def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]
     """
     record, source = data_record.read(run), drawn.source
     if record is None or source is None:
-        kept = run_dir.environment(run).get("data", {}).get("fingerprint", drawn.fingerprint)
+        fingerprint = run_dir.environment(run).get("data", {}).get("fingerprint", drawn.fingerprint)
         changed = "the data is not what this run was trained on, and which image was in which split is not known: some of these may have "
-        return drawn, ([] if kept == drawn.fingerprint else [f"{changed}been trained on"])
+        return drawn, ([] if fingerprint == drawn.fingerprint else [f"{changed}been trained on"])
     if record.fingerprint == drawn.fingerprint and not record.assigned:
         return drawn, []
     known = data_record.read_samples(run)

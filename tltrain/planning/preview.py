@@ -75,14 +75,14 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePl
     if not mixes:
         num = min(num, spec.views or num)
     views = _views(recipe, split, preprocess, spec.augment)
-    found = []
+    columns = []
     for epoch in range(num):
         items = sorted(stream.step(epoch), key=lambda item: item.position)
         title = "evaluation view" if items[0].view == 0 or spec.augment == "none" else f"view {items[0].view}"
         notes = tuple(_mixture(item, split, chosen) if mixes else "" for item in items)
         placed = [_placed(item, chosen) for item in items]
-        found.append(Column(spec.name, title, _batch(views, placed), notes))
-    return found
+        columns.append(Column(spec.name, title, _batch(views, placed), notes))
+    return columns
 
 
 def _placed(item: SampleRef, chosen: Sequence[int]) -> SampleRef:

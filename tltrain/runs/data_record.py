@@ -109,10 +109,10 @@ class Difference:
         return self.kinds.get(MOVED, ())
 
     def lines(self) -> list[str]:
-        found = [
+        counts = [
             f"{kind}: {len(names):,} ({', '.join([*names[:SHOWN], *['...'] * (len(names) > SHOWN)])})" for kind, names in self.kinds.items()
         ]
-        return [*([f"classes: {'; '.join(self.classes)}"] if self.classes else []), *found]
+        return [*([f"classes: {'; '.join(self.classes)}"] if self.classes else []), *counts]
 
 
 ADDED, REMOVED, CHANGED = "new images", "images that are gone", "images with other bytes"
@@ -142,8 +142,8 @@ def compare(classes: Sequence[str], known: Sequence[Sample], classes_now: Sequen
             kinds[RELABELLED].append(f"{sample.id}: {old.label} -> {sample.label}")
         if old.split != UNUSED and sample.split != old.split and (sample.split in declared or old.split in declared):
             kinds[MOVED].append(f"{sample.id}: {old.split} -> {sample.split}")
-    found = {i for i in match if i is not None}
-    kinds[REMOVED] = [sample.id for i, sample in enumerate(known) if i not in found]
+    matched = {i for i in match if i is not None}
+    kinds[REMOVED] = [sample.id for i, sample in enumerate(known) if i not in matched]
     order = (ADDED, REMOVED, RENAMED, CHANGED, RELABELLED, MOVED)
     return Difference(tuple(splits), {kind: kinds[kind] for kind in order if kinds[kind]}, _class_changes(classes, classes_now))
 

@@ -24,25 +24,25 @@ def cover(run: Path, paths: Iterable[Path], anew: bool = True) -> None:
     """Save the checksums of those of these files that exist. anew: recompute existing checksums too."""
     known = _read(run)
     wanted = {path.relative_to(run).as_posix(): path for path in paths if path.is_file() and not path.is_symlink()}
-    found = {name: files.sha256(path) for name, path in wanted.items() if anew or name not in known}
-    if found:
-        _write(run, known | found)
+    checksums = {name: files.sha256(path) for name, path in wanted.items() if anew or name not in known}
+    if checksums:
+        _write(run, known | checksums)
 
 
 def uncover(run: Path, paths: Iterable[Path]) -> None:
     """Remove the checksums of files that will be overwritten. A crash in between then leaves no file that looks damaged."""
     known = _read(run)
-    kept = known.keys() - {path.relative_to(run).as_posix() for path in paths}
-    if len(kept) < len(known):
-        _write(run, {name: known[name] for name in kept})
+    names = known.keys() - {path.relative_to(run).as_posix() for path in paths}
+    if len(names) < len(known):
+        _write(run, {name: known[name] for name in names})
 
 
 def check(path: Path) -> None:
     """Raise UserError if the content of this file does not match its checksum in the manifest of its run."""
     for run in list(path.parents)[:LEVELS]:
         if (run / NAME).is_file():
-            kept = _read(run).get(path.relative_to(run).as_posix())
-            if kept is not None and path.is_file() and files.sha256(path) != kept:
+            checksum = _read(run).get(path.relative_to(run).as_posix())
+            if checksum is not None and path.is_file() and files.sha256(path) != checksum:
                 raise UserError(
                     f"{path} is not as its run wrote it: its checksum is not the one in {run / NAME}; it may be damaged. Copy it from a "
                     f"backup, or train again. If you changed it yourself, delete {NAME}, and nothing of this run is checked any more"
@@ -59,10 +59,10 @@ def read_json(file: Path, kind: type[dict[str, Any]] | type[list[Any]], keys: It
         return None
     check(file)
     try:
-        found: Any = json.loads(files.read_bytes(file))
-        if not isinstance(found, kind) or any(key not in found for key in keys):
+        value: Any = json.loads(files.read_bytes(file))
+        if not isinstance(value, kind) or any(key not in value for key in keys):
             raise ValueError("it is no " + " with ".join([f"JSON {kind.__name__}", *keys]))
-        return found
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); copy it from a backup, or delete it to go on without it") from error
 

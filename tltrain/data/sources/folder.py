@@ -70,9 +70,9 @@ def _is_folder(path: Path) -> bool:
 
 def _empty(folder: Path, inside: Counter[str], has_splits: bool) -> str:
     """The error message for a class without training images."""
-    held = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(inside.items()))
+    contents = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(inside.items()))
     out = f"take {folder.name} out of every split" if has_splits else "remove the folder"
-    return f"class folder {folder} has no image ({' '.join(SUFFIXES)}){f', but files: {held}' if held else ''}; add images or {out}"
+    return f"class folder {folder} has no image ({' '.join(SUFFIXES)}){f', but files: {contents}' if contents else ''}; add images or {out}"
 
 
 FOLDER = SourceKind(lambda argument, spec, root: open_folder(argument or "", spec), argument="PATH")

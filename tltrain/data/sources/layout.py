@@ -37,8 +37,8 @@ def find_classes(tree: Tree) -> tuple[list[ClassFolder], tuple[str, ...]]:
     """
     root, top = tree.root, tree.look(tree.root)
     if not top.folders:
-        held = f"{len(top.images)} images and no subfolders" if top.images else "no subfolders"
-        raise UserError(f"{root} has {held}; put the images of each class into a subfolder of that name, or list them in csv:FILE")
+        contents = f"{len(top.images)} images and no subfolders" if top.images else "no subfolders"
+        raise UserError(f"{root} has {contents}; put the images of each class into a subfolder of that name, or list them in csv:FILE")
     meant = {folder: split for folder in top.folders if (split := split_of(folder.name))}
     train = [folder for folder, split in meant.items() if split == "train"]
     if len(meant) == len(top.folders) and not train:
@@ -81,9 +81,9 @@ def _refuse_wrapper(tree: Tree, folder: Path) -> None:
     while len(tree.look(inner).folders) == 1 and not tree.look(inner).images and not split_of(tree.look(inner).folders[0].name):
         inner = tree.look(inner).folders[0]
     if tree.look(inner).folders:
-        held = some(_names(tree.look(inner).folders))
+        contents = some(_names(tree.look(inner).folders))
         meant = shlex.quote(f"folder:{inner}")
-        raise UserError(f"{tree.root} holds nothing but {inner.relative_to(tree.root)}, which holds {held}; did you mean {meant}?")
+        raise UserError(f"{tree.root} holds nothing but {inner.relative_to(tree.root)}, which holds {contents}; did you mean {meant}?")
 
 
 def _remedy(tree: Tree, called: dict[Path, str]) -> str:
@@ -112,8 +112,8 @@ def _split_classes(tree: Tree, meant: dict[Path, str]) -> list[ClassFolder]:
         raise UserError(f"{place} holds {some(_names(trained))}, which are called like splits; did you mean {suggestion}?")
     inner = tree.look(trained[0]).folders
     if len(trained) == 1 and len(inner) > 1:
-        held = f"{trained[0].name} alone, which holds {some(_names(inner))}"
-        raise UserError(f"{place} holds {held}; if those are the classes, move them up into {place}")
+        contents = f"{trained[0].name} alone, which holds {some(_names(inner))}"
+        raise UserError(f"{place} holds {contents}; if those are the classes, move them up into {place}")
     names = {folder.name for folder in trained}
     strange = [folder for split, folder in class_folders if split != "train" and folder.name not in names]
     if strange:
@@ -142,10 +142,10 @@ def _unused(tree: Tree, meant: dict[Path, str]) -> Iterator[str]:
     for folder in tree.look(tree.root).folders:
         if folder not in meant:
             others: Counter[str] = Counter()
-            held = counted(sum(1 for _ in tree.images(folder, others)))
-            held += f" and {counted(others.total(), 'other file')}" if others else ""
+            contents = counted(sum(1 for _ in tree.images(folder, others)))
+            contents += f" and {counted(others.total(), 'other file')}" if others else ""
             near = f" (call it {split} if it is one)" if (split := _like_split(folder.name)) else ""
-            yield f"{folder.name} stands beside train and is not called like a split{near}: its {held} are not used"
+            yield f"{folder.name} stands beside train and is not called like a split{near}: its {contents} are not used"
         elif tree.look(folder).folders:
             yield from _loose(tree, folder)
         else:
