@@ -239,6 +239,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
+@pytest.mark.slow
 def test_another_strategy_goes_on(tmp_path: Path, alone: Any) -> None:
     """From a checkpoint within low-rank updates and their average."""
     spec, folder = spec_of("vit-tiny"), str(tmp_path / "run")
@@ -278,7 +279,7 @@ def test_what_should_train_and_does_not_is_seen(stage: dict[str, Any], tmp_path:
         train(spec, RunFlags(folder=tmp_path / "run", workers=0))
 
 
-@pytest.mark.parametrize("stage", [LORA, BIASES], ids=["lora", "biases"])
+@pytest.mark.parametrize("stage", [LORA, slow(BIASES)])
 def test_stored_features_change_nothing(stage: dict[str, Any], tmp_path: Path) -> None:
     """What is frozen before the first block that trains is computed once, as in any stage."""
     own_views = {"augment": "none", "views": 1}

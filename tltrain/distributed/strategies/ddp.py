@@ -6,6 +6,7 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class Strategy:
         Change them in place between steps, and call `refresh` afterwards.
         """
         self.reshard()
-        return [*self._master_weights(), *self._statistics().values()]
+        return [*self._master_weights(), *self._statistics.values()]
 
     def refresh(self) -> None:
         """Make the network use the values that `trained_values` has now. Collective. Only ZeRO keeps copies of them."""
@@ -122,7 +123,7 @@ class Strategy:
     def trained(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a state dict that this stage trains, BatchNorm statistics included."""
         names = [name for name, parameter in self.chain.net.named_parameters() if parameter.requires_grad]
-        return {name: weights[name] for name in (*names, *self._statistics())}
+        return {name: weights[name] for name in (*names, *self._statistics)}
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Set what this stage trains to the tensors of these names. Every process passes all of them. Collective."""
@@ -130,19 +131,22 @@ class Strategy:
         for name, parameter in self.chain.net.named_parameters():
             if parameter.requires_grad:
                 self._set(parameter, weights[name])
-        for name, statistic in self._statistics().items():
+        for name, statistic in self._statistics.items():
             statistic.copy_(weights[name])
         self.refresh()
 
     def _master_weights(self) -> list[Tensor]:
         return [_local(parameter) for parameter in self.chain.net.parameters() if parameter.requires_grad]
 
+    @cached_property
     def _statistics(self) -> dict[str, Tensor]:
-        """The running means and variances that this stage updates, by name."""
+        """The running means and variances that this stage updates, by name. Found once: an average asks for them at each step."""
         chain = self.chain
+        if not chain.norm_stats:
+            return {}
         modules = [m for i in range(chain.training_from, len(chain.blocks)) for m in chain.modules_of(i) if is_batch_norm(m[1])]
-        found = ((f"{name}.{key}", b) for name, m in modules for key, b in m.named_buffers(recurse=False) if b.is_floating_point())
-        return dict(found) if chain.norm_stats else {}
+        statistics = ((f"{name}.{key}", b) for name, m in modules for key, b in m.named_buffers(recurse=False) if b.is_floating_point())
+        return dict(statistics)
 
     def _set(self, parameter: Tensor, value: Tensor) -> None:
         _local(parameter).copy_(_local(self._like(value, parameter, "")))
