@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import made_recipe, slow
+from conftest import made_recipe
 
 ROOT = Path(__file__).parent.parent
 TRAIN = "tltrain.train('r.yaml', folder='run', workers=2, cache='never', smoke=True)"
-PLAIN = f"import tltrain\nprint('ended', {TRAIN}.outcome['outcome'])\n"
 THREAD = """
 import threading, tltrain
 def work():
@@ -63,20 +62,11 @@ def python(words: list[str], folder: Path, stdin: str | None = None) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "text",
-    [slow(PLAIN), slow(LOOP), THREAD.format(train=TRAIN, then="thread.join()")],
-    ids=["without a guard", "in a running event loop, as a notebook", "in a thread"],
-)
-def test_a_script_trains_with_workers(text: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(text)
-    assert "ended finished" in python(["script.py"], tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["-c", "stdin"])
-def test_a_prompt_trains_with_workers(how: str, tmp_path: Path) -> None:
-    said = python(["-c", PLAIN], tmp_path) if how == "-c" else python([], tmp_path, stdin=PLAIN)
+@pytest.mark.parametrize("how", ["in a thread", "at a prompt"])
+def test_a_run_with_workers_ends(how: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(THREAD.format(train=TRAIN, then="thread.join()"))
+    said = python(["script.py"], tmp_path) if how == "in a thread" else python([], tmp_path, stdin=LOOP)
     assert "ended finished" in said
 
 
@@ -87,10 +77,9 @@ def test_a_thread_that_outlives_its_program_is_told_to_be_joined(tmp_path: Path)
     assert "thread.join()" in said
 
 
-@pytest.mark.parametrize("how", [slow("-c"), slow("stdin")])
-def test_what_workers_cannot_find_is_said_with_a_hint(how: str, tmp_path: Path) -> None:
-    text = OWN.format(train=TRAIN)
-    said = python(["-c", text], tmp_path) if how == "-c" else python([], tmp_path, stdin=text)
+@pytest.mark.slow
+def test_what_workers_cannot_find_is_said_with_a_hint(tmp_path: Path) -> None:
+    said = python([], tmp_path, stdin=OWN.format(train=TRAIN))
     assert "UserError: what reads the images is defined in a notebook" in said
     assert "or take workers=0" in said
 

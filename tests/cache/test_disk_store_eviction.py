@@ -200,3 +200,14 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not remove(stores(tmp_path)[0])
     assert not make_room(tmp_path, 10, 10, tmp_path / "test-new")
     assert len(disk_store.list_shards(path)) == 1
+
+
+def test_a_lock_that_another_process_keeps_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run then computes on the fly: the error is an OSError, as that of a full disk."""
+    monkeypatch.setattr(disk_store, "LOCK_S", 0.2)
+    path = made_store(tmp_path, 1)
+    with (path / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="locked by another process"):
+            Store(tmp_path, "test", {"number": 1}, {})
+    Store(tmp_path, "test", {"number": 1}, {}).close()

@@ -20,12 +20,16 @@ from benchmarks import same, trials
 from benchmarks.trials import HEAD, LAST
 from tltrain.cache import disk_store, feature_table, image_cache
 from tltrain.cache.disk_store import Store
+from tltrain.cli.cache_verify import _begin
 from tltrain.cli.main import main
 from tltrain.core import files
+from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import validate
 from tltrain.data import open_images
 from tltrain.data.views import Preprocess
+from tltrain.runs import run_dir
+from tltrain.training.experiment import Experiment
 from tltrain.training.run import train
 
 STAGES = [
@@ -382,3 +386,18 @@ def test_the_words_are_read_without_torch() -> None:
     code = f"import sys; from tltrain.cli.main import main; print({calls}, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "2 2 False", done.stderr
+
+
+def test_weights_that_a_stage_began_with_are_read_with_their_checksum(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    recipe = run_dir.read_recipe(run)
+    images = open_images(recipe.data)
+    opened = Experiment.open(recipe, images)
+    assert _begin(opened.student, recipe, run, opened.plan, opened.plan[1]) is None
+    file = run_dir.stage_weights_file(run, opened.plan[0].name)
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1  # other weights, and a whole file of safetensors
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="its checksum is not the one"):
+        _begin(opened.student, recipe, run, opened.plan, opened.plan[1])

@@ -11,7 +11,7 @@ import pytest
 from launcher.cli import main
 from launcher.slurm import client
 from tltrain.core import recipe
-from tltrain.core.errors import UserError
+from tltrain.core.errors import MachineError, UserError
 from tltrain.runs import run_dir
 
 SBATCH = """\
@@ -222,3 +222,13 @@ def test_a_greeting_before_the_number_is_passed_over(tools: Path) -> None:
     write(tools, "sbatch", "case $1 in --test-only) cat >/dev/null ;; *) echo Welcome; echo '8;cluster' ;; esac")
     assert main(["slurm", "--", "train", "digits-resnet"]) == 0
     assert Path("runs/digits-resnet/jobs/8.json").is_file()
+
+
+def test_a_controller_that_does_not_answer_is_not_waited_for(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_S", 0.3)
+    write(tools, "squeue", "exec sleep 60")
+    write(tools, "sbatch", "exec sleep 60")
+    with pytest.raises(MachineError, match="squeue has not answered for 0 s"):
+        client.state("12")
+    with pytest.raises(MachineError, match="look with `squeue --me`"):
+        client.submit(tools / "some.sbatch")

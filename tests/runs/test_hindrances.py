@@ -18,9 +18,11 @@ from conftest import made_recipe
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import load
 from tltrain.distributed.watchdog import Watch
-from tltrain.runs import checkpoint, run_dir
+from tltrain.runs import checkpoint, heartbeat, run_dir
 from tltrain.runs.checkpoint import Progress, State
+from tltrain.runs.metrics_log import read_rows
 from tltrain.training.run import train
 
 
@@ -154,3 +156,45 @@ def test_whatever_ends_a_save_the_run_has_an_outcome(tmp_path: Path, monkeypatch
     with pytest.raises((PermissionError, UserError)):
         train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0, save_steps=1))
     assert run_dir.outcome(tmp_path / "run")["outcome"] == "failed"
+
+
+def test_a_pipe_in_a_run_folder_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_dir.create(run, made_recipe())
+    kept = checkpoint.save(run_dir.checkpoints(run), state(1), 1, keep=1)
+    for name in ("manifest.json", "weights.safetensors"):
+        (kept / name).rename(tmp_path / name)
+        os.mkfifo(kept / name)
+        assert "a named pipe" in str(checkpoint.verify(kept))
+        (kept / name).unlink()
+        (tmp_path / name).rename(kept / name)
+    assert checkpoint.verify(kept) is None
+    os.mkfifo(run / "metrics-000001.jsonl")
+    with pytest.raises(UserError, match=r"metrics-000001\.jsonl cannot be read.*a named pipe"):
+        read_rows(run)
+    os.mkfifo(run / "generations" / "000001")
+    os.mkfifo(run / "generations" / "000001.rank00000")
+    assert heartbeat.read_beat(run / "generations", 1, 0) is None
+    run_dir.check_owner(run, False, 60.0)
+    os.mkfifo(tmp_path / "r.yaml")
+    with pytest.raises(UserError, match="a named pipe"):
+        load(str(tmp_path / "r.yaml"))
+
+
+def test_an_error_after_the_claim_has_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("of a kind that nobody expects")
+
+    monkeypatch.setattr(run_dir, "write_environment", breaks)
+    with pytest.raises(RuntimeError):
+        train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))
+    outcome = run_dir.outcome(tmp_path / "run")
+    assert (outcome["outcome"], outcome["call"]) == ("failed", "start")
+    assert "nobody expects" in outcome["error"]
+
+
+def test_a_stop_before_the_first_step_has_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir, "write_environment", lambda *_: signal.raise_signal(signal.SIGTERM))
+    ended = train(made_recipe(), RunFlags(folder=tmp_path / "run", workers=0))
+    assert (ended["outcome"], ended["signal"]) == ("stopped", "SIGTERM")
+    assert run_dir.outcome(tmp_path / "run")["outcome"] == "stopped"

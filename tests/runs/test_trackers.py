@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,22 @@ def test_a_job_is_given_the_same_trackers() -> None:
     given = command.flags(RunFlags(trackers=("wandb", "wandb"), keep=1))
     assert given == ["--keep", "1", "--trackers", "wandb", "wandb"]
     assert parse("train", ["digits-resnet", *given])[1] == RunFlags(trackers=("wandb", "wandb"), keep=1)
+
+
+def test_a_stop_shortens_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is preempted has little time: what has not answered by then is given up."""
+    monkeypatch.setattr(trackers, "HURRIED_S", 0.2)
+    monkeypatch.setattr(trackers, "POLL_S", 0.1)
+    over, said = threading.Event(), list[str]()
+
+    class Stuck(Recorder):
+        def log(self, row: dict[str, Any]) -> None:
+            over.wait()
+
+    hurried = Trackers({"stuck": Stuck}, said.append, answer_s=60.0, hurried=lambda: True)
+    began = time.monotonic()
+    hurried.log({"kind": "train"})
+    hurried.close()
+    assert time.monotonic() - began < 30
+    assert "no answer" in said[0]
+    over.set()

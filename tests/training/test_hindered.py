@@ -13,10 +13,9 @@ from benchmarks.trials import References
 
 QUICK = ("SIGTERM, planning", "an error after the claim", "a step waits for ever")
 SLOW = (
-    "SIGTERM, environment", "a step is stuck", "the saver's disk is stuck", "an old checkpoint stays", "a small /dev/shm",
-    "the reader of stdout goes away", "pipes among the files", "a stop while waiting for a lock", "two Ctrl-C where nothing answers",
+    "a step is stuck", "an old checkpoint stays", "a small /dev/shm", "a stop while waiting for a lock", "two Ctrl-C where nothing answers",
 )  # fmt: skip
-"""The others stand in tests of their own."""
+"""The others are slower, or stand in tests of their own."""
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(slow(name) for name in SLOW)])
