@@ -164,6 +164,7 @@ def test_a_vit_that_has_more_than_its_twin_is_refused(tmp_path: Path) -> None:
         (lambda: timm.create_model("vit_small_patch16_224", num_classes=7), "timm:vit_small_patch16_224"),
         (lambda: torchvision.models.resnet34(), "torchvision:resnet34"),
         (lambda: torchvision.models.mobilenet_v3_small(num_classes=2), "torchvision:mobilenet_v3_small"),
+        (lambda: timm.create_model("tf_efficientnet_lite0"), "timm:tf_efficientnet_lite0"),
         (lambda: nn.Linear(3, 4), None),
     ],
 )
