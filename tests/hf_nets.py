@@ -97,6 +97,8 @@ def config_of(name: str, **changes: Any) -> Any:
     config = getattr(transformers, kind)(**{**values, **labels, **changes})
     if side_of(config) is None:
         config.image_size = WITHOUT_SIDE
+    if config.num_labels != len(CLASSES):
+        config.num_labels = len(CLASSES)  # PvtConfig does not count the names
     return config
 
 
@@ -108,7 +110,7 @@ def side_of(config: Any) -> Any:
 def net_of(config: Any) -> PreTrainedModel:
     """With random weights, the biases, the head and the statistics too, so that no tensor is what a fresh net would hold."""
     kind = type(config)
-    mapping = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    mapping: Any = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     if kind in mapping and isinstance(mapping[kind], tuple):
         config.architectures = [mapping[kind][0].__name__]
     auto: Any = AutoModelForImageClassification if kind in mapping else transformers.AutoModel

@@ -30,6 +30,7 @@ _AT_RANDOM = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 _IN_VISION = "vision_config"
 _SIDE = "image_size"
 _DEEP = ("layers", "depth", "depths", "num_blocks", "num_layers")
+_LONGEST = 300
 _MOST_DEEP, _MOST = 512, 10_000_000
 """Upper limits of a configuration's whole numbers: those that count layers, and all others."""
 
@@ -56,7 +57,7 @@ def made(values: Mapping[str, Any], origin: str) -> PretrainedConfig:
     try:
         config = CONFIG_MAPPING[kind].from_dict({k: v for k, v in values.items() if k not in ("model_type", *_OUTPUTS)})
     except Exception as error:  # transformers raises many types of errors for unexpected values
-        raise UserError(f"{origin} is the configuration of no {kind}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{origin} is the configuration of no {kind}: {one_line(error)}") from error
     for key in _AT_RANDOM:
         if getattr(config, key, None) is not None:
             setattr(config, key, None)
@@ -114,6 +115,12 @@ def patch_of(config: PretrainedConfig) -> int:
 def vision(config: PretrainedConfig) -> Any:
     """The part of a configuration that is about images."""
     return getattr(config, _IN_VISION, config)
+
+
+def one_line(error: Exception) -> str:
+    """What an error of transformers says, for a message."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _kind(values: Mapping[str, Any], origin: str) -> str:

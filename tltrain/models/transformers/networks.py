@@ -72,9 +72,9 @@ def _build(values: Mapping[str, Any], num_classes: int, origin: str) -> nn.Modul
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"a {config.model_type} needs a package that is not installed: {_first_line(error)}") from error
+        raise UserError(f"a {config.model_type} needs a package that is not installed: {configs.one_line(error)}") from error
     except Exception as error:  # transformers raises many types of errors for unexpected values
-        raise UserError(f"{origin} is the configuration of no {config.model_type}: {type(error).__name__}: {_first_line(error)}") from error
+        raise UserError(f"{origin} is the configuration of no {config.model_type}: {configs.one_line(error)}") from error
 
 
 @cache
@@ -105,7 +105,7 @@ def _unread(key: str, origin: str) -> tuple[str, ...]:
             logits = out if isinstance(out, Tensor) else out.logits
             logits.sum().backward()
     except Exception as error:  # whatever a network raises for images that it cannot take
-        raise UserError(f"{origin} cannot take images of {size} x {size} pixels ({type(error).__name__}: {_first_line(error)})") from error
+        raise UserError(f"{origin} cannot take images of {size} x {size} pixels ({configs.one_line(error)})") from error
     if tuple(logits.shape) != (2, 3):
         raise UserError(f"{origin} answers two images with {tuple(logits.shape)} values, not with one for each class of each")
     return tuple(name for name, parameter in net.named_parameters() if parameter.grad is None)
@@ -114,8 +114,3 @@ def _unread(key: str, origin: str) -> tuple[str, ...]:
 def _key(values: Mapping[str, Any]) -> str:
     """A configuration without its classes, as a text to remember answers by."""
     return json.dumps({k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}, sort_keys=True)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0][:200].rstrip(".")

@@ -16,6 +16,7 @@ from tltrain.core import untrusted
 from tltrain.core.errors import UserError
 from tltrain.models.hf_hub import REFUSED, quiet
 from tltrain.models.metadata import WeightsMetadata
+from tltrain.models.transformers.configs import one_line
 
 PROCESSOR = "preprocessor_config.json"
 _SHORT, _LONG = 600, 900
@@ -56,7 +57,7 @@ def with_processor(card: WeightsMetadata, folder: Path, config: PretrainedConfig
     except UserError:
         raise
     except Exception as error:  # transformers raises many types of errors for unexpected values
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     mean, std = _mean_and_std(processor, seen)
     notes = []
     size, (resize, squeezed) = (card.size, (card.size, False)) if seen.size is None else (seen.size, _resize(processor, seen, seen.size))

@@ -131,7 +131,7 @@ def _loaded(
             torch.manual_seed(0)  # tensors that the file lacks
             loaded: Any = kind.from_pretrained(folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **source)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"weights {origin} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(f"weights {origin} cannot be loaded: {configs.one_line(error)}") from error
     return loaded
 
 
