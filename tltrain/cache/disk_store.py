@@ -232,7 +232,7 @@ def _lock_exclusive(path: Path) -> Iterator[bool]:
 
 
 def _wait_for_lock(handle: int, path: Path) -> None:
-    """Take a shared lock. Who deletes a store holds the other kind for a moment. Raises OSError if it is held for LOCK_S."""
+    """Take a shared lock. A process that deletes a store locks it exclusively for a moment. Raises OSError if that takes LOCK_S seconds."""
     deadline = time.monotonic() + LOCK_S
     while True:
         try:

@@ -146,7 +146,7 @@ class Rows:
             self.parts = [whole]
 
     def __call__(self, position_B: Tensor, view_B: Tensor) -> Tensor:
-        """Rows (B, ...) on the device, for indices and views (B,) int64 in host memory."""
+        """Rows (B, ...) on the device, for positions and views (B,) int64 in host memory."""
         row_B = view_B * self.layout.num_samples + position_B
         if self.place == "device":
             return self.parts[0].index_select(0, row_B.to(self.device, non_blocking=True))
