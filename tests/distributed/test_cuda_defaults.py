@@ -19,7 +19,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.distributed.runtime import Runtime, rounds_products, torch_settings_kept
 from tltrain.models import factory
 from tltrain.planning import compiling
-from tltrain.planning.compiling import COMPILE_S, GAIN, Estimate, estimates, line
+from tltrain.planning.compiling import COMPILE_S, GAIN, CompileCost, compile_costs, line
 from tltrain.training.plan_table import describe_device
 from tltrain.training.run import train
 
@@ -78,12 +78,12 @@ def test_the_start_line_says_what_is_rounded() -> None:
 
 def test_compiling_pays_where_its_steps_save_more_than_it_takes() -> None:
     """By hand: 1,000 s of steps at 1.36 times the speed take 735 s, and one whole network and a tenth take 60.5 s to compile."""
-    found = [Estimate(900.0, 1.0), Estimate(100.0, 0.1)]
+    found = [CompileCost(900.0, 1.0), CompileCost(100.0, 0.1)]
     assert sum(each.saved_s("bf16") for each in found) == pytest.approx(1000 * (1 - 1 / GAIN["bf16"]) - 1.1 * COMPILE_S)
     assert line(found, "bf16", False).startswith("compile --compile would save about 3 min 24 s: about 16 min 40 s of steps")
     assert line(found, "bf16", True).startswith("compile it saves about 3 min 24 s")
     assert line(found, "no", False).startswith("compile --compile would save about 1 min 53 s")
-    few = [Estimate(10.0, 1.0)]
+    few = [CompileCost(10.0, 1.0)]
     assert line(few, "bf16", False).startswith("compile does not pay: --compile would cost about 52 s more")
     assert line(few, "bf16", True).startswith("compile it costs about 52 s more")
 
@@ -97,8 +97,8 @@ def test_what_compiling_is_worth_follows_from_what_a_stage_runs(made_recipe: Mad
     planned = stage_plan.plan(made, student.chain, 100, has_val=True)
     machine = Machine(torch.device("cpu"), "no", contextlib.nullcontext, 0, 1)
     with mock.patch.object(compiling, "time_frozen", lambda frozen, size, device: (1.0 if frozen.stop is None else 0.75, 0)):
-        stored, fresh, whole = estimates(student, planned, machine, 1)
-        halved = estimates(student, planned, machine, 2)
+        stored, fresh, whole = compile_costs(student, planned, machine, 1)
+        halved = compile_costs(student, planned, machine, 2)
     images = 4 * made.batch
     num_blocks = len(student.chain.blocks)
     assert (stored.steps_s, stored.share) == (images * 3 * 0.25, 1 / num_blocks)
@@ -117,5 +117,5 @@ def test_the_plan_of_a_gpu_says_whether_compiling_pays(device: str, made_recipe:
     assert [line.split(":")[0].split(" about")[0] for line in said] == ["compile does not pay"] * (device == "cuda")
     student = factory.load(made.backbone, classes=tuple("0123456789"), size=32, resize=32, head="new", seed=0)
     planned = stage_plan.plan(made, student.chain, 100, has_val=True)
-    (found,) = estimates(student, planned, Machine(torch.device(device), "no", contextlib.nullcontext, 0, 1), 1)
+    (found,) = compile_costs(student, planned, Machine(torch.device(device), "no", contextlib.nullcontext, 0, 1), 1)
     assert 0 <= found.steps_s < 60

@@ -34,7 +34,7 @@ TRAINING = 3
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CompileCost:
     """The cost of one stage without compiling, and the part of it that compiling affects."""
 
     steps_s: float
@@ -56,7 +56,7 @@ def forward_s(chain: Chain, stop: int | None, size: int, machine: Machine) -> fl
     return time_frozen(frozen, size, machine.device)[0]
 
 
-def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, world: int) -> list[Estimate]:
+def compile_costs(student: Loaded, planned: Sequence[StagePlan], machine: Machine, world: int) -> list[CompileCost]:
     """One estimate per stage, from forward passes timed on this machine's device. world: number of processes."""
     chain = timed(student.chain, machine.device)
     num_blocks, size = len(chain.blocks), student.preprocess.size
@@ -68,7 +68,7 @@ def estimates(student: Loaded, planned: Sequence[StagePlan], machine: Machine, w
         beside = first > 0 and why_not_cacheable(stage) is None
         image_s = TRAINING * max(0.0, whole_s - frozen_s) + (0.0 if beside else frozen_s)
         images = stage.num_steps * stage.batch / world
-        costs.append(Estimate(images * image_s, (num_blocks - first if beside else num_blocks) / num_blocks))
+        costs.append(CompileCost(images * image_s, (num_blocks - first if beside else num_blocks) / num_blocks))
     return costs
 
 
@@ -76,12 +76,12 @@ def note(start: RunFlags, student: Loaded, planned: Sequence[StagePlan], machine
     """The line of the plan about compiling. Empty on a CPU, and where --compile is refused: with --recompute or DeepSpeed."""
     if machine.device.type != "cuda" or start.recompute or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return ""
-    return line(estimates(student, planned, machine, world), machine.precision, start.compile)
+    return line(compile_costs(student, planned, machine, world), machine.precision, start.compile)
 
 
-def line(costs: Sequence[Estimate], precision: str, compiled: bool) -> str:
-    """The estimates as a line of the plan. compiled: whether --compile is on."""
-    saved_s = sum(estimate.saved_s(precision) for estimate in costs)
+def line(costs: Sequence[CompileCost], precision: str, compiled: bool) -> str:
+    """The costs as a line of the plan. compiled: whether --compile is on."""
+    saved_s = sum(cost.saved_s(precision) for cost in costs)
     why = f"about {duration(sum(e.steps_s for e in costs))} of steps, {GAIN.get(precision, GAIN['no']):g} times as fast, "
     why += f"against {duration(COMPILE_S * sum(e.share for e in costs))} of compiling"
     if saved_s > 0:
