@@ -217,3 +217,25 @@ def test_weights_of_another_architecture_are_refused_with_the_tensors(tmp_path: 
     save_file(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="do not fit timm:test_resnet"):
         load("test_resnet", str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.slow
+def test_weights_with_an_address_of_their_own_are_read_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of timm's weights lie on no hub. torch's cache holds them, and pickled code in them is refused."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(
+        UserError, match=r"HF_HUB_OFFLINE is set: nothing is downloaded; download https://\S+ elsewhere and put it at"
+    ) as said:
+        load("gcvit_xxtiny", "in1k")
+    path = Path(str(said.value).rpartition("put it at ")[2])
+    assert path.parent == tmp_path / "hub" / "checkpoints"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {"head.fc.weight": Path("code")}}, path)
+    with pytest.raises(UserError, match="pathlib"):
+        load("gcvit_xxtiny", "in1k")
+    state = timm.create_model("gcvit_xxtiny").state_dict()
+    torch.save({"state_dict": state}, path)
+    own = load("gcvit_xxtiny", "in1k").chain.net.state_dict()
+    assert all(torch.equal(own[n], t) for n, t in state.items() if not n.startswith("head.fc."))

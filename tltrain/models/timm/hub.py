@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from filelock import FileLock
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tltrain.core import untrusted
 from tltrain.core.errors import UserError
+from tltrain.core.files import downloading
 from tltrain.models.timm import networks
+from tltrain.models.weight_files import containers, reading
 
 CONFIG = "config.json"
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -142,7 +138,7 @@ def _url_file(url: str) -> Path:
         raise UserError(f"{url} is not in torch's cache, and HF_HUB_OFFLINE is set: nothing is downloaded; {there}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # one process of a machine downloads, the others wait and read its file
+        with downloading(Path(f"{path}.lock"), f"downloads {path.name}"):  # the others wait, and read its file
             if not path.exists():
                 torch.hub.download_url_to_file(url, str(path), progress=False)
     except OSError as error:
@@ -151,14 +147,6 @@ def _url_file(url: str) -> Path:
 
 
 def _loaded(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read as weights ({reason}); delete it, and it is downloaded anew, or take other weights"
-        ) from error
-    content = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    """The tensors in a file, by the reader that runs no code. Raises UserError."""
+    content, _ = reading.read(path)
+    return containers.state_dict_in(content, path)[0]
