@@ -171,6 +171,7 @@ def make_room(root: Path, needed: int, limit: int, keep: Path) -> bool:
         _delete(partial)
     others = [store for store in stores(root) if store.path != keep]
     too_many = sum(store.bytes for store in others) + needed - limit
+    # Lock the stores to delete before any is deleted: if the locked ones do not free enough, all stay.
     with ExitStack() as locks:
         unused: list[Path] = []
         for store in others if needed <= limit else ():
@@ -180,6 +181,7 @@ def make_room(root: Path, needed: int, limit: int, keep: Path) -> bool:
         if too_many > 0:
             return False
         hidden = [_hide(path) for path in unused]
+    # The locks are released before the slow part: no process finds a hidden store.
     for folder in hidden:
         _delete(folder)
     return True

@@ -115,6 +115,7 @@ def _rounds(
     mine = missing[part::parts] if part < parts else []
     computed, why = iter(make(mine)) if mine else iter(()), ""
     for number in range(-(-len(missing) // parts)):
+        # One shard a round. A process that has none left, or that could not write one, still takes part in the all-reduce below.
         stop = should_stop(f"shard {number * parts + part + 1} of {len(missing)}")
         if number < len(mine) and not why and not stop:
             try:
