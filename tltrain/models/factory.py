@@ -140,7 +140,7 @@ def _has_tables(net: nn.Module) -> bool:
 
 def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
     chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std).eval()
-    if (why := _why_whole(chain, family, card.size)) is not None:
+    if (why := _why_whole(chain, family, card)) is not None:
         blocks = [replace(block, step=None, why_whole=why) for block in chain.blocks]
         chain = Chain(net, blocks, card.mean, card.std).eval()
     if chain.runs_whole and spec.dropout > 0:
@@ -152,26 +152,33 @@ def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.
 
 
 @torch.no_grad()
-def _why_whole(chain: Chain, family: Family, size: int) -> str | None:
+def _why_whole(chain: Chain, family: Family, card: WeightsMetadata) -> str | None:
     """Hold the blocks against the net itself, on two random images: all of them, and cut in the middle. None where both are equal.
 
-    Our own families are tested with all of their networks, and a skeleton has no values.
+    What the head is given is compared, since a new head is zero. Our own families are tested with all of their networks, and a
+    skeleton has no values.
     """
     if chain.runs_whole or family.blocks_are_tested or any(p.is_meta for p in chain.net.parameters()):
         return None
-    images_BCHW = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0))
-    half = len(chain.blocks) // 2
-    out = chain.net(chain.normalise(images_BCHW))
-    want = out if isinstance(out, Tensor) else out.logits
+    images_BCHW = torch.rand((2, 3, card.size, card.size), generator=torch.Generator().manual_seed(0))
+    half, last = len(chain.blocks) // 2, len(chain.blocks) - 1
+    given: list[Tensor] = []
+    hook = chain.net.get_submodule(family.head_of(card)).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    try:
+        chain.net(chain.normalise(images_BCHW))
+    finally:
+        hook.remove()
+    want = given[0]
     try:
         middle = chain(images_BCHW, stop=half)
         kept = middle.clone()
-        got = {"the network itself": chain(images_BCHW), f"its cut before {chain.blocks[half].name}": chain(middle, start=half)}
+        whole, cut = chain(images_BCHW, stop=last), chain(middle, start=half, stop=last)
+        got = {"the network itself": whole, f"its cut before {chain.blocks[half].name}": cut}
     except Exception as error:  # whatever its code raises when it runs in parts
         return f"its blocks raise {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
     if not torch.equal(middle, kept):
         return f"block {chain.blocks[half].name} overwrites what it is given"
-    off = {what: float((logits - want).abs().max()) for what, logits in got.items() if not torch.equal(logits, want)}
+    off = {what: float((features - want).abs().max()) for what, features in got.items() if not torch.equal(features, want)}
     return "; ".join(f"its blocks differ from {what} by {by:.1e}" for what, by in off.items()) or None
 
 
