@@ -122,10 +122,20 @@ def test_what_cannot_be_used_is_refused_in_one_message(
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_of_two_classifiers_is_refused(tmp_path: Path) -> None:
-    net = transformers.SwiftFormerForImageClassification(transformers.SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 16, 24, 32]))
-    with pytest.raises(UserError, match=r"swiftformer, which has 2 classifiers \(head, dist_head\), whose answers it mixes"):
-        load(saved(net, tmp_path))
+def test_a_network_that_takes_the_mean_of_two_classifiers_runs_whole(tmp_path: Path) -> None:
+    kind: Any = transformers.SwiftFormerConfig
+    config = kind(depths=[1, 1, 1, 1], embed_dims=[8, 16, 24, 32], image_size=64, num_labels=3)
+    net: Any = random_weights(transformers.SwiftFormerForImageClassification(config))
+    loaded = load(saved(net, tmp_path))
+    assert "it has 2 classifiers, and answers with their mean" in loaded.chain.why_whole
+    assert loaded.chain.blocks[-1].owns == ("head", "dist_head")
+    own = loaded.chain.net.state_dict()
+    assert not own["head.weight"].any()
+    assert not own["dist_head.weight"].any()
+    kept = load(saved(net, tmp_path), head="keep", classes=("LABEL_0", "LABEL_1", "LABEL_2")).chain
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(kept(x), net(kept.normalise(x)).logits)
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

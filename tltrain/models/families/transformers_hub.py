@@ -62,9 +62,12 @@ class TransformersFamily(Family):
         return repo if _REPO.fullmatch(repo) else None
 
     def head_of(self, card: WeightsMetadata) -> str:
+        return self.heads_of(card)[0]
+
+    def heads_of(self, card: WeightsMetadata) -> tuple[str, ...]:
         from tltrain.models.transformers import networks
 
-        return networks.head_of(card.config, card.name)
+        return networks.heads_of(card.config, card.name)
 
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
         from tltrain.models.transformers import networks
@@ -73,12 +76,14 @@ class TransformersFamily(Family):
 
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """stem, the elements of the repeated containers under names such as layer.3 or stages.1.layers.0, head."""
-        head = self.head_of(card)
+        heads = self.heads_of(card)
         faster = ("cuda",) if _is_convolutional(net) else ()
         try:
-            found = traced_blocks(net, head, dropout, card.size, with_values=True, channels_last=faster)
+            if len(heads) > 1:
+                raise CannotCut(f"it has {len(heads)} classifiers, and answers with their mean")
+            found = traced_blocks(net, heads[0], dropout, card.size, with_values=True, channels_last=faster)
         except CannotCut as why:
-            return _shortly_named(grouped_blocks(net, head, str(why)))
+            return _shortly_named(_whole(net, heads, str(why)))
         if any(block.input_order == _CHANNELS_LAST for block in found):
             found = [replace(block, channels_last=("cpu", "cuda")) for block in found]
         return _shortly_named(found)
@@ -87,7 +92,7 @@ class TransformersFamily(Family):
         """As in `Family`. Raises UserError for a size that the network cannot take, and for a network without one linear classifier."""
         from tltrain.models.transformers import configs, states
 
-        self.head_of(card)
+        self.heads_of(card)
         values = configs.with_side(card.config, size)
         if size != configs.side_of(configs.made(card.config, card.name)):
             states.check_side(card.config, size, card.name)
@@ -136,8 +141,8 @@ class TransformersFamily(Family):
         """Convert through transformers, unless the names are the network's own. Raises UserError."""
         from tltrain.models.transformers import states
 
-        head = f"{self.head_of(card)}."
-        if {name for name in states.shapes(card.config, card.name) if not name.startswith(head)} <= set(state):
+        heads = tuple(f"{head}." for head in self.heads_of(card))
+        if {name for name in states.shapes(card.config, card.name) if not name.startswith(heads)} <= set(state):
             return state
         return states.from_tensors(state, card.config, origin).tensors
 
@@ -166,6 +171,12 @@ def _described(folder: Path, name: str | None) -> tuple[WeightsMetadata, tuple[s
     whose = "the configuration's" if side else "assumed"
     note = f"it has no {processors.PROCESSOR}: mean and std are 0.5, the size is {whose}, {size}"
     return checked(card, str(folder / configs.CONFIG)), (note,)
+
+
+def _whole(net: nn.Module, heads: tuple[str, ...], why: str) -> list[Block]:
+    """Blocks without steps, of which the last is all classifiers."""
+    *body, head = grouped_blocks(net, heads[0], why)
+    return [*(replace(block, owns=tuple(path for path in block.owns if path not in heads)) for block in body), replace(head, owns=heads)]
 
 
 def _shortly_named(blocks: Sequence[Block]) -> list[Block]:

@@ -56,9 +56,9 @@ def pretrained_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     return cast("type[PreTrainedModel]", found[0] if isinstance(found, tuple | list) else found)
 
 
-def head_of(values: Mapping[str, Any], origin: str) -> str:
-    """Path of the linear layer that gives the logits. Raises UserError where there is not exactly one."""
-    return _head(_key(values), origin)
+def heads_of(values: Mapping[str, Any], origin: str) -> tuple[str, ...]:
+    """Paths of the linear layers that give the logits: one, or two whose mean they are (SwiftFormer). Raises UserError where none does."""
+    return _heads(_key(values), origin)
 
 
 def _build(values: Mapping[str, Any], num_classes: int, origin: str) -> nn.Module:
@@ -78,17 +78,16 @@ def _build(values: Mapping[str, Any], num_classes: int, origin: str) -> nn.Modul
 
 
 @cache
-def _head(key: str, origin: str) -> str:
+def _heads(key: str, origin: str) -> tuple[str, ...]:
     values = json.loads(key)
     with torch.device("meta"):
         net = _build(values, _MARK, origin)
     if (count := sum(p.numel() for p in net.parameters())) > _MOST_PARAMETERS:
         raise UserError(f"{origin} describes a network of {count:,} parameters, and at most {_MOST_PARAMETERS:,} are taken")
-    found = [path for path, module in net.named_modules() if isinstance(module, nn.Linear) and module.out_features == _MARK]
-    if len(found) != 1:
-        many = f"has {len(found)} classifiers ({', '.join(found)}), whose answers it mixes" if found else "has no linear classifier"
-        raise UserError(f"{origin} is of a {values['model_type']}, which {many}; take a network with one linear classifier")
-    return found[0]
+    found = tuple(path for path, module in net.named_modules() if isinstance(module, nn.Linear) and module.out_features == _MARK)
+    if not found:
+        raise UserError(f"{origin} is of a {values['model_type']}, which has no linear classifier; take a network with one")
+    return found
 
 
 @cache

@@ -86,17 +86,17 @@ def shapes(values: Mapping[str, Any], origin: str) -> dict[str, torch.Size]:
 
 def _read(folder: str | None, values: Mapping[str, Any], origin: str, state: dict[str, Tensor] | None) -> State:
     config = configs.made(values, origin)
-    head = networks.head_of(values, origin)
+    heads = tuple(f"{head}." for head in networks.heads_of(values, origin))
     kind = networks.pretrained_class(config)
-    if state is not None and (weight := state.get(f"{head}.weight")) is not None:
+    if state is not None and (weight := state.get(f"{heads[0]}weight")) is not None:
         config.num_labels = len(weight)
     net, info = _loaded(kind, folder, config, origin, state)
-    body = "" if configs.is_backbone(config.model_type) else _body(net, head)
+    body = "" if configs.is_backbone(config.model_type) else _body(net, heads[0])
     mismatched = {name: f"{name} is {tuple(was)}, not {tuple(want)}" for name, was, want in info["mismatched_keys"]}
 
     def own(name: str) -> bool:
         """Whether a tensor belongs to the backbone, which must be whole."""
-        return name.startswith(body) and not name.startswith(f"{head}.") and "pooler." not in name
+        return name.startswith(body) and not name.startswith(heads) and "pooler." not in name
 
     wrong = [
         listed("missing", filter(own, info["missing_keys"])),
@@ -106,13 +106,13 @@ def _read(folder: str | None, values: Mapping[str, Any], origin: str, state: dic
     if any(wrong):
         raise UserError(f"weights {origin} do not fit the network that their configuration describes: {'; '.join(filter(None, wrong))}")
     lacking = {*info["missing_keys"], *mismatched}
-    new = [name for name in lacking if not name.startswith(f"{head}.")]
+    new = [name for name in lacking if not name.startswith(heads)]
     notes = (_said("left out", info["unexpected_keys"]), _said("new, as transformers begins them", new))
     prefix = "backbone." if configs.is_backbone(config.model_type) else ""
-    headless = any(name.startswith(f"{head}.") for name in lacking)
-    tensors = {prefix + n: t for n, t in net.state_dict().items() if not (headless and n.startswith(f"{head}."))}
+    headless = any(name.startswith(heads) for name in lacking)
+    tensors = {prefix + n: t for n, t in net.state_dict().items() if not (headless and n.startswith(heads))}
     if prefix and state is not None:  # a file of a classifier that is ours
-        tensors |= {n: t for n, t in state.items() if n.startswith(f"{head}.")}
+        tensors |= {n: t for n, t in state.items() if n.startswith(heads)}
     return State(tensors, tuple(filter(None, notes)))
 
 
