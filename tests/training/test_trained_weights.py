@@ -200,7 +200,7 @@ def test_the_world_changes_nothing(strategy: str, num: int, backbone: str, alone
     assert distance(run, alone(backbone, True)) < 1e-8
 
 
-@pytest.mark.parametrize(("strategy", "num"), [slow("zero2", 2), slow("zero3", 2), slow("zero3", 3)])
+@pytest.mark.parametrize(("strategy", "num"), [slow("zero2", 2), slow("zero3", 2)])
 def test_zero_trains_evaluates_and_hands_on_the_same(strategy: str, num: int, alone: Any, tmp_path: Path) -> None:
     """In fp32."""
     run = world.finish(Trial(spec_of("resnet-tiny"), str(tmp_path / "run"), num, strategy))
@@ -218,8 +218,16 @@ def figures(run: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     ("strategy", "num", "num_steps"),
-    [*(("ddp", 1, n) if n in (4, 8) else slow("ddp", 1, n) for n in range(1, 9)), slow("ddp", 2, 5), slow("ddp", 2, 7)]
-    + [slow(strategy, 2, n) for strategy in ("fsdp2", "zero2", "zero3") for n in (5, 8)],
+    [
+        ("ddp", 1, 4),
+        ("ddp", 1, 8),
+        slow("ddp", 1, 3),
+        slow("ddp", 1, 7),
+        slow("ddp", 2, 5),
+        slow("fsdp2", 2, 5),
+        slow("zero2", 2, 8),
+        slow("zero3", 2, 5),
+    ],
 )
 def test_a_run_goes_on_bit_for_bit(strategy: str, num: int, num_steps: int, undisturbed: Any, tmp_path: Path) -> None:
     run = stop_and_go_on(Trial(spec_of("resnet-tiny"), str(tmp_path / "run"), num, strategy), num_steps)
