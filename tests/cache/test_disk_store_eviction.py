@@ -162,15 +162,15 @@ def test_a_lock_on_what_was_evicted_meanwhile_is_not_taken(tmp_path: Path, monke
     """As above, for a process that opens a store to use it."""
     made_store(tmp_path, 1)
     (listed,) = stores(tmp_path)
-    real: Callable[[int, int], bool] = disk_store._lock
+    real: Callable[[int, Path], None] = disk_store._wait_for_lock
 
-    def late(handle: int, how: int) -> bool:
-        monkeypatch.setattr(disk_store, "_lock", real)
+    def late(handle: int, path: Path) -> None:
+        monkeypatch.setattr(disk_store, "_wait_for_lock", real)
         assert remove(listed)
         made_store(tmp_path, 1)
-        return real(handle, how)
+        real(handle, path)
 
-    monkeypatch.setattr(disk_store, "_lock", late)
+    monkeypatch.setattr(disk_store, "_wait_for_lock", late)
     with Store(tmp_path, "test", {"number": 1}, {}):
         assert not remove(listed)
 
