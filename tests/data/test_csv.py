@@ -99,6 +99,12 @@ def test_what_cannot_be_meant_is_refused_with_the_line(folder: Path, table: str 
     _refused(folder, table, message)
 
 
+def test_a_table_of_names_alone_and_a_column_without_a_name_are_said(folder: Path) -> None:
+    _refused(folder, "path,label\n", r"t\.csv has no line below the names of its columns; each further line names an image: path,label")
+    numbered = "".join(f"{i},{line}\n" for i, line in enumerate(HALVES.splitlines()))  # as pandas saves it
+    assert "columns that are not used: one without a name" in _open(folder, f",path,label\n{numbered}").notes
+
+
 def test_splits_in_any_case_and_by_their_usual_names(folder: Path) -> None:
     rows = "\n".join(
         f"img/{i}.png,{'cd'[i % 2]},{split}" for i, split in enumerate(["Train", "TRAINING", "dev", "Valid", "Testing", "test"])

@@ -24,6 +24,8 @@ def open_csv(argument: str, spec: Data) -> Source:
     """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table."""
     file = Path(argument).expanduser().absolute()
     rows, columns = read_rows(file, COLUMNS[:2])
+    if not rows:
+        raise UserError(f"{file} has no line below the names of its columns; each further line names an image: path,label[,split][,group]")
     listed = [_listed(file, line, row, "split" in columns) for line, row in rows]
     _check(file, rows, listed)
     return from_files(listed, f"csv:{file}", spec, _notes(rows, columns, listed))
@@ -84,7 +86,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 def _notes(rows: list[Row], columns: list[str], listed: list[Listed]) -> tuple[str, ...]:
     notes = []
-    unused = [column for column in columns if column not in COLUMNS]
+    unused = [column or "one without a name" for column in columns if column not in COLUMNS]
     if unused:
         notes.append(f"columns that are not used: {some(unused)}")
     num_with_slashes = sum(row["path"] != sample.id for (_, row), sample in zip(rows, listed, strict=True))
