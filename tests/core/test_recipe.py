@@ -41,7 +41,8 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | strategy
 
 
-backbones = st.builds(Backbone, name=text, weights=maybe(text), mean=maybe(triple), std=maybe(triple), dropout=share)
+named = text.filter(lambda name: name.lower() not in ("none", "null"))  # which mean no name
+backbones = st.builds(Backbone, name=named, weights=maybe(text), mean=maybe(triple), std=maybe(triple), dropout=share)
 data = st.builds(
     Data,
     source=text,

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone
 from tltrain.models import factory
-from tltrain.models.factory import Loaded
+from tltrain.models.factory import Loaded, WeightsMetadata
 from tltrain.models.families import resnet, vit
 
 CLASSES = ("a", "b", "c", "d", "e")
@@ -227,3 +227,16 @@ def test_every_backbone_has_a_line() -> None:
 def test_an_unknown_name_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         factory.skeleton(Backbone(name=name), 5, None, None)
+
+
+def test_a_network_whose_blocks_share_a_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = resnet.ResnetFamily.build
+
+    def tied(self: resnet.ResnetFamily, card: WeightsMetadata, num_classes: int) -> Any:
+        net = build(self, card, num_classes)
+        net.layer1[1].conv1.weight = net.layer1[0].conv1.weight
+        return net
+
+    monkeypatch.setattr(resnet.ResnetFamily, "build", tied)
+    with pytest.raises(UserError, match=r"resnet18 cannot be trained block by block: .*blocks cannot share a weight; name another network"):
+        factory.skeleton(Backbone(name="resnet18"), 3, None, None)

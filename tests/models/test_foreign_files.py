@@ -259,6 +259,8 @@ def test_default_weights_that_do_not_exist_are_refused() -> None:
 @pytest.mark.parametrize("word", ["none", "None", "null", "NULL", "random", "Random", None])
 def test_words_for_random_weights(word: str | None) -> None:
     assert Backbone(name="resnet18", weights=word).weights is None
+    if word is not None and word.lower() != "random":
+        assert Backbone(name=word, weights="runs/a").name is None
 
 
 @pytest.mark.parametrize("name", ["shipped:", "shipped:nothing", "shipped:../shipped/resnet-tiny-printed"])

@@ -105,7 +105,7 @@ def test_a_resnet_of_timm_has_the_names_of_torchvision(tmp_path: Path) -> None:
 def test_a_resnet_in_a_folder_of_transformers_is_torchvisions(tmp_path: Path, name: str, file: str) -> None:
     """As `tltrain export --to hf` writes it, and as the hub has it, with a head and without."""
     written = ours(tmp_path / "w.safetensors", name)
-    model = resnet_hf.converted(written.chain.net)  # type: ignore[arg-type]
+    model = resnet_hf.converted(written.chain.net)
     model.config.id2label = dict(enumerate(("ant", "bee", "cat")))
     folder = tmp_path / "hf"
     model.save_pretrained(folder)
@@ -125,7 +125,8 @@ def test_a_resnet_in_a_folder_of_transformers_is_torchvisions(tmp_path: Path, na
 def small_convnexts() -> dict[str, tuple[Any, str]]:
     pairs = zip((8, 16, 24, 32), (16, 24, 32, None), (1, 1, 2, 1), strict=True)
     settings = [CNBlockConfig(width, after, depth) for width, after, depth in pairs]
-    hf = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1], num_labels=3)
+    hf = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
+    hf.num_labels = 3
     return {
         "timm": (timm.models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=3), "head.fc"),
         "torchvision": (ConvNeXt(settings, num_classes=3), "classifier.2"),

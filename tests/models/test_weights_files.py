@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Backbone, Recipe
-from tltrain.models import factory, weights
+from tltrain.models import factory, metadata, weights
 from tltrain.training.run import train
 
 
@@ -183,7 +183,7 @@ def test_a_fingerprint_is_the_one_that_older_versions_took(tmp_path: Path) -> No
 
 def test_a_start_reads_its_weights_once(tmp_path: Path, made_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """They are hashed, and then loaded."""
-    read, paths = weights.read_state, []
+    read, paths = metadata.read_state, []
 
     def counted(path: str | Path) -> dict[str, torch.Tensor]:
         paths.append(Path(path).name)

@@ -139,7 +139,10 @@ def _has_tables(net: nn.Module) -> bool:
 
 
 def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.Backbone, lines: Sequence[str]) -> Loaded:
-    chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std).eval()
+    try:
+        chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std).eval()
+    except ValueError as error:  # weights that two blocks share, above all
+        raise UserError(f"{card.name} cannot be trained block by block: {error}; name another network") from error
     if (why := _why_whole(chain, family, card)) is not None:
         blocks = [replace(block, step=None, why_whole=why) for block in chain.blocks]
         chain = Chain(net, blocks, card.mean, card.std).eval()
