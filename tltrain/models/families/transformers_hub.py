@@ -122,11 +122,17 @@ class TransformersFamily(Family):
         from tltrain.models import hf_hub
 
         folder = hf_hub.download(weights, network=True, weights=network)
+        if name is None and hf_hub.is_vit(folder):
+            return None
         return self._pretrained(folder, f"{PREFIX}{weights}", f"hub {weights} at revision {folder.name[:12]}", read=network)
 
     def read_folder(self, folder: Path) -> WeightsSource | None:
-        """Find weights in a folder written by save_pretrained. Raises UserError."""
-        return self._pretrained(folder, None, str(folder), read=True) if (folder / "config.json").is_file() else None
+        """Find weights in a folder written by save_pretrained. Plain ViTs have a family of their own. Raises UserError."""
+        if not (folder / "config.json").is_file():
+            return None
+        from tltrain.models import hf_hub
+
+        return None if hf_hub.is_vit(folder) else self._pretrained(folder, None, str(folder), read=True)
 
     def _pretrained(self, folder: Path, name: str | None, origin: str, read: bool) -> WeightsSource:
         from tltrain.models.transformers import states
