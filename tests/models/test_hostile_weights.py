@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbone_files import config as vit_config
 from backbone_files import load, ours
 from torch import Tensor, nn
 
@@ -220,3 +222,17 @@ def test_what_is_neither_a_file_nor_a_folder_is_said(tmp_path: Path, make: Calla
 def test_a_path_that_is_too_long_is_refused() -> None:
     with pytest.raises(UserError, match=r"cannot be read: File name too long|no such file"):
         load(MICRO, "a" * 5000)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm"])
+def test_a_folder_of_another_library_runs_no_code_either(tmp_path: Path, kind: str) -> None:
+    configs: dict[str, dict[str, Any]] = {
+        "vit": vit_config().to_dict(),
+        "resnet": {"model_type": "resnet", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
+        "timm": {"architecture": "test_vit", "num_classes": 3},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(configs[kind]))
+    torch.save({"x": Evil(tmp_path / "it ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=CODE.format(r"posix\.system")):
+        load(None, tmp_path)
+    assert not (tmp_path / "it ran").exists()

@@ -21,6 +21,7 @@ from tltrain.core import untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import MOST_PIXELS
 from tltrain.models.metadata import WeightsMetadata, checked
+from tltrain.models.weight_files import reading
 from tltrain.models.weight_files.names import listed
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
@@ -156,6 +157,9 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
     Raises UserError.
     """
+    if not any(folder.glob("*.safetensors")):
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            reading.read(path)  # refuses what holds more than tensors, with its reason and remedy
     return _convert(str(folder), pretrained_model_name_or_path=folder, local_files_only=True)
 
 
