@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -350,6 +351,16 @@ def test_names_that_are_not_utf8_are_refused_with_file_and_remedy(tmp_path: Path
     (root / "cat" / os.fsdecode(b"x.\xe9")).write_text("no image")
     if path.parent.name in ("cat", "dog"):
         assert _open(root).notes == (r"files that are not images by their suffix are left out: 1 .\xe9",)
+
+
+def test_names_that_python_reads_in_another_encoding_are_said(tmp_path: Path) -> None:
+    """Its own choice is UTF-8 also in the locale C; somebody has to turn that off."""
+    code = "import sys; from pathlib import Path; from tltrain.data.sources.names import check_utf8; check_utf8(Path(sys.argv[1]))"
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name, wrong in (("d/cat/00.png", False), ("d/k\u00e4fer/00.png", True)):
+        done = subprocess.run([sys.executable, "-c", code, name], env=ascii_only, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) is wrong
+        assert ("this Python reads file names as ascii" in done.stderr and "PYTHONUTF8=1" in done.stderr) is wrong
 
 
 # --- files that are no files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,10 +20,15 @@ UNICODE = "how an accent is written (NFC and NFD of Unicode)"
 
 
 def check_utf8(path: Path) -> None:
-    """Raise UserError for a path that is not UTF-8. It could not be written to predictions, JSON or reports."""
+    """Raise UserError for a path that is not UTF-8, or not read as UTF-8. It could not be written to predictions, JSON or reports."""
+    name = os.fsencode(path)
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
+        if name.decode() != str(path):
+            raise UserError(
+                f"{shown(path)}: this Python reads file names as {sys.getfilesystemencoding()}, which changes this one; set PYTHONUTF8=1, "
+                "or a locale such as LC_ALL=C.UTF-8"
+            )
+    except UnicodeDecodeError:
         raise UserError(
             f"{shown(path)}: the name is not UTF-8 and cannot be written to results; rename it, all of a folder at once by "
             "`convmv -r --notest -f latin1 -t utf8 FOLDER`"
