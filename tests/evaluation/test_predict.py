@@ -77,6 +77,16 @@ def test_the_temperature_changes_probabilities_and_no_class(made_recipe: Made, t
         assert p.id.isdigit()
 
 
+def test_images_of_12_bits_have_the_runs_white(made_recipe: Made, tmp_path: Path) -> None:
+    recipe = made_recipe(data={"size": 32, "white": 4095})
+    trained = load_trained(run_with_weights(tmp_path / "run", recipe, tuple("abcde")))
+    plain = digit_image(3).convert("L")
+    Image.fromarray((np.asarray(plain).astype(np.uint32) * 4095 // 255).astype(np.uint16)).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as opened:
+        seen = [p.top for p in predict(trained, [tmp_path / "deep.png", opened, plain])]
+    assert seen[0] == seen[1] == seen[2]
+
+
 def odd_files(folder: Path) -> dict[str, Image.Image | None]:
     """Files that are odd to read; the name of each with the plain image a person sees in it, or None where it cannot be read."""
     folder.mkdir()
