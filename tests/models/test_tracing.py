@@ -192,7 +192,7 @@ class WithWrite(Toy):
 
     def body(self, x: Tensor) -> Tensor:
         x = self.layers[1](self.layers[0](x))
-        x += 1
+        x.add_(1)
         return self.layers[3](self.layers[2](x))
 
 
