@@ -66,7 +66,7 @@ class Backbone(_Model):
     """A network family, and where its weights come from."""
 
     name: Annotated[str | None, BeforeValidator(lambda v: None if str(v).lower() in ("none", "null") else v)] = None
-    """A torchvision ResNet, vit-b16, resnet-tiny, vit-tiny, ... (`tltrain recipes --backbones`); null: read from the weights."""
+    """resnet50, vit-b16, timm:NAME, torchvision:NAME, hf:ID, ... (`tltrain recipes --backbones`); null: read from the weights."""
     weights: Annotated[str | None, BeforeValidator(lambda v: None if str(v).lower() in ("none", "null", "random") else v)] = None
     """A run folder, a file (.safetensors, .pth, ...), a hub id, a folder of save_pretrained, a torchvision name, DEFAULT; null: random."""
     mean: tuple[float, float, float] | None = None
