@@ -24,6 +24,29 @@ def chain() -> Chain:
     def step(*indices: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
         return lambda net, x: nn.Sequential(*(net.get_submodule(str(i)) for i in indices))(x)
 
+    blocks = [Block("stem", ("0", "1"), step(0, 1)), Block("layer1.0", ("2",), step(2, 3, 4)), Block("head", ("5",), step(5))]
+    return Chain(net, blocks, (0.5,) * 3, (0.5,) * 3)
+
+
+def recipe(*specs: dict[str, Any], batch: int = 10) -> Recipe:
+    raw = {"name": "t", "batch": batch, "data": {"source": "digits"}, "backbone": {"name": "resnet-tiny"}}
+    return validate(raw | {"stages": [{"name": f"s{i}", "lr": 0.1, "carry": "last", **s} for i, s in enumerate(specs)]}, "test")
+
+
+def planned(*specs: dict[str, Any], batch: int = 10, n: int = 25) -> tuple[stage_plan.StagePlan, ...]:
+    return stage_plan.plan(recipe(*specs, batch=batch), chain(), n, has_val=True)
+
+
+@pytest.mark.parametrize("num_blocks", [2, 14, 18])
+def test_scales_equal_timms_rule(num_blocks: int) -> None:
+    """timm's param_groups_layer_decay: layer_scales = [decay ** (layer_max - i) for i in range(num_layers)]."""
+    layer_max, blocks = num_blocks - 1, [Block(str(i), (str(i),)) for i in range(num_blocks)]
+    assert stage_plan.scales(blocks, 0, 0.75) == tuple(0.75 ** (layer_max - i) for i in range(num_blocks))
+    assert stage_plan.scales(blocks, num_blocks - 1, 0.75) == (0.0,) * (num_blocks - 1) + (1.0,)
+
+
+def test_a_block_may_count_its_layers_by_itself() -> None:
+    """The pooling has no parameters, and the norm before the head is in the head's layer, as timm counts it."""
     blocks = [
         Block("stem", ("0", "1"), distances={"0.weight": 2, "0.bias": 2, "1.weight": 2, "1.bias": 2}),
         Block("pool", ("3",), distances={}),
