@@ -137,4 +137,4 @@ def test_offline_names_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_of_weights_of_another_kind_is_said_to_be_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "net.pth").write_bytes(b"")
     said = mistake(["plan", "digits-resnet", "--backbone.weights", str(tmp_path / "net.pth")], capsys)
-    assert "net.pth', which is no .safetensors file" in said
+    assert "net.pth cannot be used: it is empty" in said
