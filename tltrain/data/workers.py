@@ -32,7 +32,7 @@ WAIT_S = 540.0
 """The longest wait for one batch, seconds. A worker that is alive and sends nothing for so long has lost its batch."""
 STOPPING_S = 20.0
 """The longest wait for one batch after a stop was requested, seconds."""
-ENDED_S = 2.0
+ENDED_S = 15.0
 """The longest wait for the exit code of a worker whose connection is lost, seconds."""
 SHARED_MEMORY = Path("/dev/shm")
 READ_AHEAD = 3
@@ -106,7 +106,7 @@ class _Batches(_MultiProcessingDataLoaderIter):
         try:
             answer: tuple[bool, Any] = super()._try_get_data(timeout)
         except (OSError, EOFError, RuntimeError) as error:
-            if (ended := self._ended()) and not isinstance(error, UserError):
+            if _is_loss(error) and (ended := self._ended()):
                 raise _EndedError(ended) from error
             raise
         # torch calls this again and again until a batch has arrived (answer[0]). Count how long that takes.
@@ -130,6 +130,11 @@ class _EndedError(RuntimeError):
     """A data worker ended too early. The text says how."""
 
 
+def _is_loss(error: Exception) -> bool:
+    """Whether an error may come from a worker that has ended."""
+    return isinstance(error, ConnectionError | EOFError | FileNotFoundError) or "DataLoader worker" in str(error)
+
+
 def _how(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"was killed by signal {-code}"
@@ -149,7 +154,7 @@ def _lost(error: Exception, num_workers: int) -> UserError | None:
             f"a data worker has ended (DataLoader worker, {text}): {why}{hint}. The same command goes on from the newest checkpoint, and "
             f"{fewer}"
         )
-    if isinstance(error, ConnectionError | EOFError | TimeoutError | FileNotFoundError) or "DataLoader worker" in text:
+    if isinstance(error, TimeoutError) or _is_loss(error):
         return MachineError(
             f"a data worker sends nothing any more ({type(error).__name__}: {text.partition(chr(10))[0]}); often a disk does not answer, "
             f"or the machine had no memory left. The same command goes on from the newest checkpoint; {fewer}"
