@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -89,7 +90,7 @@ def by_methods(recipe: Recipe) -> dict[str, Recipe]:
         raise UserError(f"recipe {recipe.name} has one stage; methods are compared in the last of two or more")
     *before, last = recipe.stages
     whole = _as_long(recipe, last.model_copy(update={"name": "all", "unfreeze": "all", "views": None, "layer_decay": 0.8}))
-    in_last_stage = {
+    in_last_stage: dict[str, dict[str, Any]] = {
         "biases and norms": {"trains": "biases_and_norms", "lr": 3 * last.lr},  # few parameters take larger steps
         "LoRA": {"trains": "lora", "lr": 3 * last.lr},
         "EMA": {"ema": 0.999, "carry": "ema"},

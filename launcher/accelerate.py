@@ -90,7 +90,8 @@ def explain(code: int, notes: Path) -> str:
     host = socket.gethostname()
     failures = [json.loads(files.read_bytes(path)) for path in notes.glob("rank-*.failed.json")]
     silent = not any(failure["host"] == host for failure in failures)
-    return f"processes ended with code {code}" + (" and left no note of a failure: killed from outside, as when memory is short?" if silent else "")
+    killed = " and left no note of a failure: killed from outside, as when memory is short?"
+    return f"processes ended with code {code}" + (killed if silent else "")
 
 
 def local_gpus() -> int:

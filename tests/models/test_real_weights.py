@@ -34,7 +34,8 @@ def test_the_file_of_a_package_names_what_is_in_a_photo() -> None:
     net = source.family.build(card, 1000)
     net.load_state_dict(state)
     chain = Chain(net, source.family.blocks(net, card, 0.0), card.mean, card.std).eval()
-    assert len(chain.blocks) == 18 and not chain.runs_whole
+    assert len(chain.blocks) == 18
+    assert not chain.runs_whole
 
     names = ImageNetInfo()
     photos = load_sample_images()
