@@ -134,7 +134,9 @@ def test_sharded_training_of_batchnorm_statistics_is_refused(strategy: str, tmp_
 def test_processes_that_do_not_form_a_world_are_refused(backend_given: bool, tmp_path: Path) -> None:
     """Without a CPU flag Accelerate makes each process a run of its own, or a world that synchronises nothing; without a word."""
     trial = Trial(recipe("resnet-tiny"), str(tmp_path / "run"), 2, "none", before="say_gloo" if backend_given else None)
-    assert world.run(trial) == [2, 2]
+    codes = world.run(trial)
+    assert 2 in codes, codes  # one that is late may find the other gone, which is a failure of the machine
+    assert 0 not in codes, codes
     assert "they did not form a group" in world.log(trial)
     assert not (tmp_path / "run").exists()
 

@@ -215,7 +215,7 @@ def test_where_an_export_goes(run_of: Callable[[str], Path], tmp_path: Path) -> 
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
         export(run, "torch-export", tmp_path / "mine")
-    with pytest.raises(UserError, match="--to is 'tflite'; it can be hf, torchvision, onnx, torch-export"):
+    with pytest.raises(UserError, match="--to is 'tflite'; it can be hf, torchvision, timm, onnx, torch-export"):
         export(run, "tflite")
     with pytest.raises(UserError, match=r"--to is 'onxx'; did you mean onnx\?"):
         export(run, "onxx")

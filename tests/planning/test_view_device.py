@@ -171,8 +171,9 @@ def test_a_run_does_not_depend_on_where_its_views_are_made(device: str, made_rec
         assert torch.equal(weights["device"][name], tensor), name
 
 
-def test_a_store_filled_from_either_serves_both(made_recipe: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_filled_from_either_serves_both(made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is computed twice, and the rows that stand are those that are looked up."""
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
     recipe = made_recipe(stages=[HEAD | {"augment": "strong", "views": 2, "steps": 20}], data={"eval_limit": 16})
     for views in ("device", "host"):
         start = RunFlags(folder=tmp_path / views, workers=0, views=views, cache="always")

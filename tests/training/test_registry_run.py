@@ -228,4 +228,4 @@ def test_a_wrong_name_is_refused_with_a_suggestion(
 def test_the_help_of_export_names_it(installed: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    assert "hf, torchvision, onnx, torch-export, pickle" in " ".join(capsys.readouterr().out.split())
+    assert "hf, torchvision, timm, onnx, torch-export, pickle" in " ".join(capsys.readouterr().out.split())

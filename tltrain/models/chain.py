@@ -91,6 +91,8 @@ class Chain(nn.Module):
         """
         if self.runs_whole:
             return self._whole(x, start, stop)
+        if start == len(self.blocks):
+            return x
         x = self.normalise(x) if start == 0 else self._laid_out(x, self.blocks[start].input_order)
         for i, block in enumerate(self.blocks[start:stop], start):
             assert block.step is not None, "else the net runs whole"

@@ -90,19 +90,31 @@ def _heads(key: str, origin: str) -> tuple[str, ...]:
     return found
 
 
+def _one_pass(values: dict[str, Any], origin: str, size: int, device: str) -> tuple[nn.Module, Tensor]:
+    """A net after a forward and a backward pass of two images, and its logits (2, 3)."""
+    with torch.device(device), torch.random.fork_rng(devices=[]):
+        net = _build(values, 3, origin).eval()
+    # not on the meta device by default: BEiT remembers its table of indices for the nets to come
+    with torch.enable_grad(), torch.device("cpu"):
+        out = net(torch.zeros((2, 3, size, size), device=device))
+        logits = out if isinstance(out, Tensor) else out.logits
+        logits.sum().backward()
+    return net, logits
+
+
 @cache
 def _unread(key: str, origin: str) -> tuple[str, ...]:
-    """Names of the parameters that get no gradient, from one pass on the meta device. Raises UserError where the pass fails."""
+    """Names of the parameters without a gradient, from one pass, on the meta device if possible. Raises UserError where it fails."""
     values = json.loads(key)
-    with torch.device("meta"):
-        net = _build(values, 3, origin).eval()
     size = configs.side_of(configs.made(values, origin))
     assert size is not None, "a card's configuration says it"
-    try:  # not on the meta device by default: BEiT remembers its table of indices for the nets to come
-        with torch.enable_grad(), torch.device("cpu"):
-            out = net(torch.empty((2, 3, size, size), device="meta"))
-            logits = out if isinstance(out, Tensor) else out.logits
-            logits.sum().backward()
+    try:
+        try:
+            net, logits = _one_pass(values, origin, size, "meta")
+        except RuntimeError:  # a network that reads values of its images cannot run without any
+            net, logits = _one_pass(values, origin, size, "cpu")
+    except UserError:
+        raise
     except Exception as error:  # whatever a network raises for images that it cannot take
         raise UserError(f"{origin} cannot take images of {size} x {size} pixels ({configs.one_line(error)})") from error
     if tuple(logits.shape) != (2, 3):
