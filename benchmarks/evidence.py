@@ -39,13 +39,14 @@ def main() -> None:
                         "methods: biases and norms, LoRA, EMA and blend in the last stage, and all blocks at once")  # fmt: skip
     parser.add_argument("recipe", help="a shipped name or a .yaml file")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1, of recipe and data (default: 5)")
+    parser.add_argument("--only", nargs="+", metavar="TITLE", help="the variants to train, by their titles; the first one is compared with")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the runs (default: runs/evidence)")
     arguments, overrides = parser.parse_known_args()
     if arguments.seeds < 2:
         parser.error(f"--seeds is {arguments.seeds}; a spread needs at least 2")
     try:
         recipe, _ = flags.parse("train", [arguments.recipe, *overrides])
-        variants = QUESTIONS[arguments.question](recipe)
+        variants = _chosen(QUESTIONS[arguments.question](recipe), arguments.only)
     except UserError as error:
         parser.error(str(error))
     out = arguments.out / f"{recipe.name}-{arguments.question}"
@@ -54,6 +55,14 @@ def main() -> None:
     file = out / "evidence.json"
     file.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
     print("\n".join([show(rows), "", *(f"{name:10} {value}" for name, value in about.items()), f"{'figures':10} {file}"]))
+
+
+def _chosen(variants: dict[str, Recipe], only: list[str] | None) -> dict[str, Recipe]:
+    """The variants with these titles, in their order. All for None. Raises UserError for an unknown title."""
+    unknown = [title for title in only or () if title not in variants]
+    if unknown:
+        raise UserError(f"--only is {unknown[0]!r}, and no variant is called that; there are: {'; '.join(variants)}")
+    return {title: variants[title] for title in only} if only else variants
 
 
 def by_stages(recipe: Recipe) -> dict[str, Recipe]:

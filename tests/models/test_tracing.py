@@ -34,11 +34,16 @@ def _net(name: str) -> tuple[nn.Module, list[Block], int]:
     family = FAMILY if FAMILY.matches(PREFIX + name) else None
     torch.manual_seed(0)
     if family is None:  # a ResNet, which has a family with blocks of its own
-        net = factory.load(Backbone(name=name), classes=("a", "b"), size=size, resize=size, head="new", seed=0).chain.net
-        return net, traced_blocks(net, "fc", 0.0, size), size
-    card = family.fitted(family.default_card(PREFIX + name), size, ("a", "b"))
-    net = family.build(card, 3)
-    return net, family.blocks(net, card, 0.0), size
+        net = factory.load(Backbone(name=name), classes=("a", "b", "c"), size=size, resize=size, head="new", seed=0).chain.net
+        blocks = traced_blocks(net, "fc", 0.0, size)
+    else:
+        card = family.fitted(family.default_card(PREFIX + name), size, ("a", "b", "c"))
+        net = family.build(card, 3)
+        blocks = family.blocks(net, card, 0.0)
+    for path in blocks[-1].owns:  # a head of zeros answers the same whatever stands below it
+        for parameter in net.get_submodule(path).parameters():
+            nn.init.normal_(parameter, std=0.1)
+    return net, blocks, size
 
 
 def _chain(net: nn.Module, blocks: list[Block]) -> Chain:
