@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -319,3 +320,28 @@ def test_a_new_convolution_for_a_head_learns() -> None:
     assert logits.shape == (4, 2)
     logits.sum().backward()
     assert loaded.chain.net.get_submodule("classifier.1").weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("index", [1, -2])
+def test_a_block_that_is_wrong_at_any_cut_is_found_at_the_start(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It spoils what it is given, which nobody sees while the network runs in one go."""
+    blocks_of = type(FAMILY).blocks
+
+    def spoiled(self: object, *args: Any) -> list[Block]:
+        blocks = blocks_of(FAMILY, *args)
+        step = blocks[index].step
+        assert step is not None
+
+        def overwriting(net: nn.Module, x: Tensor) -> Tensor:
+            out = step(net, x)
+            x.zero_()
+            return out
+
+        blocks[index] = replace(blocks[index], step=overwriting)
+        return blocks
+
+    monkeypatch.setattr(type(FAMILY), "blocks", spoiled)
+    backbone = Backbone(name="torchvision:mobilenet_v3_small")
+    loaded = factory.load(backbone, classes=("a", "b"), size=64, resize=64, head="new", seed=0)
+    assert loaded.chain.runs_whole
+    assert f"block {loaded.chain.blocks[index].name} overwrites what it is given" in loaded.origin
