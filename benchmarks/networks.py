@@ -8,10 +8,10 @@ Cut at every place at once, each tensor copied on its way, a chain must give its
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +41,11 @@ TRANSFORMERS = ("convnext", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit"
 CLASSES = ("a", "b", "c")
 
 
-def main(names: list[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks, such as torchvision:swin_t; default: all of the table")
+    names = parser.parse_args(argv).names
     warnings.simplefilter("ignore")
     chosen = names or [*(f"torchvision:{n}" for n in TORCHVISION), *(f"timm:{n}" for n in TIMM), *(f"hf:{n}" for n in TRANSFORMERS)]
     print("| network | blocks | cuts | parameters | every cut exact |\n|--|--:|--:|--:|--|")
@@ -93,4 +97,4 @@ def _load(name: str) -> factory.Loaded:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
