@@ -12,7 +12,6 @@ import argparse
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -89,11 +88,12 @@ def _load(name: str) -> factory.Loaded:
         return factory.load(Backbone(name=name), classes=CLASSES, size=None, resize=None, head="new", seed=0)
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    config = AutoConfig.for_model(kind)
+    model = AutoModelForImageClassification._model_mapping[type(config)]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        AutoModelForImageClassification.from_config(AutoConfig.for_model(kind)).save_pretrained(folder)
-        spec = Backbone(weights=str(Path(folder)))
-        return factory.load(spec, classes=CLASSES, size=None, resize=None, head="new", seed=0)
+        (model[0] if isinstance(model, tuple) else model)(config).save_pretrained(folder)  # LeViT has two: with and without a teacher
+        return factory.load(Backbone(weights=folder), classes=CLASSES, size=None, resize=None, head="new", seed=0)
 
 
 if __name__ == "__main__":

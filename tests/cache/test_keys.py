@@ -152,7 +152,8 @@ def _version(package: str) -> Change:
     return _patched(keys, "version", lambda name: "0" if name == package else version(name))
 
 
-LIBRARIES = [name for name in image_cache.codecs() if name not in ("heif", "decoder")]
+KNOWN = {*features.modules, *features.codecs, *features.features}
+LIBRARIES = [name for name in ("jpg", "libjpeg_turbo", "libtiff", "webp", "avif", "jpg_2000", "littlecms2") if name in KNOWN]
 
 
 def _other_codec(library: str) -> tuple[Any, str, Any]:
