@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def _load(name: str) -> factory.Loaded:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     config = AutoConfig.for_model(kind)
-    model = AutoModelForImageClassification._model_mapping[type(config)]
+    model: Any = AutoModelForImageClassification._model_mapping[type(config)]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         (model[0] if isinstance(model, tuple) else model)(config).save_pretrained(folder)  # LeViT has two: with and without a teacher
