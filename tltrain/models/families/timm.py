@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tltrain.core.errors import UserError
 from tltrain.models import foreign
 from tltrain.models.chain import Block
+from tltrain.models.families.common import is_convolutional
 from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata, checked
 from tltrain.models.timm import hub, layers, networks, search
@@ -63,7 +64,7 @@ class TimmFamily(Family):
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """What a traced network gives, else timm's own layers without steps."""
         heads = networks.heads(card)
-        faster = ("cuda",) if _is_convolutional(net) else ()
+        faster = ("cuda",) if is_convolutional(net) else ()
         try:
             if len(heads) > 1:
                 raise CannotCut(f"it has {len(heads)} classifiers")
@@ -180,8 +181,3 @@ def _through_timm(state: dict[str, Tensor], card: WeightsMetadata, origin: str) 
     except UserError:
         num_classes = networks.config_of(card).get("num_classes", 0)  # its names are others', so its head may be there
         return networks.loaded(card, state, num_classes, origin)
-
-
-def _is_convolutional(net: nn.Module) -> bool:
-    """Whether the network has more convolutions than the few of a stem: only then the memory format matters."""
-    return sum(isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) for m in net.modules()) > 4

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tltrain.core.errors import UserError
 from tltrain.models.chain import Block
+from tltrain.models.families.common import is_convolutional
 from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata, checked
 from tltrain.models.tracing import CannotCut, grouped_blocks, traced_blocks
@@ -77,7 +78,7 @@ class TransformersFamily(Family):
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         """stem, the elements of the repeated containers under names such as layer.3 or stages.1.layers.0, head."""
         heads = self.heads_of(card)
-        faster = ("cuda",) if _is_convolutional(net) else ()
+        faster = ("cuda",) if is_convolutional(net) else ()
         try:
             if len(heads) > 1:
                 raise CannotCut(f"it has {len(heads)} classifiers, and answers with their mean")
@@ -194,8 +195,3 @@ def _shortly_named(blocks: Sequence[Block]) -> list[Block]:
     return [
         block if block.name in (STEM, HEAD) else replace(block, name=".".join(block.name.split(".")[max(0, common) :])) for block in blocks
     ]
-
-
-def _is_convolutional(net: nn.Module) -> bool:
-    """Whether the network has more convolutions than the few of a stem: only then the memory format matters."""
-    return sum(isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) for m in net.modules()) > 4

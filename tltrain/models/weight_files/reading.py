@@ -43,6 +43,13 @@ _STARTS = (  # the first bytes of what people give by mistake
 )
 
 
+_MADE_OF_DAMAGE = (
+    SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    EOFError, AssertionError, MemoryError, RecursionError, OverflowError, NotImplementedError, ImportError,
+)  # fmt: skip
+"""What the readers raise for bytes that are not what they should be."""
+
+
 def read(path: Path) -> tuple[Any, bool]:
     """The content of a file of weights: tensors on the CPU in plain containers, mapped from the file where its format allows.
 
@@ -66,9 +73,7 @@ def read(path: Path) -> tuple[Any, bool]:
         raise UserError(_refusal(path, str(error))) from error
     except OSError as error:
         raise UserError(f"weights {path} cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(_damaged(path, error)) from error
-    except (EOFError, AssertionError, MemoryError, RecursionError, OverflowError, NotImplementedError, ImportError) as error:
+    except _MADE_OF_DAMAGE as error:
         raise UserError(_damaged(path, error)) from error
 
 
