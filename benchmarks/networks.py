@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone
@@ -64,23 +63,9 @@ def row(name: str) -> str:
     if chain.runs_whole:
         return f"| `{name}` | {len(chain.blocks)} | 0 | {parameters} | runs whole: {chain.why_whole} |"
     images_BCHW = torch.rand((2, 3, loaded.card.size, loaded.card.size), generator=torch.Generator().manual_seed(1))
-    exact = "yes" if torch.equal(*_features(loaded, images_BCHW)) else "no"
+    want = factory.head_input(chain, loaded.family.head_of(loaded.card), images_BCHW)
+    exact = "yes" if torch.equal(factory.cut_everywhere(chain, images_BCHW), want) else "no"
     return f"| `{name}` | {len(chain.blocks)} | {len(chain.blocks) - 1} | {parameters} | {exact} |"
-
-
-@torch.no_grad()
-def _features(loaded: factory.Loaded, x_BCHW: Tensor) -> Iterator[Tensor]:
-    """What the head is given by the network itself, then by the chain, cut everywhere."""
-    chain, given = loaded.chain, list[Tensor]()
-    head = chain.net.get_submodule(loaded.family.head_of(loaded.card))
-    hook = head.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    chain.net(chain.normalise(x_BCHW))
-    hook.remove()
-    yield given[0]
-    x = x_BCHW
-    for k in range(len(chain.blocks) - 1):
-        x = chain(x.clone(memory_format=torch.contiguous_format), start=k, stop=k + 1)
-    yield x
 
 
 def _load(name: str) -> factory.Loaded:

@@ -154,6 +154,38 @@ def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.
     return Loaded(chain, card, family, "; ".join(lines))
 
 
+class _Overwritten(ValueError):
+    """A block writes into what it is given."""
+
+
+@torch.no_grad()
+def head_input(chain: Chain, head: str, x_BCHW: Tensor) -> Tensor:
+    """What the network itself, run as a whole, gives the classifier at the path `head`."""
+    given: list[Tensor] = []
+    hook = chain.net.get_submodule(head).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    try:
+        chain.net(chain.normalise(x_BCHW))
+    finally:
+        hook.remove()
+    return given[0]
+
+
+@torch.no_grad()
+def cut_everywhere(chain: Chain, x_BCHW: Tensor) -> Tensor:
+    """What the head is given where each block below it is given what a cache would give it: a contiguous copy.
+
+    Raises ValueError for a block that overwrites it.
+    """
+    x = x_BCHW
+    for k in range(len(chain.blocks) - 1):
+        copy = x.clone(memory_format=torch.contiguous_format)
+        out = chain(copy, start=k, stop=k + 1)
+        if not torch.equal(copy, x):
+            raise _Overwritten(f"block {chain.blocks[k].name} overwrites what it is given")
+        x = out
+    return x
+
+
 @torch.no_grad()
 def _why_whole(chain: Chain, family: Family, card: WeightsMetadata) -> str | None:
     """Hold the blocks against the net itself, on two random images: all in one go, and cut before each. None where both are equal.
@@ -164,23 +196,12 @@ def _why_whole(chain: Chain, family: Family, card: WeightsMetadata) -> str | Non
     if chain.runs_whole or family.blocks_are_tested or any(p.is_meta for p in chain.net.parameters()):
         return None
     images_BCHW = torch.rand((2, 3, card.size, card.size), generator=torch.Generator().manual_seed(0))
-    last = len(chain.blocks) - 1
-    given: list[Tensor] = []
-    hook = chain.net.get_submodule(family.head_of(card)).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    want = head_input(chain, family.head_of(card), images_BCHW)
     try:
-        chain.net(chain.normalise(images_BCHW))
-    finally:
-        hook.remove()
-    want = given[0]
-    try:
-        whole, x = chain(images_BCHW, stop=last), images_BCHW
-        for k in range(last):  # each block is given what a cache would give it: a contiguous copy
-            copy = x.clone(memory_format=torch.contiguous_format)
-            out = chain(copy, start=k, stop=k + 1)
-            if not torch.equal(copy, x):
-                return f"block {chain.blocks[k].name} overwrites what it is given"
-            x = out
-        got = {"the network itself": whole, "the network cut before each of them": x}
+        whole, cut = chain(images_BCHW, stop=len(chain.blocks) - 1), cut_everywhere(chain, images_BCHW)
+        got = {"the network itself": whole, "the network cut before each of them": cut}
+    except _Overwritten as error:
+        return str(error)
     except Exception as error:  # whatever its code raises when it runs in parts
         return f"its blocks raise {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
     off = {what: float((features - want).abs().max()) for what, features in got.items() if not torch.equal(features, want)}
