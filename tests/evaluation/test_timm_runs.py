@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,16 @@ import pytest
 import timm
 import torch
 from conftest import slow
+from cut_runs import same_stored_computed_and_resumed, stages_of
 from digit_files import digit_image, run_with_weights
 from safetensors.torch import load_file
 
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.exporters import export
 from tltrain.evaluation.predict import evaluation_view, predict
 from tltrain.evaluation.trained import load_trained
-from tltrain.training.run import train
 
 Made = Callable[..., Recipe]
 CLASSES = ("ant", "bee", "cat & dog", "Ünübersehbar", "eel")
@@ -34,30 +30,13 @@ MIDDLE = {"test_vit": "blocks.3", "test_efficientnet": "blocks.2.0"}
 
 def recipe_of(made: Made, name: str) -> Recipe:
     """The head, then from a cut in the middle on, of random weights at 32 px."""
-    cut = {"name": "cut", "unfreeze": MIDDLE[name], "steps": 4, "lr": 0.01, "layer_decay": 0.8, "carry": "last", "views": 1}
-    head = {"name": "head", "unfreeze": "head", "steps": 3, "lr": 0.05, "carry": "last", "views": 1}
-    return made(backbone={"name": f"timm:{name}"}, stages=[head, cut])
-
-
-def trained(recipe: Recipe, folder: Path, cache: Any) -> dict[str, torch.Tensor]:
-    assert train(recipe, RunFlags(folder=folder, workers=0, cache=cache))["outcome"] == "finished"
-    return load_file(folder / "weights.safetensors")
+    return made(backbone={"name": f"timm:{name}"}, stages=stages_of(MIDDLE[name]))
 
 
 @pytest.mark.parametrize("name", ["test_vit", slow("test_efficientnet")])
-def test_a_stage_from_a_middle_cut_is_the_same_stored_computed_and_resumed(
-    name: str, made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_from_a_middle_cut_is_the_same_stored_computed_and_resumed(name: str, made_recipe: Made, tmp_path: Path) -> None:
     recipe = recipe_of(made_recipe, name)
-    stored = trained(recipe, tmp_path / "stored", "always")
-    computed = trained(recipe, tmp_path / "computed", "never")
-    steps = iter(range(1, 100))
-    with monkeypatch.context() as patch:
-        patch.setattr(Console, "step", lambda self: os.kill(os.getpid(), signal.SIGTERM) if next(steps) == 5 else None)
-        stopped = train(recipe, RunFlags(folder=tmp_path / "resumed", workers=0, cache="never"))
-    assert (stopped["outcome"], stopped["stage"]) == ("stopped", "cut")
-    resumed = trained(recipe, tmp_path / "resumed", "never")
-    assert all(torch.equal(stored[n], t) and torch.equal(resumed[n], t) for n, t in computed.items())
+    computed = same_stored_computed_and_resumed(recipe, tmp_path)
     begun = timm_net(recipe)
     assert torch.equal(computed[_first(name)], begun[_first(name)])
     assert not torch.equal(computed[_last(name)], begun[_last(name)])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import slow
+from cut_runs import same_stored_computed_and_resumed, stages_of
 from digit_files import digit_image, run_with_weights
 from hf_nets import config_of, net_of, saved
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.exporters import export
 from tltrain.evaluation.predict import evaluation_view
 from tltrain.evaluation.trained import load_trained
-from tltrain.training.run import train
 
 Made = Callable[..., Recipe]
 CLASSES = ("ant", "bee", "cat & dog", "Ünübersehbar", "eel")
@@ -37,31 +32,14 @@ NAMES = ("dinov2", slow("swin"), slow("convnext"))
 
 def recipe_of(made: Made, name: str, folder: Path) -> Recipe:
     """The head, then from a cut in the middle on, from a folder of save_pretrained."""
-    cut = {"name": "cut", "unfreeze": MIDDLE[name], "steps": 4, "lr": 0.01, "layer_decay": 0.8, "carry": "last", "views": 1}
-    head = {"name": "head", "unfreeze": "head", "steps": 3, "lr": 0.05, "carry": "last", "views": 1}
-    return made(backbone={"weights": str(folder)}, stages=[head, cut])
-
-
-def trained(recipe: Recipe, folder: Path, cache: Any) -> dict[str, Tensor]:
-    assert train(recipe, RunFlags(folder=folder, workers=0, cache=cache))["outcome"] == "finished"
-    return load_file(folder / "weights.safetensors")
+    return made(backbone={"weights": str(folder)}, stages=stages_of(MIDDLE[name]))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stage_from_a_middle_cut_is_the_same_stored_computed_and_resumed(
-    name: str, made_recipe: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_from_a_middle_cut_is_the_same_stored_computed_and_resumed(name: str, made_recipe: Made, tmp_path: Path) -> None:
     net = net_of(config_of(name))
     recipe = recipe_of(made_recipe, name, saved(net, tmp_path / "folder"))
-    stored = trained(recipe, tmp_path / "stored", "always")
-    computed = trained(recipe, tmp_path / "computed", "never")
-    steps = iter(range(1, 100))
-    with monkeypatch.context() as patch:
-        patch.setattr(Console, "step", lambda self: os.kill(os.getpid(), signal.SIGTERM) if next(steps) == 5 else None)
-        stopped = train(recipe, RunFlags(folder=tmp_path / "resumed", workers=0, cache="never"))
-    assert (stopped["outcome"], stopped["stage"]) == ("stopped", "cut")
-    resumed = trained(recipe, tmp_path / "resumed", "never")
-    assert all(torch.equal(stored[n], t) and torch.equal(resumed[n], t) for n, t in computed.items())
+    computed = same_stored_computed_and_resumed(recipe, tmp_path)
     moved = {n for n, t in net.state_dict().items() if not torch.equal(t, computed.get(n, t))}
     assert not any(f".{BEFORE[name]}." in n for n in moved)
     assert any(f".{MIDDLE[name]}." in n for n in moved)
