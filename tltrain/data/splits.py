@@ -106,6 +106,34 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
     return leaves
 
 
+def folds(label_N: np.ndarray, group_N: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold (N,) int64 of each sample, 0 to k - 1, for k-fold cross-validation. A pure function of its arguments.
+
+    Whole groups only, no fold is empty, and each class is spread as evenly as groups allow: where groups are single images, its counts
+    in two folds, and the sizes of two folds, differ by at most 1. Large groups are placed first, in an order by `seed`, each where the
+    parts of its classes are smallest. Raises UserError for fewer than 2 folds, and for more folds than groups.
+    """
+    num_groups = len(np.unique(group_N))
+    if not 2 <= k <= num_groups:
+        few = f"{len(label_N)} images make {num_groups} groups, and a group is never parted; give fewer folds"
+        remedy = "give 2 or more" if k < 2 else few
+        raise UserError(f"the data cannot be parted into {k} folds: {remedy}")
+    labels = label_N.tolist()
+    groups = [(members, sorted(Counter([labels[i] for i in members]).items())) for members in _groups(group_N, seed)]
+    groups.sort(key=lambda group: (-len(group[0]), group[1][0][0]))  # stable, so that equal ones stay in their random order
+    scale_K = [1 / max(n, 1) ** 2 for n in np.bincount(label_N).tolist()]  # a class of 5 weighs as much as one of 5,000
+    count_FK = [[0] * len(scale_K) for _ in range(k)]
+    fold_N, size_F = np.empty(len(label_N), dtype=np.int64), [0] * k
+    for members, counts in groups:
+        crowd_F = [sum(n * count_K[c] * scale_K[c] for c, n in counts) for count_K in count_FK]
+        fold = min(range(k), key=list(zip(crowd_F, size_F, strict=True)).__getitem__)
+        fold_N[members] = fold
+        size_F[fold] += len(members)
+        for c, n in counts:
+            count_FK[fold][c] += n
+    return fold_N
+
+
 def keep_per_class(label_N: np.ndarray, num: int, seed: int) -> np.ndarray:
     """Sorted positions of at most `num` samples of each class, drawn by `seed`."""
     order = shuffled(seed, len(label_N))
