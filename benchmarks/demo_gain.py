@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from tltrain.cli import demo
-from tltrain.cli.demo import Arm
+from tltrain.commands import demo
+from tltrain.commands.demo import Arm
 from tltrain.core.recipe import Data
 from tltrain.data import Split, open_images
 from tltrain.data.sampler import derive_seed

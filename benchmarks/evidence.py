@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.demo_gain import bootstrap, cpu_name, interval
-from tltrain.cli import demo
+from tltrain.commands import demo
 from tltrain.core import flags
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage, validate

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.contestants import Use, ours
 from benchmarks.timing import Case, Contestant, Lap, Result
-from tltrain.cli import demo
+from tltrain.commands import demo
 from tltrain.core import recipe as recipes
 from tltrain.core.recipe import Recipe
 

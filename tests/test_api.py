@@ -15,7 +15,7 @@ from conftest import HEAD
 from digit_files import digit_image, run_with_weights
 
 import tltrain
-from tltrain.cli.cache import verify
+from tltrain.commands.cache import verify
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe

@@ -24,7 +24,7 @@ ROOMS = (
     "planning",
     "evaluation", "evaluation/exporters",
     "training/losses", "training/weights", "training",
-    "api", "cli", "__main__",
+    "api", "commands", "cli", "__main__",
 )  # fmt: skip
 STRANGERS = {("data", "runs"), ("runs", "data")}
 """Rooms that do not know each other, wherever they stand."""

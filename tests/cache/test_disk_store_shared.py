@@ -14,8 +14,8 @@ from shard_files import made_store, rows
 
 from tltrain.cache import disk_store
 from tltrain.cache.disk_store import Store
-from tltrain.cli import cache as stored
 from tltrain.cli.main import main
+from tltrain.commands import cache as stored
 
 
 @pytest.fixture

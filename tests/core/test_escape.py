@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tltrain.cli import main
-from tltrain.cli.predict import table, write_csv
+from tltrain.commands.predict import table, write_csv
 from tltrain.core import files
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal

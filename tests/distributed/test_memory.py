@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tltrain.cache import planner
-from tltrain.cli import doctor
+from tltrain.commands import doctor
 from tltrain.core.flags import RunFlags
 from tltrain.distributed import memory
 

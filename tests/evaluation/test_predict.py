@@ -15,7 +15,7 @@ import torch
 from digit_files import digit_folder, digit_image, run_with_weights
 from PIL import Image
 
-from tltrain.cli.predict import predict_files, table, write_csv, write_json
+from tltrain.commands.predict import predict_files, table, write_csv, write_json
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe

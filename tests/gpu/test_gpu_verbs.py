@@ -17,7 +17,7 @@ from tltrain.cache.cost_model import Choice
 from tltrain.cache.disk_store import read
 from tltrain.cache.filling import CacheFiller
 from tltrain.cache.planner import store_root
-from tltrain.cli.doctor import doctor
+from tltrain.commands.doctor import doctor
 from tltrain.core.output.console import clock
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.exporters import export

@@ -11,7 +11,7 @@ import pytest
 from conftest import ALL, HEAD
 from PIL import Image
 
-from tltrain.cli.plan import preview
+from tltrain.commands.plan import preview
 from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe

@@ -16,7 +16,7 @@ from conftest import ALL, HEAD, made_recipe
 from fake_run import fake_run
 from PIL import Image
 
-from tltrain.cli.plan import preview
+from tltrain.commands.plan import preview
 from tltrain.runs.report.write import write_comparison, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

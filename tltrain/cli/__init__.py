@@ -1,1 +1,1 @@
-"""The command `tltrain`. Each larger verb has its own module."""
+"""The command `tltrain`: its verbs in four groups."""

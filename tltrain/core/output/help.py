@@ -18,13 +18,16 @@ def two_columns(rows: dict[str, str]) -> object:
     return table
 
 
-def print_help(verbs: Mapping[str, str]) -> None:
-    """Print the help of `tltrain`. verbs: name to description."""
+def print_help(groups: Mapping[str, Mapping[str, str]]) -> None:
+    """Print the help of `tltrain`. groups: the verbs of each group, name to description."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print("tltrain: fine-tune pretrained image networks in stages, and distil them, from a laptop to a cluster\n", markup=False)
-    console.print(two_columns({name: text.splitlines()[0] for name, text in verbs.items()}))
+    console.print("tltrain: fine-tune pretrained image networks in stages, and distil them", markup=False)
+    for group, verbs in groups.items():
+        console.print(f"\n{group}", style="bold")
+        width = max(len(name) for verbs in groups.values() for name in verbs)
+        console.print(two_columns({f"  {name:{width}}": text.splitlines()[0] for name, text in verbs.items()}))
     console.print("\ntry     tltrain demo", markup=False)
     console.print("then    tltrain train folder-resnet50 --data.source folder:PATH", markup=False)
     console.print("more    tltrain VERB --help", markup=False)

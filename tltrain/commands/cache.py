@@ -18,7 +18,7 @@ from torch import Tensor
 from tltrain.cache import disk_store
 from tltrain.cache.disk_store import Store, StoreInfo
 from tltrain.cache.planner import store_root
-from tltrain.cli.cache_verify import CannotRecompute, Maker, RowSource
+from tltrain.commands.cache_verify import CannotRecompute, Maker, RowSource
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.output.console import size

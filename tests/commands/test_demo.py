@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from tltrain.cli import demo
 from tltrain.cli.main import main
+from tltrain.commands import demo
 from tltrain.core import recipe, stage_plan
 from tltrain.core.recipe import Backbone, Data
 from tltrain.data import open_images

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tltrain.cli import doctor
+from tltrain.commands import doctor
 
 
 class Usage(NamedTuple):

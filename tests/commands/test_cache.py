@@ -20,8 +20,8 @@ from benchmarks import same, trials
 from benchmarks.trials import HEAD, LAST
 from tltrain.cache import disk_store, feature_table, image_cache
 from tltrain.cache.disk_store import Store
-from tltrain.cli.cache_verify import _begin
 from tltrain.cli.main import main
+from tltrain.commands.cache_verify import _begin
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags

@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy.stats import t as student_t
 from sklearn.metrics import f1_score
 
-from tltrain.cli.compare import compare, names, rendered
+from tltrain.commands.compare import compare, names, rendered
 from tltrain.core.errors import UserError
 from tltrain.runs.record import read_run
 from tltrain.runs.report.comparison import ComparedRun, compared_run, differing, grouped, paired, welch

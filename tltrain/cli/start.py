@@ -1,0 +1,78 @@
+"""Verbs that start a run, or show what would be started. Large imports stand inside them, so that help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltrain.cli.codes import exit_code
+from tltrain.core.errors import Parser, parser_of
+
+
+def train(argv: Sequence[str]) -> int:
+    """Fine-tune a backbone by a recipe; the same command resumes it."""
+    from tltrain.core import flags
+
+    recipe, start = flags.parse("train", argv)
+    from tltrain.training import run
+
+    return exit_code(run.train(recipe, start)["outcome"])
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Show blocks, steps and memory of each stage; trains nothing.
+
+    Reads no weights.
+    """
+    from tltrain.core import flags
+
+    recipe, start = flags.parse("plan", argv)
+    from tltrain.commands.plan import show_plan
+    from tltrain.core.output.console import Console
+
+    show_plan(recipe, start, Console(enabled=True))
+    return 0
+
+
+def preview(argv: Sequence[str]) -> int:
+    """Draw what a recipe's network will see, stage by stage.
+
+    One picture: samples by views of each stage.
+    """
+    parser = Parser(prog="tltrain preview", add_help=False)
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture's file (default: preview.png)")
+    parser.add_argument("--rows", type=int, default=8, help="samples of each stage (default: 8)")
+    arguments, rest = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()  # of its own flags; those of the recipe follow
+    from tltrain.core import flags
+
+    recipe, _ = flags.parse("preview", rest)
+    from tltrain.commands.plan import preview as draw
+
+    print(draw(recipe, arguments.out, arguments.rows))
+    return 0
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Start a run on all GPUs of this machine, or on Slurm.
+
+    Also shows a run's state, and cancels it.
+    """
+    from launcher.cli import main as launcher_main
+
+    return launcher_main(argv)
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Transfer learning in four minutes, without data or network.
+
+    From printed characters to handwritten digits.
+    """
+    parser = parser_of("demo", demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the runs and the page (default: runs/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the labelled images and new weights (default: 0)")
+    arguments = parser.parse_args(argv)
+    from tltrain.commands.demo import run_demo
+
+    return exit_code(run_demo(arguments.out, arguments.seed))

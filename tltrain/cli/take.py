@@ -1,0 +1,61 @@
+"""Verbs that take something away from a run: predictions, exports, averages. Large imports stand inside them, so that help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltrain.cli.codes import EXIT_FAILED
+from tltrain.core.errors import parser_of
+from tltrain.core.output import escape
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Predict the classes of image files, folders, or paths from stdin."""
+    parser = parser_of("predict", predict)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for paths from standard input, one a line"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="an array of objects, for programs")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a table for programs")
+    parser.add_argument("--top", type=int, default=3, help="classes named for each file, the most probable first (default: 3)")
+    parser.add_argument("--batch", type=int, default=64, help="images in one forward pass (default: 64)")
+    arguments = parser.parse_args(argv)
+    from tltrain.commands.predict import predict_files
+
+    return 0 if predict_files(arguments.run, arguments.paths, arguments.form or "table", arguments.top, arguments.batch) else EXIT_FAILED
+
+
+def export(argv: Sequence[str]) -> int:
+    """Write a network for timm, transformers, torchvision or ONNX.
+
+    Also torch.export. Each is read back with its own library and compared.
+    """
+    from tltrain.core import registry
+
+    parser = parser_of("export", export)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--to", required=True, metavar="NAME", help=", ".join(registry.names("exporters")))
+    parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
+    arguments = parser.parse_args(argv)
+    from tltrain.evaluation.exporters import export as write_export
+
+    done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)
+    print(f"logits  differ by {done.difference:.1e} at most, on {done.num_images} images")
+    for note in done.notes:
+        print(f"note    {escape.line(note)}")
+    print(f"export  {done.folder}")
+    return 0
+
+
+def soup(argv: Sequence[str]) -> int:
+    """Average the weights of finished runs, such as seeds.
+
+    Evaluates the averages on val.
+    """
+    from tltrain.commands.soup import cook
+
+    return cook(parser_of("soup", soup), argv)

@@ -1,0 +1,62 @@
+"""Verbs that say what a run has learned. Large imports stand inside them, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltrain.core.errors import UserError, parser_of
+from tltrain.core.output import escape
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure a finished run again, or on other images."""
+    parser = parser_of("evaluate", evaluate)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--data", metavar="SOURCE", help="another source with the same classes, such as folder:PATH")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
+    parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
+    arguments = parser.parse_args(argv)
+    if arguments.batch < 1:
+        raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
+    from tltrain.evaluation.evaluate import evaluate as figures_of
+
+    split = arguments.split or ("test" if arguments.data is None else "all")
+    figures = figures_of(arguments.run, arguments.data, split, arguments.batch)
+    for note in figures["notes"]:
+        print(f"note    {escape.line(note)}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        for name, value in figures.items():
+            if isinstance(value, int | float | str):
+                print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {escape.line(str(value))}")
+    return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write a run's report.html again."""
+    parser = parser_of("report", report)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    arguments = parser.parse_args(argv)
+    from tltrain.runs.report.write import write_report
+
+    print(write_report(arguments.run, arguments.out))
+    return 0
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Compare runs: intervals, paired tests, seeds, cost, recipes."""
+    parser = parser_of("compare", compare)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
+    parser.add_argument("--title", default="Comparison", help="its title")
+    arguments = parser.parse_args(argv)
+    from tltrain.commands.compare import compare as compare_runs
+
+    print(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}")
+    return 0
