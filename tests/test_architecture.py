@@ -16,8 +16,8 @@ PACKAGE = ROOT / "tltrain"
 # From the ground up: a room imports only from rooms that stand before it here; files of one room import each other.
 ROOMS = (
     "core/output", "core",
-    "data", "data/sources",
-    "runs", "runs/trackers", "runs/report",
+    "data/tables", "data", "data/sources",
+    "runs", "runs/trackers", "runs/report", "runs/pages",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",
     "distributed", "distributed/strategies",
     "cache",

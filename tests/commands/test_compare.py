@@ -18,8 +18,8 @@ from sklearn.metrics import f1_score
 
 from tltrain.commands.compare import compare, names, rendered
 from tltrain.core.errors import UserError
+from tltrain.runs.pages.comparison import ComparedRun, compared_run, differing, grouped, paired, welch
 from tltrain.runs.record import read_run
-from tltrain.runs.report.comparison import ComparedRun, compared_run, differing, grouped, paired, welch
 from tltrain.runs.report.stats import bootstrap, f1_macro
 
 CLASSES = ["ant", "bee", "cat"]

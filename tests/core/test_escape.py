@@ -23,8 +23,8 @@ from tltrain.core import files
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
 from tltrain.evaluation.predict import Prediction
+from tltrain.runs.pages.write import write_comparison
 from tltrain.runs.report.html import el
-from tltrain.runs.report.write import write_comparison
 
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -21,7 +21,7 @@ from tltrain.data.sampler import SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
 from tltrain.planning.preview import choose, columns
-from tltrain.runs.report.write import write_report
+from tltrain.runs.pages.write import write_report
 
 Made = Callable[..., Recipe]
 STRONG = ALL | {"name": "strong", "augment": "strong", "views": 3, "steps": 30}

@@ -17,7 +17,7 @@ from fake_run import fake_run
 from PIL import Image
 
 from tltrain.commands.plan import preview
-from tltrain.runs.report.write import write_comparison, write_report
+from tltrain.runs.pages.write import write_comparison, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

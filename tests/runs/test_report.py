@@ -1,4 +1,4 @@
-"""The pages of tltrain.runs.report.write: read as a browser would, from run folders as a run writes them, whole and broken."""
+"""The pages of tltrain.runs.pages.write: read as a browser would, from run folders as a run writes them, whole and broken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fake_run import fake_run, write_rows
 from page_reader import Page, assert_self_contained
 
 from tltrain.core.errors import UserError
-from tltrain.runs.report.write import read_rows, write_comparison, write_report
+from tltrain.runs.pages.write import read_rows, write_comparison, write_report
 
 DIGITS = [str(i) for i in range(10)]
 

@@ -12,11 +12,11 @@ from rich.text import Text
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
+from tltrain.runs.pages.compare_page import between, p_value, pairs_with_best, value_text, verdict
+from tltrain.runs.pages.comparison import ComparedRun, Interval, compared_run, differing, grouped
+from tltrain.runs.pages.write import write_entries
 from tltrain.runs.record import number, read_run
-from tltrain.runs.report.compare_page import between, p_value, pairs_with_best, value_text, verdict
-from tltrain.runs.report.comparison import ComparedRun, Interval, compared_run, differing, grouped
 from tltrain.runs.report.formatting import DASH, count, duration, ended, memory, percent, points
-from tltrain.runs.report.write import write_entries
 
 _MOST_RECIPES, _MOST_VALUES = 4, 20  # of the table of what differs, on a terminal
 

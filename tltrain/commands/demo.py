@@ -19,8 +19,8 @@ from tltrain.core.output.console import duration
 from tltrain.core.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
 from tltrain.data import open_images
 from tltrain.runs import run_dir
+from tltrain.runs.pages.write import write_comparison
 from tltrain.runs.report.stats import wilson
-from tltrain.runs.report.write import write_comparison
 from tltrain.training import optim
 from tltrain.training.experiment import Experiment
 from tltrain.training.run import train

@@ -18,7 +18,7 @@ from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.evaluation.metrics import Predictions
 from tltrain.runs import run_dir
-from tltrain.runs.report.write import write_report
+from tltrain.runs.pages.write import write_report
 
 NUM_MISTAKES = 24
 

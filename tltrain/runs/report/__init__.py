@@ -1,1 +1,1 @@
-"""What the report's pages are made of: reading a run folder, words, charts, tables. Only `tltrain.runs.report.write` puts them together."""
+"""What pages are made of: charts, tables, numbers as text, intervals."""

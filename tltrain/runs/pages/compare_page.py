@@ -11,10 +11,10 @@ from typing import Any
 
 from tltrain.core.output import escape
 from tltrain.runs import run_dir
+from tltrain.runs.pages.comparison import ComparedRun, Group, Interval, Paired, differing, grouped, paired, welch
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, thinned
-from tltrain.runs.report.comparison import ComparedRun, Group, Interval, Paired, differing, grouped, paired, welch
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES

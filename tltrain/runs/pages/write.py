@@ -9,10 +9,10 @@ from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
+from tltrain.runs.pages.compare_page import comparison
+from tltrain.runs.pages.comparison import ComparedRun, compared_run
+from tltrain.runs.pages.run_page import report
 from tltrain.runs.record import read_run
-from tltrain.runs.report.compare_page import comparison
-from tltrain.runs.report.comparison import ComparedRun, compared_run
-from tltrain.runs.report.run_page import report
 
 __all__ = ["read_rows", "write_comparison", "write_entries", "write_report"]
 

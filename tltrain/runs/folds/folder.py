@@ -1,0 +1,105 @@
+"""The folder of a cross-validation: folds.json, and a run folder for each fold of each repeat, r0-f0, r0-f1, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tltrain.core import files, untrusted
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.recipe import Recipe
+from tltrain.runs import run_dir
+from tltrain.runs.links import check_links
+
+NAME = "folds.json"
+MOST = 1_000
+"""Folds and repeats of a folder that may come from somebody else."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run: a fold of a repeat."""
+
+    repeat: int
+    fold: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class FoldsFolder:
+    """What was asked for: k folds, so many times."""
+
+    path: Path
+    k: int
+    repeats: int
+
+    @property
+    def members(self) -> list[Member]:
+        """Every run, repeat by repeat, whether it has begun or not."""
+        return [Member(r, f, self.path / f"r{r}-f{f}") for r in range(self.repeats) for f in range(self.k)]
+
+
+def changes(k: int, repeats: int) -> list[dict[str, int]]:
+    """What the recipe of each run changes, path to value, in the order of `FoldsFolder.members`. Raises UserError."""
+    if k < 2:
+        raise UserError(f"--k is {k}; a network must learn from other images than it is tested on: give 2 or more folds")
+    if repeats < 1:
+        raise UserError(f"--repeats is {repeats}; it must be at least 1")
+    return [{"data.folds": k, "data.fold": f, "data.repeat": r} for r in range(repeats) for f in range(k)]
+
+
+def folder_of(recipe: Recipe, start: RunFlags) -> Path:
+    """The folder of the runs: --folder, else runs/NAME-folds."""
+    if start.folder is not None:
+        return start.folder
+    own = run_path(recipe, start)
+    return own.with_name(f"{own.name}-folds")
+
+
+def is_folds(path: Path) -> bool:
+    """Whether a path is the folder of a cross-validation."""
+    return (path / NAME).is_file()
+
+
+def read(path: Path) -> FoldsFolder:
+    """Read the folder of a cross-validation. It may come from somebody else, so its values are checked. Raises UserError."""
+    if not is_folds(path):
+        raise UserError(f"{path} is no folder of folds: it has no {NAME}; give the folder that `tltrain folds` made")
+    raw: Any = untrusted.read_json(path / NAME)
+    values = [raw.get(key) for key in ("k", "repeats")] if isinstance(raw, dict) else [None]
+    if not all(isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST for value in values):
+        raise UserError(f"{path / NAME} is damaged: k and repeats are {untrusted.cut(values)}; copy it from a backup, or run `tltrain folds` again")
+    return FoldsFolder(path, *values)
+
+
+def check(wanted: FoldsFolder, recipes: Sequence[Recipe]) -> None:
+    """Check that the folder is empty, or holds runs of these recipes alone. Raises UserError, with the differences.
+
+    recipes: one for each of `wanted.members`.
+    """
+    path = wanted.path
+    if path.exists() and not is_folds(path) and (not path.is_dir() or any(not files.is_temporary(p, path / NAME) for p in path.iterdir())):
+        what = "is the folder of a run" if run_dir.recipe_file(path).is_file() else f"holds files and is no folder of folds (it has no {NAME})"
+        raise UserError(f"{path} {what}; choose another with --folder")
+    for member, recipe in zip(wanted.members, recipes, strict=True):
+        run_dir.check_recipe(member.path, recipe)
+
+
+def create(wanted: FoldsFolder) -> FoldsFolder:
+    """Create the folder. One of fewer repeats is widened. Returns it with all repeats that were ever asked for. Raises UserError."""
+    repeats = max(wanted.repeats, read(wanted.path).repeats) if is_folds(wanted.path) else wanted.repeats
+    kept = FoldsFolder(wanted.path, wanted.k, repeats)
+    check_links(wanted.path)
+    try:
+        wanted.path.mkdir(parents=True, exist_ok=True)
+        files.write_json(wanted.path / NAME, {"k": kept.k, "repeats": kept.repeats})
+    except OSError as error:
+        raise UserError(f"the folder {wanted.path} cannot be written: {error}; choose another with --folder") from error
+    return kept
+
+
+def is_finished(member: Member) -> bool:
+    return run_dir.outcome(member.path).get("outcome") == "finished"

@@ -1,0 +1,1 @@
+"""Whole pages: the report of a run, the comparison of runs."""
