@@ -115,6 +115,22 @@ def test_what_was_accepted_once_is_not_asked_again(root: Path, monkeypatch: pyte
     assert {name: after.get(name) for name in before} == before | {f"digit 1/{gone.name}": None}
 
 
+def test_a_table_of_left_out_images_that_changed_is_a_change_of_the_data(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe names the file, and is the same; what stands in it is not."""
+    run, table, steps = root / "run", root / "exclude.csv", iter(range(1, 100))
+    names = sorted(splits_of(run))
+    shutil.rmtree(run)
+    recipe = of(root).override({"data.exclude": str(table)})
+    table.write_text(f"path\n{names[0]}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Console, "step", lambda self: os.kill(os.getpid(), signal.SIGTERM) if next(steps) == 1 else None)
+        assert again(recipe, root)["outcome"] == "stopped"
+    assert names[0] not in splits_of(run)
+    table.write_text(f"path\n{names[1]}\n")
+    with pytest.raises(UserError, match=rf"new images: 1 \({names[0]}\)\n  images that are gone: 1 \({names[1]}\)"):
+        again(recipe, root)
+
+
 @pytest.mark.parametrize("accept", [False, True])
 @pytest.mark.parametrize("change", ["rename", "add", "remove"])
 def test_other_classes_are_refused_whatever_was_accepted(change: str, accept: bool, root: Path) -> None:

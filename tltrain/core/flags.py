@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from pydantic import ValidationError
 
+from tltrain.core import errors, registry
 from tltrain.core import recipe as recipes
-from tltrain.core import registry
 from tltrain.core.errors import UserError, unknown_argument
 from tltrain.core.recipe import Recipe
 
@@ -184,6 +184,6 @@ def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, An
     try:
         parsed = parse_flags(_Arguments(RunFlags(), recipe), argv[1:], f"tltrain {verb} {argv[0]}")
     except ValidationError as error:
-        raise UserError(recipes.explain(error, f"recipe {argv[0]} with these overrides")) from error
+        raise UserError(errors.explain(error, f"recipe {argv[0]} with these overrides", recipes.keys_at)) from error
     overridden = [recipe.override({**parsed.recipe.model_dump(mode="json"), **change}) for change in changes]
     return [((learned.smoke() if parsed.run_flags.smoke else learned), parsed.run_flags) for learned in overridden]

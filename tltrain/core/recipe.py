@@ -58,6 +58,10 @@ class Data(_Model):
     """Part of the images that may be unreadable. They are listed and left out; the run is refused if there are more."""
     white: int | None = Field(None, ge=1, le=65535)
     """For grey images of 16 bits: the stored value that is white, such as 4095 for 12 bits stored in 16; null is 65535."""
+    exclude: str | None = None
+    """A CSV file of images to leave out: a column path, or the table of `tltrain doctor SOURCE`, where its suggestion is exclude."""
+    relabel: str | None = None
+    """A CSV file of images and their right class: columns path and label, or the doctor's table, where a suggestion is relabel:CLASS."""
     eval_limit: int | None = Field(None, ge=1)
     """Evaluate at most this many samples of val and of test; null evaluates all."""
 
@@ -261,12 +265,7 @@ def validate(raw: dict[str, Any], origin: str, kept: bool = False) -> Recipe:
     try:
         return Recipe.model_validate(raw, context={"kept": kept})
     except ValidationError as error:
-        raise UserError(explain(error, origin)) from error
-
-
-def explain(error: ValidationError, origin: str) -> str:
-    """Pydantic's errors of a recipe, one line each, as `errors.explain`."""
-    return errors.explain(error, origin, _keys_at)
+        raise UserError(errors.explain(error, origin, keys_at)) from error
 
 
 def shipped() -> dict[str, Path]:
@@ -291,7 +290,8 @@ def load(name: str) -> Recipe:
         raise UserError(f"recipe {name} cannot be read: {error}; see `tltrain recipes` for shipped ones") from error
 
 
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+def keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of a recipe below a place in it, such as ("stages", 0), as `errors.explain` asks for them."""
     nested: dict[str, type[BaseModel]] = {"data": Data, "backbone": Backbone, "distill": Distill, "teacher": Backbone, "stages": Stage}
     model: type[BaseModel] = Recipe
     for part in loc:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tltrain.core.recipe import Data
+from tltrain.data.tables.corrections import corrected
 
 Read = Callable[[int], Image.Image]
 
@@ -73,6 +75,8 @@ class Source:
     notes: tuple[str, ...] = ()
     in_memory: bool = False
     """Whether images are so cheap to read that data workers would not help."""
+    corrected: bool = False
+    """Whether data.exclude and data.relabel were applied when the source was opened. If not, they are applied before the split."""
 
 
 Opener = Callable[[str | None, Data, Path], Source]
@@ -99,6 +103,23 @@ class Indexed:
 
     def __call__(self, position: int) -> Image.Image:
         return self.read(int(self.numbers[position]))
+
+
+def corrected_source(source: Source, spec: Data) -> Source:
+    """The source with data.exclude and data.relabel applied, if they were not when it was opened. Raises UserError as `corrected`."""
+    if source.corrected or (spec.exclude is None and spec.relabel is None):
+        return source
+    changed = corrected(spec, source.ids, [source.classes[label] for label in source.labels.tolist()])
+    number_of = {name: k for k, name in enumerate(source.classes)}
+    kept_N = np.array(changed.kept, dtype=np.int64)
+    label_N = np.array([number_of[label] for label in changed.labels], dtype=np.int64)
+    numbers_N = source.numbers[kept_N]
+    content = source.fingerprint.encode() + numbers_N.astype("<i8").tobytes() + label_N.astype("<i8").tobytes()
+    return replace(
+        source, labels=label_N, ids=tuple(source.ids[i] for i in changed.kept), numbers=numbers_N, declared=source.declared[kept_N],
+        groups=source.groups[kept_N], digests=tuple(source.digests[i] for i in changed.kept) if source.digests else (),
+        fingerprint=hashlib.blake2b(content, digest_size=16).hexdigest(), notes=(*source.notes, *changed.notes), corrected=True,
+    )  # fmt: skip
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from tltrain.core import registry
 from tltrain.core.errors import UserError, some
 from tltrain.core.paths import data_root
 from tltrain.core.recipe import Data
-from tltrain.data.dataset import DataSplits, Indexed, Source, SourceKind, Split
+from tltrain.data.dataset import DataSplits, Indexed, Source, SourceKind, Split, corrected_source
 from tltrain.data.sampler import derive_seed, shuffled
 
 TINY = 5
@@ -26,8 +26,10 @@ TINY = 5
 def split(source: Source, spec: Data) -> DataSplits:
     """Train, val and test of a source. A split that the source declares is used as it is. The others are cut from train.
 
+    Images that data.exclude names are left out, and those of data.relabel have their new class.
     Raises UserError if train, or a split with a fraction above 0, would be empty.
     """
+    source = corrected_source(source, spec)
     train = np.flatnonzero(source.declared == "train")
     parts: dict[str, np.ndarray] = {}
     for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction)):

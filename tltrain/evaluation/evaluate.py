@@ -24,6 +24,8 @@ from tltrain.models import factory
 from tltrain.models.chain import on_device
 from tltrain.runs import run_dir
 
+OWN = {"per_class": None, "exclude": None, "relabel": None}
+"""What a recipe says of its own images, and not of another source."""
 ROUNDING = 0.002
 """Largest share of images whose prediction may change with the device or the precision."""
 
@@ -38,7 +40,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     """
     recipe = run_dir.read_recipe(path)
     run_dir.finished_weights(path)
-    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, "per_class": None})
+    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN})
     drawn = open_images(spec)
     images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
     runtime = Runtime(recipe.deterministic)

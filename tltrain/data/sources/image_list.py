@@ -17,6 +17,7 @@ from tltrain.data.dataset import Source
 from tltrain.data.decode import read_image
 from tltrain.data.sources.names import doubtful
 from tltrain.data.sources.scan import check_readable, odd_ones, scan, white_notes
+from tltrain.data.tables.corrections import corrected
 
 
 class Listed(NamedTuple):
@@ -44,6 +45,11 @@ class FileReader:
 
 def from_files(listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...]) -> Source:
     """The source of these files. Raises UserError for too many unreadable files, and for fewer than two classes."""
+    if spec.exclude is not None or spec.relabel is not None:
+        columns = [sample.id for sample in listed], [sample.label for sample in listed], [sample.path for sample in listed]
+        changed = corrected(spec, *columns)
+        listed = [listed[i]._replace(label=label) for i, label in zip(changed.kept, changed.labels, strict=True)]
+        notes += changed.notes
     classes = tuple(sorted({sample.label for sample in listed}))
     if len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
@@ -72,6 +78,7 @@ def from_files(listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[s
         fingerprint=_fingerprint(readable, digests, spec.white),
         digests=digests,
         notes=notes,
+        corrected=True,
     )
 
 

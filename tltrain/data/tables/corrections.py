@@ -1,0 +1,103 @@
+"""data.exclude and data.relabel: images that a recipe leaves out, and images to which it gives another class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from tltrain.core.errors import UserError, some
+from tltrain.core.output import escape
+from tltrain.core.recipe import Data
+from tltrain.data.tables.rows import read_rows
+
+EXCLUDE, RELABEL, LOOK = "exclude", "relabel", "look"
+"""What stands in the column `suggestion` of the doctor's table: exclude, relabel:CLASS, or look, which changes nothing."""
+FORMS = {EXCLUDE: "path", RELABEL: "path,label"}
+"""The columns of a table that a person writes."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What remains of the samples of a source."""
+
+    kept: list[int]
+    """Positions of the samples that are not left out, in their order."""
+    labels: list[str]
+    """The class of each sample that is kept."""
+    notes: tuple[str, ...] = ()
+
+
+class _Entry(NamedTuple):
+    """One line of a table. place: the file and the line, for messages. label: the new class; empty: the image is left out."""
+
+    place: str
+    path: str
+    label: str
+
+
+def corrected(spec: Data, ids: Sequence[str], labels: Sequence[str], paths: Sequence[Path] = ()) -> Corrected:
+    """Apply data.exclude and data.relabel of a recipe to the samples of its source.
+
+    ids, labels: (N,) name and class of each sample. paths: (N,) their files, if they are files; a table names an image by either.
+    Raises UserError, with the line, for a path that is not among the samples or is named twice, and for a class that no sample has.
+    """
+    position = {os.path.normpath(path): i for i, path in enumerate(paths)} | {os.path.normpath(name): i for i, name in enumerate(ids)}
+    entries = {key: _entries(key, file) for key, file in ((EXCLUDE, spec.exclude), (RELABEL, spec.relabel)) if file is not None}
+    acting: dict[int, _Entry] = {}
+    for entry in (entry for table in entries.values() for entry in table):
+        i = position.get(os.path.normpath(entry.path))
+        if i is None:
+            near = get_close_matches(entry.path, ids, n=1)
+            raise UserError(f"{entry.place}: {spec.source} has no image {entry.path}{f'; did you mean {near[0]}?' if near else ''}")
+        first = acting.setdefault(i, entry)
+        if first is not entry:
+            raise UserError(f"{entry.place}: {entry.path} stands in {first.place} already; name each image once")
+    _check_classes([entry for entry in acting.values() if entry.label], set(labels))
+    kept = [i for i in range(len(ids)) if i not in acting or acting[i].label]
+    result = [acting[i].label if i in acting else labels[i] for i in kept]
+    does = {EXCLUDE: "leaves out {:,} of {:,} images", RELABEL: "gives another class to {:,} of {:,} images"}
+    notes = [f"data.{key} {does[key].format(len(table), len(ids))}" for key, table in entries.items()]
+    if gone := sorted(set(labels) - set(result)):
+        notes.append(f"data.exclude and data.relabel leave no image of class {some(gone)}")
+    return Corrected(kept, result, tuple(notes))
+
+
+def _check_classes(entries: Sequence[_Entry], known: Collection[str]) -> None:
+    for entry in entries:
+        if entry.label not in known:
+            near = get_close_matches(entry.label, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {some(sorted(known))}"
+            raise UserError(f"{entry.place}: no image is of class {entry.label!r}; {hint}")
+
+
+def _entries(key: str, given: str) -> list[_Entry]:
+    """The lines of a table that act. With a column `suggestion`, as in the doctor's table, those that suggest `key`; else all."""
+    file = Path(given).expanduser().absolute()
+    rows, columns = read_rows(file, ["path"], f"data.{key} is {given}", FORMS[key])
+    suggests = "suggestion" in columns
+    if key == RELABEL and not suggests and "label" not in columns:
+        raise UserError(f"{file} has the columns {some(columns)} and not label; the first line names: {FORMS[key]}")
+    entries = []
+    for line, row in rows:
+        place = f"{file}, line {line}"
+        action, label = key, row.get("label", "")
+        if suggests:
+            action, _, label = (part.strip() for part in escape.from_csv(row["suggestion"]).partition(":"))
+        _check_row(place, row, action, label)
+        if action == key:
+            path = escape.from_csv(row["path"]) if suggests else row["path"]  # the doctor writes =1.png as '=1.png
+            entries.append(_Entry(place, path, label if key == RELABEL else ""))
+    return entries
+
+
+def _check_row(place: str, row: dict[str, str], action: str, label: str) -> None:
+    if action not in (EXCLUDE, RELABEL, LOOK, ""):
+        raise UserError(f"{place}: suggestion is {row['suggestion']!r}; it can be exclude, relabel:CLASS, or look, which changes nothing")
+    if not row["path"]:
+        raise UserError(f"{place}: path is empty; every line names an image")
+    if action == RELABEL and not label:
+        raise UserError(f"{place}: {row['path']} gets no class; write relabel:CLASS as its suggestion, or a class in the column label")
