@@ -112,19 +112,23 @@ class Predicted:
 
 def read_predictions(run: Path) -> Predicted | None:
     """The test predictions of a run; None if it has none."""
-    path = run_dir.predictions_file(run)
-    if not path.is_file():
+    if not run_dir.predictions_file(run).is_file():
         return None
-    manifest.check(path)
-    try:
-        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
-            cells = ({key: escape.from_csv(row[key]) for key in ("id", "label", "predicted")} for row in csv.DictReader(file))
-            rows = sorted(cells, key=lambda row: row["id"])
-    except (csv.Error, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); copy it from a backup, or delete it") from error
+    rows = sorted(prediction_rows(run), key=lambda row: row["id"])
     names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
     label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
     return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted)
+
+
+def prediction_rows(run: Path) -> list[dict[str, str]]:
+    """The test predictions of a run as they were written: id, label, predicted, confidence. Raises UserError, also where there are none."""
+    path = run_dir.predictions_file(run)
+    manifest.check(path)
+    try:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return [{key: escape.from_csv(row[key]) for key in ("id", "label", "predicted", "confidence")} for row in csv.DictReader(file)]
+    except (OSError, csv.Error, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); copy it from a backup, or delete it") from error
 
 
 def number(row: Mapping[str, Any], key: str) -> float:

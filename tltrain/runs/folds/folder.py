@@ -71,7 +71,9 @@ def read(path: Path) -> FoldsFolder:
     raw: Any = untrusted.read_json(path / NAME)
     values = [raw.get(key) for key in ("k", "repeats")] if isinstance(raw, dict) else [None]
     if not all(isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST for value in values):
-        raise UserError(f"{path / NAME} is damaged: k and repeats are {untrusted.cut(values)}; copy it from a backup, or run `tltrain folds` again")
+        raise UserError(
+            f"{path / NAME} is damaged: k and repeats are {untrusted.cut(values)}; copy it from a backup, or run `tltrain folds` again"
+        )
     return FoldsFolder(path, *values)
 
 
@@ -82,7 +84,9 @@ def check(wanted: FoldsFolder, recipes: Sequence[Recipe]) -> None:
     """
     path = wanted.path
     if path.exists() and not is_folds(path) and (not path.is_dir() or any(not files.is_temporary(p, path / NAME) for p in path.iterdir())):
-        what = "is the folder of a run" if run_dir.recipe_file(path).is_file() else f"holds files and is no folder of folds (it has no {NAME})"
+        what = (
+            "is the folder of a run" if run_dir.recipe_file(path).is_file() else f"holds files and is no folder of folds (it has no {NAME})"
+        )
         raise UserError(f"{path} {what}; choose another with --folder")
     for member, recipe in zip(wanted.members, recipes, strict=True):
         run_dir.check_recipe(member.path, recipe)

@@ -1,0 +1,212 @@
+"""What the runs of a cross-validation say together: every image, predicted once a repeat by a network that never saw it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tltrain.core.errors import UserError
+from tltrain.core.output import escape
+from tltrain.runs.folds import folder
+from tltrain.runs.folds.folder import FoldsFolder, Member
+from tltrain.runs.pages.comparison import Interval
+from tltrain.runs.record import RunRecord, number, prediction_rows, read_run
+from tltrain.runs.report.stats import bootstrap, wilson
+
+MOST_MISTAKES = 24
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """The predictions of all repeats, image by image. An image that a repeat did not predict has -1 there."""
+
+    ids: tuple[str, ...]
+    """(N,), sorted."""
+    label: np.ndarray
+    """(N,) int64."""
+    predicted: np.ndarray
+    """(R, N) int64."""
+    confidence: np.ndarray
+    """(R, N) float64, calibrated by the val split of the fold."""
+    fold: np.ndarray
+    """(R, N) int64: the fold whose network was tested on the image."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) float64: the share of the repeats that are right about an image, of those that predicted it."""
+        there_RN = self.fold >= 0
+        return ((self.predicted == self.label) & there_RN).sum(0) / there_RN.sum(0)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The runs of a folder that have been tested, and their figures together."""
+
+    folder: FoldsFolder
+    runs: Sequence[tuple[Member, RunRecord]]
+    predictions: OutOfFold
+    test: Mapping[str, Any]
+    """As test_metrics.json of one run: `n` counts images, and confusion and reliability every prediction."""
+    accuracy: Interval
+    f1: Interval
+    mistakes: Sequence[Mapping[str, Any]]
+    """The most confident ones, each image once."""
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """(n,) test accuracy of each run, which was measured on its own fold."""
+        return np.array([number(run.test or {}, "top1") for _, run in self.runs])
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of `accuracies`; NaN for one run."""
+        return float(self.accuracies.std(ddof=1)) if len(self.runs) > 1 else math.nan
+
+    @property
+    def by_repeat(self) -> dict[int, float]:
+        """Accuracy of each repeat over all of its images."""
+        p = self.predictions
+        there = {r: p.fold[r] >= 0 for r in range(len(p.fold))}
+        return {r: float((p.predicted[r] == p.label)[mask].mean()) for r, mask in there.items() if mask.any()}
+
+
+def pool(path: Path) -> Pooled | None:
+    """Read the tested runs of a folder. None if there is none yet.
+
+    Raises UserError for a damaged folder, and for runs whose images or classes are not those of one data set.
+    """
+    what = folder.read(path)
+    runs = [(member, read_run(member.path)) for member in what.members if member.path.is_dir()]
+    tested = [(member, run) for member, run in runs if run.test is not None]
+    if not tested:
+        return None
+    classes = tested[0][1].test["classes"]  # type: ignore[index]
+    for member, run in tested:
+        if (run.test or {})["classes"] != classes:
+            raise UserError(
+                f"{member.path} and {tested[0][0].path} have other classes, so that they cannot be pooled; train one of them again"
+            )
+    p = _predictions(what, [member for member, _ in tested], classes)
+    right_N = p.right
+    share, constant = float(right_N.mean()), bool((right_N == right_N[0]).all())
+    # As for one run: a bootstrap interval of images that are all right would have no width.
+    ends = wilson(share, len(right_N)) if constant else bootstrap(_mean, right_N)
+    f1 = float(_f1(p.label, *p.predicted))
+    test = _figures(tested, p, share, f1)
+    f1_ends = ends if constant else bootstrap(_f1, p.label, *p.predicted)
+    return Pooled(what, tested, p, test, Interval(share, *ends), Interval(f1, *f1_ends), _mistakes(tested))
+
+
+def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence[str]) -> OutOfFold:
+    number_of = {name: k for k, name in enumerate(classes)}
+    rows = {member: prediction_rows(member.path) for member in members}
+    label_of: dict[str, int] = {}
+    for member, predicted in rows.items():
+        for row in predicted:
+            if label_of.setdefault(row["id"], number_of[row["label"]]) != number_of[row["label"]]:
+                raise UserError(f"{member.path}: {row['id']} has another class than in other folds; the labels were changed: begin anew")
+    ids = tuple(sorted(label_of))
+    at, shape = {name: i for i, name in enumerate(ids)}, (what.repeats, len(ids))
+    predicted_RN, fold_RN, confidence_RN = np.full(shape, -1), np.full(shape, -1), np.full(shape, math.nan)
+    for member, predicted in rows.items():
+        for row in predicted:
+            where = member.repeat, at[row["id"]]
+            if fold_RN[where] >= 0:
+                raise UserError(
+                    f"{row['id']} is tested by fold {fold_RN[where]} and by fold {member.fold} of repeat {member.repeat}, so that one of "
+                    "them has learned from it: their data are not the same; begin anew in another folder"
+                )
+            predicted_RN[where], fold_RN[where], confidence_RN[where] = number_of[row["predicted"]], member.fold, float(row["confidence"])
+    return OutOfFold(ids, np.array([label_of[name] for name in ids], dtype=np.int64), predicted_RN, confidence_RN, fold_RN)
+
+
+def _figures(runs: Sequence[tuple[Member, RunRecord]], p: OutOfFold, share: float, f1: float) -> dict[str, Any]:
+    """The figures of one test of all images, from those of the folds."""
+    tests = [run.test for _, run in runs if run.test is not None]
+    n_F = np.array([test["n"] for test in tests], dtype=np.float64)
+    confusion_KK = np.sum([np.array(test["confusion"]) for test in tests], axis=0)
+    hit_K, true_K, said_K = np.diag(confusion_KK), confusion_KK.sum(1), confusion_KK.sum(0)
+    per_class = [
+        {"name": name, "precision": hit / max(said, 1), "recall": hit / max(true, 1), "f1": 2 * hit / max(true + said, 1), "support": true}
+        for name, hit, true, said in zip(tests[0]["classes"], hit_K.tolist(), true_K.tolist(), said_K.tolist(), strict=True)
+    ]
+
+    def mean(key: str) -> float | None:
+        values = [number(test, key) for test in tests]
+        return float(np.dot(n_F, values) / n_F.sum()) if all(map(math.isfinite, values)) else None
+
+    as_trained, calibrated = (_bins([of(test) for test in tests]) for of in (dict, lambda test: test["calibration"]))
+    temperatures = [float(test["calibration"]["temperature"]) for test in tests]
+    return {
+        "n": len(p.ids), "top1": share, "top5": mean("top5"), "loss": mean("loss"), "f1_macro": f1, "ece": _ece(as_trained),
+        "classes": tests[0]["classes"], "per_class": per_class, "confusion": confusion_KK.tolist(), "reliability": as_trained,
+        "calibration": {"temperatures": temperatures, "ece": _ece(calibrated), "reliability": calibrated},
+    }  # fmt: skip
+
+
+def _bins(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The reliability of all predictions, from that of parts of them: the bins are the same, and their means are weighted."""
+    found: dict[float, dict[str, float]] = {}
+    for each in (b for part in parts for b in part["reliability"] if b["n"]):
+        so_far = found.setdefault(each["low"], {"low": each["low"], "high": each["high"], "n": 0, "confidence": 0.0, "accuracy": 0.0})
+        n = so_far["n"] + each["n"]
+        for key in ("confidence", "accuracy"):
+            so_far[key] += (each[key] - so_far[key]) * each["n"] / n
+        so_far["n"] = n
+    return [found[low] for low in sorted(found)]
+
+
+def _ece(bins: Sequence[Mapping[str, float]]) -> float:
+    """Expected calibration error of pooled bins."""
+    return sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / sum(b["n"] for b in bins)
+
+
+def _mistakes(runs: Sequence[tuple[Member, RunRecord]]) -> list[Mapping[str, Any]]:
+    surest: dict[str, Mapping[str, Any]] = {}
+    for mistake in sorted((m for _, run in runs for m in run.mistakes), key=lambda m: -float(m["confidence"])):
+        surest.setdefault(str(mistake["id"]), mistake)
+    return list(surest.values())[:MOST_MISTAKES]
+
+
+def _mean(right: np.ndarray, axis: int = -1) -> np.ndarray:
+    return right.mean(axis)
+
+
+def _f1(label: np.ndarray, *predicted: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Macro F1 (...) over all repeats, of the classes that occur. label and each of predicted: (..., N); a prediction of -1 is none."""
+    size = label.shape[-1]
+    label_BN = label.reshape(-1, size)
+    num_classes = 1 + int(max(label.max(), *(each.max() for each in predicted)))
+    hit_BK, both_BK = np.zeros((len(label_BN), num_classes)), np.zeros((len(label_BN), num_classes))
+    for each_BN in (each.reshape(-1, size) for each in predicted):
+        there_BN = each_BN >= 0
+        hit_BK += _counted(label_BN, there_BN & (label_BN == each_BN), num_classes)
+        both_BK += _counted(label_BN, there_BN, num_classes) + _counted(np.maximum(each_BN, 0), there_BN, num_classes)
+    f1_B = (2 * hit_BK / np.maximum(both_BK, 1)).sum(1) / (both_BK > 0).sum(1)
+    return f1_B.reshape(label.shape[:-1])
+
+
+def _counted(class_BN: np.ndarray, counts_BN: np.ndarray, num_classes: int) -> np.ndarray:
+    """(B, K): how often each class stands in a row, where it counts."""
+    flat = (class_BN + num_classes * np.arange(len(class_BN))[:, None]).ravel()
+    return np.bincount(flat, counts_BN.ravel(), num_classes * len(class_BN)).reshape(-1, num_classes)
+
+
+def table(p: OutOfFold, classes: Sequence[str]) -> bytes:
+    """out_of_fold.csv: a line for each image in each repeat."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "predicted", "confidence", "fold", "repeat"])
+    for r, (predicted_N, confidence_N, fold_N) in enumerate(zip(p.predicted.tolist(), p.confidence, p.fold.tolist(), strict=True)):
+        for name, label, predicted, confidence, fold in zip(p.ids, p.label.tolist(), predicted_N, confidence_N, fold_N, strict=True):
+            if fold >= 0:
+                names = map(escape.csv_cell, (name, classes[label], classes[predicted]))
+                writer.writerow([*names, f"{confidence:.6f}", fold, r])
+    return text.getvalue().encode("utf-8", "surrogateescape")
