@@ -104,8 +104,8 @@ def _learning(run: RunRecord) -> Html | None:
     spans = _spans(run)
     curves = (_loss_chart(run, spans), _select_chart(run, spans), _lr_chart(run, spans), *map(_blend_chart, run.of_kind("blend")))
     charts = [chart for chart in curves if chart is not None]
-    stages = el("div", el("h3", "Stages"), _stage_table(run))
-    return el("section", el("h2", "Learning"), el("div", *charts, stages, class_="pair"))
+    stages = el("div", el("h3", "Stages"), _stage_table(run), class_="gap")
+    return el("section", el("h2", "Learning"), el("div", *charts, class_="pair"), stages)
 
 
 def _spans(run: RunRecord) -> list[Span]:
@@ -278,7 +278,7 @@ def _seen(run: RunRecord) -> Html | None:
 
 
 def _background(run: RunRecord) -> Html:
-    plan = join(el("h2", "The plan"), el("pre", run.plan)) if run.plan else None
+    plan = join(el("h2", "The plan"), el("pre", run.plan, class_="plan")) if run.plan else None
     rest = {k: v for k, v in (run.outcome or {}).items() if k != "error"}
     details = [("Environment", run.env), ("Outcome", rest)]
     return el(

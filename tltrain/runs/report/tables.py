@@ -70,7 +70,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
         where = "Both run through the class list in its order, from the top left."
         return join(note, el("figure", heat_map(matrix, "Confusion matrix"), el("figcaption", where, class_="note")))
     narrow = max(map(len, classes)) <= 3 or (len(classes) <= 3 and max(map(len, classes)) <= 10)
-    cell_px = max(26, min(56, 400 // len(classes)))
+    cell_px = max(26, min(56, 340 // len(classes)))
     names = (el("th", el("span", name), scope="col", title=name) for name in classes)
     head = el("tr", el("td"), *names)
     body = (el("tr", el("th", classes[t], scope="row", title=classes[t]), *_cells(row, t, classes)) for t, row in enumerate(matrix))
@@ -108,8 +108,18 @@ def _mistake(item: Mapping[str, Any]) -> Html:
     label, predicted, png = str(item["label"]), str(item["predicted"]), str(item["png"])
     width = int.from_bytes(b64decode(png)[16:20], "big")  # the IHDR chunk of a PNG begins there
     image = el("img", src=f"data:image/png;base64,{png}", alt=f"{label} taken for {predicted}", class_="coarse" if width <= 96 else None)
-    caption = el("figcaption", el("b", predicted), el("small", "is ", label), el("small", percent(float(item["confidence"])), " sure"))
-    return el("figure", image, caption, title=f"{item['id']}: {label} taken for {predicted}")
+    name = str(item["id"])
+    lines = (
+        el("small", "is ", label),
+        el("small", percent(float(item["confidence"])), " sure"),
+        el("small", el("bdi", _file(name)), class_="file"),
+    )
+    return el("figure", image, el("figcaption", el("b", predicted), *lines), title=f"{name}: {label} taken for {predicted}")
+
+
+def _file(name: str) -> str:
+    """The end of a sample's name: a file without its folders."""
+    return name.rsplit("/", 1)[-1]
 
 
 def facts(value: Mapping[str, Any]) -> Html:
