@@ -1,6 +1,9 @@
-"""How images are dealt into folds: evenly by class, whole groups, by the seed alone."""
+"""How images are dealt into folds: evenly by class, whole groups, by the seed alone. And the splits of a fold of a recipe."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tltrain.core.errors import UserError
-from tltrain.data.splits import folds
+from tltrain.core.recipe import Data
+from tltrain.data import DataSplits, Source, open_images
+from tltrain.data.splits import folds, split, split_names
 
 quick = settings(max_examples=80, deadline=None)
 
@@ -74,3 +79,88 @@ def test_the_seed_decides_and_nothing_else() -> None:
 def test_what_is_no_number_of_folds(k: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         folds(np.array([0, 0, 0, 1, 1, 1]), np.arange(6), k, 0)
+
+
+def _spec(fold: int = 0, **changes: Any) -> Data:
+    return Data(**{"source": "digits", "folds": 5, "fold": fold, **changes})
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """60 of scikit-learn's digits, in groups of two."""
+    whole = open_images(Data(source="digits")).source
+    assert whole is not None
+    few = np.concatenate([np.flatnonzero(whole.labels == k)[:6] for k in range(10)])
+    ids = tuple(whole.ids[i] for i in few)
+    return replace(
+        whole, labels=whole.labels[few], ids=ids, numbers=whole.numbers[few], declared=whole.declared[few], groups=np.arange(60) // 2
+    )
+
+
+def _ids(images: DataSplits, name: str) -> set[str]:
+    part = getattr(images, name)
+    return set() if part is None else set(part.ids)
+
+
+@pytest.mark.parametrize("repeat", [0, 1])
+def test_every_image_is_tested_by_one_fold_and_learned_by_none_of_that(source: Source, repeat: int) -> None:
+    tested: list[str] = []
+    for fold in range(3):
+        images = split(source, _spec(fold, folds=3, repeat=repeat, val_fraction=0.4))
+        parts = [_ids(images, name) for name in ("train", "val", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+        group_of = dict(zip(source.ids, source.groups.tolist(), strict=True))
+        groups = [{group_of[i] for i in part} for part in parts]
+        assert not groups[0] & groups[2]
+        assert not groups[0] & groups[1]
+        assert not groups[1] & groups[2]
+        assert np.bincount(images.test.labels, minlength=10).tolist() == [2] * 10 if images.test is not None else False
+        assert images.val is not None
+        tested += parts[2]
+    assert sorted(tested) == sorted(source.ids)
+
+
+def test_the_seed_and_the_repeat_draw_the_folds_and_the_views_stay(source: Source) -> None:
+    first, again, other, repeat = (
+        split(source, spec) for spec in (_spec(folds=3, val_fraction=0, **more) for more in ({}, {}, {"seed": 1}, {"repeat": 1}))
+    )
+    assert _ids(first, "test") == _ids(again, "test")
+    assert _ids(first, "test") != _ids(other, "test")
+    assert _ids(first, "test") != _ids(repeat, "test")
+    assert first.fingerprint == again.fingerprint != repeat.fingerprint
+
+
+def test_what_the_source_declares_stays_what_it_is(source: Source) -> None:
+    declared = np.array(["train", "train", "train", "train", "val", "test"] * 10)
+    images = split(replace(source, declared=declared), _spec(folds=2, val_fraction=0.5))
+    assert _ids(images, "val") == set(source.ids[4::6]), "val is the source's own, and none is cut beside it"
+    own = {name for name, part in zip(source.ids, declared.tolist(), strict=True) if part == "train"}
+    assert _ids(images, "train") | _ids(images, "test") == own
+    assert len(_ids(images, "test")) == 20
+    assert set(split_names(images)[5::6]) == {""}, "in no split: they are seen when everything is decided"
+    assert "10 images that the source declares as test are left out" in "\n".join(images.notes)
+
+
+def test_classes_that_no_fold_could_learn_or_some_fold_cannot_test(source: Source) -> None:
+    images = split(source, _spec(folds=5, val_fraction=0))
+    assert any("for 5 folds, so that some folds test none of class 0 (6), 1 (6)" in note for note in images.notes)
+    one_patient = replace(source, groups=np.where(source.labels == 3, 1000, source.groups))
+    with pytest.raises(UserError, match=r"digits: all images of class 3 \(6\) lie in one fold"):
+        split(one_patient, _spec(folds=5))
+    with pytest.raises(UserError, match="parted into 31 folds: 60 images make 30 groups"):
+        split(source, _spec(folds=31))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"folds": 5}, "folds and fold stand together"),
+        ({"fold": 0}, "folds and fold stand together"),
+        ({"folds": 5, "fold": 5}, "fold is 5, and the 5 folds are counted from 0; the last one is 4"),
+        ({"folds": 1, "fold": 0}, "greater than or equal to 2"),
+        ({"repeat": 1}, "repeat is 1, and there are no folds"),
+    ],
+)
+def test_a_recipe_that_names_no_fold(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Data(source="digits", **values)

@@ -14,59 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tltrain.core import errors, untrusted
 from tltrain.core import files as regular
 from tltrain.core.errors import UserError
 from tltrain.core.registry import named
+from tltrain.core.schema.data import MOST_PIXELS as MOST_PIXELS
+from tltrain.core.schema.data import Data as Data
+from tltrain.core.schema.data import Model
 
 VERSION = 1
-MOST_PIXELS = 8192
-"""The largest side of images; one of that size takes 200 MB before the network has seen it."""
 LOSS, DISTILL_LOSS = "cross_entropy", "kd"
 
 Augment = Literal["none", "light", "strong"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Data(_Model):
-    """Where images come from, how they are split, and the size the network sees."""
-
-    source: str
-    """folder:PATH, csv:FILE, cifar10, cifar100, digits (scikit-learn) or printed (the demo's source task)."""
-    seed: int = 0
-    """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
-    size: int | None = Field(None, ge=8, le=MOST_PIXELS)
-    """Side of the square the network sees, pixels; null takes the weights' own size."""
-    resize: int | None = Field(None, ge=8, le=MOST_PIXELS)
-    """Shorter side before the crop, pixels; null keeps the weights' own ratio of resize to size."""
-    val_fraction: float = Field(0.1, ge=0, lt=1)
-    """Part of train that becomes val, stratified, where the source has no val split; 0 trains on all, without val."""
-    test_fraction: float = Field(0.2, ge=0, lt=1)
-    """Part that becomes test, stratified, where the source has no test split; 0 goes without."""
-    per_class: int | None = Field(None, ge=1)
-    """Labelled training images kept per class, drawn by data.seed; null keeps all."""
-    balance: Literal["none", "weights", "sampler"] = "none"
-    """For uneven classes: weigh the loss by inverse class frequency, or draw classes equally often."""
-    flip: bool = True
-    """Whether a mirrored image still has its label: false for digits and text."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
-    """Part of the images that may be unreadable. They are listed and left out; the run is refused if there are more."""
-    white: int | None = Field(None, ge=1, le=65535)
-    """For grey images of 16 bits: the stored value that is white, such as 4095 for 12 bits stored in 16; null is 65535."""
-    exclude: str | None = None
-    """A CSV file of images to leave out: a column path, or the table of `tltrain doctor SOURCE`, where its suggestion is exclude."""
-    relabel: str | None = None
-    """A CSV file of images and their right class: columns path and label, or the doctor's table, where a suggestion is relabel:CLASS."""
-    eval_limit: int | None = Field(None, ge=1)
-    """Evaluate at most this many samples of val and of test; null evaluates all."""
-
-
-class Backbone(_Model):
+class Backbone(Model):
     """A network family, and where its weights come from."""
 
     name: Annotated[str | None, BeforeValidator(lambda v: None if str(v).lower() in ("none", "null") else v)] = None
@@ -89,7 +53,7 @@ class Backbone(_Model):
         return self
 
 
-class Distill(_Model):
+class Distill(Model):
     """A frozen teacher whose softened answers the student learns beside the labels."""
 
     teacher: Backbone
@@ -104,7 +68,7 @@ class Distill(_Model):
     """Precision that the teacher's logits are rounded to, cached or not."""
 
 
-class Stage(_Model):
+class Stage(Model):
     """One stage: which blocks train, for how long, with which learning rates."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -178,7 +142,7 @@ class Stage(_Model):
         return self
 
 
-class Recipe(_Model):
+class Recipe(Model):
     """Every setting that changes what is learned. The same recipe is the same run on a laptop and on a cluster."""
 
     version: int = Field(VERSION, ge=1)

@@ -26,23 +26,48 @@ TINY = 5
 def split(source: Source, spec: Data) -> DataSplits:
     """Train, val and test of a source. A split that the source declares is used as it is. The others are cut from train.
 
+    With data.folds one fold of train plays test, and what the source declares as test is in no split.
     Images that data.exclude names are left out, and those of data.relabel have their new class.
     Raises UserError if train, or a split with a fraction above 0, would be empty.
     """
     source = corrected_source(source, spec)
     train = np.flatnonzero(source.declared == "train")
     parts: dict[str, np.ndarray] = {}
+    fold_notes: list[str] = []
+    if spec.folds is not None:
+        train, parts["test"], fold_notes = _fold(source, spec, train)
     for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction)):
+        if name in parts:
+            continue
         parts[name] = np.flatnonzero(source.declared == name)
         if len(parts[name]) == 0 and fraction > 0:
             leaves = cut(source.labels[train], source.groups[train], fraction, derive_seed(spec.seed, name))
             parts[name], train = train[leaves], train[~leaves]
             if len(parts[name]) == 0:
                 raise _too_few(source, spec, train, name)
-    notes = [*source.notes, *_tiny(source, train, parts)]
+    notes = [*source.notes, *fold_notes, *_tiny(source, train, parts)]
     if spec.per_class is not None:
         train = train[keep_per_class(source.labels[train], spec.per_class, derive_seed(spec.seed, "per_class"))]
     return _data_splits(source, {"train": train, **parts}, notes)
+
+
+def _fold(source: Source, spec: Data, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(what is left of train, the fold that plays test, notes). Raises UserError if a fold would leave a class without training images."""
+    assert spec.folds is not None
+    label_N = source.labels[train]
+    fold_N = folds(label_N, source.groups[train], spec.folds, derive_seed(spec.seed, "folds", spec.repeat))
+    count_FK = np.stack([np.bincount(label_N[fold_N == f], minlength=len(source.classes)) for f in range(spec.folds)])
+    alone = [f"{name} ({n})" for name, n, most in zip(source.classes, count_FK.sum(0), count_FK.max(0), strict=True) if 0 < n == most]
+    if alone:
+        raise UserError(
+            f"{spec.source}: all images of class {some(alone)} lie in one fold, since groups are never parted; the network that is tested "
+            "on them would have seen none. Add images, or leave the class out (data.exclude)"
+        )
+    thin = [f"{name} ({n})" for name, n, least in zip(source.classes, count_FK.sum(0), count_FK.min(0), strict=True) if least == 0 < n]
+    notes = [f"too few images or groups for {spec.folds} folds, so that some folds test none of class {some(thin)}"] if thin else []
+    if num := int((source.declared == "test").sum()):
+        notes.append(f"{num:,} images that the source declares as test are left out: a fold of train plays test, and they stay unseen")
+    return train[fold_N != spec.fold], train[fold_N == spec.fold], notes
 
 
 def assign(source: Source, names: Sequence[str], to_train: bool) -> DataSplits:

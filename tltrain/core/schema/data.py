@@ -1,0 +1,65 @@
+"""What a recipe says of its images. Every part of a recipe is one `Model`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST_PIXELS = 8192
+"""The largest side of images; one of that size takes 200 MB before the network has seen it."""
+
+
+class Model(BaseModel):
+    """Values that do not change. A key that it does not have is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Data(Model):
+    """Where images come from, how they are split, and the size the network sees."""
+
+    source: str
+    """folder:PATH, csv:FILE, cifar10, cifar100, digits (scikit-learn) or printed (the demo's source task)."""
+    seed: int = 0
+    """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
+    size: int | None = Field(None, ge=8, le=MOST_PIXELS)
+    """Side of the square the network sees, pixels; null takes the weights' own size."""
+    resize: int | None = Field(None, ge=8, le=MOST_PIXELS)
+    """Shorter side before the crop, pixels; null keeps the weights' own ratio of resize to size."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Part of train that becomes val, stratified, where the source has no val split; 0 trains on all, without val."""
+    test_fraction: float = Field(0.2, ge=0, lt=1)
+    """Part that becomes test, stratified, where the source has no test split; 0 goes without."""
+    folds: int | None = Field(None, ge=2)
+    """For cross-validation: the images that the source does not declare as val or test are parted into this many folds; null does not."""
+    fold: int | None = Field(None, ge=0)
+    """The fold that plays test, from 0; val is cut from the others by val_fraction. `tltrain folds` trains them all."""
+    repeat: int = Field(0, ge=0)
+    """Which of the many ways of parting the images into folds, drawn by data.seed."""
+    per_class: int | None = Field(None, ge=1)
+    """Labelled training images kept per class, drawn by data.seed; null keeps all."""
+    balance: Literal["none", "weights", "sampler"] = "none"
+    """For uneven classes: weigh the loss by inverse class frequency, or draw classes equally often."""
+    flip: bool = True
+    """Whether a mirrored image still has its label: false for digits and text."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """Part of the images that may be unreadable. They are listed and left out; the run is refused if there are more."""
+    white: int | None = Field(None, ge=1, le=65535)
+    """For grey images of 16 bits: the stored value that is white, such as 4095 for 12 bits stored in 16; null is 65535."""
+    exclude: str | None = None
+    """A CSV file of images to leave out: a column path, or the table of `tltrain doctor SOURCE`, where its suggestion is exclude."""
+    relabel: str | None = None
+    """A CSV file of images and their right class: columns path and label, or the doctor's table, where a suggestion is relabel:CLASS."""
+    eval_limit: int | None = Field(None, ge=1)
+    """Evaluate at most this many samples of val and of test; null evaluates all."""
+
+    @model_validator(mode="after")
+    def _folded(self) -> Self:
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError("folds and fold stand together: how many folds, and which of them plays test; `tltrain folds` sets both")
+        if self.folds is None and self.repeat:
+            raise ValueError(f"repeat is {self.repeat}, and there are no folds to draw anew; set folds and fold, or leave repeat out")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}, and the {self.folds} folds are counted from 0; the last one is {self.folds - 1}")
+        return self
