@@ -17,6 +17,7 @@ PACKAGE = ROOT / "tltrain"
 ROOMS = (
     "core/output", "core/schema", "core",
     "data/tables", "data", "data/sources",
+    "heads",
     "runs", "runs/trackers", "runs/report", "runs/pages", "runs/folds",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",
     "distributed", "distributed/strategies",

@@ -1,0 +1,1 @@
+"""Heads worked out from features: a linear layer in closed form or by convex optimisation, without a network."""
