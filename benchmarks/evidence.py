@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.demo_gain import bootstrap, cpu_name, interval
 from tltrain.commands import demo
-from tltrain.core import flags
+from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage, validate
 
@@ -45,7 +45,7 @@ def main() -> None:
     if arguments.seeds < 2:
         parser.error(f"--seeds is {arguments.seeds}; a spread needs at least 2")
     try:
-        recipe, _ = flags.parse("train", [arguments.recipe, *overrides])
+        recipe, _ = parsing.parse("train", [arguments.recipe, *overrides])
         variants = _chosen(QUESTIONS[arguments.question](recipe), arguments.only)
     except UserError as error:
         parser.error(str(error))

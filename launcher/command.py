@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
-from tltrain.core import flags as run_flags
+from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
@@ -64,7 +64,7 @@ def read(argv: Sequence[str]) -> Training:
 
 def parse(argv: Sequence[str]) -> Training:
     """Parse `train RECIPE …` without looking at the run folder."""
-    recipe, start = run_flags.parse("train", argv[1:])
+    recipe, start = parsing.parse("train", argv[1:])
     run = run_path(recipe, start).absolute()
     return Training(recipe, replace(start, folder=run), run)
 
@@ -77,7 +77,7 @@ def read_array(argv: Sequence[str], key: str, values: Sequence[str]) -> tuple[Pa
     name, path = "--" + key, key.replace("-", "_")
     if any(argument.split("=")[0].replace("-", "_") == f"__{path}" for argument in argv):
         raise UserError(f"{name} stands in the command and in --array; leave it out of one of them")
-    parsed = run_flags.parse_with("train", argv[1:], [{path: None if value in ("None", "null") else value} for value in values])
+    parsed = parsing.parse_with("train", argv[1:], [{path: None if value in ("None", "null") else value} for value in values])
     recipe, start = parsed[0]
     parent = run_path(recipe, start).absolute()
     parent = parent.with_name(f"{parent.name}-by-{key}")

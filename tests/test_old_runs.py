@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 import tltrain
 from tltrain.cli.main import main
-from tltrain.core.flags import RunFlags, parse
+from tltrain.core.arguments.parsing import parse
+from tltrain.core.flags import RunFlags
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.runs.metrics_log import read_rows
 

@@ -75,7 +75,7 @@ def test_a_mistake_in_the_words(
         (["train", "digits-resnet", "--bacth=3"], "there is no flag --bacth (did you mean --batch?); see `tltrain train digits"),
         (["plan", "digits-resnet", "--zz", "3"], "there is no flag --zz; see `tltrain plan digits-resnet --help`"),
         (["recipes", "a", "b"], "there is no place for b; see `tltrain recipes --help`"),
-        (["train", "digits-resnet", "b"], "there is no place for b; see `tltrain train digits-resnet --help`"),
+        (["train", "digits-resnet", "digits", "b"], "there is no place for b; see `tltrain train digits-resnet --help`"),
         (["predict", "x", "y", "--top", "many"], "argument --top: invalid int value: 'many'; see `tltrain predict --help`"),
         (["train", "digits-resnet", "--seed"], "missing value for argument '--seed'. Expected 1 values; see `tltrain train digits-"),
         (["launch", "slurm", "--tme", "3", "--", "train", "digits-vit"], "there is no flag --tme (did you mean --time?); see `"),

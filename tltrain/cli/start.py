@@ -11,9 +11,9 @@ from tltrain.core.errors import Parser, parser_of
 
 def train(argv: Sequence[str]) -> int:
     """Fine-tune a backbone by a recipe; the same command resumes it."""
-    from tltrain.core import flags
+    from tltrain.core.arguments import parsing
 
-    recipe, start = flags.parse("train", argv)
+    recipe, start = parsing.parse("train", argv)
     from tltrain.training import run
 
     return exit_code(run.train(recipe, start)["outcome"])
@@ -24,9 +24,9 @@ def plan(argv: Sequence[str]) -> int:
 
     Reads no weights.
     """
-    from tltrain.core import flags
+    from tltrain.core.arguments import parsing
 
-    recipe, start = flags.parse("plan", argv)
+    recipe, start = parsing.parse("plan", argv)
     from tltrain.commands.plan import show_plan
     from tltrain.core.output.console import Console
 
@@ -43,11 +43,9 @@ def preview(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="the picture's file (default: preview.png)")
     parser.add_argument("--rows", type=int, default=8, help="samples of each stage (default: 8)")
     arguments, rest = parser.parse_known_args(argv)
-    if {"-h", "--help"} & set(rest):
-        parser.print_help()  # of its own flags; those of the recipe follow
-    from tltrain.core import flags
+    from tltrain.core.arguments import parsing
 
-    recipe, _ = flags.parse("preview", rest)
+    recipe, _ = parsing.parse("preview", rest)
     from tltrain.commands.plan import preview as draw
 
     print(draw(recipe, arguments.out, arguments.rows))

@@ -1,4 +1,4 @@
-"""Start-up flags, which do not change what is learned, and the argument parser of `tltrain train` and `tltrain plan`. Without torch."""
+"""Start-up flags, which do not change what is learned, and a parser of flags from a dataclass. Without torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import tyro
-from pydantic import ValidationError
 
-from tltrain.core import errors, registry
-from tltrain.core import recipe as recipes
+from tltrain.core import registry
 from tltrain.core.errors import UserError, unknown_argument
 from tltrain.core.recipe import Recipe
 
@@ -119,7 +117,7 @@ def say_renamed(old: str, new: str) -> None:
         sys.stderr.write(f"{old} is now called {new}; the old name will go with the next version\n")
 
 
-def _renamed(argument: str) -> str:
+def renamed(argument: str) -> str:
     """An argument with its flag's old name replaced by the new one: --store-images=never becomes --cache-images=never."""
     name, equals, value = argument.partition("=")
     new = RENAMED.get(name[2:].replace("-", "_")) if name.startswith("--") else None
@@ -158,32 +156,3 @@ def _without_box(text: str) -> str:
     parts = [" ".join(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
     message = parts[0].rstrip(".") if parts else text.strip()
     return message[:1].lower() + message[1:]
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    run_flags: Annotated[RunFlags, tyro.conf.arg(name="")]
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-
-
-def parse(verb: str, argv: Sequence[str]) -> tuple[Recipe, RunFlags]:
-    """Parse ``RECIPE [flags and overrides]``. Raises UserError; --help ends the process."""
-    return parse_with(verb, argv, [{}])[0]
-
-
-def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> list[tuple[Recipe, RunFlags]]:
-    """Parse once as `parse` does, and override the recipe by each of `changes`, path to value. Raises UserError."""
-    if not argv or argv[0].startswith("-"):
-        if argv and argv[0] in ("-h", "--help"):
-            argv = ["digits-resnet", "--help"]
-            sys.stdout.write(f"usage: tltrain {verb} RECIPE [flags and overrides]; shown with the values of digits-resnet\n")
-        else:
-            raise UserError(f"tltrain {verb} needs a recipe first: a shipped name (`tltrain recipes`) or a .yaml file")
-    recipe = recipes.load(argv[0])
-    argv = [argv[0], *map(_renamed, argv[1:])]
-    try:
-        parsed = parse_flags(_Arguments(RunFlags(), recipe), argv[1:], f"tltrain {verb} {argv[0]}")
-    except ValidationError as error:
-        raise UserError(errors.explain(error, f"recipe {argv[0]} with these overrides", recipes.keys_at)) from error
-    overridden = [recipe.override({**parsed.recipe.model_dump(mode="json"), **change}) for change in changes]
-    return [((learned.smoke() if parsed.run_flags.smoke else learned), parsed.run_flags) for learned in overridden]

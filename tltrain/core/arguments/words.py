@@ -1,0 +1,166 @@
+"""Short words that people type: a folder as the data, --data, --epochs, --lr, --size, and stages by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tltrain.core import recipe as recipes
+from tltrain.core import registry
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
+
+SHORT = ("--data", "--epochs", "--lr", "--size")
+_SWITCHES = {f"--{no}{field.name.replace('_', '-')}" for field in fields(RunFlags) if field.default is False for no in ("", "no-")}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was typed behind the recipe, made out."""
+
+    changes: dict[str, Any]
+    """What the short words change in the recipe: dotted path to value."""
+    rest: list[str]
+    """The other words, with stages by their numbers."""
+    notes: list[str]
+    """What was decided, for the user."""
+
+
+def source_of(text: str) -> str | None:
+    """The data source that a person means: folder:photos for a folder, csv:a.csv for a file, and a source as it is. None: it is none."""
+    kind = text.partition(":")[0]
+    if kind in registry.names("sources") and (":" in text or not Path(text).is_dir()):
+        return text
+    path = Path(text)
+    if path.is_dir():
+        return f"folder:{text}"
+    suffix = path.suffix.lower().lstrip(".")
+    return f"{suffix}:{text}" if suffix in registry.names("sources") and path.is_file() else None
+
+
+def load(verb: str, name: str) -> Recipe:
+    """The recipe of this name. Raises UserError; where the word is a folder or a data source, with the command that was likely meant."""
+    path = Path(name)
+    if (path / "recipe.yaml").is_file():
+        raise UserError(f"{name} is a run folder; this goes on with it:\n  tltrain {verb} {path / 'recipe.yaml'} --folder {name}")
+    if name not in recipes.shipped() and path.suffix not in (".yaml", ".yml") and source_of(name) is not None:
+        raise UserError(f"{name} is data, and the recipe comes before it; you probably mean:\n  {usual(verb, name)}")
+    return recipes.load(name)
+
+
+def usual(verb: str, data: str = "photos") -> str:
+    """A command that works, to show in help and messages. data: a folder of images."""
+    data = data.removeprefix("folder:")
+    return f"tltrain {verb} folder-resnet50 {data if source_of(data) or data == 'photos' else f'--data {data}'}"
+
+
+def understood(recipe: Recipe, argv: Sequence[str]) -> Words:
+    """Make out the words behind the recipe. Raises UserError."""
+    argv, data = list(argv), None
+    if argv and not argv[0].startswith("-"):
+        data = argv.pop(0)
+    elif len(argv) > 1 and _stands_alone(argv) and source_of(argv[-1]) is not None:
+        data = argv.pop()
+    short, rest = _taken(recipe, argv)
+    if data is not None and "--data" in short:
+        raise UserError(f"the data is {data} and --data {short['--data']}; give one of them")
+    if data is not None:
+        short = {"--data": data, **short}
+    words = Words({}, rest, [])
+    for name, value in short.items():
+        _apply(words, recipe, name, value)
+    return words
+
+
+def _stands_alone(argv: Sequence[str]) -> bool:
+    """Whether the last word is no flag, and no value of a flag that takes one."""
+    before = argv[-2]
+    return not argv[-1].startswith("-") and (not before.startswith("-") or "=" in before or before in _SWITCHES)
+
+
+def _taken(recipe: Recipe, argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(short words with their values, the other words). Raises UserError for a short word without a value, or twice."""
+    short: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in SHORT:
+            rest.append(_numbered(recipe, name) + equals + value if name.startswith("--stages.") else word)
+            continue
+        value = value if equals else next(words, "--")
+        if value.startswith("--"):
+            raise UserError(f"{name} needs a value behind it, such as {name} {_EXAMPLES[name]}")
+        if name in short:
+            raise UserError(f"{name} stands twice, with {short[name]} and {value}; leave one out")
+        short[name] = value
+    return short, rest
+
+
+_EXAMPLES = {"--data": "folder:photos", "--epochs": "3", "--lr": "1e-3", "--size": "224"}
+
+
+def _numbered(recipe: Recipe, flag: str) -> str:
+    """--stages.head.lr as --stages.0.lr. Raises UserError for a stage that the recipe does not have."""
+    _, name, *keys = flag.split(".")
+    known = [stage.name for stage in recipe.stages]
+    if name.isdigit() or not keys:
+        return flag
+    if name not in known:
+        raise UserError(f"{flag} names no stage of {recipe.name}; its stages are {', '.join(known)}")
+    return ".".join(["--stages", str(known.index(name)), *keys])
+
+
+def _apply(words: Words, recipe: Recipe, name: str, value: str) -> None:
+    if name == "--data":
+        source = source_of(value)
+        if source is None:
+            sources = ", ".join(registry.names("sources"))
+            raise UserError(f"the data is {value!r}, which is no folder, no CSV file and no source here; sources: {sources}")
+        words.changes["data.source"] = source
+        if source != value:
+            words.notes.append(f"the data is {source}")
+        return
+    number = _number(name, value)
+    if name == "--size":
+        words.changes.update(_sized(recipe, int(number)))
+    else:
+        _of_all_stages(words, recipe, name.removeprefix("--"), number)
+
+
+def _number(name: str, value: str) -> float:
+    kind: type[int] | type[float] = int if name == "--size" else float
+    try:
+        number = kind(value)
+    except ValueError:
+        what = "a whole number of pixels" if kind is int else "a number"
+        raise UserError(f"{name} is {value!r}; it must be {what}, such as {name} {_EXAMPLES[name]}") from None
+    if not 0 < number < float("inf"):
+        raise UserError(f"{name} is {value}; it must be above 0")
+    return number
+
+
+def _sized(recipe: Recipe, size: int) -> dict[str, int | None]:
+    """data.size, and data.resize in the recipe's own ratio to it."""
+    old = recipe.data
+    ratio = None if old.size is None or old.resize is None else old.resize / old.size
+    return {"data.size": size, "data.resize": None if ratio is None else round(ratio * size)}
+
+
+def _of_all_stages(words: Words, recipe: Recipe, key: str, value: float) -> None:
+    """--epochs or --lr, of every stage that has such a thing."""
+    was = {"lr": lambda s: s.lr, "epochs": lambda s: s.epochs or s.steps}[key]
+    units = {"lr": lambda s: f"{s.lr:g}", "epochs": lambda s: f"{s.epochs:g}" if s.epochs else f"{s.steps} steps"}[key]
+    having = [(i, stage) for i, stage in enumerate(recipe.stages) if was(stage) is not None]
+    if not having:
+        raise UserError(f"--{key} is {value:g}, and no stage of {recipe.name} has {key}; leave it out")
+    for i, _ in having:
+        words.changes[f"stages.{i}.{key}"] = value
+        if key == "epochs":
+            words.changes[f"stages.{i}.steps"] = None
+    if len(having) > 1:
+        named = ", ".join(f"{stage.name} (was {units(stage)})" for _, stage in having)
+        words.notes.append(f"--{key} {value:g} is of every stage: {named}; of one: --stages.{having[-1][1].name}.{key} {value:g}")
