@@ -6,7 +6,8 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,15 @@ class Pooled:
     folder: FoldsFolder
     runs: Sequence[tuple[Member, RunRecord]]
     predictions: OutOfFold
-    test: Mapping[str, Any]
-    """As test_metrics.json of one run: `n` counts images, and confusion and reliability every prediction."""
+    record: RunRecord
+    """As that of one run. In its test figures `n` counts images; confusion and reliability count every prediction."""
     accuracy: Interval
     f1: Interval
-    mistakes: Sequence[Mapping[str, Any]]
-    """The most confident ones, each image once."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every run that was asked for has been tested."""
+        return len(self.runs) == len(self.folder.members)
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -96,12 +100,35 @@ def pool(path: Path) -> Pooled | None:
     p = _predictions(what, [member for member, _ in tested], classes)
     right_N = p.right
     share, constant = float(right_N.mean()), bool((right_N == right_N[0]).all())
-    # As for one run: a bootstrap interval of images that are all right would have no width.
-    ends = wilson(share, len(right_N)) if constant else bootstrap(_mean, right_N)
+    # One prediction an image: the interval of a share. More: images are resampled with all of theirs, which are not independent.
+    ends = wilson(share, len(right_N)) if np.isin(right_N, (0, 1)).all() else bootstrap(_mean, right_N)
     f1 = float(_f1(p.label, *p.predicted))
-    test = _figures(tested, p, share, f1)
     f1_ends = ends if constant else bootstrap(_f1, p.label, *p.predicted)
-    return Pooled(what, tested, p, test, Interval(share, *ends), Interval(f1, *f1_ends), _mistakes(tested))
+    return Pooled(what, tested, p, _record(what, tested, _figures(tested, p, share, f1)), Interval(share, *ends), Interval(f1, *f1_ends))
+
+
+@dataclass(frozen=True)
+class FoldsRecord(RunRecord):
+    """The runs of a folder as if they were one, for pages: figures of all images, and steps and seconds of all runs."""
+
+    steps: tuple[int, ...] = ()
+
+    @cached_property
+    def stage_steps(self) -> list[int]:
+        """Optimizer steps taken in each stage, of all runs together."""
+        return list(self.steps)
+
+
+def _record(what: FoldsFolder, runs: Sequence[tuple[Member, RunRecord]], test: dict[str, Any]) -> FoldsRecord:
+    first = runs[0][1]
+    outcomes = [run.outcome or {} for _, run in runs]
+    cost = {"seconds": sum(run.seconds for _, run in runs), "peak_bytes": max(number(outcome, "peak_bytes") for outcome in outcomes)}
+    steps = tuple(map(sum, zip(*(run.stage_steps for _, run in runs), strict=True)))
+    whole = len(runs) == len(what.members)
+    state = "finished" if whole else f"{len(runs)} of {len(what.members)} runs are finished"
+    own = {"path": what.path, "rows": (), "test": test, "mistakes": _mistakes(runs), "plan": "", "outcome": {"outcome": state, **cost}}
+    kept = {field.name: getattr(first, field.name) for field in fields(RunRecord)}
+    return FoldsRecord(**{**kept, **own, "right_answers": (), "preview": None}, steps=steps)
 
 
 def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence[str]) -> OutOfFold:
@@ -144,10 +171,12 @@ def _figures(runs: Sequence[tuple[Member, RunRecord]], p: OutOfFold, share: floa
 
     as_trained, calibrated = (_bins([of(test) for test in tests]) for of in (dict, lambda test: test["calibration"]))
     temperatures = [float(test["calibration"]["temperature"]) for test in tests]
+    between = f"{min(temperatures):.2f} to {max(temperatures):.2f}"
+    how = f"The logits of each run are divided by a temperature that was fitted on its own val split, {between}."
     return {
         "n": len(p.ids), "top1": share, "top5": mean("top5"), "loss": mean("loss"), "f1_macro": f1, "ece": _ece(as_trained),
         "classes": tests[0]["classes"], "per_class": per_class, "confusion": confusion_KK.tolist(), "reliability": as_trained,
-        "calibration": {"temperatures": temperatures, "ece": _ece(calibrated), "reliability": calibrated},
+        "calibration": {"temperature": float(np.median(temperatures)), "how": how, "ece": _ece(calibrated), "reliability": calibrated},
     }  # fmt: skip
 
 

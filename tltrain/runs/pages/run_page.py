@@ -42,9 +42,9 @@ def report(run: RunRecord) -> str:
         _header(run),
         parts.figures(_figures(run)),
         _learning(run),
-        _errors(run),
-        _mistakes(run),
-        _calibration(run),
+        errors(run),
+        mistakes(run),
+        calibration(run),
         _seen(run),
         _background(run),
     )
@@ -211,7 +211,8 @@ def _stage_table(run: RunRecord) -> Html:
     return join(table, el("p", text, class_="note under"))
 
 
-def _errors(run: RunRecord) -> Html | None:
+def errors(run: RunRecord) -> Html | None:
+    """The section on where a run errs. None without a test."""
     if run.test is None:
         return None
     matrix, classes = run.test["confusion"], [str(c) for c in run.test["classes"]]
@@ -227,14 +228,16 @@ def _errors(run: RunRecord) -> Html | None:
     return el("section", el("h2", "Where it errs"), grid)
 
 
-def _mistakes(run: RunRecord) -> Html | None:
+def mistakes(run: RunRecord) -> Html | None:
+    """The section of the most confident mistakes. None without any."""
     if not run.mistakes:
         return None
     note = el("p", "The image as the network saw it, the predicted class with its confidence, and the true class.", class_="note")
     return el("section", el("h2", "Its most confident mistakes"), note, parts.mistakes(run.mistakes))
 
 
-def _calibration(run: RunRecord) -> Html | None:
+def calibration(run: RunRecord) -> Html | None:
+    """The section on confidence and accuracy. None without a test."""
     bins = [b for b in run.test["reliability"] if b["n"]] if run.test else []
     if run.test is None or not bins:
         return None
@@ -244,10 +247,8 @@ def _calibration(run: RunRecord) -> Html | None:
     after = run.test.get("calibration") or {"temperature": 1.0}
     if after["temperature"] == 1:
         return el("section", head, text, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
-    how = (
-        f"tltrain predict and exports divide the logits by a temperature of {after['temperature']:.2f}, fitted on val. "
-        f"With it the ECE is {decimal(after['ece'])}."
-    )
+    usual = f"tltrain predict and exports divide the logits by a temperature of {after['temperature']:.2f}, fitted on val."
+    how = f"{after.get('how') or usual} With it the ECE is {decimal(after['ece'])}."
     calibrated = [b for b in after["reliability"] if b["n"]]
     charts = el("div", _reliability(bins, ", as trained"), _reliability(calibrated, ", calibrated"), class_="pair")
     tables = el("div", _bin_table(bins), _bin_table(calibrated), class_="pair gap")
