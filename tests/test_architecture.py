@@ -25,6 +25,7 @@ ROOMS = (
     "planning",
     "evaluation", "evaluation/exporters",
     "training/losses", "training/weights", "training",
+    "analysis",
     "api", "commands", "cli", "__main__",
 )  # fmt: skip
 STRANGERS = {("data", "runs"), ("runs", "data")}

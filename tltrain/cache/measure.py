@@ -135,6 +135,12 @@ def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[f
     return min(spent, LEAST_S + operations / SLOWEST_OPERATIONS_S), row_bytes
 
 
+def row_bytes(frozen: FrozenModel, side: int, device: torch.device) -> int:
+    """Bytes of the row of one image, as `time_frozen` gives them, without a measurement."""
+    out = _forward(frozen, 1, side, device)
+    return out.numel() * out.element_size()
+
+
 def _counted(frozen: FrozenModel, side: int, device: torch.device) -> tuple[Tensor, int]:
     """(row of one image, floating-point operations of its forward pass)."""
     with FlopCounterMode(display=False) as counter:

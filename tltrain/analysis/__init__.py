@@ -1,0 +1,1 @@
+"""What features of frozen networks say about a data set before anything is trained."""

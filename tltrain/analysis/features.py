@@ -1,0 +1,239 @@
+"""Features of a recipe's images before any block of its network, read from the stores that training uses, or filled into them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tltrain.analysis.pooling import pooled
+from tltrain.cache.cost_model import Choice, Speed
+from tltrain.cache.feature_table import Rows
+from tltrain.cache.filling import CacheFiller
+from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.keys import CacheContext
+from tltrain.cache.measure import row_bytes
+from tltrain.cache.planner import CHUNK, find_budget, prefix_of
+from tltrain.core.errors import StoppedAtOnce, UserError, some
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console, size
+from tltrain.core.recipe import Recipe, Stage
+from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.loader import item_loader
+from tltrain.data.rendering import to_device
+from tltrain.data.sampler import SampleRef
+from tltrain.data.views import Views
+from tltrain.data.workers import heard_while_waiting
+from tltrain.distributed.runtime import Runtime, torch_settings_kept
+from tltrain.distributed.signals import StopSignal
+from tltrain.models.chain import on_device
+from tltrain.models.factory import Loaded, head_input
+from tltrain.training.experiment import open_nets
+from tltrain.training.setup import num_workers
+
+HEAD = "head"
+WITHOUT_TEST = ("train", "val")
+"""The default: what is chosen by its features has not seen the test images."""
+EVERY = ("train", "val", "test")
+READ_ROWS = 256
+"""Stored rows that are read, and pooled, at a time."""
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """The images of a recipe and its network, frozen on the device. Features are of the evaluation view, in the order of the splits.
+
+    Open it by `with FeatureBank.open(recipe, flags, console) as bank:`, and close it before anything trains in this process.
+    """
+
+    recipe: Recipe
+    flags: RunFlags
+    images: DataSplits
+    loaded: Loaded
+    splits: tuple[Split, ...]
+    runtime: Runtime
+    console: Console
+    _known: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, recipe: Recipe, flags: RunFlags, console: Console, *, images: DataSplits | None = None, which: Iterable[str] = WITHOUT_TEST
+    ) -> Iterator[Self]:
+        """Open the images and the network as training does, with the weights that its first stage begins with.
+
+        images: those of `open_images(recipe.data)`, where they are open already. which: the names of the splits that are wanted; those
+        that the data lacks are left out. Raises UserError, and for several processes.
+        """
+        if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise UserError(f"features are looked at in one process, and the launcher started {world}; run the command without it")
+        images = open_images(recipe.data) if images is None else images
+        splits = tuple(s for s in (images.train, images.val, images.test) if s is not None and s.name in tuple(which))
+        with torch_settings_kept():
+            runtime = Runtime(recipe.deterministic, 60 * flags.timeout_minutes)
+            try:
+                loaded, _ = open_nets(recipe.model_copy(update={"distill": None}), images)
+                on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()
+                yield cls(recipe, flags, images, loaded, splits, runtime, console)
+            finally:
+                runtime.close()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images.classes
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.concatenate([split.labels for split in self.splits])
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """(N,) the images' readable names, such as paths relative to the source."""
+        return tuple(name for split in self.splits for name in split.ids)
+
+    @cached_property
+    def split_names(self) -> tuple[str, ...]:
+        """(N,) the split of each image."""
+        return tuple(split.name for split in self.splits for _ in range(len(split)))
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """(N,) int64, each image's number in the source: `images.source.read(number)` gives its picture."""
+        return np.concatenate([split.source_index for split in self.splits])
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N,) int64. Images of one group belong together. Each is a group of its own where the source has no groups."""
+        return self.numbers if self.images.source is None else self.images.source.groups[self._places]
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """(N,) hash of each file's bytes. Empty where the source has none."""
+        known = () if self.images.source is None else self.images.source.digests
+        return tuple(known[i] for i in self._places.tolist()) if known else ()
+
+    @property
+    def _places(self) -> np.ndarray:
+        """(N,) int64, the position of each image in the source's arrays. Unreadable files leave gaps in its numbers, which may be in any
+        order."""
+        assert self.images.source is not None
+        place_of = {number: i for i, number in enumerate(self.images.source.numbers.tolist())}
+        return np.array([place_of[number] for number in self.numbers.tolist()], dtype=np.int64)
+
+    def cut(self, where: str | int) -> int:
+        """The index of the block that `where` names: a block, a group of blocks (layer4), or head. Raises UserError.
+
+        Of a network that runs whole only the head can be asked for.
+        """
+        blocks = self.loaded.chain.blocks
+        names = [block.name for block in blocks]
+        index = where if isinstance(where, int) else next((i for i, n in enumerate(names) if n == where or n.startswith(f"{where}.")), -1)
+        name = self.loaded.card.name
+        if not 0 <= index < len(blocks):
+            raise UserError(f"cut {where!r}: no block of {name} is called that; its blocks: {some(names[1:][::-1])}")
+        if index == 0:
+            raise UserError(f"cut {where!r}: that is the first block of {name}, and no features come before it; take a later one")
+        if self.loaded.chain.runs_whole and index < len(blocks) - 1:
+            raise UserError(f"cut {where!r}: {name} runs whole, so that only the features before its head are known; take {HEAD}")
+        return index
+
+    def frozen(self, cut: int) -> FrozenModel:
+        """The blocks before `cut`, as training runs them where they are frozen."""
+        return prefix_of(self.loaded.chain, cut, self.runtime.precision, True, self.runtime.accelerator.autocast)
+
+    def row_bytes(self, where: str | int = HEAD) -> int:
+        """Bytes that the store of this cut takes for an image. 0 for a network that runs whole: its features are never stored."""
+        cut = self.cut(where)
+        return 0 if self.loaded.chain.runs_whole else row_bytes(self.frozen(cut), self.loaded.preprocess.size, self.runtime.device)
+
+    def features(self, where: str | int = HEAD) -> Tensor:
+        """Features (N, D) float32 in host memory: what the block `where` is given for each image, pooled to a vector (`pooled`).
+
+        Rows that are not in the store of this cut are computed and kept there, unless `--cache never` or the disk budget forbids it.
+        Training reads the same stores. Raises UserError; StoppedAtOnce for a signal, after which the finished shards are kept.
+        """
+        cut = self.cut(where)
+        if cut not in self._known:
+            with StopSignal().listening() as stop, heard_while_waiting(lambda: stop.signal is not None):
+                try:
+                    self._known[cut] = torch.cat([torch.cat(list(self._pooled(split, cut, stop))) for split in self.splits])
+                except UserError:
+                    if stop.signal is None:
+                        raise
+                    raise StoppedAtOnce(stop.signal) from None  # a wait for images ended by the signal
+                finally:
+                    self.console.busy(None)
+        return self._known[cut]
+
+    def _pooled(self, split: Split, cut: int, stop: StopSignal) -> Iterator[Tensor]:
+        """Pooled features of a split, some images at a time, on the host."""
+        what = f"{self.loaded.card.name} before {self.loaded.chain.blocks[cut].name}, {split.name}"
+
+        def should_stop(where: str) -> bool:
+            self.console.busy(f"features  {what}: {where}")
+            if stop.signal is not None:
+                raise StoppedAtOnce(stop.signal)
+            return False
+
+        views = Views(split, self.loaded.preprocess, "none", self.recipe.data.flip, self.recipe.data.seed)
+        rows = None if self.loaded.chain.runs_whole else self._stored(views, cut, what, should_stop)
+        if rows is None:
+            yield from self._computed(views, cut, should_stop)
+            return
+        try:
+            for at in range(0, len(split), READ_ROWS):
+                position_B = torch.arange(at, min(at + READ_ROWS, len(split)))
+                yield pooled(self.loaded.chain, rows(position_B, torch.zeros_like(position_B))).cpu()
+        finally:
+            rows.close()
+
+    def _stored(self, views: Views, cut: int, what: str, should_stop: Any) -> Rows | None:
+        """The filled store of a split. None where it may not be kept, or cannot be written: the reason is printed."""
+        device, split, flags = self.runtime.device, views.split, self.flags
+        if flags.cache == "never":
+            return None
+        budget, num_bytes = find_budget(flags, device, 1).disk, self.row_bytes(cut) * len(split)
+        if num_bytes > budget:
+            self.console.say(f"features  {what}: not stored, {size(num_bytes)} are above the disk budget of {size(budget)}", style="yellow")
+            return None
+        speed = Speed(0.0, 0.0, num_bytes // len(split))
+        choice = Choice(HEAD, f"features of {what}", len(split), 1, speed, place="disk")
+        context = CacheContext.of(self.recipe, self.images, self.loaded.preprocess, device, self.runtime.precision)
+        filler = CacheFiller(context, self.runtime, self.console, self._workers, budget, should_stop)
+        return filler.rows(choice, "features", self.frozen(cut), self.loaded, views, self._origin(split, cut))
+
+    def _origin(self, split: Split, cut: int) -> dict[str, Any]:
+        """What `tltrain cache verify` needs to compute the rows again: a recipe whose first stage is cut there."""
+        stage = Stage(name="features", unfreeze=self.loaded.chain.blocks[cut].name, steps=1, lr=1e-3, views=1)
+        recipe = self.recipe.model_copy(update={"stages": (stage,), "distill": None})
+        return {"recipe": recipe.model_dump(mode="json"), "split": split.name, "stage": 0, "run": ""}
+
+    def _computed(self, views: Views, cut: int, should_stop: Any) -> Iterator[Tensor]:
+        """Pooled features of a split that is not stored, a chunk at a time."""
+        device, chain, num = self.runtime.device, self.loaded.chain, len(views.split)
+        chunk, head = CHUNK.get(device.type, 64), self.loaded.family.head_of(self.loaded.card)
+        frozen = self.frozen(cut)
+        batches = [[SampleRef(i, 0) for i in range(at, min(at + chunk, num))] for at in range(0, num, chunk)]
+        for number, batch in enumerate(item_loader(views, batches, self._workers, device.type == "cuda")):
+            should_stop(f"image {number * chunk + 1:,} of {num:,}")
+            images = to_device(batch, device)["image"]
+            if chain.runs_whole:
+                with torch.no_grad(), frozen.autocast():
+                    yield pooled(chain, head_input(chain, head, images)).cpu()
+            else:
+                yield pooled(chain, frozen(images)).cpu()
+
+    @property
+    def _workers(self) -> int:
+        return num_workers(self.images, self.flags, 1)
