@@ -20,11 +20,12 @@ from benchmarks.timing import Case, Contestant, Lap, Result
 from tltrain.cache import disk_store
 from tltrain.cache.disk_store import Store
 from tltrain.cache.image_cache import ImageCache
+from tltrain.core.recipe import Augment
 from tltrain.data.dataset import Split
 from tltrain.data.loader import train_loader
 from tltrain.data.sampler import SampleStream, Shard
 from tltrain.data.sources.image_list import FileReader
-from tltrain.data.views import Augment, Preprocess, Views, base_of
+from tltrain.data.views import Preprocess, Views, base_of
 
 VIEW = Preprocess(224, 256)
 BATCH = 8

@@ -161,6 +161,19 @@ def test_another_prefix_or_view_is_another_store(watched: Watched, tmp_path: Pat
         assert len(watched.written) == (2 if one["steps"] == 5 else 0)
 
 
+def test_stores_of_other_augmentations_are_not_shared_and_equal_what_is_computed(watched: Watched, tmp_path: Path) -> None:
+    """Bit for bit, with what is drawn of an operation or a rectangle, one after the other into the same cache."""
+    short = HEAD | VIEWS | {"steps": 8, "views": 2}
+    for i, changes in enumerate(
+        ({}, {"erasing": 0.5}, {"augment": "trivial"}, {"augment": "rand", "erasing": 1.0}, {"augment": "none", "erasing": 0.5})
+    ):
+        watched.written.clear()
+        spec = trials.recipe(stages=[short | changes])
+        stored = run(spec, tmp_path / f"stored-{i}", cache="always")
+        assert any(name.rpartition("/")[2] >= "v0001" for name in watched.written), changes
+        assert trials.differences(stored, run(spec, tmp_path / f"online-{i}", cache="never")) == []
+
+
 def test_a_store_with_shards_of_another_size_is_another_store(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a later version may make them: its rows must not be taken for those of other images."""
     spec = trials.recipe(stages=[HEAD | VIEWS])

@@ -57,11 +57,12 @@ class Asked:
     kind: str = "features"
     augment: Augment = "light"
     num_views: int = 2
+    erasing: float = 0.1
 
     def key(self) -> dict[str, Any]:
         machine = self.runtime
         context = CacheContext.of(self.recipe, self.images, self.student.preprocess, machine.device, machine.precision)
-        return keys.row_key(context, self.kind, self.frozen, self.loaded, self.split, self.augment, self.num_views)
+        return keys.row_key(context, self.kind, self.frozen, self.loaded, self.split, self.augment, self.num_views, self.erasing)
 
 
 Patch = pytest.MonkeyPatch
@@ -213,9 +214,11 @@ CASES: dict[str, tuple[str, Change]] = {
     "size": ("view.0", _card(size=24)),
     "resize": ("view.1", _card(resize=40)),
     "interpolation": ("view.2", _card(interpolation="bicubic")),
-    "augment": ("augment.0", _fields(augment="strong")),
+    "augment": ("augment.0", _fields(augment="rand")),
     "flip": ("augment.1", _data(flip=True)),
     "data.seed": ("augment.2", _data(seed=1)),
+    "version of the augmentation": ("augment.3", _patched(keys, "PIXELS_VERSION", {"light": 2})),
+    "erasing": ("augment.4", _fields(erasing=0.2)),
     "dtype": ("dtype", _frozen(dtype=torch.bfloat16)),
     "chunk": ("chunk", _frozen(chunk=64)),
     "images": ("data.0", lambda asked, _: replace(asked, images=replace(asked.images, fingerprint="other"))),
@@ -276,6 +279,13 @@ def test_the_version_of_another_library_counts_for_its_networks_alone(asked: Ask
     assert changed(asked.key(), asked.key()) == set()
 
 
+def test_views_whose_pixels_have_not_changed_keep_the_key_they_had_and_others_do_not(asked: Asked) -> None:
+    """What is stored of light views is still read. Strong ones had black corners."""
+    keys_of = {augment: replace(asked, augment=augment, erasing=0.0).key()["augment"] for augment in ("light", "strong", "trivial")}
+    assert keys_of == {"light": ["light", False, 0], "strong": ["strong", False, 0, 2, 0.0], "trivial": ["trivial", False, 0]}
+    assert replace(asked, augment="none").key()["augment"] == ["none", False, 0, 1, 0.1]
+
+
 def test_another_gpu_is_another_device(asked: Asked, monkeypatch: Patch) -> None:
     one, other = (_cuda(name)(asked, monkeypatch).key() for name in ("NVIDIA H100", "NVIDIA A100"))
     assert (one["device"][1], other["device"][1]) == ("NVIDIA H100", "NVIDIA A100")
@@ -303,7 +313,7 @@ def _evaluation_view(change: Change) -> Change:
 
 
 def _plain_views(change: Change) -> Change:
-    return lambda asked, patch: change(replace(asked, augment="none"), patch)
+    return lambda asked, patch: change(replace(asked, augment="none", erasing=0.0), patch)
 
 
 def _other_stages(asked: Asked, _: Patch) -> Asked:
@@ -318,13 +328,14 @@ NO_CASES: dict[str, tuple[Change, Change]] = {
     "names of classes": (_fields(), lambda asked, _: replace(asked, loaded=_with_config(asked.loaded, id2label={"0": "a"}, label2id={}))),
     "where the weights come from": (_fields(), lambda asked, _: replace(asked, loaded=replace(asked.loaded, origin="other"))),
     "blocks behind the cut": (_fields(), _chain(_head)),
+    "erasing where only the evaluation view is asked for": (_fields(num_views=1), _evaluation_view(_fields(erasing=0.9))),
     "augment where only the evaluation view is asked for": (_fields(num_views=1), _evaluation_view(_fields(augment="strong"))),
     "no augment where only the evaluation view is asked for": (_fields(num_views=1), _evaluation_view(_fields(augment="none"))),
     "flip where only the evaluation view is asked for": (_fields(num_views=1), _evaluation_view(_data(flip=True))),
     "data.seed where only the evaluation view is asked for": (_fields(num_views=1), _evaluation_view(_data(seed=1))),
-    "flip where nothing augments": (_fields(augment="none"), _plain_views(_data(flip=True))),
-    "data.seed where nothing augments": (_fields(augment="none"), _plain_views(_data(seed=1))),
-    "the number of views where nothing augments": (_fields(augment="none"), _fields(augment="none", num_views=4)),
+    "flip where nothing augments": (_fields(augment="none", erasing=0.0), _plain_views(_data(flip=True))),
+    "data.seed where nothing augments": (_fields(augment="none", erasing=0.0), _plain_views(_data(seed=1))),
+    "the number of views where nothing augments": (_fields(augment="none", erasing=0.0), _fields(augment="none", erasing=0.0, num_views=4)),
 }
 
 

@@ -64,7 +64,7 @@ def stages(draw: st.DrawFn) -> tuple[Stage, ...]:
         "layer_decay": st.floats(0.01, 1),
         "optimizer": st.sampled_from(["sgd", "adamw"]),
         "schedule": st.sampled_from(["cosine", "step", "constant"]),
-        "augment": st.sampled_from(["none", "light", "strong"]),
+        "augment": st.sampled_from(["none", "light", "strong", "trivial", "rand"]),
         "views": maybe(st.integers(2, 9)),
         "clip": maybe(above_zero),
         "patience": maybe(st.integers(1, 99)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from tltrain.core.errors import UserError
+from tltrain.core.recipe import Augment
 from tltrain.data import Split
 from tltrain.data import views as module
 from tltrain.data.sampler import SampleRef
 from tltrain.data.sources.image_list import FileReader
-from tltrain.data.views import Augment, Preprocess, Views
+from tltrain.data.views import Preprocess, Views
 
-LEVELS: list[Augment] = ["none", "light", "strong"]
+LEVELS: list[Augment] = [*get_args(Augment)]
 
 
 @pytest.fixture
@@ -60,6 +62,23 @@ def test_a_view_depends_on_nothing_that_happened(split: Split, augment: Augment)
         assert first[w].shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize("augment", LEVELS)
+def test_an_erased_view_depends_on_nothing_that_happened_either(split: Split, augment: Augment) -> None:
+    """It is the view without erasing, but for one rectangle of one colour; view 0 is whole."""
+    plain, views, other = (Views(split, Preprocess(32, 36), augment, True, 0, erase=erase) for erase in (0.0, 0.5, 0.5))
+    num_erased = 0
+    for i in range(6):
+        assert torch.equal(views.view(i, 0), plain.view(i, 0))
+        for v in reversed(range(1, 5)):
+            view = views.view(i, v)
+            torch.rand(3)
+            assert torch.equal(other.view(i, v), view)
+            where = (view != plain.view(i, v)).any(0)
+            num_erased += bool(where.any())
+            assert len(view[:, where].unique(dim=1).T) <= 1
+    assert 4 < num_erased < 20
+
+
 def test_a_view_leaves_torchs_generator_alone(split: Split) -> None:
     torch.manual_seed(1)
     expected = torch.rand(2)
@@ -84,7 +103,7 @@ def test_a_view_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None
 
 
 def test_views_seeds_and_samples_differ(split: Split) -> None:
-    for augment in ("light", "strong"):
+    for augment in LEVELS[1:]:
         views, reseeded = _views(split, augment), _views(split, augment, seed=1)
         assert len({views.view(0, v).numpy().tobytes() for v in range(6)}) > 4
         assert any(not torch.equal(views.view(0, v), reseeded.view(0, v)) for v in range(1, 4))

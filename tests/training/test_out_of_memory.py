@@ -64,7 +64,7 @@ def test_from_the_first_step_it_is_the_run_of_what_fits(what: str, room: int, fi
     trial = cramped(Trial(trials.recipe(), str(tmp_path / "run")), what, room)
     run = world.finish(trial)
     assert trials.differences(run, whole(fits)) == []
-    assert kept(run) == {"max_device_batch": fits, "compile": False}
+    assert kept(run).items() >= {"max_device_batch": fits, "compile": False}.items()
     said = (tmp_path / "run.rank0.log").read_text()
     assert said.count("memory  out of memory (stage head, step 0, ") == 2
     assert f"CUDA out of memory. Tried to allocate 2.00 GiB. (planted)); from here on micro-batches of at most {fits} images" in said

@@ -18,6 +18,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
+from tltrain.data.views import PIXELS_VERSION
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.models.chain import Chain
@@ -70,11 +71,39 @@ def test_a_resumed_run_keeps_its_micro_batches(
     taken = len(seen) // len(first)
     assert 0 < taken < 5
     assert seen == first * taken
-    assert _kept(run) == {"max_device_batch": flag or DEVICE_BATCH, "compile": False}
+    assert _kept(run) == {"max_device_batch": flag or DEVICE_BATCH, "compile": False, "pixels": PIXELS_VERSION}
     seen.clear()
     assert train(recipe, RunFlags(folder=run, workers=0, max_device_batch=then))["outcome"] == "finished"
     assert seen == sizes * (5 - taken)
-    assert _kept(run) == {"max_device_batch": then or flag or DEVICE_BATCH, "compile": False}
+    assert _kept(run) == {"max_device_batch": then or flag or DEVICE_BATCH, "compile": False, "pixels": PIXELS_VERSION}
+
+
+def test_a_run_that_began_with_other_pixels_is_not_resumed(made_recipe: Made, tmp_path: Path) -> None:
+    """Strong views had black corners once: half of the run on those, half on others would be neither."""
+    recipe, run = made_recipe(stages=[HEAD | {"steps": 5, "augment": "strong"}], data={"eval_limit": 16}), tmp_path / "run"
+    assert train(recipe, RunFlags(folder=run, workers=0), _stop_after_two)["outcome"] == "stopped"
+    known = json.loads((run / "env.json").read_text())
+    pixels = known["kept"].pop("pixels")
+    assert pixels["strong"] == PIXELS_VERSION["strong"]
+    (run / "manifest.json").unlink(missing_ok=True)
+    (run / "env.json").write_text(json.dumps(known))
+    with pytest.raises(
+        UserError, match="whose views of augment: strong have other pixels; finish it with that version, or begin a new run"
+    ):
+        train(recipe, RunFlags(folder=run, workers=0))
+    known["kept"]["pixels"] = pixels
+    (run / "env.json").write_text(json.dumps(known))
+    assert train(recipe, RunFlags(folder=run, workers=0))["outcome"] == "finished"
+
+
+def test_a_run_of_views_that_have_not_changed_is_resumed_by_any_version(made_recipe: Made, tmp_path: Path) -> None:
+    recipe, run = made_recipe(stages=[HEAD | {"steps": 5, "augment": "light"}], data={"eval_limit": 16}), tmp_path / "run"
+    train(recipe, RunFlags(folder=run, workers=0), _stop_after_two)
+    known = json.loads((run / "env.json").read_text())
+    del known["kept"]["pixels"]
+    (run / "manifest.json").unlink(missing_ok=True)
+    (run / "env.json").write_text(json.dumps(known))
+    assert train(recipe, RunFlags(folder=run, workers=0))["outcome"] == "finished"
 
 
 def _opened(recipe: Recipe, start: RunFlags) -> Run:

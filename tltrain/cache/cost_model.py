@@ -134,7 +134,7 @@ def why_not_cacheable(stage: StagePlan) -> str | None:
     if spec.mixup or spec.cutmix:
         name = "mixup" if spec.mixup else "cutmix"
         return f"{name} mixes images before the frozen blocks, differently in each step (set {name}: 0)"
-    if spec.views is None and spec.augment == "none":
+    if spec.views is None and spec.augment == "none" and not spec.erasing:
         return "views is null, so every step gets a new view (set views: 1; without augmentation all views are equal)"
     return "views is null, so every step gets a new view (set views)" if spec.views is None else None
 

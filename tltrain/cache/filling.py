@@ -47,7 +47,8 @@ class CacheFiller:
         place, split = choice.place, views.split
         assert place is not None
         layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
-        key = row_key(self.context, kind, frozen, loaded, split, views.augment, choice.num_views) | {"shard_rows": layout.shard_rows}
+        key = row_key(self.context, kind, frozen, loaded, split, views.augment, choice.num_views, views.erase)
+        key |= {"shard_rows": layout.shard_rows}
         opened = self._open(choice, kind, key, made_by)
         if opened is None:
             return None

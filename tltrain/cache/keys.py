@@ -14,7 +14,7 @@ from tltrain.cache import image_cache
 from tltrain.cache.frozen import FrozenModel
 from tltrain.core.recipe import Augment, Data, Recipe
 from tltrain.data import DataSplits, Split
-from tltrain.data.views import Preprocess
+from tltrain.data.views import PIXELS_VERSION, Preprocess
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
@@ -42,11 +42,18 @@ class CacheContext:
 
 
 def row_key(
-    context: CacheContext, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment, num_views: int
+    context: CacheContext,
+    kind: str,
+    frozen: FrozenModel,
+    loaded: Loaded,
+    split: Split,
+    augment: Augment,
+    num_views: int,
+    erasing: float = 0.0,
 ) -> dict[str, Any]:
     """All inputs that determine the bytes of a row. Augmentation is left out if only the evaluation view is cached."""
     chain, preprocess, data = frozen.chain, context.preprocess, context.data
-    augmented = num_views > 1 and augment != "none"
+    augmented = num_views > 1 and (augment != "none" or erasing > 0)
     device = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"  # the thread count changes the order of sums
     if context.device.type == "cuda":
         device = torch.cuda.get_device_name(context.device)
@@ -58,7 +65,7 @@ def row_key(
         "config": {k: v for k, v in loaded.card.config.items() if k not in ("id2label", "label2id")},
         "normalise": [list(chain.mean), list(chain.std)],
         "view": [preprocess.size, preprocess.resize, preprocess.interpolation],
-        "augment": [augment, data.flip, data.seed] if augmented else None,
+        "augment": [augment, data.flip, data.seed, *_added(augment, erasing)] if augmented else None,
         "dtype": str(frozen.dtype or next(chain.parameters()).dtype),
         "chunk": frozen.chunk,
         "data": [context.fingerprint, split.name, len(split)],
@@ -68,6 +75,12 @@ def row_key(
         | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": image_cache.codecs()},
         "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE"), torch.backends.cudnn.allow_tf32],
     }
+
+
+def _added(augment: Augment, erasing: float) -> list[Any]:
+    """What keys of views got later: [version of the augmentation, erasing]. Left out where both are as they were when it came."""
+    version = PIXELS_VERSION.get(augment, 1)
+    return [version, erasing] if version > 1 or erasing > 0 else []
 
 
 def _other_libraries(chain: Chain) -> dict[str, str]:

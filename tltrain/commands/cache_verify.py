@@ -121,10 +121,11 @@ def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: 
         assert teacher is not None
         frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher
     augment: Augment = stage.spec.augment if training else "none"
+    erasing = stage.spec.erasing if training else 0.0
     num_views = cost_model.num_views(recipe, stage) if training else 1
     context = CacheContext.of(recipe, images, student.preprocess, runtime.device, runtime.precision)
-    _check(info, row_key(context, info.kind, frozen, loaded, split, augment, num_views), gone)
-    views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed)
+    _check(info, row_key(context, info.kind, frozen, loaded, split, augment, num_views, erasing), gone)
+    views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed, erase=erasing)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
     if info.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
         raise CannotRecompute(f"it was made with {info.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")

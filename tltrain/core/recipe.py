@@ -27,7 +27,7 @@ from tltrain.core.schema.data import Model
 VERSION = 1
 LOSS, DISTILL_LOSS = "cross_entropy", "kd"
 
-Augment = Literal["none", "light", "strong"]
+Augment = Literal["none", "light", "strong", "trivial", "rand"]
 
 
 class Backbone(Model):
@@ -100,7 +100,9 @@ class Stage(Model):
     step_gamma: float = Field(0.1, gt=0, le=1)
     """For schedule step: the factor of each drop."""
     augment: Augment = "none"
-    """none; light: crop with padding and flip; strong: random resized crop, flip, rotation, colour jitter."""
+    """none; light: crop with padding, flip; strong: resized crop, flip, turn, colours; trivial, rand: TrivialAugmentWide, RandAugment."""
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Probability that a rectangle of a view gets the view's mean colour (random erasing, Zhong et al. 2020)."""
     views: int | None = Field(None, ge=1)
     """Different views of each image: null a fresh one each epoch, 1 the evaluation view, k cycles through k."""
     mixup: float = Field(0.0, ge=0)
@@ -134,10 +136,10 @@ class Stage(Model):
     def _consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("a stage needs exactly one of epochs and steps")
-        if self.views == 1 and self.augment != "none":
+        if self.views == 1 and (self.augment != "none" or self.erasing):
+            cannot = f"augment: {self.augment}" if self.augment != "none" else f"erasing: {self.erasing:g}"
             raise ValueError(
-                f"views: 1 is the evaluation view, which augment: {self.augment} cannot change; "
-                "set augment: none, or views to null or 2 and more"
+                f"views: 1 is the evaluation view, which {cannot} cannot change; leave that out, or set views to null or 2 and more"
             )
         return self
 

@@ -17,21 +17,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tltrain.data.augmentation import affine, erasing
+
 PIXELS, DRAWN = ".pixels", ".drawn"
 """Suffixes of the batch entries in place of "image": all crop boxes' pixels, uint8 (P, 3), and the drawn parameters (B, N)."""
 
 _BOX = ("start", "inner", "outer", "inner_step", "outer_step", "tall")
+_ERASED = ("erased_top", "erased_left", "erased_bottom", "erased_right")
 _COLUMN = {
     name: i
     for i, name in enumerate(
-        (*_BOX, "flip", *"abcdef", *(f"op{i}" for i in range(3)), *(f"factor{i}" for i in range(3)), "size", "bicubic")
+        (
+            *_BOX,
+            "flip",
+            *"abcdef",
+            "margin",
+            "mirror",
+            *(f"op{i}" for i in range(3)),
+            *(f"factor{i}" for i in range(3)),
+            *_ERASED,
+            "size",
+            "bicubic",
+        )
     )
 }
 """Columns of DRAWN, float64.
 
 Each box is resized along its inner axis first: x, or y where Pillow does so (tall). start: index of its first pixel in PIXELS.
 inner, outer: its lengths along the two axes. inner_step, outer_step: strides along them, in pixels. a to f: affine map from view
-coordinates to the resized box. op and factor: colour jitter operations, in order. size: side of the view.
+coordinates to the resized box, padded by margin pixels on each side: by its reflection (mirror), or by its edge. op and factor: colour
+jitter operations, in order. erased: a rectangle that gets the view's mean colour. size: side of the view.
 """
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 """Colour operations, numbered as in torchvision's ColorJitter."""
@@ -52,8 +67,11 @@ class Drawn:
     flip: bool = False
     angle: float = 0.0
     """Degrees, counterclockwise, about the centre."""
+    mirror: bool = False
+    """What the turn leaves open: as in `affine.warped`."""
     jitter: tuple[tuple[int, float], ...] = ()
     """Operations and their factors, in order."""
+    erased: erasing.Box = erasing.NOTHING
 
 
 def pack(boxes: Sequence[np.ndarray], drawn: Sequence[Drawn], size: int, bicubic: bool) -> tuple[Tensor, Tensor]:
@@ -65,7 +83,9 @@ def pack(boxes: Sequence[np.ndarray], drawn: Sequence[Drawn], size: int, bicubic
         axes = (height, width, width, 1) if tall else (width, height, 1, width)
         jitter = (*params.jitter, *[(BRIGHTNESS, 1.0)] * (3 - len(params.jitter)))  # brightness by 1 changes nothing
         ops, factors = zip(*jitter, strict=True)
-        rows.append((start, *axes, tall, params.flip, *_rotation(params.angle, size), *ops, *factors, size, bicubic))
+        margin, map_ = affine.padded(affine.rotation(params.angle, size), size)
+        turn = (*map_, margin, params.mirror)
+        rows.append((start, *axes, tall, params.flip, *turn, *ops, *factors, *params.erased, size, bicubic))
         start += height * width
     return torch.from_numpy(np.concatenate([box.reshape(-1, 3) for box in boxes])), torch.tensor(rows, dtype=torch.float64)
 
@@ -117,8 +137,9 @@ def _render_some(pixels_P3: Tensor, drawn_BN: Tensor, host_BN: Tensor) -> Tensor
     begin_BSS = image_B11 + torch.where(tall_B11, target_S[:, None], target_S)
     view_BSSC = _sum(resized_BHSC.view(-1, 3), begin_BSS, size, first_BSS, weights_BSSK, box["outer"])
 
-    view_BSSC = _rotated(view_BSSC, torch.stack([column[name] for name in "abcdef"]))
-    return _jittered(view_BSSC.permute(0, 3, 1, 2).contiguous(), column)
+    view_BSSC = _rotated(view_BSSC, torch.stack([column[name] for name in "abcdef"]), column["margin"], column["mirror"])
+    view_BCHW = _jittered(view_BSSC.permute(0, 3, 1, 2).contiguous(), column)
+    return _erased(view_BCHW, column) if bool(host_BN[:, _COLUMN["erased_bottom"]].any()) else view_BCHW
 
 
 def _weights(length_B: Tensor, size: int, longest: int, bicubic: bool, mirrored_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,19 +196,24 @@ def _gather(source_P3: Tensor, index: Tensor) -> Tensor:
     return source_P3.index_select(0, index.flatten()).view(*index.shape, 3)
 
 
-def _rotated(view_BSSC: Tensor, affine_6B: Tensor) -> Tensor:
-    """Pillow's bilinear affine transform (bilinear_filter32RGB of its Geometry.c), black outside the image."""
+def _rotated(view_BSSC: Tensor, affine_6B: Tensor, margin_B: Tensor, mirror_B: Tensor) -> Tensor:
+    """Pillow's bilinear affine transform (bilinear_filter32RGB of its Geometry.c) of the padded view, from indices into the view itself."""
     num, size = view_BSSC.shape[:2]
     a, b, c, d, e, f = affine_6B[:, :, None, None]
     at = torch.arange(size, dtype=torch.float64, device=view_BSSC.device) + 0.5
     x, y = (a * at + b * at[:, None]) + c, (d * at + e * at[:, None]) + f
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
     x, y = x - 0.5, y - 0.5
     x0, y0 = x.floor(), y.floor()
     dx, dy = (x - x0)[..., None], (y - y0)[..., None]
     image_B11 = torch.arange(num, dtype=torch.int32, device=view_BSSC.device).view(-1, 1, 1) * (size * size)
-    left, right = (place.to(torch.int32).clamp_(0, size - 1) for place in (x0, x0 + 1))
-    above, below = (image_B11 + place.to(torch.int32).clamp_(0, size - 1) * size for place in (y0, y0 + 1))
+    margin_B11, mirror_B11, last = margin_B[:, None, None], mirror_B[:, None, None] > 0, size - 1
+
+    def unpadded(place: Tensor) -> Tensor:
+        place = (place - margin_B11).to(torch.int32)
+        return torch.where(mirror_B11, last - (last - place.abs()).abs(), place).clamp_(0, last)
+
+    left, right = (unpadded(place) for place in (x0, x0 + 1))
+    above, below = (image_B11 + unpadded(place) * size for place in (y0, y0 + 1))
     pixels_P3 = view_BSSC.view(-1, 3)
 
     def interpolate_row(row: Tensor) -> Tensor:
@@ -195,7 +221,7 @@ def _rotated(view_BSSC: Tensor, affine_6B: Tensor) -> Tensor:
         return right_pixel.sub_(left_pixel).mul_(dx).add_(left_pixel)
 
     upper, lower = interpolate_row(above), interpolate_row(below)
-    return lower.sub_(upper).mul_(dy).add_(upper).to(torch.uint8).masked_fill_(~inside[..., None], 0)
+    return lower.sub_(upper).mul_(dy).add_(upper).to(torch.uint8)
 
 
 def _jittered(view_BCHW: Tensor, column: dict[str, Tensor]) -> Tensor:
@@ -212,15 +238,17 @@ def _jittered(view_BCHW: Tensor, column: dict[str, Tensor]) -> Tensor:
     return view_BCHW
 
 
+def _erased(view_BCHW: Tensor, column: dict[str, Tensor]) -> Tensor:
+    """`erasing.erase`, with the same means."""
+    count = view_BCHW[0, 0].numel()
+    mean_BC11 = (2 * view_BCHW.sum((2, 3), keepdim=True, dtype=torch.int64) + count).div(2 * count, rounding_mode="floor")
+    top, left, bottom, right = (column[name].view(-1, 1, 1, 1) for name in _ERASED)
+    at = torch.arange(view_BCHW.shape[-1], device=view_BCHW.device)
+    inside = (at[:, None] >= top) & (at[:, None] < bottom) & (at >= left) & (at < right)
+    return torch.where(inside, mean_BC11.to(torch.uint8), view_BCHW)
+
+
 def _grey(view_BCHW: Tensor) -> Tensor:
     """Grey values, int32 (B, 1, H, W), as L24 of Pillow's Convert.c."""
     red, green, blue = view_BCHW.to(torch.int32).split(1, dim=1)
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-
-
-def _rotation(angle: float, size: int) -> tuple[float, ...]:
-    """The six coefficients of the affine map that Image.rotate uses, about the centre. angle in degrees."""
-    radians, center = -math.radians(angle % 360.0), size / 2
-    cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
-    other = round(-math.sin(radians), 15)
-    return cos, sin, (cos * -center + sin * -center + 0.0) + center, other, cos, (other * -center + cos * -center + 0.0) + center

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,13 +16,19 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from tltrain.core.errors import UserError
+from tltrain.core.recipe import Augment
+from tltrain.data.augmentation import affine, erasing
+from tltrain.data.augmentation.policies import RandomOperations
 from tltrain.data.dataset import Split
 from tltrain.data.rendering import DRAWN, PIXELS, Drawn, pack, to_device
 from tltrain.data.sampler import SampleRef, derive_seed
 
-Augment = Literal["none", "light", "strong"]
 Batch = dict[str, Tensor]
 
+PIXELS_VERSION: dict[Augment, int] = {"strong": 2}
+"""Increase it when a change of the code changes the pixels of an augmentation's views (1 where it is not named). Rows that were stored of
+them are then made anew, and a run that has begun with them is not resumed. 2: turns are filled from the image; they had black corners.
+"""
 MEMORY_BYTES = 128 * 2**20
 """Size of each process's cache of base images, bytes. Nothing is evicted: each epoch has another order, so LRU would not help."""
 
@@ -68,13 +74,15 @@ class Views(Dataset[Batch]):
         seed: int,
         bases: BaseImages | None = None,
         on_device: bool = False,
+        erase: float = 0.0,
     ) -> None:
         """bases: cached base images of this split at this size. None: they are decoded on the fly.
 
         on_device: batches hold the inputs of `rendering.to_device`, which renders strong views on the device with the same pixels.
-        It applies to strong views only: other views are cheaper to make than to move.
+        It applies to strong views only: other views are cheaper to make than to move. erase: probability of random erasing.
         """
         self.split, self.preprocess, self.augment, self.flip, self.seed, self.bases = split, preprocess, augment, flip, seed, bases
+        self.erase = erase
         self.renders = on_device and augment == "strong"
         self._transform = _transform(augment, flip, preprocess)
         self._cached: dict[int, np.ndarray] = {}
@@ -138,11 +146,13 @@ class Views(Dataset[Batch]):
     def _view(self, i: int, v: int) -> np.ndarray:
         """uint8 (size, size, 3)."""
         base, side = self._base(i), self.preprocess.size
-        if v == 0 or self._transform is None:
-            top, left = _centre(base, side)
-            return base[top : top + side, left : left + side]
+        top, left = _centre(base, side)
+        centre = base[top : top + side, left : left + side]
+        if v == 0 or (self._transform is None and self.erase == 0):
+            return centre
         with self._seeded(i, v):
-            return np.asarray(self._transform(Image.fromarray(base)))
+            view = centre if self._transform is None else np.asarray(self._transform(Image.fromarray(base)))
+            return erasing.erase(view, erasing.draw(self.erase, side))
 
     def _crop_and_draw(self, i: int, v: int) -> tuple[np.ndarray, Drawn]:
         """The crop box of a strong view, uint8 (h, w, 3), and its drawn parameters."""
@@ -152,7 +162,8 @@ class Views(Dataset[Batch]):
         else:
             assert self._transform is not None
             with self._seeded(i, v):
-                drawn = _draw(self._transform.transforms, base.shape[0], base.shape[1])
+                drawn = _draw(self._transform.transforms, base.shape[0], base.shape[1], self.flip)
+                drawn = replace(drawn, erased=erasing.draw(self.erase, side))
         return base[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width], drawn
 
     @contextmanager
@@ -192,15 +203,24 @@ def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Compo
         return None
     if augment == "light":
         return v2.Compose([v2.RandomCrop(size, padding=size // 8), *flips])
-    return v2.Compose([
-        v2.RandomResizedCrop(size, scale=(0.8, 1.0), interpolation=interpolation),
-        *flips,
-        v2.RandomRotation(10, interpolation=F.InterpolationMode.BILINEAR),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-    ])  # fmt: skip
+    crop = v2.RandomResizedCrop(size, scale=(0.8, 1.0), interpolation=interpolation)
+    if augment != "strong":
+        return v2.Compose([crop, *flips, RandomOperations(augment, mirror=flip)])
+    return v2.Compose([crop, *flips, _Turn(10, flip), v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)])
 
 
-def _draw(transforms: Sequence[v2.Transform], height: int, width: int) -> Drawn:
+class _Turn(v2.RandomRotation):
+    """A rotation whose corners are filled from the image. mirror: as in `affine.warped`."""
+
+    def __init__(self, degrees: float, mirror: bool) -> None:
+        super().__init__(degrees)
+        self.mirror = mirror
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return affine.warped(inpt, affine.rotation(params["angle"], inpt.width), self.mirror)
+
+
+def _draw(transforms: Sequence[v2.Transform], height: int, width: int, mirror: bool) -> Drawn:
     """Draw the parameters of a strong view for a base image of this size, by the transforms' own methods and in their order."""
     crop, *flips, rotation, jitter = transforms
     box = crop.make_params([torch.empty((3, height, width), device="meta")])
@@ -209,7 +229,7 @@ def _draw(transforms: Sequence[v2.Transform], height: int, width: int) -> Drawn:
     colour = jitter.make_params([])
     factors = [colour[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
     ops = [op for op in colour["fn_idx"].tolist() if factors[op] is not None]
-    return Drawn(box["top"], box["left"], box["height"], box["width"], flip, angle, tuple((op, factors[op]) for op in ops))
+    return Drawn(box["top"], box["left"], box["height"], box["width"], flip, angle, mirror, tuple((op, factors[op]) for op in ops))
 
 
 def _centre(base: np.ndarray, side: int) -> tuple[int, int]:

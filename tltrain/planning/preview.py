@@ -71,14 +71,15 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePl
         mixup=spec.mixup, cutmix=spec.cutmix, size=preprocess.size,
     )  # fmt: skip
     mixes = spec.mixup > 0 or spec.cutmix > 0
-    num = 1 if spec.augment == "none" and not mixes else min(most, math.ceil(stage.epoch(stage.num_steps)))
+    plain = spec.augment == "none" and not spec.erasing
+    num = 1 if plain and not mixes else min(most, math.ceil(stage.epoch(stage.num_steps)))
     if not mixes:
         num = min(num, spec.views or num)
-    views = _views(recipe, split, preprocess, spec.augment)
+    views = _views(recipe, split, preprocess, spec.augment, spec.erasing)
     columns = []
     for epoch in range(num):
         items = sorted(stream.step(epoch), key=lambda item: item.position)
-        title = "evaluation view" if items[0].view == 0 or spec.augment == "none" else f"view {items[0].view}"
+        title = "evaluation view" if items[0].view == 0 or plain else f"view {items[0].view}"
         notes = tuple(_mixture(item, split, chosen) if mixes else "" for item in items)
         placed = [_placed(item, chosen) for item in items]
         columns.append(Column(spec.name, title, _batch(views, placed), notes))
@@ -94,8 +95,8 @@ def _mixture(item: SampleRef, split: Split, chosen: Sequence[int]) -> str:
     return f"{100 * (1 - item.lam):.0f} % of row {item.partner + 1}"
 
 
-def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augment) -> Views:
-    return Views(split, preprocess, augment, recipe.data.flip, recipe.data.seed)
+def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augment, erasing: float = 0.0) -> Views:
+    return Views(split, preprocess, augment, recipe.data.flip, recipe.data.seed, erase=erasing)
 
 
 def _batch(views: Views, items: Sequence[SampleRef]) -> np.ndarray:

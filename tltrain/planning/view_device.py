@@ -77,7 +77,9 @@ def view_device(
         return ViewDevice()
     if start.views == "auto" and machine.device.type != "cuda":
         return ViewDevice()
-    host, device = (Views(split, student.preprocess, "strong", recipe.data.flip, recipe.data.seed, on_device=on) for on in (False, True))
+    flip, seed = recipe.data.flip, recipe.data.seed
+    erasing = max(stage.spec.erasing for stage in planned if stage.spec.augment == "strong")
+    host, device = (Views(split, student.preprocess, "strong", flip, seed, None, on, erasing) for on in (False, True))
     chosen = sorted({i * len(split) // 4 for i in range(4)})
     try:
         samples = [SampleRef(i, 1 + v) for v in range(COMPARED // len(chosen)) for i in chosen]

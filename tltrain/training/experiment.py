@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tltrain.core import metric, registry, stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
+from tltrain.data.views import PIXELS_VERSION
 from tltrain.models import factory
 from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
+from tltrain.runs import checkpoint, run_dir
 from tltrain.training.losses import objective
 from tltrain.training.weights import trained
 
@@ -95,3 +98,13 @@ def check_objective(recipe: Recipe, images: DataSplits) -> None:
         objective.label_loss(name, num_classes)
     if recipe.distill is not None:
         objective.distill_loss(recipe.distill.loss, num_classes)
+
+
+def check_pixels(path: Path, recipe: Recipe, began_with: dict[str, int]) -> None:
+    """Raise UserError for a run that has begun with augmented views whose pixels are others by now. began_with: their versions then."""
+    changed = {s.augment for s in recipe.stages if began_with.get(s.augment, 1) != PIXELS_VERSION.get(s.augment, 1)}
+    if changed and checkpoint.committed(run_dir.checkpoints(path)):
+        raise UserError(
+            f"{path} began with another version of tltrain, whose views of augment: {', '.join(sorted(changed))} have other pixels; "
+            "finish it with that version, or begin a new run with --folder"
+        )

@@ -78,7 +78,8 @@ def _schedule(stage: StagePlan) -> str:
 
 def _views(stage: StagePlan) -> str:
     count = "fresh" if stage.spec.views is None else str(stage.spec.views)
-    return f"{count}, {stage.spec.augment}"
+    erased = f", {stage.spec.erasing:.0%} erased" if stage.spec.erasing else ""
+    return f"{count}, {stage.spec.augment}{erased}"
 
 
 def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int) -> list[str]:

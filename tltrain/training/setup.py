@@ -17,13 +17,13 @@ from tltrain.cache.planner import Choices, survey
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
-from tltrain.core.recipe import Augment, Recipe
+from tltrain.core.recipe import Augment, Recipe, Stage
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
-from tltrain.data.views import Views
+from tltrain.data.views import PIXELS_VERSION, Views
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
@@ -41,7 +41,7 @@ from tltrain.runs.early_end import recorded
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
-from tltrain.training.experiment import Experiment, check_objective
+from tltrain.training.experiment import Experiment, check_objective, check_pixels
 from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
@@ -126,10 +126,12 @@ class Run:
         finally:
             self.trackers.close()
 
-    def views(self, split: Split, augment: Augment = "none") -> Views:
-        data = self.recipe.data
-        on_device = self.strong_views.on_device
-        return Views(split, self.student.preprocess, augment, data.flip, data.seed, self.bases.get(split.name), on_device)
+    def views(self, split: Split, spec: Stage | None = None) -> Views:
+        """The views that a stage trains on. None: the evaluation view alone."""
+        data, bases, on_device = self.recipe.data, self.bases.get(split.name), self.strong_views.on_device
+        augment: Augment = "none" if spec is None else spec.augment
+        erasing = 0.0 if spec is None else spec.erasing
+        return Views(split, self.student.preprocess, augment, data.flip, data.seed, bases, on_device, erasing)
 
     def eval_batches(self, split: Split) -> Any:
         return eval_loader(self.views(split), self.shard, self.device_batch, self.recipe.data.eval_limit, self.workers, pin=self.pins)
@@ -169,6 +171,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {cost_model.uncut(student.chain)}; drop it")
     kept_flags = run_dir.kept(path)
+    _shared(runtime, lambda: check_pixels(path, recipe, kept_flags.get("pixels", {})))
     if start.max_device_batch == kept_flags.get("too_large"):  # same flag as the start that ran out of memory: use the size that fits
         start = replace(start, max_device_batch=None)
     start = replace(start, compile=start.compile or kept_flags.get("compile", False))
@@ -188,7 +191,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     _shared(runtime, lambda: len(chosen(start)))
     generation = _claim(path, recipe, start, runtime)
     reduced = {name: kept_flags[name] for name in ("too_large", "chunk") if name in kept_flags}
-    kept_flags = {"max_device_batch": device_batch, "compile": start.compile} | reduced
+    kept_flags = {"max_device_batch": device_batch, "compile": start.compile, "pixels": PIXELS_VERSION} | reduced
     with recorded(path, generation, runtime.rank):
         _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
         _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)

@@ -200,7 +200,7 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
     """A function from a first step to its batches. They hold no images if all outputs that need images are cached."""
-    stream, views = _stream(run, stage), run.views(run.images.train, stage.spec.augment)
+    stream, views = _stream(run, stage), run.views(run.images.train, stage.spec)
     rows = {name: cached for name, cached in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if cached is not None}
     without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
 

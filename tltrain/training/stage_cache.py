@@ -12,7 +12,7 @@ from tltrain.cache.feature_table import Rows
 from tltrain.cache.filling import CacheFiller
 from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.keys import CacheContext
-from tltrain.core.recipe import Augment
+from tltrain.core.recipe import Stage
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import Split
 from tltrain.data.views import Batch
@@ -60,15 +60,15 @@ def open_stores(
     chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.train, run.images.val
     filler, stage_origin = _filler(run, should_stop), {"stage": stage.index, "run": str(run.path.absolute())}
 
-    def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, augment: Augment) -> Rows | None:
-        return filler.rows(choice, kind, frozen, loaded, run.views(split, augment), _origin(run, split) | stage_origin)
+    def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, spec: Stage | None) -> Rows | None:
+        return filler.rows(choice, kind, frozen, loaded, run.views(split, spec), _origin(run, split) | stage_origin)
 
     if prefix is not None and chosen.train is not None and chosen.train.place is not None:
-        stores.train = rows(chosen.train, "features", prefix, run.student, train, stage.spec.augment)
+        stores.train = rows(chosen.train, "features", prefix, run.student, train, stage.spec)
     if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
-        stores.val = rows(chosen.val, "features", prefix, run.student, val, "none")
+        stores.val = rows(chosen.val, "features", prefix, run.student, val, None)
     if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
-        stores.teacher = rows(chosen.teacher, "logits", teacher, run.teacher, train, stage.spec.augment)
+        stores.teacher = rows(chosen.teacher, "logits", teacher, run.teacher, train, stage.spec)
     return stores
 
 
