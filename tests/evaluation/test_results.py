@@ -86,3 +86,15 @@ def test_every_prediction_has_a_row_in_the_order_of_the_split(images: DataSplits
     assert [(row["label"], row["predicted"]) for row in rows] == list(zip(map(str, p.label), map(str, p.predicted), strict=True))
     assert [float(row["confidence"]) for row in rows] == pytest.approx(p.calibrated.tolist(), abs=5.1e-7)
     assert json.loads((tmp_path / "test_metrics.json").read_text()) == {"top1": 0.5}
+
+
+def test_right_answers_are_shown_the_surest_of_each_class(images: DataSplits, tmp_path: Path) -> None:
+    p = said(images, 20)
+    written(images, p, tmp_path)
+    shown = json.loads((tmp_path / "right_answers.json").read_text())
+    right = [n for n in range(NUM) if p.label[n] == p.predicted[n]]
+    surest = {c: max((n for n in right if p.label[n] == c), key=lambda n: p.calibrated[n]) for c in {int(p.label[n]) for n in right}}
+    expected = sorted(surest.values(), key=lambda n: p.calibrated[n], reverse=True)[:8]
+    assert images.test is not None
+    assert [item["id"] for item in shown] == [images.test.ids[int(p.position[n])] for n in expected]
+    assert all(item["label"] == item["predicted"] for item in shown)

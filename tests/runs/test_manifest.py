@@ -39,7 +39,7 @@ def test_everything_that_is_read_again_is_covered(run: Path) -> None:
     stages = {f"stages/{stage}/weights.safetensors" for stage in ("0-head", "1-all")}
     assert names == stages | {
         "recipe.yaml", "env.json", "plan.txt", "preview.png", "metrics-000001.jsonl", "weights.safetensors", "test_metrics.json",
-        "test_predictions.csv", "mistakes.json",
+        "test_predictions.csv", "mistakes.json", "right_answers.json",
     }  # fmt: skip
     assert evaluate(run, None, "test", 64)["notes"] == [], "and what is whole is read as ever"
     read_run(run)
@@ -54,6 +54,7 @@ READERS: dict[str, list[Callable[[Path], object]]] = {
     ],
     "test_metrics.json": [read_run, lambda run: evaluate(run, None, "test", 64)],
     "mistakes.json": [read_run],
+    "right_answers.json": [read_run],
     "env.json": [read_run],
     "plan.txt": [read_run],
     "preview.png": [read_run],
@@ -107,6 +108,7 @@ DAMAGED: dict[str, bytes] = {
     "env.json": b"[]",
     "metrics-000001.jsonl": b'{"kind": "start", "from": null}\n{"kind": "train", "st\n{"kind": "train"}\n',
     "mistakes.json": b'{"a": 1}',
+    "right_answers.json": b'{"a": 1}',
     "test_metrics.json": b"{}",
     "test_predictions.csv": b"id,label\n1,2\n",
 }

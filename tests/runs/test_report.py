@@ -33,6 +33,9 @@ def test_a_report_holds_every_part_and_loads_nothing(tmp_path: Path, num_classes
     assert (run / "plan.txt").read_text() in page.text
     assert (run / "recipe.yaml").read_text() in page.text
     assert len(page.all("img")) == 24
+    assert "0.png" in page.text, "the file of a mistake stands under it"
+    assert "photos/" not in page.text, "without its folders, which its tooltip has"
+    assert any("photos/of class 0/0.png" in figure.get("title", "") for figure in page.all("figure"))
     assert len(page.all("img", class_="coarse")) == 24
     matrix = json.loads((run / "test_metrics.json").read_text())["confusion"]
     titles = [a["title"] for a in page.all("td") if " taken for " in a.get("title", "")]

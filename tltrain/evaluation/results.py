@@ -1,4 +1,4 @@
-"""Writes the results of a finished run: test metrics, predictions, the most confident mistakes, the report."""
+"""Writes the results of a finished run: test metrics, predictions, examples of right and wrong answers, the report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tltrain.core.output import escape
@@ -17,20 +18,28 @@ from tltrain.core.output.console import duration
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.saliency import lit, saliency
+from tltrain.models.chain import Chain
 from tltrain.runs import run_dir
 from tltrain.runs.pages.write import write_report
 
-NUM_MISTAKES = 24
+NUM_MISTAKES, NUM_RIGHT = 24, 8
 
 
-def write_test(path: Path, figures: dict[str, Any], p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> None:
-    """Write test_metrics.json, test_predictions.csv and mistakes.json into a run folder. Confidences in the last two are calibrated."""
+def write_test(
+    path: Path, figures: dict[str, Any], p: Predictions, split: Split, views: Views, classes: Sequence[str], chain: Chain | None = None
+) -> None:
+    """Write test_metrics.json, test_predictions.csv, mistakes.json and right_answers.json into a run folder.
+
+    Confidences in all but the first are calibrated. chain: shows where in each image it found its answer.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", "confidence"])
     for position, label, predicted, confidence in zip(p.position, p.label, p.predicted, p.calibrated, strict=True):
         writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}"])
-    run_dir.write_test(path, figures, text.getvalue().encode("utf-8", "surrogateescape"), _mistakes(p, split, views, classes))
+    wrong, right = (_examples(chosen, p, split, views, classes, chain) for chosen in (_surest_mistakes(p), _surest_right(p)))
+    run_dir.write_test(path, figures, text.getvalue().encode("utf-8", "surrogateescape"), wrong, right)
 
 
 def report(path: Path, say: Callable[[str], None]) -> Path | None:
@@ -42,25 +51,40 @@ def report(path: Path, say: Callable[[str], None]) -> Path | None:
         return None
 
 
-def _mistakes(p: Predictions, split: Split, views: Views, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The mistakes with the highest confidence, each with its evaluation view as a base64 PNG."""
+def _surest_mistakes(p: Predictions) -> np.ndarray:
     wrong = np.flatnonzero(p.predicted != p.label)
-    surest = wrong[np.argsort(-p.calibrated[wrong], kind="stable")][:NUM_MISTAKES]
-    return [
-        {
-            "id": split.ids[p.position[i]],
-            "label": classes[p.label[i]],
-            "predicted": classes[p.predicted[i]],
-            "confidence": float(p.calibrated[i]),
-            "png": _png(views.view(int(p.position[i]), 0).permute(1, 2, 0).numpy()),
-        }
-        for i in surest
-    ]
+    return wrong[np.argsort(-p.calibrated[wrong], kind="stable")][:NUM_MISTAKES]
 
 
-def _png(pixels_HWC: np.ndarray) -> str:
+def _surest_right(p: Predictions) -> np.ndarray:
+    """The right answers with the highest confidence, one of each class as far as there is room."""
+    right = np.flatnonzero(p.predicted == p.label)
+    surest = right[np.argsort(-p.calibrated[right], kind="stable")]
+    _, firsts = np.unique(p.label[surest], return_index=True)
+    return surest[np.sort(firsts)][:NUM_RIGHT]
+
+
+def _examples(
+    chosen: np.ndarray, p: Predictions, split: Split, views: Views, classes: Sequence[str], chain: Chain | None
+) -> list[dict[str, Any]]:
+    """Answers with their evaluation views in base64: as a PNG, and, where the network found its answer, as a JPEG."""
+    images = [views.view(int(position), 0) for position in p.position[chosen]]
+    maps = None
+    if chain is not None and images:
+        device = next(chain.parameters()).device
+        maps = saliency(chain, torch.stack(images).to(device), torch.from_numpy(p.predicted[chosen]).to(device))
+    examples = []
+    for n, (i, image) in enumerate(zip(chosen, images, strict=True)):
+        pixels_HWC = image.permute(1, 2, 0).numpy()
+        seen = {} if maps is None else {"lit": _encoded(lit(pixels_HWC, maps[n].numpy()), "JPEG")}
+        answer = {"id": split.ids[p.position[i]], "label": classes[p.label[i]], "predicted": classes[p.predicted[i]]}
+        examples.append({**answer, "confidence": float(p.calibrated[i]), "png": _encoded(pixels_HWC, "PNG"), **seen})
+    return examples
+
+
+def _encoded(pixels_HWC: np.ndarray, form: str) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, format="PNG")
+    Image.fromarray(pixels_HWC).save(buffer, format=form)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -32,6 +32,7 @@ class RunRecord:
     rows: Sequence[Row]
     test: Mapping[str, Any] | None
     mistakes: Sequence[Mapping[str, str | float]]
+    right_answers: Sequence[Mapping[str, str | float]]
     outcome: Mapping[str, Any] | None
     env: Mapping[str, Any]
     plan: str
@@ -86,6 +87,7 @@ def read_run(path: Path) -> RunRecord:
         rows=read_rows(path),
         test=run_dir.test_metrics(path),
         mistakes=run_dir.mistakes(path),
+        right_answers=run_dir.right_answers(path),
         outcome=run_dir.outcome(path) or None,
         env=run_dir.environment(path),
         plan=run_dir.plan(path),

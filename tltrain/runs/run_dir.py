@@ -104,6 +104,11 @@ def mistakes(run: Path) -> list[dict[str, Any]]:
     return manifest.read_json(run / "mistakes.json", list) or []
 
 
+def right_answers(run: Path) -> list[dict[str, Any]]:
+    """Right answers on the test split, the surest of each class. Empty before the test, and for runs of tltrain 0.1."""
+    return manifest.read_json(run / "right_answers.json", list) or []
+
+
 def environment(run: Path) -> dict[str, Any]:
     """The contents of env.json. Empty before the first start."""
     return manifest.read_json(run / "env.json", dict) or {}
@@ -125,16 +130,19 @@ def write_plan(run: Path, text: str) -> None:
     files.write_atomic(run / "plan.txt", text)
 
 
-def write_test(run: Path, figures: dict[str, Any], predictions: bytes, surest_mistakes: list[dict[str, Any]]) -> None:
+def write_test(
+    run: Path, figures: dict[str, Any], predictions: bytes, surest_mistakes: list[dict[str, Any]], right: list[dict[str, Any]]
+) -> None:
     """Write the test results. predictions: CSV. The metrics are written last: if that file exists, the others do too."""
     files.write_atomic(predictions_file(run), predictions)
     files.write_json(run / "mistakes.json", surest_mistakes)
+    files.write_json(run / "right_answers.json", right)
     files.write_json(run / "test_metrics.json", figures)
 
 
 def _written_by_a_start(run: Path) -> list[Path]:
     """Files that each start overwrites."""
-    names = ("env.json", "plan.txt", "mistakes.json", "test_metrics.json")
+    names = ("env.json", "plan.txt", "mistakes.json", "right_answers.json", "test_metrics.json")
     return [weights_file(run), predictions_file(run), *(run / name for name in names)]
 
 

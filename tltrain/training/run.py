@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tltrain.core import files
 from tltrain.core.errors import AFTER_THE_END, MachineError, StoppedAtOnce, UserError
-from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
@@ -31,6 +31,7 @@ from tltrain.planning import preview
 from tltrain.runs import checkpoint, run_dir
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.runs.early_end import stop_early
+from tltrain.runs.listing.folders import AUTO, check_recipe, run_folder
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.report.formatting import learned_nothing
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
@@ -71,10 +72,12 @@ def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dic
 
     on_step(stage, step): called in every process after each optimizer step. step: number of steps completed in the stage.
     """
-    path = run_path(recipe, start)
-    run_dir.check_recipe(path, recipe)
+    path = run_folder(recipe, start)
+    check_recipe(path, recipe, start)
     runtime = Runtime(recipe.deterministic, 60 * start.timeout_minutes)
     console = Console(runtime.is_main)
+    if start.folder == AUTO:
+        console.say(f"folder  {path}")
     finished = run_dir.outcome(path)
     if finished.get("outcome") == "finished":
         if runtime.is_main and not run_dir.report_file(path).exists():  # it was killed before the report was written
@@ -264,7 +267,8 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         if run.runtime.is_main:
             seconds = progress.seconds + clock() - began
             details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
-            results.write_test(run.path, {"split": "test", **figures, **details}, predictions, test, run.views(test), run.images.classes)
+            images = test, run.views(test), run.images.classes
+            results.write_test(run.path, {"split": "test", **figures, **details}, predictions, *images, chain)
             run.trackers.confusion(details["confusion"], list(run.images.classes))
             run.trackers.mistakes(run_dir.mistakes(run.path))
             run.trackers.summary({f"test/{k}": v for k, v in figures.items()})

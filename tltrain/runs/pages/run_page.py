@@ -232,8 +232,13 @@ def mistakes(run: RunRecord) -> Html | None:
     """The section of the most confident mistakes. None without any."""
     if not run.mistakes:
         return None
-    note = el("p", "The image as the network saw it, the predicted class with its confidence, and the true class.", class_="note")
-    return el("section", el("h2", "Its most confident mistakes"), note, parts.mistakes(run.mistakes))
+    text = "The image as the network saw it, the predicted class with its confidence, the true class, and the file."
+    if any("lit" in item for item in run.mistakes):
+        text += " Beside it, what spoke for its answer is lit, and the rest is in shade (Grad-CAM)."
+    right = None
+    if run.right_answers:
+        right = el("div", el("h3", "And the right answers that it is surest of"), parts.examples(run.right_answers), class_="gap")
+    return el("section", el("h2", "Its most confident mistakes"), el("p", text, class_="note"), parts.examples(run.mistakes), right)
 
 
 def calibration(run: RunRecord) -> Html | None:

@@ -99,22 +99,25 @@ def frequent_mistakes(matrix: Sequence[Sequence[int]], classes: Sequence[str], m
     return table(["True", "Taken for", "Times", "of class"], rows, texts=2) if rows else None
 
 
-def mistakes(items: Sequence[Mapping[str, Any]]) -> Html:
-    """The most confident mistakes as images with captions."""
-    return el("div", *(_mistake(m) for m in items), class_="mistakes")
+def examples(items: Sequence[Mapping[str, Any]]) -> Html:
+    """Answers as images with captions. Each shows what the network saw, and beside it, where it looked."""
+    return el("div", *(_example(item) for item in items), class_="examples" + (" lit" if any("lit" in item for item in items) else ""))
 
 
-def _mistake(item: Mapping[str, Any]) -> Html:
-    label, predicted, png = str(item["label"]), str(item["predicted"]), str(item["png"])
+def _example(item: Mapping[str, Any]) -> Html:
+    label, predicted, name = str(item["label"]), str(item["predicted"]), str(item["id"])
+    wrong = label != predicted
+    said = f"{label} taken for {predicted}" if wrong else predicted
+    png = str(item["png"])
     width = int.from_bytes(b64decode(png)[16:20], "big")  # the IHDR chunk of a PNG begins there
-    image = el("img", src=f"data:image/png;base64,{png}", alt=f"{label} taken for {predicted}", class_="coarse" if width <= 96 else None)
-    name = str(item["id"])
-    lines = (
-        el("small", "is ", label),
-        el("small", percent(float(item["confidence"])), " sure"),
-        el("small", el("bdi", _file(name)), class_="file"),
-    )
-    return el("figure", image, el("figcaption", el("b", predicted), *lines), title=f"{name}: {label} taken for {predicted}")
+    kind = "coarse" if width <= 96 else None
+    seen = el("img", src=f"data:image/png;base64,{png}", alt=said, class_=kind)
+    if "lit" in item:
+        lit = el("img", src=f"data:image/jpeg;base64,{item['lit']}", alt=f"{said}, where it looked", class_=kind)
+        seen = el("div", seen, lit)
+    lines = (el("small", "is ", label) if wrong else None, el("small", percent(float(item["confidence"])), " sure"))
+    caption = el("figcaption", el("b", predicted), *lines, el("small", el("bdi", _file(name)), class_="file"))
+    return el("figure", seen, caption, title=f"{name}: {said}")
 
 
 def _file(name: str) -> str:
