@@ -21,15 +21,16 @@ def main() -> int:
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # `accelerate launch` ignores them, and its children inherit that
     from tltrain.cli import main as cli
+    from tltrain.cli.codes import EXIT_STOPPED
 
     try:
         code = cli.main(sys.argv[1:])
     except BaseException as error:
         _note(f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
-    if code not in (0, cli.EXIT_STOPPED):
+    if code not in (0, EXIT_STOPPED):
         _note(f"tltrain ended with code {code}; its message stands in the log", "")
-    return 0 if code == cli.EXIT_STOPPED else code
+    return 0 if code == EXIT_STOPPED else code
 
 
 def _note(error: str, trace: str) -> None:

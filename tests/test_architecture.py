@@ -24,7 +24,7 @@ ROOMS = (
     "cache",
     "planning",
     "evaluation", "evaluation/exporters",
-    "training/losses", "training/weights", "training",
+    "training/losses", "training/weights", "training", "many",
     "analysis",
     "api", "commands", "cli", "__main__",
 )  # fmt: skip

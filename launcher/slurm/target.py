@@ -27,7 +27,9 @@ USAGE = """\
 
 
 @dataclass(frozen=True)
-class _Flags:
+class SlurmFlags:
+    """Options of `tltrain launch slurm`."""
+
     job: Annotated[Job, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Print exactly what would be submitted, and submit nothing."""
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Check everything, then submit one job, or a chain of jobs, and print their ids."""
     own, trainings = split(argv)
     about = f"{main.__doc__} Site defaults stand in {site.path()}."
-    parsed = parse_flags(_Flags(site.defaults()), own, "tltrain launch slurm", about)
+    parsed = parse_flags(SlurmFlags(site.defaults()), own, "tltrain launch slurm", about)
     command = ["tltrain", "launch", "slurm", *argv]
     if parsed.job.array and len(trainings) > 1:
         raise UserError("--array and a chain of commands cannot be had at once; submit the array first, and the rest with --dependency")
@@ -75,16 +77,19 @@ def main(argv: Sequence[str]) -> int:
 def prepare(job: Job, argv: Sequence[str], command: Sequence[str]) -> Submission:
     """Validate a training command and render its job script. Writes no files. Raises FinishedRun and UserError."""
     if job.array:
-        parent, trainings = read_array(argv, job.array_key, job.array_values)
-        runs, job_argv = tuple(trainings), script.argv_of_array(parent, trainings)
-    else:
-        runs = (read(argv),)
-        parent, job_argv = runs[0].run, script.argv_of(runs[0])
+        return prepare_runs(job, *read_array(argv, job.array_key, job.array_values), command)
+    run = read(argv)
+    return prepare_runs(job, run.run, [run], command)
+
+
+def prepare_runs(job: Job, parent: Path, runs: Sequence[Training], command: Sequence[str]) -> Submission:
+    """Render the job script of one run, or of an array of runs in `parent`. Writes no files. Raises UserError."""
+    job_argv = script.argv_of_array(parent, runs) if job.array else script.argv_of(runs[0])
     accelerate.config_file(job.accelerate, World(job.nodes, job.processes_here, job.gpus_per_node > 0, threads=1))
     arguments = sbatch_arguments(job, _job_name(runs[0].recipe.name), script.log_pattern(parent, job.array is not None))
     text = script.render(job, arguments, job_argv, sys.executable if not job.container else "python", command)
     script.check_bash(text, job)
-    return Submission(parent, arguments, text, runs)
+    return Submission(parent, arguments, text, tuple(runs))
 
 
 def show(prepared: Sequence[Submission]) -> None:

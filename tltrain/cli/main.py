@@ -22,11 +22,14 @@ Verb = Callable[[Sequence[str]], int]
 """Runs with the words behind it on the command line, and returns the exit code. The first line of its docstring stands in the help."""
 
 GROUPS: dict[str, dict[str, Verb]] = {
-    "start a run": {"train": start.train, "plan": start.plan, "preview": start.preview, "launch": start.launch, "demo": start.demo},
+    "start a run": {
+        "train": start.train, "folds": start.folds, "plan": start.plan, "preview": start.preview, "launch": start.launch,
+        "demo": start.demo,
+    },
     "understand it": {"report": understand.report, "evaluate": understand.evaluate, "compare": understand.compare},
     "take it away": {"predict": take.predict, "export": take.export, "soup": take.soup},
     "operate": {"doctor": operate.doctor, "cache": operate.cache, "recipes": operate.recipes, "schema": operate.schema},
-}
+}  # fmt: skip
 """The verbs, by what a person wants."""
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 

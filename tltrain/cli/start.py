@@ -52,6 +52,31 @@ def preview(argv: Sequence[str]) -> int:
     return 0
 
 
+def folds(argv: Sequence[str]) -> int:
+    """Cross-validate a recipe: every image is judged by a network that never saw it.
+
+    Each fold is a run in its own folder; the same command resumes them. Behind --slurm stand options of tltrain launch slurm.
+    """
+    argv, slurm = _before_and_behind(argv, "--slurm")
+    parser = Parser(prog="tltrain folds", add_help=False)
+    parser.add_argument("--k", type=int, default=5, help="parts of the images, each tested once (default: 5)")
+    parser.add_argument("--repeats", type=int, default=1, help="how often the images are parted anew (default: 1)")
+    parser.add_argument("--jobs", type=int, help="folds at a time (default: one a GPU, else one)")
+    arguments, rest = parser.parse_known_args(argv)
+    from tltrain.core.arguments import parsing
+    from tltrain.runs.folds.folder import FoldsFolder, changes, folder_of
+
+    parsed = parsing.parse_with("folds", rest, changes(arguments.k, arguments.repeats))
+    wanted = FoldsFolder(folder_of(*parsed[0]), arguments.k, arguments.repeats)
+    if slurm is not None:
+        from launcher.slurm.array import submit_folds
+
+        return submit_folds(wanted, parsed, slurm, ["tltrain", "folds", *argv, "--slurm", *slurm])
+    from tltrain.many.folds import run_folds
+
+    return exit_code(run_folds(wanted, parsed, arguments.jobs))
+
+
 def launch(argv: Sequence[str]) -> int:
     """Start a run on all GPUs of this machine, or on Slurm.
 
@@ -74,3 +99,11 @@ def demo(argv: Sequence[str]) -> int:
     from tltrain.commands.demo import run_demo
 
     return exit_code(run_demo(arguments.out, arguments.seed))
+
+
+def _before_and_behind(argv: Sequence[str], word: str) -> tuple[list[str], list[str] | None]:
+    """The arguments before a word and those behind it; None where the word does not stand there."""
+    if word not in argv:
+        return list(argv), None
+    at = list(argv).index(word)
+    return list(argv[:at]), list(argv[at + 1 :])

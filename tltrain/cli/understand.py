@@ -38,14 +38,28 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
-    """Write a run's report.html again."""
+    """Write a run's report.html, or the folds.html of its folds, again."""
     parser = parser_of("report", report)
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    parser.add_argument("run", type=Path, help="a run folder, or a folder of folds")
+    parser.add_argument("--out", type=Path, help="the page of a run (default: RUN/report.html)")
     arguments = parser.parse_args(argv)
+    from tltrain.runs.folds.folder import is_folds
+
+    if is_folds(arguments.run):
+        return _report_folds(arguments.run, arguments.out)
     from tltrain.runs.report.write import write_report
 
     print(write_report(arguments.run, arguments.out))
+    return 0
+
+
+def _report_folds(path: Path, out: Path | None) -> int:
+    if out is not None:
+        raise UserError(f"{path} is a folder of folds, whose page links to their own; leave --out out, and find it there")
+    from tltrain.many.folds import show
+
+    if show(path) is None:
+        raise UserError(f"{path} has no fold that is finished yet; the `tltrain folds` that began it goes on")
     return 0
 
 

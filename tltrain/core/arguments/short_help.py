@@ -22,6 +22,7 @@ SUMMARY = {
     "plan": "Show what a recipe would train, and how long it takes. Trains nothing.",
     "preview": "Draw what a recipe's network will see: samples by views, stage by stage.",
     "sweep": "Train every combination of some values of a recipe, each in a folder of its own.",
+    "folds": "Cross-validate a recipe: every image is judged by a network that never saw it.",
 }
 USED = {
     "plan": (
@@ -36,6 +37,7 @@ _FEW = {
     "plan": ("max_device_batch", "workers", "compile", "cache", "smoke"),
     "preview": ("smoke",),
     "sweep": ("folder", "max_device_batch", "workers", "smoke"),
+    "folds": ("folder", "max_device_batch", "workers", "smoke"),
 }
 _FLAG_HELP = {
     "folder": "the run folder (runs/NAME); auto takes the next free one, such as runs/NAME-2",
@@ -54,6 +56,12 @@ _OWN = {
         "--slurm ...": "last: submit an array; behind it options of `tltrain launch slurm`",
         "--dry-run": "show the runs and start nothing",
     },
+    "folds": {
+        "--k N": "parts of the images, each tested once (5)",
+        "--repeats N": "how often the images are parted anew (1)",
+        "--jobs N": "folds at a time (one a GPU, else one)",
+        "--slurm ...": "last: submit an array; behind it options of `tltrain launch slurm`",
+    },
 }
 EXAMPLES = {
     "train": ("folder-resnet50 photos --epochs 5", "folder-resnet50 photos --stages.head.lr 3e-4 --folder auto"),
@@ -63,6 +71,7 @@ EXAMPLES = {
         "folder-resnet50 photos --over seed=0..4 --over stages.head.lr=1e-3,3e-3",
         "digits-resnet --over batch=16,32,64 --halving 3 --jobs 2",
     ),
+    "folds": ("folder-resnet50 photos --k 5", "folder-resnet50 photos --k 5 --repeats 2 --slurm --time 1:00:00"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +105,13 @@ def create(wanted: FoldsFolder) -> FoldsFolder:
     return kept
 
 
-def is_finished(member: Member) -> bool:
-    return run_dir.outcome(member.path).get("outcome") == "finished"
+def unfinished(wanted: FoldsFolder, parsed: Sequence[tuple[Recipe, RunFlags]]) -> list[tuple[Recipe, RunFlags]]:
+    """The recipe and the flags of each run that is not finished, with its own folder.
+
+    parsed: one for each of `wanted.members`.
+    """
+    return [
+        (recipe, replace(start, folder=member.path))
+        for member, (recipe, start) in zip(wanted.members, parsed, strict=True)
+        if run_dir.outcome(member.path).get("outcome") != "finished"
+    ]
