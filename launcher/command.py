@@ -14,6 +14,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
 from tltrain.runs import run_dir
+from tltrain.runs.listing.folders import AUTO, check_recipe, run_folder
 
 
 class FinishedRun(UserError):
@@ -65,7 +66,7 @@ def read(argv: Sequence[str]) -> Training:
 def parse(argv: Sequence[str]) -> Training:
     """Parse `train RECIPE …` without looking at the run folder."""
     recipe, start = parsing.parse("train", argv[1:])
-    run = run_path(recipe, start).absolute()
+    run = run_folder(recipe, start).absolute()
     return Training(recipe, replace(start, folder=run), run)
 
 
@@ -79,6 +80,8 @@ def read_array(argv: Sequence[str], key: str, values: Sequence[str]) -> tuple[Pa
         raise UserError(f"{name} stands in the command and in --array; leave it out of one of them")
     parsed = parsing.parse_with("train", argv[1:], [{path: None if value in ("None", "null") else value} for value in values])
     recipe, start = parsed[0]
+    if start.folder == AUTO:
+        raise UserError("--folder auto is for one run, and --array names a folder for each by its value; leave it out")
     parent = run_path(recipe, start).absolute()
     parent = parent.with_name(f"{parent.name}-by-{key}")
     runs = [Training(r, replace(s, folder=parent / v), parent / v) for (r, s), v in zip(parsed, values, strict=True)]
@@ -107,7 +110,7 @@ def flags(start: RunFlags) -> list[str]:
 
 
 def _checked(training: Training) -> Training:
-    run_dir.check_recipe(training.run, training.recipe)
+    check_recipe(training.run, training.recipe, training.start)
     if run_dir.outcome(training.run).get("outcome") == "finished":
         remedy = "choose another folder behind --: -- train RECIPE --folder ANOTHER"
         raise FinishedRun(f"{training.run} is finished already: see {run_dir.report_file(training.run)}, or {remedy}")

@@ -18,7 +18,7 @@ ROOMS = (
     "core/output", "core/schema", "core", "core/arguments",
     "data/tables", "data/augmentation", "data", "data/sources",
     "heads",
-    "runs", "runs/trackers", "runs/report", "runs/pages", "runs/folds",
+    "runs", "runs/trackers", "runs/report", "runs/listing", "runs/pages", "runs/folds",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",
     "distributed", "distributed/strategies",
     "cache",

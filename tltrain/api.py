@@ -13,12 +13,13 @@ from PIL import Image
 
 from tltrain.core import recipe as recipes
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RENAMED, RunFlags, run_path, say_renamed
+from tltrain.core.flags import RENAMED, RunFlags, say_renamed
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
 from tltrain.evaluation.trained import TrainedModel, load_trained
 from tltrain.models.chain import Chain
 from tltrain.runs import run_dir
+from tltrain.runs.listing.folders import run_folder
 from tltrain.runs.metrics_log import read_rows
 from tltrain.training.run import train as train_run
 
@@ -117,7 +118,7 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
     ended = train_run(learned, start)
     if ended["outcome"] == "failed":
         raise UserError(f"the run failed: {ended['error']}")
-    return Run(run_path(learned, start))
+    return Run(run_folder(learned, start))
 
 
 def _opened(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:

@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "train": start.train, "folds": start.folds, "plan": start.plan, "preview": start.preview, "launch": start.launch,
         "demo": start.demo,
     },
-    "understand it": {"report": understand.report, "evaluate": understand.evaluate, "compare": understand.compare},
+    "understand it": {"ls": understand.ls, "report": understand.report, "evaluate": understand.evaluate, "compare": understand.compare},
     "take it away": {"predict": take.predict, "export": take.export, "soup": take.soup},
     "operate": {"doctor": operate.doctor, "cache": operate.cache, "recipes": operate.recipes, "schema": operate.schema},
 }  # fmt: skip

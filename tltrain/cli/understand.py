@@ -11,6 +11,25 @@ from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape
 
 
+def ls(argv: Sequence[str]) -> int:
+    """List runs: state, accuracies, time; newest first.
+
+    Looks into folders of runs too, such as those of a sweep.
+    """
+    from tltrain.runs.listing.lines import SORTS
+
+    parser = parser_of("ls", ls)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
+    parser.add_argument("--sort", choices=SORTS, default="when", help="numbers descending, names ascending (default: when)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs, with everything in full")
+    form.add_argument("--out", type=Path, metavar="FILE.html", help="write a page whose rows can be filtered")
+    arguments = parser.parse_args(argv)
+    from tltrain.commands.ls import show
+
+    return show(arguments.folder, arguments.sort, arguments.json, arguments.out)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     """Measure a finished run again, or on other images."""
     parser = parser_of("evaluate", evaluate)
@@ -47,9 +66,9 @@ def report(argv: Sequence[str]) -> int:
 
     if is_folds(arguments.run):
         return _report_folds(arguments.run, arguments.out)
-    from tltrain.runs.report.write import write_report
+    from tltrain.runs.pages.write import write_report
 
-    print(write_report(arguments.run, arguments.out))
+    print(escape.line(str(write_report(arguments.run, arguments.out))))
     return 0
 
 
@@ -72,5 +91,5 @@ def compare(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     from tltrain.commands.compare import compare as compare_runs
 
-    print(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}")
+    print(escape.line(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}"))
     return 0

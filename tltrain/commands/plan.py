@@ -11,7 +11,7 @@ from tltrain.cache.measure import Machine
 from tltrain.cache.planner import survey
 from tltrain.core import files
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
 from tltrain.data import open_images, outline_images
@@ -19,6 +19,7 @@ from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.planning import compiling
 from tltrain.planning.view_device import view_device
+from tltrain.runs.listing.folders import run_folder
 from tltrain.training import optim, plan_table
 from tltrain.training.experiment import Experiment, check_objective
 from tltrain.training.setup import DEVICE_BATCH, num_workers
@@ -26,7 +27,7 @@ from tltrain.training.setup import DEVICE_BATCH, num_workers
 
 def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     """`tltrain plan`: print the table of stages, the caching planned for each, and notes on the data. Raises UserError."""
-    check_apart(recipe.data.source, run_path(recipe, start))
+    check_apart(recipe.data.source, run_folder(recipe, start))
     images = outline_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")

@@ -42,7 +42,8 @@ class RunFlags:
     """How this start of a run executes the recipe. No flag changes what is learned."""
 
     folder: Path | None = None
-    """The run folder; the default is runs/NAME, by the recipe's name. The same command again resumes the run."""
+    """The run folder; the default is runs/NAME, by the recipe's name; auto takes the first of runs/NAME, runs/NAME-2, ... that is free or
+    holds this very recipe. The same command again resumes the run."""
     max_device_batch: int | None = None
     """Largest micro-batch on one device; a larger share of the batch is accumulated. The default is 128; a resumed run keeps its own value.
     When the device runs out of memory, the run halves it and keeps the new value."""

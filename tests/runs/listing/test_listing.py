@@ -1,0 +1,153 @@
+"""Run folders side by side: the one that --folder auto takes, and the table of `tltrain ls`, which no damaged folder breaks."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_words import mistake
+from fake_run import fake_run
+
+from tltrain.cli.main import main
+from tltrain.commands.ls import table
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import load
+from tltrain.runs import run_dir
+from tltrain.runs.listing.folders import AUTO, check_recipe, run_folder
+from tltrain.runs.listing.lines import lines
+
+RECIPE = load("digits-resnet")
+OTHER = RECIPE.override({"batch": 8})
+
+
+def test_auto_takes_the_first_folder_that_is_free_or_holds_this_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = RunFlags(folder=AUTO)
+    assert run_folder(RECIPE, start) == Path("runs/digits-resnet")
+    run_dir.create(Path("runs/digits-resnet"), RECIPE)
+    assert run_folder(RECIPE, start) == Path("runs/digits-resnet"), "the same command goes on with its own run"
+    assert run_folder(OTHER, start) == Path("runs/digits-resnet-2")
+    (tmp_path / "runs/digits-resnet-2").mkdir()
+    (tmp_path / "runs/digits-resnet-2/notes.txt").write_text("mine")
+    assert run_folder(OTHER, start) == Path("runs/digits-resnet-3")
+    assert run_folder(OTHER, replace(start, folder=None)) == Path("runs/digits-resnet")
+
+
+def test_the_refusal_of_a_changed_recipe_names_the_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir.create(Path("runs/digits-resnet"), RECIPE)
+    with pytest.raises(UserError, match=r"batch: 64 -> 8\n.*; --folder auto takes runs/digits-resnet-2$"):
+        check_recipe(Path("runs/digits-resnet"), OTHER, RunFlags())
+    run_dir.create(Path("mine"), RECIPE)
+    with pytest.raises(UserError, match=r"or delete it$"):
+        check_recipe(Path("mine"), OTHER, RunFlags(folder=Path("mine")))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two finished runs, one that was never started, and four folders that are damaged in a way of their own."""
+    root = tmp_path / "runs"
+    fake_run(root / "good", ["a", "b", "c"], skill=0.95)
+    fake_run(root / "deep/er/down/worse", ["a", "b", "c"], skill=0.6, seed=1)
+    run_dir.create(root / "queued", RECIPE)
+    fake_run(root / "no-recipe", ["a", "b"])
+    (root / "no-recipe/recipe.yaml").unlink()
+    fake_run(root / "bad-rows", ["a", "b"])
+    (root / "bad-rows/metrics-000001.jsonl").write_text("{}\n{}\n")
+    fake_run(root / "bad-outcome", ["a", "b"])
+    (root / "bad-outcome/outcome.json").write_text('{"outcome')
+    fake_run(root / "bad-recipe", ["a", "b"])
+    (root / "bad-recipe/recipe.yaml").write_text("name: \x1b[31m\n")
+    (root / "notes").mkdir()
+    (root / "notes/read.me").write_text("no run")
+    return root
+
+
+def test_each_run_is_a_line_and_a_damaged_one_hides_no_other(runs: Path) -> None:
+    found = {Path(line.run).relative_to(runs).as_posix(): line for line in lines(runs)}
+    assert {name: line.state for name, line in found.items()} == {
+        "good": "finished", "deep/er/down/worse": "finished", "queued": "new",
+        "no-recipe": "damaged", "bad-rows": "damaged", "bad-outcome": "damaged", "bad-recipe": "damaged",
+    }  # fmt: skip
+    good, test = found["good"], json.loads((runs / "good/test_metrics.json").read_text())
+    assert (good.recipe, good.data, good.test) == ("digits-resnet", "digits", test["top1"])
+    best = [row for row in map(json.loads, (runs / "good/metrics-000001.jsonl").read_text().splitlines()) if row.get("best")][-1]
+    assert good.val == best["top1"]
+    assert all(line.problem for line in found.values() if line.state == "damaged")
+    assert found["no-recipe"].problem == "it has no recipe.yaml"
+
+
+def test_a_run_that_goes_on_is_running_and_one_without_an_owner_was_killed(runs: Path) -> None:
+    run_dir.claim(runs / "queued")
+    assert {line.state for line in lines(runs / "queued")} == {"running"}
+    claim = runs / "queued/generations/000001"
+    owner = json.loads(claim.read_text())
+    claim.write_text(json.dumps({**owner, "host": "elsewhere", "time": time.time() - 3600}))
+    assert {line.state for line in lines(runs / "queued")} == {"killed"}
+    run_dir.write_outcome(runs / "queued", 1, {"outcome": "failed", "error": "no room"})
+    assert [(line.state, line.problem) for line in lines(runs / "queued")] == [("failed", "no room")]
+
+
+def test_how_far_a_stopped_run_came_is_said_in_steps(runs: Path) -> None:
+    (runs / "good/outcome.json").write_text(json.dumps({"outcome": "stopped"}))
+    rows = (runs / "good/metrics-000001.jsonl").read_text().splitlines()
+    early = [row for row in rows if '"start"' in row or json.loads(row)["stage_index"] == 0]
+    (runs / "good/metrics-000001.jsonl").write_text("\n".join(early) + "\n")
+    env = json.loads((runs / "good/env.json").read_text())
+    (runs / "good/env.json").write_text(json.dumps({**env, "data": {"train": 1000}}))
+    [line] = lines(runs / "good")
+    assert line.done == pytest.approx(60 / 200)
+    assert any("stopped 30 %" in row for row in table([line], runs, time.time(), 80))
+
+
+@pytest.mark.parametrize(("sort", "first"), [("test", "good"), ("run", "bad-outcome"), ("state", "damaged")])
+def test_the_table_can_be_sorted(runs: Path, sort: str, first: str) -> None:
+    line = lines(runs, sort)[0]
+    assert first in (Path(line.run).name, line.state)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(runs: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_run(runs / ("a-very-long-name-of-a-run-" * 4 + "seed-1"), ["a", "b"])
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["ls", str(runs)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b[31m" not in text
+    assert "seed-1" in text, "the end of a name tells runs apart"
+    head, *rows = text.split("\n\n")[0].splitlines()
+    assert head.split() == ["run", "recipe", "data", "state", "val", "test", "time", "when"]
+    assert len(rows) == 8
+    assert "bad-rows: " in text.split("\n\n")[1]
+
+
+def test_json_has_no_nan_and_a_folder_without_runs_is_said(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ls", str(runs), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert len(json.loads(text)) == 7
+    monkeypatch.chdir(runs / "notes")
+    assert main(["ls"]) == 0
+    assert "no runs yet" in capsys.readouterr().out
+    assert "is no folder" in mistake(["ls", "/no/where"], capsys)
+
+
+def test_the_page_filters_rows_without_a_script(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = runs / "runs.html"
+    assert main(["ls", str(runs), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "<script" not in text
+    assert "default-src 'none'" in text
+    assert "\x1b" not in text
+    for name, num in (("recipe", 2), ("data", 2), ("state", 3)):
+        for i in range(num):
+            assert f'id="{name}-{i}"' in text
+            assert f"body:has(#{name}-{i}:checked) tbody tr:not(.{name}-{i}) {{ display: none; }}" in text
+    rows = text.partition("<tbody>")[2].split("<tr ")[1:]
+    assert sum("state-1" in row.partition(">")[0] for row in rows) == 2 == sum("finished" in row for row in rows)

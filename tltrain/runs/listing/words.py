@@ -1,0 +1,52 @@
+"""The words of a line of the table: state with how far it came, how long ago, the data by its short name."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from tltrain.runs.listing.lines import RunLine
+
+
+def state_of(line: RunLine) -> str:
+    """The state, and how much is done where it is not finished: stopped 43 %."""
+    return line.state if line.state == "finished" or math.isnan(line.done) else f"{line.state} {100 * line.done:.0f} %"
+
+
+def data_name(source: str) -> str:
+    """A data source by its last name: photos for folder:/data/photos."""
+    return source.rstrip("/").rpartition("/")[2].removeprefix("folder:").removeprefix("csv:")
+
+
+def ago(when: float, now: float) -> str:
+    """How long ago: 5 min ago, 3 h ago, or the day. Both in seconds since the epoch."""
+    if math.isnan(when):
+        return ""
+    age_s = now - when
+    if age_s < 90:
+        return "now"
+    if age_s < 5400:
+        return f"{age_s / 60:.0f} min ago"
+    if age_s < 86400:
+        return f"{age_s / 3600:.0f} h ago"
+    day = datetime.fromtimestamp(when)
+    return f"{day.day} {day:%b}" if day.year == datetime.fromtimestamp(now).year else f"{day.day} {day:%b %Y}"
+
+
+def short_duration(seconds: float) -> str:
+    """A duration in at most seven characters: 48 s, 3:20, 2:05:00."""
+    if not math.isfinite(seconds):
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def cut(text: str, width: int) -> str:
+    """A text that fits: what is too long loses its middle, so that its end, which tells runs apart, stays."""
+    if len(text) <= width:
+        return text
+    keep = max(1, width - 1)
+    return f"{text[: keep // 3]}\u2026{text[len(text) - (keep - keep // 3) :]}"
