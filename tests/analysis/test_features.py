@@ -73,7 +73,7 @@ def test_features_are_those_of_the_network_stored_or_not(made_recipe: MakeRecipe
         assert set(bank.split_names) == {"train", "val", "test"}
         labels, chain = bank.labels, bank.loaded.chain
         cut = bank.cut("layer4")
-        some = [0, len(bank.images.train), len(bank) - 1]
+        some = [0, len(bank.splits[0]), len(bank) - 1]
         for i in some:
             split = next(s for s in bank.splits if s.name == bank.split_names[i])
             position = split.ids.index(bank.ids[i])
@@ -89,9 +89,7 @@ def test_features_are_those_of_the_network_stored_or_not(made_recipe: MakeRecipe
 def test_the_test_split_stays_unseen(made_recipe: MakeRecipe) -> None:
     with FeatureBank.open(made_recipe(), FLAGS, QUIET) as bank:
         assert set(bank.split_names) == {"train", "val"}
-        assert (
-            len(bank.features()) == len(bank.labels) == len(bank.ids) == len(bank.groups) == len(bank.images.train) + len(bank.images.val)
-        )
+        assert len(bank.features()) == len(bank.labels) == len(bank.ids) == len(bank.groups) == sum(map(len, bank.splits))
     assert {store.made_by["split"] for store in disk_store.stores(store_root())} == {"train", "val"}
 
 

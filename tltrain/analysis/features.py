@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tltrain.analysis.pooling import pooled
+from tltrain.analysis.samples import EVERY, WITHOUT_TEST, Samples, samples_of
 from tltrain.cache.cost_model import Choice, Speed
 from tltrain.cache.feature_table import Rows
 from tltrain.cache.filling import CacheFiller
@@ -38,26 +37,23 @@ from tltrain.models.factory import Loaded, head_input
 from tltrain.training.experiment import open_nets
 from tltrain.training.setup import num_workers
 
+__all__ = ["EVERY", "HEAD", "WITHOUT_TEST", "FeatureBank"]
+
 HEAD = "head"
-WITHOUT_TEST = ("train", "val")
-"""The default: what is chosen by its features has not seen the test images."""
-EVERY = ("train", "val", "test")
 READ_ROWS = 256
 """Stored rows that are read, and pooled, at a time."""
 
 
 @dataclass(frozen=True)
-class FeatureBank:
-    """The images of a recipe and its network, frozen on the device. Features are of the evaluation view, in the order of the splits.
+class FeatureBank(Samples):
+    """The images of a recipe and its network, frozen on the device. Features are of the evaluation view, in the order of `Samples`.
 
     Open it by `with FeatureBank.open(recipe, flags, console) as bank:`, and close it before anything trains in this process.
     """
 
     recipe: Recipe
     flags: RunFlags
-    images: DataSplits
     loaded: Loaded
-    splits: tuple[Split, ...]
     runtime: Runtime
     console: Console
     _known: dict[int, Tensor] = field(default_factory=dict)
@@ -75,61 +71,15 @@ class FeatureBank:
         if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
             raise UserError(f"features are looked at in one process, and the launcher started {world}; run the command without it")
         images = open_images(recipe.data) if images is None else images
-        splits = tuple(s for s in (images.train, images.val, images.test) if s is not None and s.name in tuple(which))
+        samples = samples_of(images, which)
         with torch_settings_kept():
             runtime = Runtime(recipe.deterministic, 60 * flags.timeout_minutes)
             try:
                 loaded, _ = open_nets(recipe.model_copy(update={"distill": None}), images)
                 on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()
-                yield cls(recipe, flags, images, loaded, splits, runtime, console)
+                yield cls(samples.images, samples.splits, recipe, flags, loaded, runtime, console)
             finally:
                 runtime.close()
-
-    def __len__(self) -> int:
-        return sum(map(len, self.splits))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.images.classes
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """(N,) int64."""
-        return np.concatenate([split.labels for split in self.splits])
-
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """(N,) the images' readable names, such as paths relative to the source."""
-        return tuple(name for split in self.splits for name in split.ids)
-
-    @cached_property
-    def split_names(self) -> tuple[str, ...]:
-        """(N,) the split of each image."""
-        return tuple(split.name for split in self.splits for _ in range(len(split)))
-
-    @cached_property
-    def numbers(self) -> np.ndarray:
-        """(N,) int64, each image's number in the source: `images.source.read(number)` gives its picture."""
-        return np.concatenate([split.source_index for split in self.splits])
-
-    @cached_property
-    def groups(self) -> np.ndarray:
-        """(N,) int64. Images of one group belong together. Each is a group of its own where the source has no groups."""
-        return self.numbers if self.images.source is None else self.images.source.groups[self._places]
-
-    @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """(N,) hash of each file's bytes. Empty where the source has none."""
-        known = () if self.images.source is None else self.images.source.digests
-        return tuple(known[i] for i in self._places.tolist()) if known else ()
-
-    @property
-    def _places(self) -> np.ndarray:
-        """(N,) int64, the position of each image in the source's arrays. Unreadable files leave gaps in its numbers, which may be in any
-        order."""
-        assert self.images.source is not None
-        place_of = {number: i for i, number in enumerate(self.images.source.numbers.tolist())}
-        return np.array([place_of[number] for number in self.numbers.tolist()], dtype=np.int64)
 
     def cut(self, where: str | int) -> int:
         """The index of the block that `where` names: a block, a group of blocks (layer4), or head. Raises UserError.
