@@ -45,8 +45,9 @@ def test_a_run_leaves_everything_a_person_needs(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
     assert names >= {
         "recipe.yaml", "env.json", "plan.txt", "metrics-000001.jsonl", "checkpoints", "stages", "weights.safetensors",
-        "test_metrics.json", "test_predictions.csv", "mistakes.json", "outcome.json", "report.html",
+        "test_metrics.json", "test_predictions.csv", "mistakes.json", "right_answers.json", "outcome.json", "report.html",
     }  # fmt: skip
+    assert all("lit" in item for name in ("mistakes", "right_answers") for item in json.loads((finished_run / f"{name}.json").read_text()))
     assert json.loads((finished_run / "outcome.json").read_text())["outcome"] == "finished"
     assert {path.name for path in (finished_run / "stages").iterdir()} == {"0-head", "1-all"}
     kinds = [row["kind"] for row in read_rows(finished_run)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 
 from tltrain.cache import cost_model
@@ -257,8 +258,10 @@ def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept_fl
     strategy = str(runtime.accelerator.distributed_type.value)
     accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
-    sizes = {s.name: len(s) for s in (images.train, images.val, images.test) if s is not None}
-    data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes}
+    splits = [s for s in (images.train, images.val, images.test) if s is not None]
+    sizes = {s.name: len(s) for s in splits}
+    by_class = {s.name: np.bincount(s.labels, minlength=len(images.classes)).tolist() for s in splits}
+    data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes, "names": images.classes, "by_class": by_class}
     run_dir.write_environment(path, accelerate, device, kept_flags, data)
 
 

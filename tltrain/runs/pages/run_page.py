@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -11,6 +10,7 @@ from typing import Any
 
 from tltrain.core import registry
 from tltrain.core.metric import metric
+from tltrain.runs.pages import background
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
@@ -45,8 +45,9 @@ def report(run: RunRecord) -> str:
         errors(run),
         mistakes(run),
         calibration(run),
-        _seen(run),
-        _background(run),
+        background.images(run),
+        background.seen(run),
+        background.details(run),
     )
 
 
@@ -181,13 +182,18 @@ def _lr_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     values = [y for y in _finite(points) if y > 0]
     if not values:
         return None
-    peaks = [stage.lr for stage in run.recipe.stages[: len(spans)]]
+    peaks = [stage.lr for stage in run.recipe.stages[: len(spans)] if stage.lr is not None]
     log = max(peaks) >= 8 * min(peaks)
     y = log_axis(min(peaks) / 30, max(*values, min(peaks))) if log else axis(0, max(values))
     points = [(px, py if py >= y.low else math.nan) for px, py in points]  # a logarithmic axis cannot show 0
     title = "Learning rate of the head" + (", logarithmic" if log else "")
     lines = [Line("lr", points, "s2")]
     return line_chart(title, lines, y, lambda v: f"{v:.3g}".replace("e-0", "e-"), x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
+
+
+def _peak(stage: Stage) -> str:
+    """The peak learning rate of a stage, or how its head is worked out."""
+    return (stage.solve or "").replace("_", " ") if stage.lr is None else f"{stage.lr:.3g}"
 
 
 def _stage_table(run: RunRecord) -> Html:
@@ -202,7 +208,7 @@ def _stage_table(run: RunRecord) -> Html:
         how = {"finished": "in full", "early": "early"}.get(end["reason"], end["reason"]) if end else "not ended" if own else "not started"
         time = duration(number(end, "seconds") - before) if end else DASH  # stage_end rows hold the seconds of the whole run so far
         before = number(end, "seconds") if end else math.nan
-        rows.append([stage.name, stage.unfreeze, f"{stage.lr:.3g}", count(run.stage_steps[i]), how, time, metric_value(select, best)])
+        rows.append([stage.name, stage.unfreeze, _peak(stage), count(run.stage_steps[i]), how, time, metric_value(select, best)])
     table = parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
     kept = [row["stage"] for row in run.of_kind("stage_end") if row.get("unchanged")]
     if not kept:
@@ -271,26 +277,3 @@ def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:
         for b in reversed(bins)
     ]
     return parts.table(["Confidence, %", "Images", "Mean, %", "Accuracy, %"], rows)
-
-
-def _seen(run: RunRecord) -> Html | None:
-    if run.preview is None:
-        return None
-    note = "Training images before normalisation: first the evaluation view, then the first augmented views of each stage."
-    source = f"data:image/png;base64,{b64encode(run.preview).decode()}"
-    width = int.from_bytes(run.preview[16:20], "big")  # the IHDR chunk of a PNG begins there
-    image = el("img", src=source, alt="Training images as the network sees them", width=width)
-    return el("section", el("h2", "What it sees"), el("p", note, class_="note"), el("div", image, class_="scroll seen"))
-
-
-def _background(run: RunRecord) -> Html:
-    plan = join(el("h2", "The plan"), el("pre", run.plan, class_="plan")) if run.plan else None
-    rest = {k: v for k, v in (run.outcome or {}).items() if k != "error"}
-    details = [("Environment", run.env), ("Outcome", rest)]
-    return el(
-        "section",
-        plan or el("h2", "What was run"),
-        el("p"),
-        *(el("details", el("summary", name), parts.facts(value)) for name, value in details if value),
-        el("details", el("summary", "Recipe"), el("pre", run.recipe.to_yaml())),
-    )

@@ -54,7 +54,7 @@ def count(n: int) -> str:
 
 
 def plural(n: int, word: str) -> str:
-    return f"{count(n)} {word}" if n == 1 else f"{count(n)} {word}s"
+    return f"{count(n)} {word}" if n == 1 else f"{count(n)} {word}{'es' if word.endswith('s') else 's'}"
 
 
 def compact(value: float) -> str:
