@@ -139,6 +139,14 @@ def test_what_cannot_be_averaged_is_refused(runs: list[Path], tmp_path: Path, fi
     assert not (tmp_path / "soup").exists()
 
 
+def test_folds_are_not_averaged(runs: list[Path], tmp_path: Path, finished: Callable[[str, Recipe], Path]) -> None:
+    folds = [finished(f"{f}", seed(0, data={"folds": 3, "fold": f, "seed": 0}, stage={"steps": 1})) for f in range(2)]
+    with pytest.raises(UserError, match=r"is fold 0 of 3 and .* fold 1 of 3: one has learned from what the other is tested on"):
+        soup(folds, tmp_path / "soup", "uniform", with_test=False, device_batch=16)
+    with pytest.raises(UserError, match=r"is no fold and .* fold 0 of 3"):
+        soup([runs[0], folds[0]], tmp_path / "soup", "uniform", with_test=False, device_batch=16)
+
+
 def test_an_unfinished_run_and_other_classes_are_refused(runs: list[Path], tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     run_dir.create(begun, seed(0))

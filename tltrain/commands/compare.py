@@ -12,6 +12,8 @@ from rich.text import Text
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
+from tltrain.runs.folds.compared import compared_folds
+from tltrain.runs.folds.folder import is_folds
 from tltrain.runs.pages.compare_page import between, p_value, pairs_with_best, value_text, verdict
 from tltrain.runs.pages.comparison import ComparedRun, Interval, compared_run, differing, grouped
 from tltrain.runs.pages.write import write_entries
@@ -25,7 +27,15 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
     """Print the comparison of run folders, and write its page to `out`. Raises UserError."""
     if len(paths) < 2:
         raise UserError("one run cannot be compared; give two run folders or more")
-    entries = [compared_run(name, read_run(path)) for name, path in zip(names(paths), paths, strict=True)]
+    folds = [path for path in paths if is_folds(path)]
+    if folds and len(folds) < len(paths):
+        other = next(path for path in paths if path not in folds)
+        raise UserError(
+            f"{folds[0]} is a folder of folds, which is judged by all of its images, and {other} a run, judged by its test split; "
+            "compare folds with folds"
+        )
+    of = compared_folds if folds else lambda name, path: compared_run(name, read_run(path))
+    entries = [of(name, path) for name, path in zip(names(paths), paths, strict=True)]
     Terminal(highlight=False).print(rendered(entries))
     return write_entries(entries, out, title)
 
@@ -75,7 +85,7 @@ def _pairs(entries: Sequence[ComparedRun]) -> list[Table]:
     if not pairs:
         return []
     best = pairs[0].first.name
-    table = _table(f"{best} against", "difference (95 % interval)", f"only {best} right", "only the other", "McNemar")
+    table = _table(f"{best} against", "difference (95 % interval)", f"only {best} right", "only the other", "p")
     for pair in pairs:
         gain = f"{points(pair.gain.value)} ({100 * pair.gain.low:+.1f} to {100 * pair.gain.high:+.1f})"
         shown = [gain, count(pair.only_first), count(pair.only_second), p_value(pair.p)]

@@ -100,8 +100,7 @@ def pool(path: Path) -> Pooled | None:
     p = _predictions(what, [member for member, _ in tested], classes)
     right_N = p.right
     share, constant = float(right_N.mean()), bool((right_N == right_N[0]).all())
-    # One prediction an image: the interval of a share. More: images are resampled with all of theirs, which are not independent.
-    ends = wilson(share, len(right_N)) if np.isin(right_N, (0, 1)).all() else bootstrap(_mean, right_N)
+    ends = accuracy_interval(right_N)
     f1 = float(_f1(p.label, *p.predicted))
     f1_ends = ends if constant else bootstrap(_f1, p.label, *p.predicted)
     return Pooled(what, tested, p, _record(what, tested, _figures(tested, p, share, f1)), Interval(share, *ends), Interval(f1, *f1_ends))
@@ -202,6 +201,18 @@ def _mistakes(runs: Sequence[tuple[Member, RunRecord]]) -> list[Mapping[str, Any
     for mistake in sorted((m for _, run in runs for m in run.mistakes), key=lambda m: -float(m["confidence"])):
         surest.setdefault(str(mistake["id"]), mistake)
     return list(surest.values())[:MOST_MISTAKES]
+
+
+def accuracy_interval(right_N: np.ndarray, resampled: bool = False) -> tuple[float, float]:
+    """The 95 % interval of the mean of what an image's predictions are right about, (N,) in [0, 1].
+
+    Of one prediction an image it is that of a share (Wilson). Of more, or where `resampled`, images are resampled, each with all of its
+    predictions, which are not independent. As for a run, one of no width becomes Wilson's.
+    """
+    binary, constant = np.isin(right_N, (0, 1)).all(), (right_N == right_N[0]).all()
+    if constant or (binary and not resampled):
+        return wilson(float(right_N.mean()), len(right_N))
+    return bootstrap(_mean, right_N)
 
 
 def _mean(right: np.ndarray, axis: int = -1) -> np.ndarray:

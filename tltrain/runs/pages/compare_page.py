@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core.output import escape
-from tltrain.runs import run_dir
 from tltrain.runs.pages.comparison import ComparedRun, Group, Interval, Paired, differing, grouped, paired, welch
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
@@ -107,9 +106,11 @@ def _chance(first: ComparedRun, second: ComparedRun) -> tuple[bool, str]:
     """(whether the choice of test images may explain the difference of two runs, the test by which that was judged)."""
     pair = paired(first, second)
     if pair is not None:
+        how, other = ("alone is right", "alone on") if pair.test == Paired.test else ("is right more often", "on")
+        covers = "what the networks learned from" if first.is_folds else "the seed"
         return pair.p >= 0.05, (
-            f"On the same images, {first.name} alone is right on {count(pair.only_first)}, {second.name} alone on "
-            f"{count(pair.only_second)} (exact McNemar test, {p_value(pair.p)}). It covers the choice of test images, not of the seed."
+            f"On the same images, {first.name} {how} on {count(pair.only_first)}, {second.name} {other} {count(pair.only_second)} "
+            f"({pair.test}, {p_value(pair.p)}). It covers the choice of test images, not of {covers}."
         )
     assert first.accuracy is not None
     assert second.accuracy is not None
@@ -149,7 +150,7 @@ def _table(entries: Sequence[ComparedRun], groups: Sequence[Group], out: Path) -
 
 
 def _row(style: str, e: ComparedRun, out: Path, low: float, high: float) -> list[str]:
-    run, report = e.run, run_dir.report_file(e.run.path)
+    run, report = e.run, e.run.path / e.page
     where = os.path.relpath(report, out.parent) if report.is_file() else None
     label = el("a", e.name, href=escape.url(Path(where).as_posix())) if where else Html(el("span", e.name))
     first = join(el("i", class_=f"key {style}"), label)
@@ -179,7 +180,11 @@ def _note(entries: Sequence[ComparedRun]) -> Html:
         sentences.append("The cost of the weights that a run starts from is not counted.")
     if any(e.run.recipe.distill for e in entries):
         sentences.append("The cost of a teacher is not counted.")
-    sentences.append("Each row is one run; another seed gives other values.")
+    sentences.append(
+        "Each row is a cross-validation: images are resampled with all of their predictions."
+        if any(e.is_folds for e in entries)
+        else "Each row is one run; another seed gives other values."
+    )
     return el("p", " ".join(sentences), class_="note under")
 
 
@@ -200,7 +205,7 @@ def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
         for pair in pairs
     ]
     text = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% bootstrap "
-    text += "interval; p is McNemar's exact test. "
+    text += f"interval; p is that of the {pairs[0].test}. "
     if len(pairs) > 1:
         text += f"Of {len(pairs)} such tests, about one in twenty has p < .05 by chance alone."
     head = ["Against", "Difference", "Only the best right", "Only the other right", "p"]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from tltrain.runs.record import Predicted, RunRecord, number, read_predictions
-from tltrain.runs.report.stats import bootstrap, f1_macro, gain, mcnemar, wilson
+from tltrain.runs.report.stats import bootstrap, f1_macro, gain, mcnemar, sign_flips, wilson
 
 SEEDS = {"seed", "data.seed"}
 """Recipe values that may differ within a group."""
@@ -39,6 +39,10 @@ class ComparedRun:
     """Test accuracy; None if the run has no test metrics."""
     f1: Interval | None
     """Macro F1; None if the run has no test predictions."""
+    page: str = "report.html"
+    """Its own page, in its folder."""
+    is_folds: bool = False
+    """Whether it is a cross-validation: its figures are those of all images, each judged by networks that never saw it."""
 
     @property
     def device_seconds(self) -> float:
@@ -81,9 +85,11 @@ class Paired:
     only_first: int
     only_second: int
     p: float
-    """p of McNemar's exact test."""
+    """p of the test."""
     gain: Interval
     """Accuracy of the first minus that of the second, with a paired bootstrap interval over images."""
+    test: str = "exact McNemar test"
+    """How p was found."""
 
 
 def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
@@ -91,10 +97,12 @@ def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
     a, b = first.predicted, second.predicted
     if a is None or b is None or a.samples != b.samples:
         return None
-    only_first, only_second, p = mcnemar(a.right, b.right)
+    once = a.right.dtype == b.right.dtype == np.bool_  # one prediction an image, not the share of several
+    only_first, only_second, p = (mcnemar if once else sign_flips)(a.right, b.right)
     value = float(gain(b.right, a.right))
     ends = bootstrap(gain, b.right, a.right) if only_first + only_second else (0.0, 0.0)
-    return Paired(first, second, only_first, only_second, p, Interval(value, *ends))
+    test = Paired.test if once else "sign-flip test over images"
+    return Paired(first, second, only_first, only_second, p, Interval(value, *ends), test)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,13 @@ def _check_splits(runs: Sequence[Ingredient], images: DataSplits, with_test: boo
         raise UserError(f"{runs[0].path} has no val split, and a soup is chosen on val; train with data.val_fraction above 0")
     if with_test and images.test is None:
         raise UserError(f"{runs[0].path} has no test split; drop --test")
-    for name in ("val", "test") if with_test else ("val",):
+    for run in runs[1:]:  # the test split is not measured here without --test, but the soup is a run, which has the first one's
+        if (parts := [_fold(r.recipe) for r in (runs[0], run)])[0] != parts[1]:
+            raise UserError(
+                f"{runs[0].path} is {parts[0]} and {run.path} {parts[1]}: one has learned from what the other is tested on, so that no "
+                "figure of their mean would mean anything; average seeds of one fold, or train on all images without folds"
+            )
+    for name in ("val", "test"):
         first = _held_out(runs[0].path, name)
         for run in runs[1:]:
             if (other := _held_out(run.path, name)) != first:
@@ -197,6 +203,12 @@ def _check_splits(runs: Sequence[Ingredient], images: DataSplits, with_test: boo
                     f"{run.path} has another {name} split than {runs[0].path} ({alone}): one was trained on what the other is measured on; "
                     "give runs of the same data and data.seed, such as seeds"
                 )
+
+
+def _fold(recipe: Recipe) -> str:
+    data = recipe.data
+    repeat = f" of repeat {data.repeat}" if data.repeat else ""
+    return "no fold" if data.folds is None else f"fold {data.fold} of {data.folds}{repeat}"
 
 
 def _held_out(run: Path, split: str) -> frozenset[tuple[str, ...]]:
