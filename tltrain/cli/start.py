@@ -77,6 +77,34 @@ def folds(argv: Sequence[str]) -> int:
     return exit_code(run_folds(wanted, parsed, arguments.jobs))
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """Train every combination of some values of a recipe.
+
+    Each is a run in its own folder; the same command resumes them. Behind --slurm stand options of tltrain launch slurm.
+    """
+    argv, slurm = _before_and_behind(argv, "--slurm")
+    parser = Parser(prog="tltrain sweep", add_help=False)
+    parser.add_argument("--over", action="append", default=[], metavar="KEY=VALUES", help="what to vary, such as seed=0..4")
+    parser.add_argument("--halving", type=int, metavar="N", help="rounds on shortened recipes; one in N goes on")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, else one)")
+    parser.add_argument("--dry-run", action="store_true", help="show the runs and start nothing")
+    arguments, rest = parser.parse_known_args(argv)
+    from tltrain.core.arguments import parsing
+    from tltrain.many import grid
+
+    recipe, start = parsing.parse("sweep", rest)
+    axes = [grid.axis(text) for text in arguments.over]
+    grid.check_typed_once(axes, rest)
+    members = grid.members(recipe, start, axes)
+    if arguments.dry_run:
+        return grid.show(members, arguments.halving)
+    from tltrain.many.sweep import run_sweep, submit_sweep
+
+    if slurm is not None:
+        return submit_sweep(members, arguments.halving, slurm, ["tltrain", "sweep", *argv, "--slurm", *slurm])
+    return exit_code(run_sweep(members, arguments.halving, arguments.jobs))
+
+
 def launch(argv: Sequence[str]) -> int:
     """Start a run on all GPUs of this machine, or on Slurm.
 

@@ -16,8 +16,8 @@ from tltrain.runs.listing.lines import RunLine, lines
 from tltrain.runs.listing.page import listing
 from tltrain.runs.listing.words import ago, cut, data_name, short_duration, state_of
 
-_LEAST = {"run": 12, "recipe": 8, "data": 6}
-"""Columns that are cut where a terminal is too narrow, and the width that each keeps."""
+_LEAST = {"data": 8, "recipe": 12, "run": 12}
+"""Columns that are cut where a terminal is too narrow, in this order, and the width that each keeps."""
 
 
 def show(root: Path, sort: str, as_json: bool, out: Path | None) -> int:
@@ -50,6 +50,7 @@ def table(found: Sequence[RunLine], root: Path, now: float, width: int) -> list[
     columns = _columns(found, root, now)
     if all(recipe in (Path(name).name, "") for name, recipe in zip(columns["run"], columns["recipe"], strict=True)):
         del columns["recipe"]  # every run is called after its recipe
+    head = [_same(columns, name) for name in ("recipe", "data")]
     widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
     _narrow(widths, width)
     numbers = ("val", "test", "time")
@@ -61,7 +62,14 @@ def table(found: Sequence[RunLine], root: Path, now: float, width: int) -> list[
     rows = [row({name: cells[i] for name, cells in columns.items()}) for i in range(len(found))]
     damaged = [(columns["run"][i], line.problem) for i, line in enumerate(found) if line.problem]
     notes = [cut_end(f"{name}: {escape.line(problem)}", width) for name, problem in damaged]
-    return [row({name: name for name in columns}), *rows, *([""] if notes else []), *notes]
+    return [*filter(None, head), row({name: name for name in columns}), *rows, *([""] if notes else []), *notes]
+
+
+def _same(columns: dict[str, list[str]], name: str) -> str:
+    """Where every run has the same recipe, or data: a line that says so in place of the column. Else an empty one."""
+    if name not in columns or len(columns[name]) < 2 or len(set(columns[name])) > 1:
+        return ""
+    return f"{name:8}{columns.pop(name)[0]}"
 
 
 def cut_end(text: str, width: int) -> str:
@@ -89,7 +97,7 @@ def _percent(share: float) -> str:
 def _narrow(widths: dict[str, int], width: int) -> None:
     """Make the columns of names narrower, the widest first, until a row fits."""
     while sum(widths.values()) + 2 * (len(widths) - 1) > width:
-        name = max((n for n in _LEAST if n in widths), key=lambda n: widths[n] - _LEAST[n])
-        if widths[name] <= _LEAST[name]:
+        wide = [name for name, least in _LEAST.items() if widths.get(name, 0) > least]
+        if not wide:
             return
-        widths[name] -= 1
+        widths[wide[0]] -= 1

@@ -20,11 +20,14 @@ class OneRun:
     start: RunFlags
 
 
-def train_one_by_one(runs: Sequence[OneRun], say: Callable[[str], None]) -> str:
+def train_one_by_one(runs: Sequence[OneRun], say: Callable[[str], None], past_failures: bool = False) -> str:
     """Train the runs in their order. Returns finished, or the outcome of the first that did not finish: the rest is then not begun.
+
+    past_failures: a run that fails, such as by a loss that is not finite, does not keep the rest from being trained.
 
     A signal stops the run that trains, with its checkpoint; between two runs it stops before the next. Raises UserError.
     """
+    failed = False
     with StopSignal().listening() as between:
         for number, run in enumerate(runs, start=1):
             if between.signal is not None:
@@ -32,6 +35,7 @@ def train_one_by_one(runs: Sequence[OneRun], say: Callable[[str], None]) -> str:
                 return "stopped"
             say(f"{run.name}    {number} of {len(runs)}, into {run.start.folder}")
             outcome = str(train(run.recipe, run.start)["outcome"])
-            if outcome != "finished":
+            if outcome != "finished" and not (past_failures and outcome == "failed"):
                 return outcome
-    return "finished"
+            failed = failed or outcome == "failed"
+    return "failed" if failed else "finished"

@@ -39,8 +39,8 @@ def default_jobs() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def train_side_by_side(runs: Sequence[OneRun], jobs: int, logs: Path, say: Callable[[str], None]) -> str:
-    """Train the runs, `jobs` at a time. The output of each goes to a file in `logs`.
+def train_side_by_side(runs: Sequence[OneRun], jobs: int, logs: Path, say: Callable[[str], None], past_failures: bool = False) -> str:
+    """Train the runs, `jobs` at a time. The output of each goes to a file in `logs`. past_failures: as in `train_one_by_one`.
 
     Returns finished, stopped or failed. After a failure no further run is begun, and those that train go on to their end. A signal stops
     them all with their checkpoints; a second Ctrl-C ends them at once. Raises UserError where a run was refused.
@@ -50,8 +50,8 @@ def train_side_by_side(runs: Sequence[OneRun], jobs: int, logs: Path, say: Calla
     with StopSignal().listening() as stop:
         try:
             told: str | None = None
-            while training or (waiting and stop.signal is None and not any(_failed(code) for _, code in ended)):
-                while waiting and len(training) < jobs and stop.signal is None and not any(_failed(code) for _, code in ended):
+            while training or (waiting and stop.signal is None and not _ends(ended, past_failures)):
+                while waiting and len(training) < jobs and stop.signal is None and not _ends(ended, past_failures):
                     slot = min(set(range(jobs)) - {child.slot for child in training})
                     training.append(_begin(waiting.pop(0), slot, jobs, logs, say))
                 if stop.signal is not None and told is None:
@@ -68,6 +68,11 @@ def train_side_by_side(runs: Sequence[OneRun], jobs: int, logs: Path, say: Calla
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.process.pid, signal.SIGKILL)
     return _together(ended, stopped=stop.signal is not None)
+
+
+def _ends(ended: Sequence[tuple[_Child, int]], past_failures: bool) -> bool:
+    """Whether a run has ended in a way that keeps the others from being begun: any failure, or else one that all would meet."""
+    return any(code == 2 if past_failures else _failed(code) for _, code in ended)
 
 
 def _failed(code: int) -> bool:

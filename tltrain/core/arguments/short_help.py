@@ -50,7 +50,7 @@ _FLAG_HELP = {
 _OWN = {
     "preview": {"--out FILE": "the picture (preview.png)", "--rows N": "samples of each stage (8)"},
     "sweep": {
-        "--over KEY=VALUES": "such as seed=0..4 or stages.head.lr=1e-3,3e-3; several: every combination",
+        "--over KEY=VALUES": "seed=0..4 or epochs=3,10; several: every combination",
         "--halving N": "rounds on shortened recipes; one in N goes on to the next",
         "--jobs N": "runs at a time (one a GPU, else one)",
         "--slurm ...": "last: submit an array; behind it options of `tltrain launch slurm`",
@@ -68,7 +68,7 @@ EXAMPLES = {
     "plan": ("folder-resnet50 photos --size 160",),
     "preview": ("folder-resnet50 photos --rows 4", "digits-resnet --stages.all.augment strong"),
     "sweep": (
-        "folder-resnet50 photos --over seed=0..4 --over stages.head.lr=1e-3,3e-3",
+        "folder-resnet50 photos --over seed=0..2 --over epochs=5,15",
         "digits-resnet --over batch=16,32,64 --halving 3 --jobs 2",
     ),
     "folds": ("folder-resnet50 photos --k 5", "folder-resnet50 photos --k 5 --repeats 2 --slurm --time 1:00:00"),
@@ -116,11 +116,15 @@ def _few(verb: str, recipe: Recipe) -> dict[str, dict[str, str]]:
         "--backbone.weights W": f"a run, a file or a name ({recipe.backbone.weights or 'random'})",
         "--seed N": f"order, new weights, dropout ({recipe.seed})",
     }
+    if verb in ("sweep", "folds"):
+        learned = {name: text for name, text in learned.items() if name not in ("--size PIXELS", "--backbone.weights W", "--seed N")}
     if verb == "preview":
         unseen = ("--epochs N", "--lr RATE", "--batch N", "--seed N")
         learned = {name: text for name, text in learned.items() if name not in unseen}
         learned["--stages.NAME.KEY"] = f"a value of one stage, such as --stages.{stages[-1].name}.augment"
     flags = {_flag(name): _FLAG_HELP[name] for name in _FEW[verb]}
+    if verb in ("sweep", "folds"):
+        flags["--folder PATH"] = f"the folder of the runs (runs/NAME-{verb})"
     own = {f"of {verb}": _OWN[verb]} if verb in _OWN else {}
     return {**own, "what is learned": learned, "how it runs": flags}
 

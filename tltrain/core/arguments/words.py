@@ -89,7 +89,7 @@ def _taken(recipe: Recipe, argv: Sequence[str]) -> tuple[dict[str, str], list[st
     for word in words:
         name, equals, value = word.partition("=")
         if name not in SHORT:
-            rest.append(_numbered(recipe, name) + equals + value if name.startswith("--stages.") else word)
+            rest.append(numbered(recipe, name) + equals + value)
             continue
         value = value if equals else next(words, "--")
         if value.startswith("--"):
@@ -103,12 +103,13 @@ def _taken(recipe: Recipe, argv: Sequence[str]) -> tuple[dict[str, str], list[st
 _EXAMPLES = {"--data": "folder:photos", "--epochs": "3", "--lr": "1e-3", "--size": "224"}
 
 
-def _numbered(recipe: Recipe, flag: str) -> str:
+def numbered(recipe: Recipe, flag: str) -> str:
     """--stages.head.lr as --stages.0.lr. Raises UserError for a stage that the recipe does not have."""
-    _, name, *keys = flag.split(".")
+    first, *others = flag.split(".")
     known = [stage.name for stage in recipe.stages]
-    if name.isdigit() or not keys:
+    if first != "--stages" or len(others) < 2 or others[0].isdigit():
         return flag
+    name, *keys = others
     if name not in known:
         raise UserError(f"{flag} names no stage of {recipe.name}; its stages are {', '.join(known)}")
     return ".".join(["--stages", str(known.index(name)), *keys])

@@ -29,5 +29,5 @@ def print_help(groups: Mapping[str, Mapping[str, str]]) -> None:
         width = max(len(name) for verbs in groups.values() for name in verbs)
         console.print(two_columns({f"  {name:{width}}": text.splitlines()[0] for name, text in verbs.items()}))
     console.print("\ntry     tltrain demo", markup=False)
-    console.print("then    tltrain train folder-resnet50 --data.source folder:PATH", markup=False)
+    console.print("then    tltrain train folder-resnet50 PATH", markup=False)
     console.print("more    tltrain VERB --help", markup=False)

@@ -54,7 +54,7 @@ def lines(root: Path, sort: str = "when") -> list[RunLine]:
     """All runs at and below a folder, sorted by one of SORTS: times and accuracies descending, names ascending. Raises UserError."""
     if not root.is_dir():
         raise UserError(f"{root} is no folder; give one that holds run folders, such as runs")
-    found = [_line(path) if why is None else _damaged(path, why) for path, why in folders.find(root)]
+    found = [line_of(path) if why is None else _damaged(path, why) for path, why in folders.find(root)]
     if sort in ("run", "recipe", "data", "state"):
         return sorted(found, key=lambda line: getattr(line, sort))
     return sorted(found, key=lambda line: _descending(getattr(line, sort)))
@@ -64,7 +64,8 @@ def _descending(value: float) -> tuple[bool, float]:
     return math.isnan(value), -value
 
 
-def _line(path: Path) -> RunLine:
+def line_of(path: Path) -> RunLine:
+    """The line of one run folder, whatever is wrong with it."""
     try:
         return _read(path)
     except UserError as error:
