@@ -47,7 +47,7 @@ def export(argv: Sequence[str]) -> int:
     print(f"logits  differ by {done.difference:.1e} at most, on {done.num_images} images")
     for note in done.notes:
         print(f"note    {escape.line(note)}")
-    print(f"export  {done.folder}")
+    print(escape.line(f"export  {done.folder}"))
     return 0
 
 

@@ -15,8 +15,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from tltrain.core.errors import some
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
+from tltrain.data.pictures.warned import recorded
 from tltrain.evaluation.predict import BATCH, Prediction, find_files, predict
 from tltrain.evaluation.trained import load_trained
 
@@ -35,13 +37,17 @@ def predict_files(run: Path, paths: Sequence[str], form: Form, top: int, batch: 
         out.reconfigure(errors="surrogateescape")  # file names that are not valid UTF-8 keep their bytes
     predictions = predict(trained, files, top, batch)
     rows = _Counted(track(predictions, "predict", len(files), console=bar, transient=True, disable=not bar.is_terminal))
-    if form == "json":
-        write_json(rows, out)
-    elif form == "csv":
-        write_csv(rows, out, min(top, len(trained.classes)))
-    else:
-        shown = table(rows)
-        Terminal(file=out, highlight=False).print(shown)
+    with recorded() as warned:
+        if form == "json":
+            write_json(rows, out)
+        elif form == "csv":
+            write_csv(rows, out, min(top, len(trained.classes)))
+        else:
+            shown = table(rows)
+            Terminal(file=out, highlight=False).print(shown)
+    if warned:
+        files_said = some([f"{file} ({said})" for file, said in warned.items()])
+        print(escape.line(f"note    {len(warned)} of {len(files)} files are read with a warning of Pillow: {files_said}"), file=sys.stderr)
     return rows.num_read > 0
 
 
@@ -73,13 +79,14 @@ def _plain(p: Prediction) -> dict[str, Any]:
 
 
 def write_csv(predictions: Iterable[Prediction], out: IO[str], top: int) -> None:
-    """path, label, confidence, label_2, confidence_2, ..., problem."""
+    """path, label, confidence, label_2, confidence_2, ..., problem. Names are as they are, and escaped on a terminal."""
+    names = escape.terminal if out.isatty() else str
     writer = csv.writer(out, lineterminator="\n")
     others = [f"{name}_{i}" for i in range(2, top + 1) for name in ("label", "confidence")]
     writer.writerow(["path", "label", "confidence", *others, "problem"])
     for p in predictions:
-        cells = [cell for name, share in p.top for cell in (escape.csv_cell(name), f"{share:.6f}")] or [""] * (2 * top)
-        writer.writerow([escape.csv_cell(p.id), *cells, escape.csv_cell(p.problem or "")])
+        cells = [cell for name, share in p.top for cell in (escape.csv_cell(names(name)), f"{share:.6f}")] or [""] * (2 * top)
+        writer.writerow([escape.csv_cell(names(p.id)), *cells, escape.csv_cell(names(p.problem or ""))])
         out.flush()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import threading
 import time
@@ -18,8 +19,10 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 
 from tltrain.core.errors import UserError
 from tltrain.core.files import read_bytes
+from tltrain.data.pictures import libtiff
+from tltrain.data.pictures.checks import damage, why_not_an_image
 
-VERSION = 3
+VERSION = 4
 """Version of the decoder. It is part of every cache key, so that a change of the decoder invalidates the caches."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 """Pillow formats that are accepted. Others are not safe: for PostScript, Pillow starts Ghostscript, whatever the file's suffix is."""
@@ -33,7 +36,6 @@ ORIENTATION = 0x0112
 DEEP_WHITE = 65535
 """White of grey images with 16 bits, unless the recipe says otherwise (data.white)."""
 _SUBFILE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284  # tags of TIFF 6.0
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # a zero escapes 0xff among pixels; restarts stand there too
 
 
 def decode(content: bytes, white: int | None = None) -> Image.Image:
@@ -50,20 +52,19 @@ def decode(content: bytes, white: int | None = None) -> Image.Image:
 @contextlib.contextmanager
 def opened(content: bytes) -> Iterator[Image.Image]:
     """The image of a file as it is stored, loaded and found whole as far as its format can show. Raises as `decode`."""
-    problem = _why_not_an_image(content)
-    if problem is not None:
+    if (problem := why_not_an_image(content, reads_heif="HEIF" in formats())) is not None:
         raise ValueError(problem)
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         if image.format == "PNG":
             with Image.open(io.BytesIO(content), formats=["PNG"]) as checked:
                 checked.verify()  # load() stops at the last row and skips the checksums that reveal a flipped bit
-        if image.format in ("JPEG", "MPO") and not _has_end(content):
-            raise ValueError("a truncated JPEG: its end is missing, or overwritten (often by zeros)")
+        if (problem := damage(content, image.format)) is not None:
+            raise ValueError(problem)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _choose_page(image)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels; the sides may differ by a factor of {MAX_ASPECT} at most")
-        image.load()
+        _load(image)
         yield image
 
 
@@ -149,6 +150,8 @@ def describe(error: Exception) -> str:
         return "not an image of a kind that is read here"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if str(error).startswith("decoder error"):
+        return f"damaged, or stored in a way that is not read here ({error})"
     return f"{error}" or type(error).__name__
 
 
@@ -156,36 +159,25 @@ def describe(error: Exception) -> str:
 def formats() -> list[str]:
     """The FORMATS that this Pillow can read. HEIF needs pillow-heif. Sets Pillow up at the first call."""
     Image.init()
+    libtiff.listen()
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs names no file and is raised too
     Image.core.set_block_size(2**26)  # type: ignore[attr-defined]  # glibc keeps freed blocks below 32 MiB for each thread, and gigabytes add up
     with contextlib.suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _why_not_an_image(content: bytes) -> str | None:
-    """A message for common files that are not images, such as a Git LFS pointer or a web page. None for all other bytes."""
-    start = content[:512].lstrip().lower()
-    if not content:
-        return "the file is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the image: run `git lfs pull`"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML), not an image: the download went wrong"
-    if content[128:132] == b"DICM":
-        return "a DICOM file: convert it to PNG with the window that a reader would use"
-    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1") and "HEIF" not in formats():
-        return "a HEIC file: `pip install 'tltrain[heif]'` and it is read, or convert it to JPEG"
-    return None
-
-
-def _has_end(content: bytes) -> bool:
-    """Whether a JPEG has an end-of-image marker behind its pixels. Where zeros stand in place of its rest, libjpeg reads grey from them."""
-    at = 2
-    while match := _JPEG_MARKER.search(content, at):
-        if match[1] == b"\xd9":
-            return True
-        at = match.end() + int.from_bytes(content[match.end() : match.end() + 2])  # a segment, such as EXIF with a thumbnail in it
-    return False
+def _load(image: Image.Image) -> None:
+    """Decode. libtiff's own words become the error, or a warning where Pillow reads on."""
+    with libtiff.heard() as said:
+        try:
+            image.load()
+        except OSError as error:
+            if said:
+                raise OSError(said[0]) from error
+            raise
+    if said:
+        warnings.warn(f"libtiff: {said[0]}", stacklevel=2)
 
 
 def _choose_page(image: TiffImagePlugin.TiffImageFile) -> None:

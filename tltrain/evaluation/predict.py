@@ -17,6 +17,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.files import in_parallel, read_bytes
 from tltrain.data import Split
 from tltrain.data.decode import MEMORY, as_seen, decode, describe
+from tltrain.data.pictures.warned import about
 from tltrain.data.sources.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
@@ -118,7 +119,7 @@ def _image(picture: Picture, white: int | None) -> Image.Image:
         return as_seen(picture, white)
     if not isinstance(picture, Tensor):
         content = read_bytes(Path(picture))
-        with MEMORY.room_for(content):
+        with about(str(picture)), MEMORY.room_for(content):
             return decode(content, white)
     if picture.ndim != 3 or picture.shape[0] != 3:
         raise UserError(f"a tensor of shape {tuple(picture.shape)} is not an image; give (3, H, W), uint8 or floats in [0, 1]")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
-import threading
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import PIL
 from PIL import Image
@@ -22,6 +18,7 @@ from tltrain.core.files import in_parallel, locked, read_bytes, write_atomic
 from tltrain.core.paths import cache_root
 from tltrain.data import decode as decoder
 from tltrain.data.decode import DEEP_WHITE, MEMORY, as_seen, bits_per_channel, describe, highest, opened
+from tltrain.data.pictures.warned import about, recorded
 
 UNCHECKED = ("WEBP", "AVIF", "HEIF")
 """Compressed formats without a checksum, whose decoders take zeros for pixels. A large image of one colour may end in zeros too."""
@@ -122,9 +119,11 @@ def _key(path: Path) -> str:
 def _read_all(new: Sequence[tuple[Path, str]], known: dict[str, Scanned], white: int | None) -> dict[str, Scanned]:
     """Scan files and add the results to `known`. Returns temporary failures, which must not be cached: the disk may recover."""
     temporary: dict[str, Scanned] = {}
-    with _warnings_by_thread():
+    with recorded() as warned:
         results = in_parallel(lambda path: _read(path, white), [path for path, _ in new])  # Pillow releases the GIL while it decodes
-        for (_, key), (result, permanent) in zip(new, results, strict=True):
+        for (path, key), (result, permanent) in zip(new, results, strict=True):
+            if result.note is None and (said := warned.get(str(path))):
+                result = replace(result, note=f"of which Pillow warns ({said})")
             (known if permanent else temporary)[key] = result
     return temporary
 
@@ -135,11 +134,10 @@ def _read(path: Path, white: int | None) -> tuple[Scanned, bool]:
         content = read_bytes(path)
     except OSError as error:
         return Scanned("", describe(error)), False
-    digest, _thread.pillow_warning = hashlib.blake2b(content, digest_size=16).hexdigest(), None
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     try:
-        with MEMORY.room_for(content), opened(content) as stored:
-            note = _oddity(stored, as_seen(stored, white), content)
-            return Scanned(digest, None, note or _thread.pillow_warning, highest(stored)), True
+        with about(str(path)), MEMORY.room_for(content), opened(content) as stored:
+            return Scanned(digest, None, _oddity(stored, as_seen(stored, white), content), highest(stored)), True
     except MemoryError as error:  # temporary: not the fault of the file
         return Scanned(digest, describe(error)), False
     except Exception as error:  # Pillow's errors for broken files have no common base class
@@ -158,22 +156,6 @@ def _oddity(stored: Image.Image, seen: Image.Image, content: bytes) -> str | Non
     if stored.format in UNCHECKED and content.endswith(bytes(max(64, len(content) // 10))):
         return "whose last tenth or more is zeros, as a broken download leaves them (this format has no checksum; look at them)"
     return None
-
-
-_thread = threading.local()
-
-
-@contextlib.contextmanager
-def _warnings_by_thread() -> Iterator[None]:
-    """Inside, Pillow's warnings are recorded for the decoding thread, and not printed: they do not name the file."""
-
-    def record(message: Warning | str, *rest: Any, **named: Any) -> None:
-        _thread.pillow_warning = f"of which Pillow warns ({str(message).strip().splitlines()[0]})"
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = record
-        yield
 
 
 def _load(cache: Path) -> dict[str, Scanned]:

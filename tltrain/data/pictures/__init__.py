@@ -1,0 +1,1 @@
+"""What the files of pictures say before and while Pillow decodes them."""
