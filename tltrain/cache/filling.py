@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,9 +53,12 @@ class CacheFiller:
         opened = self._open(choice, kind, key, made_by)
         if opened is None:
             return None
-        if self.fill(opened, choice, choice.num_bytes, layout.names(), lambda names: self._make(views, layout, frozen, names)) is not None:
-            opened.close()
-            return None
+        with ExitStack() as on_failure:
+            on_failure.enter_context(opened)
+            make = partial(self._make, views, layout, frozen)
+            if self.fill(opened, choice, choice.num_bytes, layout.names(), make) is not None:
+                return None
+            on_failure.pop_all()
         try:
             return Rows(opened, layout, place, self.runtime.device)
         except torch.OutOfMemoryError:
@@ -118,16 +122,19 @@ class CacheFiller:
 
     def _make(self, views: Views, layout: Layout, frozen: FrozenModel, names: list[str]) -> Made:
         """Compute shards in order. Data workers load the images, and the network runs on one chunk at a time."""
-        chunk, device = frozen.chunk or CHUNK["cpu"], self.runtime.device
+        chunk = frozen.chunk if frozen.chunk is not None and frozen.chunk > 1 else CHUNK["cpu"]  # images are not loaded one by one
+        device = self.runtime.device
         batches: list[list[SampleRef]] = []
         for name in names:
             view, rows = layout.rows(name)
             batches += [[SampleRef(i, view) for i in rows[at : at + chunk]] for at in range(0, len(rows), chunk)]
         loaded = iter(item_loader(views, batches, self.workers, device.type == "cuda"))
+        num, done = sum(map(len, batches)), 0
         for name in names:
             _, rows = layout.rows(name)
             parts = []
             for at in range(0, len(rows), chunk):
-                self.should_stop(f"row {at} of shard {name}")  # reports progress to the watchdog; a stop takes effect between shards
+                self.should_stop(f"row {done + at + 1:,} of {num:,}")  # tells the watchdog; a stop takes effect between shards
                 parts.append(frozen(to_device(next(loaded), device)["image"]))
+            done += len(rows)
             yield name, {"rows": torch.cat(parts).cpu()}
