@@ -23,7 +23,7 @@ Verb = Callable[[Sequence[str]], int]
 
 GROUPS: dict[str, dict[str, Verb]] = {
     "start a run": {
-        "train": start.train, "folds": start.folds, "sweep": start.sweep, "plan": start.plan, "preview": start.preview,
+        "fit": start.fit, "train": start.train, "folds": start.folds, "sweep": start.sweep, "plan": start.plan, "preview": start.preview,
         "launch": start.launch, "demo": start.demo,
     },
     "understand it": {"ls": understand.ls, "report": understand.report, "evaluate": understand.evaluate, "compare": understand.compare},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain.cli.codes import exit_code
-from tltrain.core.errors import Parser, parser_of
+from tltrain.core.errors import Parser, UserError, parser_of
 
 
 def train(argv: Sequence[str]) -> int:
@@ -50,6 +50,35 @@ def preview(argv: Sequence[str]) -> int:
 
     print(draw(recipe, arguments.out, arguments.rows))
     return 0
+
+
+def fit(argv: Sequence[str]) -> int:
+    """Choose a recipe for your pictures, say why, and train it.
+
+    Probes the backbones that are here, races depths on folds, and writes the recipe with a reason for each line. The same command goes on.
+    """
+    parser = parser_of("fit", fit)
+    parser.add_argument("source", metavar="SOURCE", help="a folder of pictures in class folders, or any data.source of a recipe")
+    parser.add_argument("--minutes", type=float, default=10, help="time that it may take, about (default: 10)")
+    parser.add_argument("--backbones", default="", metavar="A,B", help="NAME or NAME=WEIGHTS (default: those here without a network)")
+    parser.add_argument("--folder", type=Path, help="where everything is kept (default: runs/NAME-fit)")
+    parser.add_argument("--seed", type=int, default=0, help="of folds, order and new weights (default: 0)")
+    parser.add_argument("--workers", type=int, help="data workers (default: by the processor cores)")
+    parser.add_argument("--dry-run", action="store_true", help="stop at the recipe: nothing trains")
+    arguments = parser.parse_args(argv)
+    from tltrain.core.arguments.words import source_of
+    from tltrain.core.flags import RunFlags
+    from tltrain.core.output.console import Console
+
+    source = source_of(arguments.source)
+    if source is None:
+        raise UserError(f"{arguments.source} is no folder and no data source; give a folder of pictures, such as folder:photos")
+    from tltrain.fitting.fit import Wanted, fit as choose_and_train
+
+    names = tuple(name.strip() for name in arguments.backbones.split(",") if name.strip())
+    folder = arguments.folder or Path("runs") / f"{Path(source.partition(':')[2] or source).stem or 'pictures'}-fit"
+    wanted = Wanted(source, folder, arguments.minutes, names, arguments.seed, arguments.dry_run)
+    return exit_code(choose_and_train(wanted, RunFlags(workers=arguments.workers), Console(enabled=True)))
 
 
 def folds(argv: Sequence[str]) -> int:

@@ -130,12 +130,10 @@ def write_plan(run: Path, text: str) -> None:
     files.write_atomic(run / "plan.txt", text)
 
 
-def write_test(
-    run: Path, figures: dict[str, Any], predictions: bytes, surest_mistakes: list[dict[str, Any]], right: list[dict[str, Any]]
-) -> None:
+def write_test(run: Path, figures: dict[str, Any], predictions: bytes, wrong: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
     """Write the test results. predictions: CSV. The metrics are written last: if that file exists, the others do too."""
     files.write_atomic(predictions_file(run), predictions)
-    files.write_json(run / "mistakes.json", surest_mistakes)
+    files.write_json(run / "mistakes.json", wrong)
     files.write_json(run / "right_answers.json", right)
     files.write_json(run / "test_metrics.json", figures)
 

@@ -1,0 +1,1 @@
+"""`tltrain fit`: chooses a recipe for a folder of pictures, says why, and trains it."""

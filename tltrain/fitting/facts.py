@@ -1,0 +1,62 @@
+"""What a data set is like, as far as a recipe depends on it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from tltrain.core.errors import UserError
+from tltrain.data import DataSplits, Split
+
+LOOKED_AT = 24
+"""Pictures whose size is looked at."""
+UNEVEN = 3.0
+"""Times that the largest class may be larger than the smallest before classes are balanced."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Sizes of a data set."""
+
+    source: str
+    num_classes: int
+    train: int
+    val: int
+    test: int
+    smallest: str
+    """The class with the fewest training images."""
+    smallest_n: int
+    largest: str
+    largest_n: int
+    side: int
+    """The median of the pictures' shorter sides, pixels."""
+
+    @property
+    def ratio(self) -> float:
+        """Training images of the largest class for each of the smallest."""
+        return self.largest_n / max(1, self.smallest_n)
+
+    def line(self) -> str:
+        """The facts as a line for the user."""
+        splits = f"{self.train:,} to train on, {self.val:,} val, {self.test:,} test"
+        return f"{splits}; {self.num_classes} classes of {self.smallest_n:,} to {self.largest_n:,} images; {self.side} px"
+
+
+def facts_of(source: str, images: DataSplits) -> Facts:
+    """Raises UserError for data with a single class."""
+    if len(images.classes) < 2:
+        raise UserError(f"{source} has one class, {images.classes[0]}, and a network learns to tell classes apart; give two or more")
+    count_K = np.bincount(images.train.labels, minlength=len(images.classes)).tolist()
+    least, most = (pick(range(len(count_K)), key=count_K.__getitem__) for pick in (min, max))
+    num_val, num_test = (0 if split is None else len(split) for split in (images.val, images.test))
+    return Facts(
+        source, len(images.classes), len(images.train), num_val, num_test,
+        images.classes[least], count_K[least], images.classes[most], count_K[most], _side(images.train),
+    )  # fmt: skip
+
+
+def _side(split: Split) -> int:
+    places = [i * len(split) // LOOKED_AT for i in range(LOOKED_AT)]
+    return int(statistics.median(min(split.read(i).size) for i in dict.fromkeys(places)))

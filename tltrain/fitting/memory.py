@@ -1,0 +1,103 @@
+"""What a fit keeps in its folder, so that the same command goes on after a stop, and chooses the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tltrain.core import files, untrusted
+from tltrain.core.errors import UserError
+from tltrain.fitting.choose import Backbone, Depth
+from tltrain.fitting.facts import Facts
+from tltrain.fitting.speeds import Cut, Speeds
+from tltrain.runs.links import check_links
+
+NAME = "fit.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before anything trains."""
+
+    facts: Facts
+    backbone: Backbone
+    speeds: Speeds
+    depths: tuple[Depth, ...]
+    beyond: str
+    """Depths that do not fit into the time, as a sentence; empty if all do."""
+    right: tuple[str, ...]
+    """Images that the solved head gets right, each by a head that never saw it."""
+    probed: tuple[str, ...]
+    """A line for each backbone."""
+
+
+@dataclass
+class Memory:
+    """The folder of a fit."""
+
+    folder: Path
+    asked: dict[str, Any]
+    plan: Plan | None
+
+    @classmethod
+    def open(cls, folder: Path, asked: dict[str, Any]) -> Self:
+        """Raises UserError for a folder of something else, and for one where something else was asked."""
+        file = folder / NAME
+        if not file.is_file():
+            if folder.exists() and (not folder.is_dir() or any(not files.is_temporary(path, file) for path in folder.iterdir())):
+                raise UserError(f"{folder} holds files and is no folder of a fit (it has no {NAME}); choose another with --folder")
+            return cls(folder, asked, None)
+        raw = untrusted.read_json(file)
+        kept = raw.get("asked") if isinstance(raw, dict) else None
+        if not isinstance(kept, dict):
+            raise _damaged(file)
+        changed = [f"{key}: {kept.get(key)} -> {value}" for key, value in asked.items() if kept.get(key) != value]
+        if changed:
+            raise UserError(f"{folder} holds a fit of something else (its own -> yours):\n  " + "\n  ".join(changed)
+                            + "\nchoose another folder with --folder, or delete it")  # fmt: skip
+        return cls(folder, asked, _plan(file, raw.get("plan")))
+
+    def keep(self, plan: Plan) -> Plan:
+        """Write the plan."""
+        self.plan = plan
+        self._made()
+        try:
+            files.write_json(self.folder / NAME, {"asked": self.asked, "plan": asdict(plan)})
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return plan
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the folder. Returns its path. Raises UserError."""
+        try:
+            files.write_atomic(self.folder / name, text)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self.folder / name
+
+    def _made(self) -> None:
+        check_links(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"the folder {self.folder} cannot be written: {error}; choose another with --folder")
+
+
+def _plan(file: Path, raw: Any) -> Plan | None:
+    if raw is None:
+        return None
+    try:
+        speeds = Speeds(**{**raw["speeds"], "cuts": tuple(Cut(**cut) for cut in raw["speeds"]["cuts"])})
+        depths = tuple(Depth(**{**depth, "cut": depth["cut"] and Cut(**depth["cut"])}) for depth in raw["depths"])
+        texts = {name: tuple(map(str, raw[name])) for name in ("right", "probed")}
+        return Plan(Facts(**raw["facts"]), Backbone(**raw["backbone"]), speeds, depths, str(raw["beyond"]), **texts)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(f"{file} is damaged; copy it from a backup, or delete {file.parent} and begin anew")
