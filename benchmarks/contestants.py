@@ -160,7 +160,7 @@ def bare_loop(of: Setting, forward: Callable[[Chain, Tensor], Tensor]) -> Loop:
     first, last = measured(stage)
     marks, losses = {}, []
     began = time.perf_counter()
-    optimizer = torch.optim.AdamW(optim.parameter_groups(chain, stage), lr=stage.spec.lr, fused=True)
+    optimizer = torch.optim.AdamW(optim.parameter_groups(chain, stage), lr=stage.lr, fused=True)
     for step, index_B in enumerate(of.order_SB):
         optim.set_lr(optimizer, stage.lr_factor(step))
         loss = F.cross_entropy(forward(chain, index_B), of.labels_N[index_B])

@@ -100,8 +100,8 @@ def by_methods(recipe: Recipe) -> dict[str, Recipe]:
     *before, last = recipe.stages
     whole = _as_long(recipe, last.model_copy(update={"name": "all", "unfreeze": "all", "views": None, "layer_decay": 0.8}))
     in_last_stage: dict[str, dict[str, Any]] = {
-        "biases and norms": {"trains": "biases_and_norms", "lr": 3 * last.lr},  # few parameters take larger steps
-        "LoRA": {"trains": "lora", "lr": 3 * last.lr},
+        "biases and norms": {"trains": "biases_and_norms", "lr": 3 * (last.lr or 0.0)},  # few parameters take larger steps
+        "LoRA": {"trains": "lora", "lr": 3 * (last.lr or 0.0)},
         "EMA": {"ema": 0.999, "carry": "ema"},
         "blend": {"carry": "blend"},
     }

@@ -54,7 +54,7 @@ def case(recipe: Recipe) -> Case:
 
     def peer(train: Callable[[Task], Losses]) -> Lap:
         net = Normalised(copy.deepcopy(of.chain.net), of.chain.mean, of.chain.std, of.chain.layout)  # all in the layout that is faster
-        task = Task(net, batches(), of.stage.spec.lr)
+        task = Task(net, batches(), of.stage.lr)
         losses = train(task)
         assert len(losses) == num_steps, f"{len(losses)} steps were taken, not {num_steps}"
         return Lap(task.batches.seconds, (torch.stack(losses[-num_last:]).double().mean().item(),))

@@ -83,7 +83,7 @@ def fake_rows(recipe: Recipe, skill: float, rng: np.random.Generator) -> list[di
             if step:
                 run_step += 1
                 loss = 2.3 - 2.1 * progress + rng.normal(0, 0.12)
-                lr = stage.lr * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+                lr = (stage.lr or 0.0) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
                 add("train", index, step, loss=max(loss, 0.02), lr=lr, grad_norm=1.0, images_per_s=900.0)
             if step % 20 == 0:
                 top1 = chance + (skill - chance) * progress + rng.normal(0, 0.01)

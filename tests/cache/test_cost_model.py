@@ -172,4 +172,4 @@ def test_no_step_asks_for_a_view_beyond_those(num_samples: int, views: int, epoc
 @pytest.mark.parametrize(("epochs", "eval_epochs"), [(20, 1.0), (2.5, 1.0), (1, 0.4), (3, 10), (0.3, 1.0), (6, 2)])
 def test_evaluations_are_counted_as_the_loop_makes_them(epochs: float, eval_epochs: float) -> None:
     _, stage = planned(stage={"epochs": epochs, "eval_epochs": eval_epochs})
-    assert cost_model.num_evaluations(stage) == sum(stage.evaluates_after(step) for step in range(stage.num_steps + 1))
+    assert stage.num_evaluations == sum(stage.evaluates_after(step) for step in range(stage.num_steps + 1))

@@ -147,13 +147,8 @@ def uncut(chain: Chain) -> str | None:
 def num_views(recipe: Recipe, stage: StagePlan) -> int:
     """The number of different views of each image that a stage uses. The stage's `views` must not be null."""
     assert stage.spec.views is not None
-    epochs = math.ceil(stage.num_steps * stage.batch / stage.num_samples)
+    epochs = math.ceil(stage.num_reads / stage.num_samples)
     return stage.spec.views if recipe.data.balance == "sampler" else min(stage.spec.views, epochs)
-
-
-def num_evaluations(stage: StagePlan) -> int:
-    """The number of evaluations of val in a stage that runs to its end."""
-    return 1 + max(1, math.ceil(stage.epoch(stage.num_steps) / stage.spec.eval_epochs - 1e-9))
 
 
 def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[StagePlan]) -> None:

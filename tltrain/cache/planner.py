@@ -114,7 +114,7 @@ class _Surveyor:
             train = self._train(stage, f"{where}, train", prefix, True, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0
             if num_val:
-                num_reads = cost_model.num_evaluations(stage) * min(num_val, self.recipe.data.eval_limit or num_val)
+                num_reads = stage.num_evaluations * min(num_val, self.recipe.data.eval_limit or num_val)
                 speed = self.meter.speed(prefix, "none")
                 left = self.budget.without(train)
                 val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, num_reads, speed, left)
@@ -129,7 +129,7 @@ class _Surveyor:
         if why_not is not None:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
-        num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_steps * stage.batch
+        num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_reads
         return cost_model.choose(self.start.cache, stage.spec.name, what, len(self.images.train), num_views, num_reads, speed, budget)
 
 
@@ -154,9 +154,9 @@ def _choose_images(
     for choices, stage in zip(stages, planned, strict=True):
         stored = choices.train is not None and choices.train.place is not None
         rows = choices.train.num_rows if choices.train is not None else 0
-        num_reads += rows if stored else stage.num_steps * stage.batch
+        num_reads += rows if stored else stage.num_reads
         if images.val is not None and (choices.val is None or choices.val.place is None):
-            num_reads += cost_model.num_evaluations(stage) * min(len(images.val), limit or len(images.val))
+            num_reads += stage.num_evaluations * min(len(images.val), limit or len(images.val))
     num = len(images.train) + (len(images.val) if images.val is not None else 0)
     speed = Speed(meter.base_s / max(1, meter.workers), 0.0, int(meter.base_bytes))
     mapped = Budget(0, 0, budget.disk)  # images differ in size, so they stay memory-mapped

@@ -25,8 +25,11 @@ from tltrain.core.schema.data import Data as Data
 from tltrain.core.schema.data import Model
 
 VERSION = 1
+SMOKE_PER_CLASS = 4
+"""Images of a class that a test run keeps, where a head is solved: that reads all of them."""
 LOSS, DISTILL_LOSS = "cross_entropy", "kd"
 
+Solve = Literal["ridge", "logistic", "nearest_mean"]
 Augment = Literal["none", "light", "strong", "trivial", "rand"]
 
 
@@ -79,8 +82,10 @@ class Stage(Model):
     """Length in passes over the training data; either this or steps."""
     steps: int | None = Field(None, ge=1)
     """Length in optimizer steps; either this or epochs."""
-    lr: float = Field(gt=0)
-    """Peak learning rate of the head; each block below it has layer_decay times the rate of the one above."""
+    solve: Solve | None = None
+    """Work the head out from features in place of training it: ridge or logistic regression, or class means; needs unfreeze: head."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the head; each block below it has layer_decay times the rate of the one above; null only with solve."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the learning rate from each block to the one below it; 1 gives all blocks the same."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -134,14 +139,34 @@ class Stage(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.epochs is None) == (self.steps is None):
+        if self.solve is not None:
+            self._check_solved()
+        elif (self.epochs is None) == (self.steps is None):
             raise ValueError("a stage needs exactly one of epochs and steps")
-        if self.views == 1 and (self.augment != "none" or self.erasing):
+        elif self.lr is None:
+            raise ValueError("a stage needs lr, its peak learning rate, such as 0.001; one with solve needs none")
+        if (self.views == 1 or (self.solve and self.views is None)) and (self.augment != "none" or self.erasing):
             cannot = f"augment: {self.augment}" if self.augment != "none" else f"erasing: {self.erasing:g}"
             raise ValueError(
                 f"views: 1 is the evaluation view, which {cannot} cannot change; leave that out, or set views to null or 2 and more"
             )
         return self
+
+    def _check_solved(self) -> None:
+        """A solved stage takes no steps: what says how they are taken would do nothing. Raises ValueError."""
+        told = f"solve: {self.solve}"
+        if self.unfreeze != "head":
+            raise ValueError(f"{told} works out the head alone, and unfreeze is {self.unfreeze}; set unfreeze: head, or leave solve out")
+        idle = {
+            "epochs": None, "steps": None, "lr": None, "mixup": 0, "cutmix": 0, "loss": LOSS, "label_smoothing": 0, "ema": None,
+            "patience": None, "clip": None, "warmup": 0, "trains": "all",
+        }  # fmt: skip
+        given = [f"{name}: {getattr(self, name)}" for name, nothing in idle.items() if getattr(self, name) != nothing]
+        if given:
+            each = "them" if len(given) > 1 else "it"
+            raise ValueError(f"{told} takes no optimizer steps, so that {', '.join(given)} would do nothing; leave {each} out")
+        if self.carry in ("ema", "blend"):
+            raise ValueError(f"{told} has no path of weights that carry: {self.carry} could take from; set carry: best, or last")
 
 
 class Recipe(Model):
@@ -173,13 +198,17 @@ class Recipe(Model):
         names = [s.name for s in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stage names are {names}; each must be different")
+        solved = [s.name for s in self.stages if s.solve is not None]
+        if self.distill is not None and solved:
+            raise ValueError(f"stage {solved[0]} has solve, which learns from labels alone, and distill names a teacher; leave one out")
         return self
 
     def smoke(self) -> Recipe:
-        """A short test run of this recipe: two steps a stage, one batch of evaluation."""
-        stages = tuple(s.model_copy(update={"epochs": None, "steps": 2}) for s in self.stages)
+        """A short test run of this recipe: two steps a stage, or a head solved on `SMOKE_PER_CLASS` images, and one batch of evaluation."""
+        stages = tuple(s if s.solve else s.model_copy(update={"epochs": None, "steps": 2}) for s in self.stages)
         batch = min(self.batch, 16)
-        data = self.data.model_copy(update={"eval_limit": batch})
+        few = min(self.data.per_class or SMOKE_PER_CLASS, SMOKE_PER_CLASS) if any(s.solve for s in self.stages) else self.data.per_class
+        data = self.data.model_copy(update={"eval_limit": batch, "per_class": few})
         return self.model_copy(update={"batch": batch, "data": data, "stages": stages})
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:

@@ -51,13 +51,28 @@ class StagePlan:
         return f"{self.index}-{self.spec.name}"
 
     @property
+    def lr(self) -> float:
+        """Peak learning rate of the head. 0 where it is solved."""
+        return self.spec.lr or 0.0
+
+    @property
+    def num_reads(self) -> int:
+        """Training views that the stage takes in, repeats included."""
+        return self.num_samples * (self.spec.views or 1) if self.spec.solve else self.num_steps * self.batch
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of val in a stage that runs to its end."""
+        return 2 if self.spec.solve else 1 + max(1, math.ceil(self.epoch(self.num_steps) / self.spec.eval_epochs - 1e-9))
+
+    @property
     def log_steps(self) -> int:
         """Steps between two training rows: about a hundred rows a stage."""
         return max(1, math.ceil(self.num_steps / 100))
 
     def epoch(self, step: int) -> float:
-        """Epochs completed after `step` steps."""
-        return step * self.batch / self.num_samples
+        """Epochs completed after `step` steps. The one step of a solved head takes in every view of every image."""
+        return (self.num_reads if self.spec.solve else step * self.batch) / self.num_samples * (step > 0)
 
     def place(self, step: int) -> dict[str, Any]:
         """The place in the run after `step` steps of this stage, as rows of the metrics name it."""
@@ -123,9 +138,11 @@ def plan(recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool) -> t
     first_step = first_epoch = 0
     for index, spec in enumerate(recipe.stages):
         _check_carry(spec, index, has_val)
+        if spec.solve:  # one step, from the evaluation view unless the recipe says how many
+            spec = spec.model_copy(update={"steps": 1, "views": spec.views or 1})
         num_steps = spec.steps or math.ceil((spec.epochs or 0) * num_samples / recipe.batch - 1e-9)
         lr_scales = scales(chain.blocks, chain.index(spec.unfreeze), spec.layer_decay)
         stages.append(StagePlan(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
         first_step += num_steps
-        first_epoch += math.ceil(num_steps * recipe.batch / num_samples)
+        first_epoch += math.ceil(stages[-1].num_reads / num_samples)
     return tuple(stages)

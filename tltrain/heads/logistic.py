@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,9 @@ class Logistic:
     (Böhning 1992); it shrinks as the fit grows sure, and so it is taken anew every `ROUND` steps.
     """
 
-    def __init__(self, basis: Basis, target_NK: Tensor, weight_N: Tensor) -> None:
-        self.basis, self.target_NK, self.total = basis, target_NK, weight_N.sum()
+    def __init__(self, basis: Basis, target_NK: Tensor, weight_N: Tensor, alive: Callable[[], None] = lambda: None) -> None:
+        """alive: called at each look at the loss; what it raises ends the fit."""
+        self.alive, self.basis, self.target_NK, self.total = alive, basis, target_NK, weight_N.sum()
         self.share_N = weight_N / self.total
         self.point_R1K = torch.zeros(len(basis.value_R) + 1, target_NK.shape[1], dtype=torch.float64)  # the bias last
         self.value_R11 = torch.cat([basis.value_R, torch.ones(1, dtype=torch.float64)])[:, None]
@@ -53,6 +56,7 @@ class Logistic:
         )  # fmt: skip
 
         def loss() -> Tensor:
+            self.alive()
             with torch.no_grad():
                 self.point_R1K = unit_R11 * point
                 log_p_NK = self._log_p()

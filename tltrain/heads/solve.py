@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,8 @@ class _Problem:
     weight_N: Tensor
     fold_N: Tensor | None
     num_groups: int
+    seed: int
+    alive: Callable[[], None]
 
     @property
     def total(self) -> float:
@@ -67,11 +70,13 @@ def solve(
     weight_N: Tensor | np.ndarray | None = None,
     group_N: Tensor | np.ndarray | None = None,
     seed: int = 0,
+    alive: Callable[[], None] = lambda: None,
 ) -> SolvedHead:
     """A linear head for features (N, D) of any float type, with labels (N,) from 0 to num_classes - 1. A function of its arguments.
 
     weight_N: what each row counts, such as class weights. A row of weight 0 is not seen. group_N: rows that belong together, such as
-    several views of an image; they are left out together while the strength is chosen. seed: of those folds.
+    several views of an image; they are left out together while the strength is chosen. seed: of those folds. alive: called now and then;
+    what it raises ends the work.
 
     One thread of one process works, so that the bits do not depend on their number. The largest thing in memory is one copy of the
     features in double. Raises UserError for features that are not finite, and for no rows.
@@ -88,7 +93,7 @@ def solve(
         raise UserError("features hold values that are not finite, so that no head can be worked out; use fp32, or other weights")
     with one_thread(), torch.no_grad():
         present_K, own_N = torch.unique(label_N, return_inverse=True)
-        problem = _problem(features_ND, own_N, len(present_K), weight_N, groups, seed)
+        problem = _problem(features_ND, own_N, len(present_K), weight_N, groups, seed, alive)
         found = _solved(kind, problem)
         return _with_absent(found, present_K, num_classes, len(features_ND))
 
@@ -97,13 +102,15 @@ def _weights(weight_N: Tensor | np.ndarray | None, num: int) -> Tensor:
     return torch.ones(num, dtype=torch.float64) if weight_N is None else torch.as_tensor(weight_N).detach().cpu().double()
 
 
-def _problem(features_ND: Tensor, label_N: Tensor, num_classes: int, weight_N: Tensor, group_N: Tensor, seed: int) -> _Problem:
+def _problem(
+    features_ND: Tensor, label_N: Tensor, num_classes: int, weight_N: Tensor, group_N: Tensor, seed: int, alive: Callable[[], None]
+) -> _Problem:
     target_NK = F.one_hot(label_N, num_classes).double()
     num_groups = len(torch.unique(group_N))
     fold_N = None
     if 1 < num_groups < len(group_N):
         fold_N = torch.from_numpy(folds(label_N.numpy(), group_N.numpy(), min(FOLDS, num_groups), seed))
-    return _Problem(features_ND, label_N, target_NK, weight_N, fold_N, num_groups)
+    return _Problem(features_ND, label_N, target_NK, weight_N, fold_N, num_groups, seed, alive)
 
 
 def _solved(kind: Kind, problem: _Problem) -> SolvedHead:
@@ -142,6 +149,7 @@ def _unseen_by_ridge(problem: _Problem, basis: Basis) -> tuple[float, Tensor, st
     if problem.fold_N is None:
         strengths = by_image * problem.total
         for at, unseen_SBK in ridge.left_out(basis, target_NK, weight_N, strengths):
+            problem.alive()
             error_S += (unseen_SBK - target_NK[at]).square().sum(2) @ weight_N[at]
         best = _least(error_S)
         for at, unseen_SBK in ridge.left_out(basis, target_NK, weight_N, strengths[best : best + 1]):
@@ -150,6 +158,7 @@ def _unseen_by_ridge(problem: _Problem, basis: Basis) -> tuple[float, Tensor, st
     parts = []
     for fold in range(int(problem.fold_N.max()) + 1):
         held_N = (problem.fold_N == fold).nonzero().squeeze(1)
+        problem.alive()
         parts.append((held_N, WithoutFold.of(basis, target_NK, weight_N, held_N)))
     for held_N, fit in parts:
         for i, strength in enumerate(by_image.tolist()):
@@ -166,7 +175,7 @@ def _logistic(problem: _Problem, scaling: Scaling, basis: Basis, odd: tuple[str,
     by_image, how = USUAL["logistic"], "usual: there is one group, and so nothing unseen"
     if problem.num_groups > 1 and problem.target_NK.shape[1] > 1:
         by_image, how = _strength_of_logistic(problem, basis)
-    fit = Logistic(basis, problem.target_NK, problem.weight_N)
+    fit = Logistic(basis, problem.target_NK, problem.weight_N, problem.alive)
     fit.fit(by_image * problem.total, logistic.FINE)
     weight_KD, bias_K = scaling.folded(*fit.coefficients())
     strength = by_image * problem.total
@@ -179,14 +188,14 @@ def _strength_of_logistic(problem: _Problem, basis: Basis) -> tuple[float, str]:
     From strong to weak, each fit begins where the one before it ended, until the loss has risen twice."""
     fold_N, label_N = problem.fold_N, problem.label_N
     if fold_N is None:
-        fold_N = torch.from_numpy(folds(label_N.numpy(), np.arange(len(label_N)), min(FOLDS, len(label_N)), 0))
+        fold_N = torch.from_numpy(folds(label_N.numpy(), np.arange(len(label_N)), min(FOLDS, len(label_N)), problem.seed))
     num = 1 if len(label_N) >= ONE_FOLD_FROM else int(fold_N.max()) + 1
     fits = []
     for fold in range(num):
         weight_N = torch.where(fold_N == fold, 0.0, problem.weight_N)
         known_K = weight_N @ problem.target_NK > 0
         held_N = ((fold_N == fold) & known_K[label_N]).nonzero().squeeze(1)  # of a class that the others lack there is nothing to learn
-        fits.append((held_N, Logistic(basis, problem.target_NK, weight_N)))
+        fits.append((held_N, Logistic(basis, problem.target_NK, weight_N, problem.alive)))
     losses: list[float] = []
     for by_image in logistic.STRENGTHS:
         losses.append(0.0)

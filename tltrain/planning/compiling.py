@@ -67,7 +67,7 @@ def compile_costs(student: Loaded, planned: Sequence[StagePlan], machine: Machin
         # a prefix whose outputs can be cached runs outside the model and is not compiled
         beside = first > 0 and why_not_cacheable(stage) is None
         image_s = TRAINING * max(0.0, whole_s - frozen_s) + (0.0 if beside else frozen_s)
-        images = stage.num_steps * stage.batch / world
+        images = 0 if stage.spec.solve else stage.num_reads / world
         costs.append(CompileCost(images * image_s, (num_blocks - first if beside else num_blocks) / num_blocks))
     return costs
 

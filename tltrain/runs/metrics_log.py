@@ -17,7 +17,7 @@ from tltrain.core.errors import UserError
 from tltrain.runs import manifest, run_dir
 from tltrain.runs.links import append_only
 
-KIND_ORDER = {"teacher": -1, "train": 0, "val": 1, "blend": 2, "stage_end": 2, "test": 3}
+KIND_ORDER = {"teacher": -1, "train": 0, "solve": 0, "val": 1, "blend": 2, "stage_end": 2, "test": 3}
 """Kinds of rows, in the order in which they are written within one step."""
 
 

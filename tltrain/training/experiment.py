@@ -17,7 +17,7 @@ from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
 from tltrain.runs import checkpoint, run_dir
 from tltrain.training.losses import objective
-from tltrain.training.weights import trained
+from tltrain.training.weights import solved, trained
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Experiment:
     def _with(cls, recipe: Recipe, images: DataSplits, student: Loaded, teacher: Loaded | None) -> Experiment:
         plan = stage_plan.plan(recipe, student.chain, len(images.train), images.val is not None)
         trained.check(student.chain, plan)
+        solved.check(student.chain, plan)
         return cls(recipe, images, student, teacher, plan)
 
 

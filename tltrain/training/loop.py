@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +28,7 @@ from tltrain.distributed.watchdog import CALLER, Watch
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import Interrupted, predict
 from tltrain.runs.checkpoint import Progress, State
-from tltrain.training.losses.finite import NotFinite, check_finite
+from tltrain.training.losses.finite import LossWatch, check_finite
 from tltrain.training.losses.objective import Objective
 from tltrain.training.optim import set_lr
 from tltrain.training.weights import lora
@@ -42,6 +41,10 @@ class SaveFailed(RuntimeError):
 
 OnStep = Callable[[str, int], None]
 """Called after each optimizer step with the name of the stage and the number of steps completed in it."""
+
+
+SolveHead = Callable[[Callable[[], bool]], tuple[dict[str, Tensor], dict[str, Any]]]
+"""(should_stop) -> (the head's weights by their names in the net, values of its row in the log). Raises Interrupted. Collective."""
 
 
 def ignore_step(stage: str, step: int) -> None:
@@ -68,6 +71,8 @@ class StageContext:
     stop: StopSignal
     log: Callable[[dict[str, Any]], None]
     save: Callable[[State], None]
+    solve: SolveHead | None
+    """Works out the head of a stage that is solved. None: the stage trains."""
     save_failed: Callable[[], bool]
     """Whether the checkpoint being written has failed."""
     watch: Watch
@@ -94,8 +99,8 @@ STOP, SAVE, BAD, ERROR = range(4)  # the flags that ranks all-reduce
 
 def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -> StageResult:
     """Train one stage from a position to its end, or until a stop is requested. Raises NotFinite and SaveFailed."""
-    stage, agreement, loop, guard = ctx.stage, FlagAllReduce(ctx.runtime, 4), _TrainLoop(ctx, progress), Guard(ctx.runtime, ctx.spread)
-    batches: Iterator[Batch] | None = None
+    stage, loop, guard = ctx.stage, _TrainLoop(ctx, progress), Guard(ctx.runtime, ctx.spread)
+    agreement = loop.agreement
     first = progress.step
     began, seconds_before, last_save = clock(), progress.seconds, clock()
     ctx.console.open_stage(stage.spec.name, progress.step, stage.num_steps)
@@ -107,23 +112,23 @@ def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -
             saves = ctx.save_steps is not None and step % ctx.save_steps == 0 and 0 < step < stage.num_steps
             ctx.watch.at(stage.spec.name, step, "agree")
             # All ranks must act alike. Sum their flags asynchronously, one step late. Sum them at once only if the ranks wait here anyway.
-            flags = [ctx.stop.requested, int(clock() - last_save > ctx.save_seconds), loop.bad, int(ctx.save_failed())]
+            flags = [ctx.stop.requested, int(clock() - last_save > ctx.save_seconds), loop.watched.bad, int(ctx.save_failed())]
             sums = agreement.sum_now(flags) if evaluates or saves or step == stage.num_steps else agreement.sum_previous(flags)
             if sums[BAD]:
-                raise loop.not_finite()
+                raise loop.watched.error(ctx.runtime, stage)
             if sums[ERROR]:
                 raise SaveFailed("a checkpoint could not be written")
             if evaluates and not sums[STOP]:
                 try:
-                    progress, best = loop.evaluate(progress, best, lambda: agreement.sum_previous([ctx.stop.requested, 0, 0, 0])[STOP] > 0)
+                    progress, best = loop.evaluate(progress, best, loop.stopping)
                 except Interrupted:
                     sums[STOP] = 1
             progress = replace(progress, seconds=seconds_before + clock() - began)
             over = step == stage.num_steps or (stage.spec.patience is not None and progress.stale >= stage.spec.patience)
             if sums[STOP] or ((saves or sums[SAVE]) and not over):
                 # Losses reach the host late. Wait for them, so that no checkpoint holds weights that are not finite.
-                if agreement.sum_now([0, 0, loop.settle(), 0])[BAD]:
-                    raise loop.not_finite()
+                if agreement.sum_now([0, 0, loop.watched.settle(), 0])[BAD]:
+                    raise loop.watched.error(ctx.runtime, stage)
                 progress = loop.save(progress, best)
                 last_save = clock()
             if sums[STOP]:
@@ -132,9 +137,7 @@ def fit(ctx: StageContext, progress: Progress, best: dict[str, Tensor] | None) -
                 guard.replicas(step)
                 guard.finish(ctx.spread.weights(), stage, range(first, step))
                 return StageResult(progress, best, "finished" if step == stage.num_steps else "early")
-            # Open the batches only now: a stage that is already over needs no data workers.
-            batches = batches or on_device(ctx.batches(step), ctx.runtime.device)
-            progress = loop.train(progress, batches)
+            progress = loop.advance(progress)
             if step <= first + 1 or progress.step % ctx.check_steps == 0:  # a new head is zero: no gradient below it in step 1
                 guard.replicas(progress.step)
     finally:
@@ -169,11 +172,25 @@ class _TrainLoop:
     """The actions of `fit`: one optimizer step, one evaluation, one save."""
 
     def __init__(self, ctx: StageContext, progress: Progress) -> None:
-        self.ctx = ctx
+        self.ctx, self.agreement = ctx, FlagAllReduce(ctx.runtime, 4)
+        self.batches: Iterator[Batch] | None = None
         self.shares: list[Tensor] = []  # this rank's part of each step's loss since the last row, on the device
-        self.watched: deque[tuple[int, Tensor, Any]] = deque()  # losses being copied to the host
-        self.bad, self.bad_at = 0, (progress.step, float("nan"))
+        self.watched = LossWatch(progress.step)
         self.clock, self.num_images = clock(), 0  # since the last training row or evaluation
+
+    def advance(self, progress: Progress) -> Progress:
+        """The next step: of the optimizer, or the one in which the head is solved. The same position where a stop was requested in that."""
+        if self.ctx.solve is not None:
+            with contextlib.suppress(Interrupted):
+                return self.solve(progress, self.ctx.solve)
+            return progress
+        # Open the batches only now: a stage that is already over needs no data workers.
+        self.batches = self.batches or on_device(self.ctx.batches(progress.step), self.ctx.runtime.device)
+        return self.train(progress, self.batches)
+
+    def stopping(self) -> bool:
+        """Whether a process has been asked to stop, as all know at once. Collective."""
+        return self.agreement.sum_previous([self.ctx.stop.requested, 0, 0, 0])[STOP] > 0
 
     def train(self, progress: Progress, batches: Iterator[Batch]) -> Progress:
         """One optimizer step on the global batch of `progress.step`, accumulated over this rank's micro-batches."""
@@ -205,6 +222,23 @@ class _TrainLoop:
         progress = replace(progress, step=step + 1, evaluated=False)
         return self._log_row(progress, norm) if progress.step % stage.log_steps == 0 or progress.step == stage.num_steps else progress
 
+    def solve(self, progress: Progress, work_out: SolveHead) -> Progress:
+        """The one step of a stage whose head is solved. Raises Interrupted where a stop is requested, and changes nothing then."""
+        ctx, name = self.ctx, self.ctx.stage.spec.name
+
+        def alive() -> bool:
+            ctx.watch.at(name, progress.step, "solve")
+            return self.stopping()
+
+        weights, row = work_out(alive)
+        ctx.spread.put(weights)
+        progress = replace(progress, step=progress.step + 1, evaluated=False)
+        ctx.log({"kind": "solve", **ctx.stage.place(progress.step), **row})
+        ctx.console.step()
+        ctx.watch.at(name, progress.step, CALLER)
+        ctx.on_step(name, progress.step)
+        return progress
+
     def evaluate(
         self, progress: Progress, best: dict[str, Tensor] | None, should_stop: Callable[[], bool]
     ) -> tuple[Progress, dict[str, Tensor] | None]:
@@ -234,26 +268,12 @@ class _TrainLoop:
         self.ctx.save(State(progress, spread.weights(), best, spread.optimizer_state(), spread.extra(), ema))
         return progress
 
-    def settle(self) -> int:
-        """Wait until all losses are on the host. Returns 1 if one was not finite, else 0."""
-        self._look(wait=True)
-        return self.bad
-
-    def not_finite(self) -> NotFinite:
-        """The error of the first process whose loss was not finite. Collective."""
-        mine = torch.tensor([[self.bad, *self.bad_at]], dtype=torch.float64, device=self.ctx.runtime.device)
-        rows_R3 = self.ctx.runtime.gather(mine).tolist()
-        rank = next(r for r, row in enumerate(rows_R3) if row[0])
-        step, loss = int(rows_R3[rank][1]), rows_R3[rank][2]
-        whose = f"loss of rank {rank}" if self.ctx.runtime.world > 1 else "loss"
-        return NotFinite(whose, loss, self.ctx.stage, step, rank)
-
     def _log_row(self, progress: Progress, norm: Any) -> Progress:
         """Log the mean loss since the last row. Apart from evaluation and saving, the host waits for the device only here."""
         progress = self._collect(progress)
         loss = sum(progress.losses) / len(progress.losses)
         images_per_s = self.num_images / max(clock() - self.clock, 1e-9)
-        lr = self.ctx.stage.spec.lr * self.ctx.stage.lr_factor(progress.step - 1)
+        lr = self.ctx.stage.lr * self.ctx.stage.lr_factor(progress.step - 1)
         row = {"loss": loss, "lr": lr, "grad_norm": None if norm is None else float(norm), "images_per_s": images_per_s}
         self.ctx.log({"kind": "train", **self.ctx.stage.place(progress.step), **row})
         self.ctx.console.figures(loss, images_per_s)
@@ -269,26 +289,7 @@ class _TrainLoop:
         return replace(progress, losses=(*progress.losses, *self.ctx.runtime.gather(shares_1S).sum(0).tolist()))
 
     def _watch(self, step: int, share: Tensor) -> None:
-        """Copy a step's loss to the host asynchronously."""
+        """Count a step's loss in, and have it looked at once it is on the host."""
         self.shares.append(share)
         self.num_images += self.ctx.stage.batch
-        on_host, event = share, None
-        if share.device.type == "cuda":
-            on_host = torch.empty_like(share, device="cpu", pin_memory=True)
-            on_host.copy_(share, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self.watched.append((step, on_host, event))
-        self._look(wait=False)
-
-    def _look(self, wait: bool) -> None:
-        """Check the losses that have reached the host. wait: wait for those that have not."""
-        while self.watched:
-            step, share, event = self.watched[0]
-            if event is not None and not event.query():
-                if not wait:
-                    return
-                event.synchronize()
-            self.watched.popleft()
-            if not self.bad and not torch.isfinite(share):
-                self.bad, self.bad_at = 1, (step, float(share))
+        self.watched.add(step, share)

@@ -29,7 +29,7 @@ def parameter_groups(chain: Chain, stage: StagePlan) -> list[dict[str, Any]]:
             decays = stage.spec.weight_decay_on == "all" or matrix
             known = chain.blocks[i].distance(lora.own_name(name))
             own = scale if known is None else stage.spec.layer_decay**known
-            peak_lr, decay = stage.spec.lr * own, stage.spec.weight_decay if decays else 0.0
+            peak_lr, decay = stage.lr * own, stage.spec.weight_decay if decays else 0.0
             fresh = {"params": [], "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay, "blocks": [], "kinds": []}
             group = groups.setdefault((peak_lr, decay), fresh)
             group["params"].append(parameter)
@@ -50,8 +50,8 @@ def make_optimizer(groups: list[dict[str, Any]], spec: Stage) -> torch.optim.Opt
     """
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=spec.lr, fused=fused)
+        return torch.optim.SGD(groups, lr=spec.lr or 0.0, momentum=spec.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=spec.lr or 0.0, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

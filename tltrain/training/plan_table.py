@@ -20,7 +20,7 @@ from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 from tltrain.planning.view_device import ViewDevice
 from tltrain.training import optim
-from tltrain.training.weights import trained
+from tltrain.training.weights import solved, trained
 
 
 def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
@@ -45,13 +45,14 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
     if any(s.spec.ema is not None or s.spec.carry in ("ema", "blend") for s in plan):
         table.add_row("hands on", "", *(_carried(s) for s in plan))
     table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
-    table.add_row("steps", "", *(f"{s.num_steps:,}" for s in plan))
-    table.add_row("optimizer", "", *(f"{s.spec.optimizer}, {size(optim.state_bytes(chain, s))}" for s in plan))
+    table.add_row("steps", "", *(f"{s.num_steps:,}" if not s.spec.solve else "solved" for s in plan))
+    table.add_row("optimizer", "", *(_optimizer(chain, s) for s in plan))
     if any(s.spec.loss != LOSS for s in plan):
         table.add_row("loss", "", *(s.spec.loss for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
     table.add_row("views", "", *(_views(s) for s in plan))
-    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *(f"cache   {line}" for line in stored)]
+    solved_lines = [f"solved  {solved.plan_line(chain, stage)}" for stage in plan if stage.spec.solve]
+    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *solved_lines, *(f"cache   {line}" for line in stored)]
     return Group(table, Text("\n".join(["", *lines])))
 
 
@@ -64,7 +65,16 @@ def text(renderable: Group) -> str:
 
 def _lr(stage: StagePlan, block: int) -> str:
     scale = stage.scales[block]
-    return f"{stage.spec.lr * scale:.3g}" if scale else "frozen"
+    if not scale:
+        return "frozen"
+    return "solved" if stage.spec.solve else f"{stage.lr * scale:.3g}"
+
+
+def _optimizer(chain: Chain, stage: StagePlan) -> str:
+    """The optimizer and the size of its state, or what works out the head in its place."""
+    if stage.spec.solve:
+        return stage.spec.solve.replace("_", " ")
+    return f"{stage.spec.optimizer}, {size(optim.state_bytes(chain, stage))}"
 
 
 def _carried(stage: StagePlan) -> str:
@@ -72,6 +82,8 @@ def _carried(stage: StagePlan) -> str:
 
 
 def _schedule(stage: StagePlan) -> str:
+    if stage.spec.solve:
+        return ""
     warmup = f"{stage.spec.warmup:.0%} warm-up, " if stage.spec.warmup else ""
     return warmup + stage.spec.schedule
 
@@ -96,6 +108,8 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
         lines.append("note    ema averages BatchNorm's running statistics too")
     if any(spec.carry == "blend" for spec in moving):
         lines.append("note    carry: blend interpolates BatchNorm's running means and standard deviations: exact at the ends alone")
+    if chain.place_matters:
+        lines.append("note    an image's features depend on its place in a batch here, so what is frozen runs image by image")
     if recipe.backbone.dropout:
         lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
     if (distill := recipe.distill) is not None:

@@ -30,12 +30,12 @@ from tltrain.models.metadata import read_state, write_weights
 from tltrain.runs import manifest, run_dir
 from tltrain.runs.checkpoint import State
 from tltrain.training import loop, optim
-from tltrain.training.loop import StageContext, StageResult
+from tltrain.training.loop import SolveHead, StageContext, StageResult
 from tltrain.training.losses import objective
 from tltrain.training.losses.objective import Distillation, Objective
 from tltrain.training.setup import Run
 from tltrain.training.stage_cache import Attached, StageStores, open_stores
-from tltrain.training.weights import lora, trained
+from tltrain.training.weights import lora, solved, trained
 from tltrain.training.weights.blend import blend
 from tltrain.training.weights.ema import Ema
 
@@ -171,6 +171,7 @@ def _context(
         entry=entry,
         batches=_train_batches(run, stage, frozen, stores),
         num_micro=run.shard.num_micro,
+        solve=None if stage.spec.solve is None else _solver(run, stage, None if stores.train else frozen.prefix, stores),
         val=_val_batches(run, stores) if run.images.val is not None else None,
         val_entry=InputAdapter(None if stores.val else frozen.prefix, stage.first_trainable_block),
         ema=None if stage.spec.ema is None else Ema(strategy, stage.spec.ema, state.ema),
@@ -211,6 +212,21 @@ def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: Sta
         return Attached(train_loader(views, *where, run.workers, run.pins), rows)
 
     return batches
+
+
+def _solver(run: Run, stage: StagePlan, prefix: FrozenModel | None, stores: StageStores) -> SolveHead:
+    """What works out the head of a stage with solve. prefix: computes features where no store has them."""
+    runtime, images, views = run.runtime, run.images, run.views(run.images.train, stage.spec)
+    path, _ = solved.head_of(run.student.chain, stage)
+    problem = solved.HeadProblem(runtime, stage, images, run.recipe.data.balance != "none", path, run.recipe.seed)
+
+    def work_out(should_stop: Callable[[], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if stores.train is not None:
+            return problem(solved.stored_features(runtime, stores.train, stage, should_stop), should_stop)
+        assert prefix is not None
+        return problem(solved.computed_features(runtime, prefix, views, stage, run.workers, should_stop), should_stop)
+
+    return work_out
 
 
 def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:

@@ -63,11 +63,11 @@ class Guard:
         if moved.any() and not self.chain.norm_stats:
             block = self.chain.blocks[int(moved.nonzero()[0])].name
             raise ConsistencyError(f"the statistics of block {block} are frozen in this stage, but they changed")
-        has_state = stage.spec.optimizer == "adamw" or stage.spec.momentum > 0
+        has_state = not stage.spec.solve and (stage.spec.optimizer == "adamw" or stage.spec.momentum > 0)
         unchanged = self.runtime.share(self._unchanged(last) if has_state and steps else [])
         if not unchanged or self._skipped_all(len(steps)):
             return
-        state, lr = self.strategy.optimizer_state(), stage.spec.lr * max(map(stage.lr_factor, steps))
+        state, lr = self.strategy.optimizer_state(), stage.lr * max(map(stage.lr_factor, steps))
         for i in self.runtime.share([i for i in unchanged if self._must_change(i, last, state, lr * stage.scales[i])]):
             raise ConsistencyError(f"block {self.chain.blocks[i].name} should train in this stage, but none of its tensors changed")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tltrain.core import registry
 from tltrain.core.metric import metric
+from tltrain.core.recipe import Stage
 from tltrain.runs.pages import background
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables as parts
