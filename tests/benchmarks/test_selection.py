@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import HEAD
@@ -28,7 +29,12 @@ def test_it_trains_the_head_of_a_run(made_recipe: Made, tmp_path: Path, monkeypa
     rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "val"]
     seen: list[list[Evaluation]] = []
     stage = selection.head_stage
-    monkeypatch.setattr(selection, "head_stage", lambda *arguments: seen.append(stage(*arguments)) or seen[-1])
+
+    def watched(*arguments: Any) -> list[Evaluation]:
+        seen.append(stage(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(selection, "head_stage", watched)
     found, sizes = selection.over_splits(recipe, 2)
     images = open_images(recipe.data)
     assert images.val is not None

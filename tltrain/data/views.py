@@ -209,15 +209,20 @@ def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Compo
     return v2.Compose([crop, *flips, _Turn(10, flip), v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)])
 
 
-class _Turn(v2.RandomRotation):
-    """A rotation whose corners are filled from the image. mirror: as in `affine.warped`."""
+@dataclass(frozen=True)
+class _Turn:
+    """v2.RandomRotation, but for the corners, which are filled from the image."""
 
-    def __init__(self, degrees: float, mirror: bool) -> None:
-        super().__init__(degrees)
-        self.mirror = mirror
+    most: float
+    """Degrees."""
+    mirror: bool
+    """As in `affine.warped`."""
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return affine.warped(inpt, affine.rotation(params["angle"], inpt.width), self.mirror)
+    def draw(self) -> float:
+        return float(v2.RandomRotation(self.most).make_params([])["angle"])
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return affine.warped(image, affine.rotation(self.draw(), image.width), self.mirror)
 
 
 def _draw(transforms: Sequence[v2.Transform], height: int, width: int, mirror: bool) -> Drawn:
@@ -225,7 +230,7 @@ def _draw(transforms: Sequence[v2.Transform], height: int, width: int, mirror: b
     crop, *flips, rotation, jitter = transforms
     box = crop.make_params([torch.empty((3, height, width), device="meta")])
     flip = any(float(torch.rand(1)) < transform.p for transform in flips)
-    angle = rotation.make_params([])["angle"]
+    angle = rotation.draw()
     colour = jitter.make_params([])
     factors = [colour[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
     ops = [op for op in colour["fn_idx"].tolist() if factors[op] is not None]

@@ -57,7 +57,7 @@ def test_an_operation_makes_torchvisions_pixels_where_torchvision_has_pixels(pol
     for strength in levels if name in SIGNED else levels[::2] or levels:
         ours = np.asarray(applied(_picture(), Operation(name, strength), mirror=True)).astype(int)
         expected, known = (
-            np.asarray(theirs._apply_image_or_video_transform(image, name, strength, theirs.interpolation, theirs._fill)).astype(int)  # type: ignore[attr-defined]
+            np.asarray(theirs._apply_image_or_video_transform(image, name, strength, theirs.interpolation, theirs._fill)).astype(int)
             for image in (_picture(), _white_inside())
         )
         where = (known == 255).all(2) if name in MAPS else np.ones((SIZE, SIZE), bool)

@@ -7,12 +7,11 @@ shears and shifts interpolate, and fill from the image (`affine`) where torchvis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from tltrain.data.augmentation.affine import Map, rotation, warped
@@ -37,21 +36,18 @@ class Operation:
     """Shears: the tangent. Translate: pixels. Rotate: degrees. Factors: 0 leaves the image. Posterize: bits. Solarize: share of white."""
 
 
-class RandomOperations(v2.Transform):
-    """Draws and applies the operations of a policy to a square RGB image of Pillow."""
+@dataclass(frozen=True)
+class RandomOperations:
+    """Draws the operations of a policy, and applies them to a square RGB image of Pillow."""
 
-    def __init__(self, policy: Policy, mirror: bool) -> None:
-        """mirror: as in `affine.warped`."""
-        super().__init__()
-        self.policy, self.mirror = policy, mirror
+    policy: Policy
+    mirror: bool
+    """As in `affine.warped`."""
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"operations": draw(self.policy, flat_inputs[0].width)}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        for operation in params["operations"]:
-            inpt = applied(inpt, operation, self.mirror)
-        return inpt
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for operation in draw(self.policy, image.width):
+            image = applied(image, operation, self.mirror)
+        return image
 
 
 def draw(policy: Policy, size: int) -> list[Operation]:
