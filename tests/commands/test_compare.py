@@ -166,13 +166,28 @@ def test_the_terminal_says_the_same(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "out.txt").open("w"))
     console.print(rendered(entries))
     text = console.export_text().replace("\u202f", " ").replace("\u00a0", " ")
-    for words in ("2 min 45 s", "84.2 %", "p = 0.029", "12,800", "1.5 GB", "stages.1.lr", "0.003", "a gets the most test images right"):
+    for words in ("2 min 45 s", "84.2 %", "p = 0.029", "device time", "1.5 GB", "stages.1.lr", "0.003", "a gets the most test images right"):
         assert words in text, words
+
+
+def test_the_table_fits_a_terminal_of_80_columns_and_ranks_the_runs(tmp_path: Path) -> None:
+    label, a, b = known(180, 22, 9, 29)
+    runs = [fake_run(tmp_path / "evidence" / name / "in stages", CLASSES, lr=lr) for name, lr in (("seed-0", 1e-3), ("seed-1", 2e-3))]
+    entries = entries_of(answer(runs[0], label, b), answer(runs[1], label, a))
+    named = [compared_run(name, e.run) for name, e in zip(names(runs), entries, strict=True)]
+    console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+    console.print(rendered(named))
+    lines = console.export_text().replace("\u202f", " ").replace("\u00a0", " ").splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["run", "seed-1/in", "seed-0/in"], lines
+    assert not lines[3].strip(), "a run takes one line"
+    assert "device time" not in lines[0], "one process: it is the time"
 
 
 def test_names_and_what_cannot_be_compared(tmp_path: Path) -> None:
     assert names([Path("x/a"), Path("x/b")]) == ["a", "b"]
-    assert names([Path("x/a"), Path("y/a")]) == ["x/a", "y/a"]
+    assert names([Path("x/a"), Path("y/a"), Path("y/b")]) == ["x/a", "y/a", "b"]
+    assert names([Path("x/z/a"), Path("y/z/a")]) == ["x/z/a", "y/z/a"], "no more of the path than is needed, and no less"
+    assert len(set(names([Path("a"), Path("a")]))) == 1, "one folder twice has one name"
     run = fake_run(tmp_path / "a", CLASSES)
     with pytest.raises(UserError, match="two run folders"):
         compare([run], tmp_path / "c.html")

@@ -14,7 +14,7 @@ from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
 from tltrain.runs.folds.compared import compared_folds
 from tltrain.runs.folds.folder import is_folds
-from tltrain.runs.pages.compare_page import between, p_value, pairs_with_best, value_text, verdict
+from tltrain.runs.pages.compare_page import between, leaderboard, on_several, p_value, pairs_with_best, value_text, verdict
 from tltrain.runs.pages.comparison import ComparedRun, Interval, compared_run, differing, grouped
 from tltrain.runs.pages.write import write_entries
 from tltrain.runs.record import number, read_run
@@ -41,9 +41,16 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
 
 
 def names(paths: Sequence[Path]) -> list[str]:
-    """The name of each folder, or its path if two folders share a name."""
-    short = [path.resolve().name for path in paths]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+    """The name of each folder, with as many of the folders above it as tell it from the others."""
+    parts = [path.absolute().parts for path in paths]
+    depth = [1] * len(parts)
+    while True:
+        short = ["/".join(part[-n:]) for part, n in zip(parts, depth, strict=True)]
+        again = [i for i, name in enumerate(short) if short.count(name) > 1 and depth[i] < len(parts[i])]
+        if not again:
+            return short
+        for i in again:
+            depth[i] += 1
 
 
 def rendered(entries: Sequence[ComparedRun]) -> RenderableType:
@@ -55,14 +62,15 @@ def rendered(entries: Sequence[ComparedRun]) -> RenderableType:
 
 
 def _runs(entries: Sequence[ComparedRun]) -> Table:
-    table = _table("run", "top-1 (95 % interval)", "F1", "ECE", "images", "time", "device time", "memory")
-    for e in entries:
-        cost = [count(e.run.num_images), duration(e.run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
+    several = on_several(entries)
+    table = _table("run", "top-1 (95 % interval)", "F1", "ECE", "time", *(["device time"] if several else []), "memory")
+    for e in leaderboard(entries):
+        cost = [duration(e.run.seconds), *([duration(e.device_seconds)] if several else []), memory(e.peak_bytes)]
         if e.run.test is None or e.accuracy is None:
             table.add_row(_name(e.name), _name(ended(e.run)), DASH, DASH, *cost)
             continue
-        f1 = _figure(e.f1) if e.f1 else percent(number(e.run.test, "f1_macro"))
-        table.add_row(_name(e.name), _figure(e.accuracy), f1, percent(number(e.run.test, "ece")), *cost)
+        f1, ece = (percent(number(e.run.test, key)) for key in ("f1_macro", "ece"))
+        table.add_row(_name(e.name), _figure(e.accuracy), f1, ece, *cost)
     return table
 
 
@@ -84,11 +92,10 @@ def _pairs(entries: Sequence[ComparedRun]) -> list[Table]:
     pairs = pairs_with_best(entries)
     if not pairs:
         return []
-    best = pairs[0].first.name
-    table = _table(f"{best} against", "difference (95 % interval)", f"only {best} right", "only the other", "p")
+    table = _table("against the best", "points (95 % interval)", "only best right", "only it right", "p")
     for pair in pairs:
-        gain = f"{points(pair.gain.value)} ({100 * pair.gain.low:+.1f} to {100 * pair.gain.high:+.1f})"
-        shown = [gain, count(pair.only_first), count(pair.only_second), p_value(pair.p)]
+        gain = f"{100 * pair.gain.value:+.1f} ({100 * pair.gain.low:+.1f} to {100 * pair.gain.high:+.1f})"
+        shown = [gain, count(pair.only_first), count(pair.only_second), p_value(pair.p).removeprefix("p ").removeprefix("= ")]
         table.add_row(_name(pair.second.name), *shown)
     return [table]
 

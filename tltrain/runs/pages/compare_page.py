@@ -13,7 +13,7 @@ from tltrain.core.output import escape
 from tltrain.runs.pages.comparison import ComparedRun, Group, Interval, Paired, differing, grouped, paired, welch
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
-from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, thinned
+from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, log_axis, thinned
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES
@@ -75,6 +75,17 @@ def ranking(entries: Sequence[ComparedRun]) -> list[ComparedRun]:
     return sorted((e for e in entries if e.accuracy is not None), key=lambda e: -e.accuracy.value if e.accuracy else 0.0)
 
 
+def leaderboard(entries: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """All runs, the best first, and those without a test behind them in the order they were given."""
+    ranked = ranking(entries)
+    return [*ranked, *(e for e in entries if e not in ranked)]
+
+
+def on_several(entries: Sequence[ComparedRun]) -> bool:
+    """Whether a run used several processes, so that device time is not time."""
+    return any(math.isfinite(e.run.seconds) and e.device_seconds != e.run.seconds for e in entries)
+
+
 def num_tested(run: RunRecord) -> int:
     return int((run.test or {})["n"])
 
@@ -86,7 +97,8 @@ def between(figure: Interval) -> str:
 def _verdict_over_seeds(groups: Sequence[Group]) -> tuple[str, str]:
     ranked = sorted((g for g in groups if len(g.accuracies)), key=lambda g: -g.mean)
     first, *others = ranked
-    best = f"{first.name} gets {percent(first.mean)} of test images right, the mean of {plural(len(first.accuracies), 'seed')}"
+    seeds = len(first.accuracies)
+    best = f"{first.name} gets {percent(first.mean)} of test images right, {f'the mean of {seeds} seeds' if seeds > 1 else 'with one seed'}"
     if not others:
         return f"{best} (standard deviation {points(first.spread)}).", ""
     second = others[0]
@@ -143,18 +155,20 @@ def _table(entries: Sequence[ComparedRun], groups: Sequence[Group], out: Path) -
     scale = axis(min((e.low for e in ends), default=0.0), max((e.high for e in ends), default=1.0))
     low, high = max(0.0, scale.low), min(1.0, scale.high)
     styles = {id(e): _style(i) for i, group in enumerate(groups) for e in group.entries}
-    rows = [_row(styles[id(e)], e, out, low, high) for e in entries]
+    several = on_several(entries)
+    rows = [_row(styles[id(e)], e, out, low, high, several) for e in leaderboard(entries)]
     marks = f"{100 * low:.0f} to {100 * high:.0f}\u202f%"
-    head = ["Run", "Test accuracy", marks, "F1, mean", "ECE", "Images trained on", "Time", "Device time", "Peak memory"]
+    head = ["Run", "Test accuracy", marks, "F1, mean", "ECE", "Images", "Time", *(["Device time"] if several else []), "Peak memory"]
     return tables.table(head, rows, class_="wide")
 
 
-def _row(style: str, e: ComparedRun, out: Path, low: float, high: float) -> list[str]:
+def _row(style: str, e: ComparedRun, out: Path, low: float, high: float, several: bool) -> list[str]:
     run, report = e.run, e.run.path / e.page
     where = os.path.relpath(report, out.parent) if report.is_file() else None
     label = el("a", e.name, href=escape.url(Path(where).as_posix())) if where else Html(el("span", e.name))
     first = join(el("i", class_=f"key {style}"), label)
-    cost = [count(run.num_images), duration(run.seconds), duration(e.device_seconds), memory(e.peak_bytes)]
+    on_devices = [duration(e.device_seconds)] if several else []
+    cost = [count(run.num_images), duration(run.seconds), *on_devices, memory(e.peak_bytes)]
     if run.test is None or e.accuracy is None:
         return [first, ended(run), "", DASH, DASH, *cost]
     mark = tables.strip(*e.accuracy, low, high, style)
@@ -174,7 +188,7 @@ def _style(index: int) -> str:
 def _note(entries: Sequence[ComparedRun]) -> Html:
     sentences = [
         f"95\u202f% intervals are bootstrap intervals over {RESAMPLES:,} resamples of the test images. The calibration error (ECE) is "
-        "measured before calibration. Device time is time multiplied by the number of processes."
+        "measured before calibration. Images counts those trained on, repeats included."
     ]
     if any(e.run.recipe.backbone.weights for e in entries):
         sentences.append("The cost of the weights that a run starts from is not counted.")
@@ -239,15 +253,20 @@ def _curves(groups: Sequence[Group]) -> Html | None:
     """Charts of accuracy and loss of every run. Runs of one recipe share a colour and a legend entry."""
     runs = [(i, group.name if k == 0 else "", e.run) for i, group in enumerate(groups) for k, e in enumerate(group.entries)]
     accuracy = [Line(name, _curve(run, "val", "top1"), _style(i), dots=True) for i, name, run in runs]
-    loss = [Line(name, _curve(run, "train", "loss"), _style(i)) for i, name, run in runs]
+    # What a run minimises may be another loss than its neighbour's, such as a teacher's. On val all are cross entropy.
+    kind = "val" if all(run.of_kind("val") for _, _, run in runs) else "train"
+    loss = [Line(name, _curve(run, kind, "loss"), _style(i), dots=kind == "val") for i, name, run in runs]
     top = max(run.num_images for _, _, run in runs)
     charts = []
     if values := _values(accuracy):
         y = axis(min(values), max(values))
         y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
         charts.append(line_chart("Val accuracy, %", accuracy, y, lambda v: f"{100 * v:.4g}", x_label="images trained on", x_top=top))
-    if values := _values(loss):
-        charts.append(line_chart("Train loss", loss, axis(0, max(values)), lambda v: f"{v:.4g}", x_label="images trained on", x_top=top))
+    if values := [value for value in _values(loss) if value > 0]:
+        uneven = max(values) > 30 * min(values)
+        y, title = (log_axis(min(values), max(values)), ", logarithmic") if uneven else (axis(0, max(values)), "")
+        title = f"{kind.capitalize()} loss{title}"
+        charts.append(line_chart(title, loss, y, lambda v: f"{v:.4g}", x_label="images trained on", x_top=top))
     return el("section", el("h2", "Learning"), el("div", *charts, class_="pair")) if charts else None
 
 
