@@ -201,6 +201,18 @@ def test_a_hubs_configuration_sets_only_what_it_may(cache: Path, arguments: obje
         factory.load(Backbone(weights="hf-hub:org/odd"), classes=CLASSES, size=None, resize=None, head="new", seed=0)
 
 
+def test_without_a_network_nothing_is_tried_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub would wait half a minute for each file, and then not say why."""
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    with pytest.raises(UserError, match=r"hub.invalid has no address here .*is there a network.*`hf download timm/test_vit.r160_in1k`"):
+        load("test_vit", "DEFAULT")
+    with pytest.raises(UserError, match=r"hub.invalid has no address here .*`hf download org/none`"):
+        factory.load(Backbone(weights="org/none"), classes=CLASSES, size=None, resize=None, head="new", seed=0)
+
+
 def test_what_cannot_be_fetched_is_refused_with_the_way_out(cache: Path) -> None:
     assert factory.skeleton(Backbone(name="timm:test_vit", weights="DEFAULT"), 3, None, None).origin.startswith("hub timm/test_vit")
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*`hf download timm/test_vit.r160_in1k`"):

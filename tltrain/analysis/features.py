@@ -19,7 +19,7 @@ from tltrain.cache.filling import CacheFiller
 from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.keys import CacheContext
 from tltrain.cache.measure import row_bytes
-from tltrain.cache.planner import CHUNK, find_budget, prefix_of
+from tltrain.cache.planner import CHUNK, find_budget, finds_place_matters, prefix_of
 from tltrain.core.errors import StoppedAtOnce, UserError, some
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, size
@@ -77,6 +77,7 @@ class FeatureBank(Samples):
             try:
                 loaded, _ = open_nets(recipe.model_copy(update={"distill": None}), images)
                 on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()
+                loaded.chain.place_matters = finds_place_matters(loaded, runtime.device, runtime.accelerator.autocast)
                 yield cls(samples.images, samples.splits, recipe, flags, loaded, runtime, console)
             finally:
                 runtime.close()

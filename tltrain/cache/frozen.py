@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 from tltrain.data.views import Batch
 from tltrain.distributed.out_of_memory import ChunkTooLarge, is_out_of_memory
 from tltrain.models.chain import Chain
+
+Autocast = Callable[[], AbstractContextManager[None]]
 
 FEATURES, TEACHER = "features", "teacher"
 """Keys of a batch for outputs of frozen blocks and of a teacher, beside the images or in place of them."""
@@ -24,7 +27,8 @@ class FrozenModel:
     """A network that does not change during a stage: the first blocks of a student, or a whole teacher.
 
     Outputs are computed in chunks of one size (the last one padded) and rounded to one dtype. An output therefore does not depend on the
-    other images of the batch, and a cached output equals a newly computed one bit for bit.
+    other images of the batch, and a cached output equals a newly computed one bit for bit. Where an image's place in the chunk matters
+    (`place_matters`), a chunk is one image.
     """
 
     chain: Chain
@@ -34,7 +38,7 @@ class FrozenModel:
     """The dtype of outputs; None keeps the network's own."""
     chunk: int | None
     """Images at a time; None runs a batch as it is, for outputs that cannot be cached."""
-    autocast: Callable[[], AbstractContextManager[None]]
+    autocast: Autocast
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> (B, ...)."""
@@ -69,6 +73,24 @@ class FrozenModel:
             raise
 
 
+@torch.no_grad()
+def place_matters(chain: Chain, size: int, chunk: int, autocast: Autocast) -> bool:
+    """Whether an image gives other features in another place of a chunk: each of many stands in two. `chain` is in eval mode.
+
+    MKL's products of small matrices depend on where these begin in memory. So attention over few tokens does: torch gives each thread a
+    part of one buffer, wherever the part begins. `MKL_CBWR=AUTO`, set before the program starts, ends that dependence.
+    """
+    half = torch.randint(0, 256, (chunk // 2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([half, half.flip(0)]).to(next(chain.parameters()).device)
+    cuts = [0, len(chain.blocks)] if chain.runs_whole else range(len(chain.blocks) + 1)
+    with autocast():
+        for start, stop in pairwise(cuts):
+            x = chain.forward(x, start=start, stop=stop)
+            if not torch.equal(x, x.flip(0)):
+                return True
+    return False
+
+
 @dataclass(frozen=True)
 class InputAdapter:
     """Turns a batch into a model's input: images for the first block, or features for the first block after the frozen ones."""
@@ -87,6 +109,3 @@ class InputAdapter:
 
 WHOLE = InputAdapter()
 """The whole network runs on images."""
-
-
-Autocast = Callable[[], AbstractContextManager[None]]

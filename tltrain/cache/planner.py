@@ -10,7 +10,7 @@ import torch
 
 from tltrain.cache import cost_model, disk_store
 from tltrain.cache.cost_model import Budget, Choice, Speed
-from tltrain.cache.frozen import Autocast, FrozenModel
+from tltrain.cache.frozen import Autocast, FrozenModel, place_matters
 from tltrain.cache.measure import Machine, _Meter, timed
 from tltrain.core.flags import RunFlags
 from tltrain.core.paths import cache_root
@@ -63,17 +63,22 @@ def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Au
 
     finite: whether its outputs can be cached, so that it runs in chunks. chunk: images at a time; None takes CHUNK.
     """
-    return FrozenModel(chain, cut, ROUNDED.get(precision), (chunk or _usual_chunk(chain)) if finite else None, autocast)
+    return FrozenModel(chain, cut, ROUNDED.get(precision), _chunk(chain, chunk) if finite else None, autocast)
 
 
 def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
     """The whole teacher. Its logits are always rounded, so that a run does not depend on whether they are cached."""
     assert recipe.distill is not None
-    return FrozenModel(chain, None, LOGITS[recipe.distill.logits], (chunk or _usual_chunk(chain)) if finite else None, autocast)
+    return FrozenModel(chain, None, LOGITS[recipe.distill.logits], _chunk(chain, chunk) if finite else None, autocast)
 
 
-def _usual_chunk(chain: Chain) -> int:
-    return CHUNK.get(next(chain.parameters()).device.type, 64)
+def _chunk(chain: Chain, wanted: int | None) -> int:
+    return 1 if chain.place_matters else wanted or CHUNK.get(next(chain.parameters()).device.type, 64)
+
+
+def finds_place_matters(loaded: Loaded, device: torch.device, autocast: Autocast) -> bool:
+    """`place_matters` of a network in eval mode on the CPU, from one pass over a chunk. Other devices are tested (tests/gpu)."""
+    return device.type == "cpu" and place_matters(loaded.chain, loaded.preprocess.size, CHUNK["cpu"], autocast)
 
 
 def survey(

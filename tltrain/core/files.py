@@ -12,6 +12,8 @@ import socket
 import stat
 import sys
 import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -205,6 +207,21 @@ def downloading(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             socket.setdefaulttimeout(before)
+
+
+def unresolved(url: str) -> str | None:
+    """Why the host of a URL cannot be reached, if it has no address here. Libraries would try again for half a minute, and then say less.
+
+    None behind a proxy, which finds the address itself.
+    """
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if urllib.request.getproxies().keys() & {"https", "all"} and not urllib.request.proxy_bypass(host):
+        return None
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        return f"{host} has no address here ({error.strerror}): is there a network?"
+    return None
 
 
 def _check_regular(path: Path, mode: int) -> None:

@@ -80,6 +80,7 @@ class Chain(nn.Module):
         self.training_from = 0  # index of the first trainable block
         self.norm_stats = True  # whether BatchNorm in trainable blocks updates its running statistics
         self.recompute = False  # activation checkpointing of the trainable blocks
+        self.place_matters = False  # whether features of an image depend on its place in a batch: cache/frozen.py finds out
         self.faster_last = frozenset(device for block in blocks for device in block.channels_last)
         _check_owned_once(net, self.blocks)
 

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
-from tltrain.core import untrusted
+from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import MOST_PIXELS
 from tltrain.models.metadata import WeightsMetadata, checked
@@ -96,6 +96,8 @@ def download(repo: str, *, network: bool, weights: bool | None = None) -> Path:
         return cached
     if network and constants.HF_HUB_OFFLINE:
         reason = "it is not in the hub's cache, and HF_HUB_OFFLINE is set: nothing is downloaded"
+    elif network and (why := files.unresolved(constants.ENDPOINT)) is not None:
+        reason = why
     elif network:
         try:
             folder = Path(snapshot_download(repo, allow_patterns=patterns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,7 +15,7 @@ import torch
 from tltrain.cache import cost_model
 from tltrain.cache.image_cache import ImageCache
 from tltrain.cache.measure import Machine
-from tltrain.cache.planner import Choices, survey
+from tltrain.cache.planner import Choices, finds_place_matters, survey
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
@@ -185,6 +186,10 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
         runtime.accelerator.autocast,
         num_workers(images, start, runtime.local_world),
         runtime.local_world,
+    for loaded in (student, teacher):
+        if loaded is not None and (loaded is teacher or any(stage.first_trainable_block > 0 for stage in planned)):
+            find = partial(finds_place_matters, loaded, machine.device, machine.autocast)
+            loaded.chain.place_matters = _shared(runtime, find)
     )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
     views = _shared(runtime, lambda: view_device(recipe, start, images.train, student, planned, machine, choices))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tltrain.core import untrusted
 from tltrain.core.errors import UserError
-from tltrain.core.files import downloading
+from tltrain.core.files import downloading, unresolved
 from tltrain.models.timm import networks
 from tltrain.models.weight_files import containers, reading
 
@@ -109,6 +109,8 @@ def _hub_file(repo: str, names: tuple[str, ...], *, network: bool) -> Path:
         reason = "it is not in the hub's cache, and nothing is downloaded here"
     elif constants.HF_HUB_OFFLINE:
         reason = "it is not in the hub's cache, and HF_HUB_OFFLINE is set: nothing is downloaded"
+    elif (why := unresolved(constants.ENDPOINT)) is not None:
+        reason = why
     else:
         reason = f"the repository has no {' and no '.join(names)}"
         for name in names:
