@@ -15,6 +15,7 @@ from tltrain.core.stage_plan import StagePlan
 from tltrain.models.chain import Chain
 
 Mode = Literal["auto", "always", "never"]
+AMONG = "among those of train, which hold every fold"
 LEAST_SAVED_S = 1.0
 """Smallest saving for which a cache is written, seconds."""
 DISK_BYTES_S = 1e9
@@ -73,6 +74,8 @@ class Choice:
     place: Place | None = None
     """Where the rows are read from; None if they are not cached."""
     why_not: str = ""
+    num_runs: int = 1
+    """The runs that the store serves: the folds of a recipe share one."""
 
     @property
     def num_bytes(self) -> int:
@@ -86,9 +89,10 @@ class Choice:
         """The decision as one line of the plan."""
         begin = f"{self.stage}: {self.what}"
         if not self.num_rows:
-            return f"{begin} not stored: {self.why_not}"
+            return f"{begin} {self.why_not}" if self.why_not == AMONG else f"{begin} not stored: {self.why_not}"
+        shared = f" once for {self.num_runs} folds" if self.num_runs > 1 else ""
         views = f"{self.num_views} view{'s' if self.num_views > 1 else ''} of {self.num_rows // self.num_views:,} images"
-        sizes = f"{views} x {size(self.speed.row_bytes)} = {size(self.num_bytes)}, {duration(self.fill_s)} to fill"
+        sizes = f"{views} x {size(self.speed.row_bytes)} = {size(self.num_bytes)}, {duration(self.fill_s)} to fill{shared}"
         saves = f"saves {duration(max(self.saved_s, 0))}" if self.saved_s > -0.05 else f"costs {duration(-self.saved_s)} more"
         where = f"read from {'the ' if self.place != 'memory' else ''}{self.place}" if self.place else f"not stored: {self.why_not}"
         return f"{begin}, {sizes}, {saves}: {where}"
@@ -104,17 +108,18 @@ def choose(
     speed: Speed,
     budget: Budget,
     flag: str = "--cache",
+    num_runs: int = 1,
 ) -> Choice:
     """Decide whether to cache the rows of `num_images` images in `num_views` views each.
 
-    num_reads: number of rows that the stage reads in all. flag: the flag that set `mode`, for messages.
+    num_reads: number of rows that the stage reads in all. flag: the flag that set `mode`, for messages. num_runs: that share the store.
     Raises UserError where mode is always and the rows exceed the disk budget.
     """
     num_rows = num_images * num_views
     place = budget.place(num_rows * speed.row_bytes)
     moved = speed.row_bytes * (2 * num_rows + (num_reads if place == "disk" else num_rows))  # written, checked, read
-    saved_s = (num_reads - num_rows) * speed.total_s - moved / DISK_BYTES_S
-    choice = Choice(stage, what, num_rows, num_views, speed, saved_s)
+    saved_s = (num_reads - num_rows / num_runs) * speed.total_s - moved / DISK_BYTES_S
+    choice = Choice(stage, what, num_rows, num_views, speed, saved_s, num_runs=num_runs)
     why_not = ""
     if mode == "never":
         why_not = f"{flag} never"
@@ -125,7 +130,7 @@ def choose(
             raise UserError(f"{flag} always, but {choice.line()}{why_not}; raise --cache-disk-gb, {views}or take {flag} auto")
     elif mode == "auto" and saved_s < LEAST_SAVED_S:
         why_not = f"it saves less than {LEAST_SAVED_S:g} s"
-    return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not)
+    return Choice(stage, what, num_rows, num_views, speed, saved_s, None if why_not else place, why_not, num_runs)
 
 
 def why_not_cacheable(stage: StagePlan) -> str | None:

@@ -6,11 +6,13 @@ shard is computed again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,6 +138,7 @@ class Rows:
     def __init__(self, store: Store, layout: Layout, place: Place, device: torch.device) -> None:
         """The store stays open until `close`."""
         self.store, self.layout, self.place, self.device = store, layout, place, device
+        self.places_N: Tensor | None = None
         shards = store.list_shards()
         parts = [disk_store.read(shards[name])["rows"] for name in layout.names()]
         self.parts: list[Tensor] = parts
@@ -148,6 +151,8 @@ class Rows:
 
     def __call__(self, position_B: Tensor, view_B: Tensor) -> Tensor:
         """Rows (B, ...) on the device, for positions and views (B,) int64 in host memory."""
+        if self.places_N is not None:
+            position_B = self.places_N[position_B]
         row_B = view_B * self.layout.num_samples + position_B
         if self.place == "device":
             return self.parts[0].index_select(0, row_B.to(self.device, non_blocking=True))
@@ -161,6 +166,12 @@ class Rows:
         for i, (shard, row) in enumerate(zip(shard_B.tolist(), row_B.tolist(), strict=True)):
             out[i] = self.parts[shard][row]
         return out
+
+    def part(self, places_N: np.ndarray) -> Rows:
+        """The rows of a split, by position in it. places_N: (N,) their positions in this table. Both are closed, and share the memory."""
+        part = copy.copy(self)
+        part.places_N = torch.from_numpy(places_N)
+        return part
 
     def close(self) -> None:
         self.parts = []

@@ -113,6 +113,19 @@ class ImageCache:
         return self.__dict__ | {"_files": {}, "_mapped": {}}
 
 
+@dataclass(frozen=True)
+class PartOfCache:
+    """The base images of a split that are held among those of several, by position in the split."""
+
+    cache: ImageCache
+    places_N: np.ndarray
+    """(N,) their positions in the cache."""
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """uint8 (h, w, 3), read-only and memory-mapped."""
+        return self.cache[int(self.places_N[i])]
+
+
 class _Shard(NamedTuple):
     pixels: np.ndarray
     size_N2: np.ndarray

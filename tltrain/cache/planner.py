@@ -17,6 +17,7 @@ from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
+from tltrain.data.dataset import SharedImages
 from tltrain.distributed.memory import free_memory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
@@ -118,7 +119,9 @@ class _Surveyor:
             prefix = prefix_of(self.student, stage.first_trainable_block, self.machine.precision, True, self.machine.autocast)
             train = self._train(stage, f"{where}, train", prefix, True, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0
-            if num_val:
+            if num_val and self.images.shared is not None and train.place is not None:
+                val = Choice(stage.spec.name, f"{where}, val", why_not=cost_model.AMONG)
+            elif num_val:
                 num_reads = stage.num_evaluations * min(num_val, self.recipe.data.eval_limit or num_val)
                 speed = self.meter.speed(prefix, "none")
                 left = self.budget.without(train)
@@ -135,7 +138,11 @@ class _Surveyor:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
         num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_reads
-        return cost_model.choose(self.start.cache, stage.spec.name, what, len(self.images.train), num_views, num_reads, speed, budget)
+        num, num_runs = (len(self.images.train), 1) if self.images.shared is None else self._of_all_folds(self.images.shared)
+        return cost_model.choose(self.start.cache, stage.spec.name, what, num, num_views, num_reads, speed, budget, num_runs=num_runs)
+
+    def _of_all_folds(self, shared: SharedImages) -> tuple[int, int]:
+        return len(shared.split), self.recipe.data.folds or 1
 
 
 def find_budget(start: RunFlags, device: torch.device, local_world: int) -> Budget:
@@ -163,6 +170,7 @@ def _choose_images(
         if images.val is not None and (choices.val is None or choices.val.place is None):
             num_reads += stage.num_evaluations * min(len(images.val), limit or len(images.val))
     num = len(images.train) + (len(images.val) if images.val is not None else 0)
+    num, num_runs = (num, 1) if images.shared is None else (len(images.shared.split), meter.recipe.data.folds or 1)
     speed = Speed(meter.base_s / max(1, meter.workers), 0.0, int(meter.base_bytes))
     mapped = Budget(0, 0, budget.disk)  # images differ in size, so they stay memory-mapped
-    return cost_model.choose(start.cache_images, "images", "base images", num, 1, num_reads, speed, mapped, "--cache-images")
+    return cost_model.choose(start.cache_images, "images", "base images", num, 1, num_reads, speed, mapped, "--cache-images", num_runs)

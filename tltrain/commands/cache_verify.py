@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,11 @@ class Maker:
         if self._opened is None or self._opened[0] != recipe.data:
             self._opened = recipe.data, open_images(recipe.data)
         images, name = self._opened[1], info.made_by["split"]
-        split = next((s for s in (images.train, images.val, images.test) if s is not None and s.name == name), None)
+        shared = images.shared
+        if name == "all" and shared is not None:  # of the folds of a recipe together
+            images = replace(images, fingerprint=shared.fingerprint)
+        among = (images.train, images.val, images.test, None if shared is None else shared.split)
+        split = next((s for s in among if s is not None and s.name == name), None)
         if split is None:
             raise CannotRecompute(f"{recipe.data.source} has no {name} split any more")
         if info.kind == image_cache.KIND:
@@ -109,7 +113,7 @@ def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: 
     runtime = Runtime(recipe.deterministic)
     experiment = Experiment.open(recipe, images)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
-    stage, training = planned[info.made_by["stage"]], split.name == "train"
+    stage, training = planned[info.made_by["stage"]], split.name in ("train", "all")
     autocast, gone, chunk = runtime.accelerator.autocast, None, info.key.get("chunk")
     if info.kind == "features":
         gone = _begin(student, recipe, Path(info.made_by["run"]), planned, stage)

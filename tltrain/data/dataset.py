@@ -35,6 +35,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class SharedImages:
+    """The images that the folds of a recipe have between them, in whichever split: a store of all of them serves every fold."""
+
+    split: Split
+    """Named `all`."""
+    fingerprint: str
+    """Hash of these images. It does not depend on the fold."""
+
+    def positions(self, part: Split) -> np.ndarray:
+        """(N,) int64: the position of each sample of a split among all."""
+        order = np.argsort(self.split.source_index)
+        return order[np.searchsorted(self.split.source_index[order], part.source_index)]
+
+
+@dataclass(frozen=True)
 class DataSplits:
     """An open data set. All splits share one class list."""
 
@@ -50,6 +65,8 @@ class DataSplits:
     """Whether images are so cheap to read that data workers would not help."""
     source: Source | None = None
     """The source before the split, including samples that belong to no split. None where it is not available."""
+    shared: SharedImages | None = None
+    """What stores hold of every fold together. None without folds: each split has its own."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tltrain.core import registry
 from tltrain.core.errors import UserError, some
 from tltrain.core.paths import data_root
 from tltrain.core.recipe import Data
-from tltrain.data.dataset import DataSplits, Indexed, Source, SourceKind, Split, corrected_source
+from tltrain.data.dataset import DataSplits, Indexed, SharedImages, Source, SourceKind, Split, corrected_source
 from tltrain.data.sampler import derive_seed, shuffled
 
 TINY = 5
@@ -48,7 +48,14 @@ def split(source: Source, spec: Data) -> DataSplits:
     notes = [*source.notes, *fold_notes, *_tiny(source, train, parts)]
     if spec.per_class is not None:
         train = train[keep_per_class(source.labels[train], spec.per_class, derive_seed(spec.seed, "per_class"))]
-    return _data_splits(source, {"train": train, **parts}, notes)
+    images = _data_splits(source, {"train": train, **parts}, notes)
+    # With per_class, folds together use few of the images: a store of all of them would mostly be of no use.
+    return replace(images, shared=_shared(source)) if spec.folds is not None and spec.per_class is None else images
+
+
+def _shared(source: Source) -> SharedImages:
+    samples = np.flatnonzero(source.declared != "test")
+    return SharedImages(_split(source, "all", samples), _fingerprint(source, {"all": samples}))
 
 
 def _fold(source: Source, spec: Data, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from tltrain.cache import cost_model
-from tltrain.cache.image_cache import ImageCache
 from tltrain.cache.measure import Machine
 from tltrain.cache.planner import Choices, finds_place_matters, survey
 from tltrain.core.errors import UserError
@@ -25,7 +24,7 @@ from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
-from tltrain.data.views import PIXELS_VERSION, Views
+from tltrain.data.views import PIXELS_VERSION, BaseImages, Views
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
@@ -71,7 +70,7 @@ class Run:
     """The log of rows on disk. Open on rank 0 only, from the start of training on."""
     trackers: Trackers = field(default_factory=lambda: Trackers({}, print))
     """Empty on ranks other than 0."""
-    bases: dict[str, ImageCache] = field(default_factory=dict)
+    bases: dict[str, BaseImages] = field(default_factory=dict)
     """Caches of base images, by split."""
     strong_views: ViewDevice = field(default_factory=ViewDevice)
     """Whether strong views are made by the data workers or on the device."""
@@ -186,11 +185,11 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
         runtime.accelerator.autocast,
         num_workers(images, start, runtime.local_world),
         runtime.local_world,
+    )
     for loaded in (student, teacher):
         if loaded is not None and (loaded is teacher or any(stage.first_trainable_block > 0 for stage in planned)):
             find = partial(finds_place_matters, loaded, machine.device, machine.autocast)
             loaded.chain.place_matters = _shared(runtime, find)
-    )
     choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
     views = _shared(runtime, lambda: view_device(recipe, start, images.train, student, planned, machine, choices))
     pays = _shared(runtime, lambda: compiling.note(start, student, planned, machine, runtime.world))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tltrain.cache.cost_model import Choice
 from tltrain.cache.feature_table import Rows
 from tltrain.cache.filling import CacheFiller
 from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.image_cache import PartOfCache
 from tltrain.cache.keys import CacheContext
 from tltrain.core.recipe import Stage
 from tltrain.core.stage_plan import StagePlan
@@ -58,17 +59,27 @@ def open_stores(
     should_stop(where): whether a stop is requested. Filling ends then.
     """
     chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.train, run.images.val
-    filler, stage_origin = _filler(run, should_stop), {"stage": stage.index, "run": str(run.path.absolute())}
+    shared, stage_origin = run.images.shared, {"stage": stage.index, "run": str(run.path.absolute())}
 
     def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, spec: Stage | None) -> Rows | None:
+        filler = _filler(run, should_stop, split)
         return filler.rows(choice, kind, frozen, loaded, run.views(split, spec), _origin(run, split) | stage_origin)
 
+    def of_train(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded) -> Rows | None:
+        """The rows of train, which of folds stand among those of all images."""
+        if shared is None:
+            return rows(choice, kind, frozen, loaded, train, stage.spec)
+        of_all = rows(choice, kind, frozen, loaded, shared.split, stage.spec)
+        return of_all and of_all.part(shared.positions(train))
+
     if prefix is not None and chosen.train is not None and chosen.train.place is not None:
-        stores.train = rows(chosen.train, "features", prefix, run.student, train, stage.spec)
+        stores.train = of_train(chosen.train, "features", prefix, run.student)
+        if stores.train is not None and shared is not None and val is not None:
+            stores.val = stores.train.part(shared.positions(val))  # view 0 is the evaluation view, whatever the augmentation
     if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
         stores.val = rows(chosen.val, "features", prefix, run.student, val, None)
     if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
-        stores.teacher = rows(chosen.teacher, "logits", teacher, run.teacher, train, stage.spec)
+        stores.teacher = of_train(chosen.teacher, "logits", teacher, run.teacher)
     return stores
 
 
@@ -77,19 +88,26 @@ def base_images(run: Run, should_stop: Callable[[str], bool]) -> Iterator[None]:
     """Within the context, images are read from the image cache if it was chosen. A cache that cannot be filled is not used. Collective."""
     with ExitStack() as opened:
         if (choice := run.choices.images) is not None and choice.place is not None:
-            for split in (run.images.train, run.images.val):
-                if split is not None and (filled := _filler(run, should_stop).images(choice, split, _origin(run, split))) is not None:
+            shared = run.images.shared
+            for split in (run.images.train, run.images.val) if shared is None else (shared.split,):
+                filled = None if split is None else _filler(run, should_stop, split).images(choice, split, _origin(run, split))
+                if split is not None and filled is not None:
                     opened.enter_context(filled[0])
                     run.bases[split.name] = filled[1]
+                    if shared is not None:
+                        parts = [part for part in (run.images.train, run.images.val, run.images.test) if part is not None]
+                        run.bases |= {part.name: PartOfCache(filled[1], shared.positions(part)) for part in parts}
         try:
             yield
         finally:
             run.bases = {}
 
 
-def _filler(run: Run, should_stop: Callable[[str], bool]) -> CacheFiller:
-    runtime = run.runtime
+def _filler(run: Run, should_stop: Callable[[str], bool], split: Split) -> CacheFiller:
+    runtime, shared = run.runtime, run.images.shared
     context = CacheContext.of(run.recipe, run.images, run.student.preprocess, runtime.device, runtime.precision)
+    if shared is not None and split is shared.split:
+        context = replace(context, fingerprint=shared.fingerprint)
     return CacheFiller(context, runtime, run.console, run.workers, run.choices.budget.disk, should_stop)
 
 
