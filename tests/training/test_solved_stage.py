@@ -25,7 +25,9 @@ from tltrain.data.views import Views
 from tltrain.heads.solve import solve
 from tltrain.models import factory
 from tltrain.runs.metrics_log import read_rows
+from tltrain.runs.record import read_run
 from tltrain.training.run import train
+from tltrain.training.weights import solved
 from tltrain.training.weights.solved import groups
 
 RIDGE = {"name": "head", "unfreeze": "head", "solve": "ridge"}
@@ -75,6 +77,7 @@ def test_the_head_is_that_of_its_features(kind: Any, views: int, balance: str, t
     (row,) = (row for row in rows if row["kind"] == "solve")
     assert (row["solve"], row["features"], row["step"]) == (kind, views * len(images.train), 1)
     assert "train" not in {row["kind"] for row in rows}
+    assert read_run(run).num_images == views * len(images.train)
     assert kind.replace("_", " ") in (run / "report.html").read_text()
 
 
@@ -96,6 +99,22 @@ def test_stored_computed_and_stopped_runs_end_alike(tmp_path: Path) -> None:
         assert same(whole, run_of(folder, recipe), "0-head", "1-all", "2-again"), place
     tuned = [row["top1"] for row in read_rows(whole) if row["kind"] == "val" and row["stage"] == "all"]
     assert tuned[0] > 0.8, "fine-tuning begins where the solved head stands"
+
+
+def test_a_stop_is_heard_while_the_head_is_worked_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = made_recipe(stages=[RIDGE | {"solve": "logistic"}])
+    whole = run_of(tmp_path / "whole", recipe)
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return solve(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(solved, "solve", stopped)
+        patch.setattr(solved, "ANSWER_S", 0.0)
+        run = run_of(tmp_path / "run", recipe)
+    assert [row["kind"] for row in read_rows(run)] == ["val"], "the weights it starts from, and no more"
+    assert same(whole, run_of(run, recipe), "0-head")
 
 
 @pytest.mark.parametrize(("strategy", "num"), [("ddp", 2), slow("ddp", 3), slow("fsdp2", 2), slow("zero2", 2), slow("zero3", 2)])

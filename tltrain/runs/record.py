@@ -66,8 +66,9 @@ class RunRecord:
 
     @property
     def num_images(self) -> int:
-        """Training images processed, repeats included."""
-        return self.num_steps * self.recipe.batch
+        """Training images processed, repeats included. A solved head takes in each view once."""
+        solved = self.of_kind("solve")
+        return (self.num_steps - len(solved)) * self.recipe.batch + sum(int(row["features"]) for row in solved)
 
     @property
     def seconds(self) -> float:

@@ -130,7 +130,7 @@ def share_done(recipe: Recipe, rows: Sequence[Row], env: Mapping[str, Any]) -> f
 
 
 def _num_steps(stage: Stage, num_train: int, batch: int) -> int:
-    return stage.steps or math.ceil((stage.epochs or 0) * num_train / batch - 1e-9)
+    return 1 if stage.solve else stage.steps or math.ceil((stage.epochs or 0) * num_train / batch - 1e-9)
 
 
 def val_row(recipe: Recipe, rows: Sequence[Row]) -> Row | None:
