@@ -25,7 +25,7 @@ ROOMS = (
     "planning",
     "evaluation", "evaluation/exporters",
     "training/losses", "training/weights", "training", "many",
-    "analysis", "fitting",
+    "analysis", "analysis/probe", "fitting",
     "api", "commands", "cli", "__main__",
 )  # fmt: skip
 STRANGERS = {("data", "runs"), ("runs", "data")}

@@ -52,6 +52,30 @@ def preview(argv: Sequence[str]) -> int:
     return 0
 
 
+def probe(argv: Sequence[str]) -> int:
+    """Compare backbones on your pictures in minutes; trains nothing.
+
+    A head is solved on the features of each, and judged by folds. The features are kept where training looks for them.
+    """
+    parser = parser_of("probe", probe)
+    parser.add_argument("source", metavar="SOURCE", help="a folder of class folders, or a data.source such as csv:labels.csv")
+    parser.add_argument("--backbones", metavar="A,B", help="NAME, NAME=WEIGHTS or weights (default: those that are here without a network)")
+    parser.add_argument("--cuts", default="head", metavar="A,B", help="blocks whose input is judged, such as head,layer4 (default: head)")
+    parser.add_argument("--k", type=int, help="folds (default: 10, and 5 from 2,000 images on)")
+    parser.add_argument("--head", choices=("ridge", "logistic", "nearest_mean"), default="ridge", help="what is solved (default: ridge)")
+    parser.add_argument("--size", type=int, help="side of the images, pixels (default: that of the weights)")
+    parser.add_argument("--seed", type=int, default=0, help="deals the folds (default: 0)")
+    parser.add_argument("--all", action="store_true", dest="everything", help="every image, the test split too")
+    parser.add_argument("--cache", choices=("auto", "never"), default="auto", help="never: keep no features (default: auto)")
+    parser.add_argument("--workers", type=int, help="data workers (default: as for training)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, and nothing else")
+    parser.add_argument("--out", type=Path, help="the page (default: probe.html; with --json none)")
+    arguments = parser.parse_args(argv)
+    from tltrain.analysis.probe import command
+
+    return command.verb(arguments)
+
+
 def fit(argv: Sequence[str]) -> int:
     """Choose a recipe for your pictures, say why, and train it.
 

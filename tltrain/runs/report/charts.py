@@ -99,6 +99,45 @@ def line_chart(
     return el("figure", el("figcaption", el("b", title), legend), plot, el("p", x_label, class_="axis"), class_="chart")
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point with an interval of its y, and a short text beside it."""
+
+    text: str
+    x: float
+    y: float
+    low: float
+    high: float
+    style: str
+    """CSS class of its colour: s0 to s7."""
+
+
+def mark_chart(
+    title: str,
+    marks: Sequence[Mark],
+    x: Axis,
+    y: Axis,
+    x_text: Callable[[float], str],
+    y_text: Callable[[float], str],
+    *,
+    x_label: str,
+    keys: Sequence[tuple[str, str]],
+    edge: tuple[Sequence[Point], str],
+) -> Html:
+    """Single points with intervals. keys: (style, text) of the legend. edge: a dashed line over some of them, and its legend text."""
+    line, meaning = edge
+    drawn = [*_grid(x, y), _stroke("M" + "L".join(f"{x(px)} {1000 - y(py):.1f}" for px, py in line), "ideal")]
+    for m in marks:
+        drawn += [
+            _stroke(f"M{x(m.x)} {1000 - y(m.low):.1f}V{1000 - y(m.high):.1f}", f"{m.style} whisker"),
+            _stroke(f"M{x(m.x)} {1000 - y(m.y):.1f}h0", f"{m.style} dot"),
+        ]
+    names = [el("span", m.text, class_="mark", style=f"left:{x(m.x) / 10:.2f}%;bottom:{y(m.y) / 10:.2f}%") for m in marks]
+    legend = el("span", *(_key(style, text) for style, text in keys), _key("ideal", meaning), class_="legend")
+    plot = el("div", _svg(title, drawn), *_tick_texts(x, y, x_text, y_text), *names, class_="plot")
+    return el("figure", el("figcaption", el("b", title), legend), plot, el("p", x_label, class_="axis"), class_="chart")
+
+
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
     """Means over runs of equal length, so that at most `most` points remain. A run with a value that is not finite stays a gap."""
     size = math.ceil(len(points) / most)

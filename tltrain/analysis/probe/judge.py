@@ -1,0 +1,254 @@
+"""Judges backbones, and cuts of them, by heads that are solved on their features. Each image is judged by a head that never saw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from tltrain.analysis.at_hand import Candidate
+from tltrain.analysis.features import FeatureBank
+from tltrain.analysis.samples import EVERY, WITHOUT_TEST, Samples, samples_of
+from tltrain.cache.measure import time_frozen
+from tltrain.core import recipe as recipes
+from tltrain.core.errors import UserError, some
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console, clock
+from tltrain.core.recipe import Recipe
+from tltrain.data import open_images
+from tltrain.data.splits import folds
+from tltrain.heads.neighbours import neighbours
+from tltrain.heads.out_of_fold import out_of_fold
+from tltrain.heads.solve import Kind
+from tltrain.runs.report.stats import bootstrap, wilson
+
+NEIGHBOURS = 5
+MANY = 2000
+"""Images from which 5 folds are usual. Of fewer there are 10, since a head that lacks a fifth of them is clearly worse."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is probed, and how."""
+
+    source: str
+    """As `data.source` of a recipe."""
+    cuts: tuple[str, ...] = ("head",)
+    k: int | None = None
+    """Folds. None: 10, and 5 from MANY images on."""
+    head: Kind = "ridge"
+    size: int | None = None
+    """Side of the images, pixels. None: that of the weights."""
+    seed: int = 0
+    """Deals the folds. The splits are those of a recipe with its default data.seed."""
+    everything: bool = False
+    """Whether test images are used too."""
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One backbone up to one cut. Shares are of all images that were looked at, intervals of 95 %."""
+
+    backbone: str
+    weights: str | None
+    cut: str
+    accuracy: float
+    """Of the solved head, each image judged by one that never saw its fold."""
+    low: float
+    high: float
+    difference: float
+    """Accuracy minus that of the best row, with the paired interval below. 0 for the best row."""
+    difference_low: float
+    difference_high: float
+    neighbours: float
+    """Accuracy of the vote of the 5 nearest images of other folds, by cosine."""
+    image_s: float
+    """Seconds of one image in the network up to the cut, measured here."""
+    num_parameters: int
+    """Of the network up to the cut."""
+    num_features: int
+    row_bytes: int
+    """Bytes of the store for an image. 0 where features cannot be stored."""
+    solve_s: float
+    """Seconds behind the features: all heads of all folds, and the neighbours."""
+    right: tuple[bool, ...] = field(repr=False)
+    """(N,) whether each image was right."""
+
+    @property
+    def name(self) -> str:
+        return self.backbone if self.cut == "head" else f"{self.backbone} before {self.cut}"
+
+    @property
+    def as_good(self) -> bool:
+        """Whether the best row may be better by chance alone."""
+        return self.difference_high >= 0
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Rows, the best first, and what could not be probed."""
+
+    ask: Ask
+    """With the number of folds that were made."""
+    rows: tuple[ProbeRow, ...]
+    problems: dict[str, str]
+    """Backbone, or backbone and cut, to what is wrong with it."""
+    notes: tuple[str, ...]
+    num_images: int
+    num_classes: int
+    baseline: float
+    """The share of the most frequent class."""
+
+    @property
+    def knee(self) -> ProbeRow:
+        """The row of least time among those that the best is not clearly better than."""
+        return min((row for row in self.rows if row.as_good), key=lambda row: row.image_s)
+
+
+def recipe_of(ask: Ask, candidate: Candidate) -> Recipe:
+    """The recipe that the features belong to. Training with the same data and backbone reads the same stores. Raises UserError."""
+    stage = {"name": "head", "unfreeze": "head", "steps": 1, "lr": 1e-3, "views": 1}
+    raw = {
+        "name": "probe",
+        "data": {"source": ask.source, "size": ask.size},
+        "backbone": candidate.spec.model_dump(mode="json"),
+        "batch": 64,
+        "stages": [stage],
+    }
+    return recipes.validate(raw, "probe")
+
+
+def probe(
+    ask: Ask, candidates: Sequence[Candidate], flags: RunFlags, console: Console, known_problems: Mapping[str, str] | None = None
+) -> Probed:
+    """Judge each candidate at each cut. One that cannot be opened is named among the problems, and the others go on.
+
+    known_problems: of backbones that are no candidates, by name.
+    Raises UserError for data that cannot be judged, and where no candidate can.
+    """
+    if not candidates:
+        raise UserError("no backbone is named, and none is at hand; name some with --backbones")
+    images = open_images(recipe_of(ask, candidates[0]).data)
+    samples = samples_of(images, _which(ask))
+    usual = min(10 if len(samples) < MANY else 5, len(np.unique(samples.groups)))
+    ask = replace(ask, k=usual if ask.k is None else ask.k)
+    notes = [*images.notes, *_checked(ask, samples)]
+    assert ask.k is not None
+    fold_N = folds(samples.labels, samples.groups, ask.k, ask.seed)
+    for note in notes:
+        console.say(f"data    {note}", style="yellow")
+    rows: list[ProbeRow] = []
+    problems = dict(known_problems or {})
+    for candidate in candidates:
+        try:
+            with FeatureBank.open(recipe_of(ask, candidate), flags, console, images=images, which=_which(ask)) as bank:
+                for cut in ask.cuts:
+                    _tried(ask, candidate, bank, cut, fold_N, rows, problems, console)
+        except UserError as error:
+            _named(candidate.name, error, problems, console)
+    if not rows:
+        raise UserError("no backbone could be probed:\n" + "\n".join(f"  {name}: {why}" for name, why in problems.items()))
+    counts = np.bincount(samples.labels)
+    return Probed(
+        ask, _compared(rows, samples), problems, tuple(notes), len(samples), len(samples.classes), float(counts.max() / counts.sum())
+    )
+
+
+def _which(ask: Ask) -> tuple[str, ...]:
+    return EVERY if ask.everything else WITHOUT_TEST
+
+
+def _tried(
+    ask: Ask, candidate: Candidate, bank: FeatureBank, cut: str, fold_N: np.ndarray, rows: list[ProbeRow], problems: dict[str, str],
+    console: Console,
+) -> None:  # fmt: skip
+    try:
+        row = _row(ask, candidate, bank, cut, fold_N)
+    except UserError as error:
+        _named(f"{candidate.name} before {cut}" if len(ask.cuts) > 1 else candidate.name, error, problems, console)
+        return
+    rows.append(row)
+    console.say(f"probed  {row.name}: {100 * row.accuracy:.1f} % right, {1000 * row.image_s:.1f} ms an image")
+
+
+def _named(name: str, error: UserError, problems: dict[str, str], console: Console) -> None:
+    problems[name] = str(error)
+    console.say(f"left    {name}: {error}", style="yellow")
+
+
+def _checked(ask: Ask, samples: Samples) -> list[str]:
+    """Notes on the images. Raises UserError where there is nothing to tell apart."""
+    if len(samples.classes) < 2:
+        raise UserError(f"{ask.source} has one class, {samples.classes[0]}, and a probe tells classes apart; give images of two or more")
+    notes = []
+    if not ask.everything and samples.images.test is not None:
+        left = len(samples.images.test)
+        notes.append(f"{len(samples):,} images of train and val are looked at; the {left:,} of test stay unseen (--all takes them too)")
+    count_K = np.bincount(samples.labels, minlength=len(samples.classes))
+    few = [f"{name} ({n})" for name, n in zip(samples.classes, count_K.tolist(), strict=True) if n < (ask.k or 0)]
+    if few:
+        notes.append(f"classes with fewer images than the {ask.k} folds, of which not every fold asks: {some(few)}")
+    return notes
+
+
+def _row(ask: Ask, candidate: Candidate, bank: FeatureBank, where: str, fold_N: np.ndarray) -> ProbeRow:
+    """One row, compared with nothing yet."""
+    cut, num_classes = bank.cut(where), len(bank.classes)
+    features_ND = bank.features(cut)
+    began = clock()
+    logits_NK = out_of_fold(ask.head, features_ND, bank.labels, fold_N, num_classes, group_N=grouped(bank), seed=ask.seed)
+    right_N = _right(logits_NK, bank.labels)
+    near_N = _right(neighbours(features_ND, bank.labels, num_classes, NEIGHBOURS, fold_N=fold_N), bank.labels)
+    solve_s = clock() - began
+    chain, share = bank.loaded.chain, float(right_N.mean())
+    frozen = replace(bank.frozen(cut), stop=None) if chain.runs_whole else bank.frozen(cut)
+    image_s, row_bytes = time_frozen(frozen, bank.loaded.preprocess.size, bank.runtime.device)
+    low, high = interval(right_N, bank)
+    return ProbeRow(
+        candidate.name, candidate.spec.weights, where, share, low, high, 0.0, 0.0, 0.0, float(near_N.mean()), image_s,
+        sum(p.numel() for i in range(cut) for _, p in chain.parameters_of(i)), features_ND.shape[1],
+        0 if chain.runs_whole else row_bytes, solve_s, tuple(right_N.tolist()),
+    )  # fmt: skip
+
+
+def _right(logits_NK: Tensor, label_N: np.ndarray) -> np.ndarray:
+    right_N: np.ndarray = logits_NK.argmax(1).numpy() == label_N
+    return right_N
+
+
+def grouped(samples: Samples) -> np.ndarray | None:
+    """The groups (N,), or None where each image stands alone."""
+    return None if len(np.unique(samples.groups)) == len(samples) else samples.groups
+
+
+def interval(right_N: np.ndarray, samples: Samples) -> tuple[float, float]:
+    """The 95 % interval of an accuracy. Each image is judged once; images of a group are alike, so whole groups are drawn."""
+    if grouped(samples) is None:
+        return wilson(float(right_N.mean()), len(right_N))
+    right_G, size_G = _by_group(right_N, samples), _by_group(np.ones(len(right_N)), samples)
+    return bootstrap(_share, right_G, size_G)
+
+
+def _by_group(value_N: np.ndarray, samples: Samples) -> np.ndarray:
+    _, group_N = np.unique(samples.groups, return_inverse=True)
+    return np.bincount(group_N, weights=value_N)
+
+
+def _share(right: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
+    """right, size: (..., G), of each group."""
+    share: np.ndarray = right.sum(axis) / size.sum(axis)
+    return share
+
+
+def _compared(rows: Sequence[ProbeRow], samples: Samples) -> tuple[ProbeRow, ...]:
+    """The rows from the best to the worst, of equals the quicker first, each with its difference from the best on the same images."""
+    ranked = sorted(rows, key=lambda row: (-row.accuracy, row.image_s))
+    best_N, size_G = np.array(ranked[0].right), _by_group(np.ones(len(samples)), samples)
+    compared = ranked[:1]
+    for row in ranked[1:]:
+        gain_G = _by_group(np.array(row.right).astype(float) - best_N, samples)
+        low, high = bootstrap(_share, gain_G, size_G)
+        compared.append(replace(row, difference=float(gain_G.sum() / len(samples)), difference_low=low, difference_high=high))
+    return tuple(compared)
