@@ -21,6 +21,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.fitting import choose, speeds
 from tltrain.many import one_by_one
 from tltrain.runs import run_dir
+from tltrain.training.run import train
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,8 @@ def test_a_dry_run_ends_at_a_recipe_with_reasons(tmp_path: Path, capsys: pytest.
     assert "out of reach" in text
     assert not (tmp_path / "fit" / "run").exists()
     before = (tmp_path / "fit" / "fit.json").read_text()
-    assert main(asked(photos, tmp_path / "fit", "--minutes", "0.001", "--dry-run")) == 0
+    assert main(["train", *asked(photos, tmp_path / "fit", "--minutes", "0.001", "--dry-run")[1:]]) == 0
+    assert "tltrain fit chooses one" in capsys.readouterr().err, "data in a recipe's place is understood"
     assert (tmp_path / "fit" / "fit.json").read_text() == before, "what was measured is kept"
 
 
@@ -73,10 +75,9 @@ def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
     monkeypatch.setattr(choose, "EPOCHS", ((1_000_000, 0.5),))
     monkeypatch.setattr(speeds, "SHARES", (0.15,))
     photos, folder = flat_folder(tmp_path / "photos", 20), tmp_path / "fit"
-    plain = one_by_one.train
 
     def stopped(recipe: Recipe, start: RunFlags) -> dict[str, object]:
-        return plain(recipe, start, lambda stage, step: os.kill(os.getpid(), signal.SIGTERM) if recipe.data.fold == 1 else None)
+        return train(recipe, start, lambda stage, step: os.kill(os.getpid(), signal.SIGTERM) if recipe.data.fold == 1 else None)
 
     with monkeypatch.context() as patched:
         patched.setattr(one_by_one, "train", stopped)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain.cli.codes import exit_code
 from tltrain.core.errors import Parser, UserError, parser_of
+from tltrain.core.output import escape
 
 
 def train(argv: Sequence[str]) -> int:
     """Fine-tune a backbone by a recipe; the same command resumes it."""
-    from tltrain.core.arguments import parsing
+    from tltrain.core.arguments import parsing, words
 
+    if argv and words.is_data(argv[0]):
+        print(f"note    {escape.line(argv[0])} is data, and no recipe stands before it: tltrain fit chooses one", file=sys.stderr)
+        return fit(argv)
     recipe, start = parsing.parse("train", argv)
     from tltrain.training import run
 
@@ -97,7 +102,8 @@ def fit(argv: Sequence[str]) -> int:
     source = source_of(arguments.source)
     if source is None:
         raise UserError(f"{arguments.source} is no folder and no data source; give a folder of pictures, such as folder:photos")
-    from tltrain.fitting.fit import Wanted, fit as choose_and_train
+    from tltrain.fitting.fit import Wanted
+    from tltrain.fitting.fit import fit as choose_and_train
 
     names = tuple(name.strip() for name in arguments.backbones.split(",") if name.strip())
     folder = arguments.folder or Path("runs") / f"{Path(source.partition(':')[2] or source).stem or 'pictures'}-fit"

@@ -61,14 +61,25 @@ def report(argv: Sequence[str]) -> int:
     parser = parser_of("report", report)
     parser.add_argument("run", type=Path, help="a run folder, or a folder of folds")
     parser.add_argument("--out", type=Path, help="the page of a run (default: RUN/report.html)")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write curves, confusion and calibration as SVG, PDF and CSV")
     arguments = parser.parse_args(argv)
     from tltrain.runs.folds.folder import is_folds
 
     if is_folds(arguments.run):
+        if arguments.figures is not None:
+            raise UserError(
+                f"{arguments.run} is a folder of folds, and --figures draws a single run; give one, such as {arguments.run}/r0-f0"
+            )
         return _report_folds(arguments.run, arguments.out)
     from tltrain.runs.pages.write import write_report
 
     print(escape.line(str(write_report(arguments.run, arguments.out))))
+    if arguments.figures is not None:
+        from tltrain.runs.pages.figures import write_figures
+        from tltrain.runs.record import read_run
+
+        files = write_figures(read_run(arguments.run), arguments.figures)
+        print(f"{len(files)} files in {escape.line(str(arguments.figures))}")
     return 0
 
 

@@ -41,12 +41,18 @@ def source_of(text: str) -> str | None:
     return f"{suffix}:{text}" if suffix in registry.names("sources") and path.is_file() else None
 
 
+def is_data(word: str) -> bool:
+    """Whether a word that stands in a recipe's place is a folder of images or a data source."""
+    named = word in recipes.shipped() or Path(word).suffix in (".yaml", ".yml") or (Path(word) / "recipe.yaml").is_file()
+    return not named and source_of(word) is not None
+
+
 def load(verb: str, name: str) -> Recipe:
     """The recipe of this name. Raises UserError; where the word is a folder or a data source, with the command that was likely meant."""
     path = Path(name)
     if (path / "recipe.yaml").is_file():
         raise UserError(f"{name} is a run folder; this goes on with it:\n  tltrain {verb} {path / 'recipe.yaml'} --folder {name}")
-    if name not in recipes.shipped() and path.suffix not in (".yaml", ".yml") and source_of(name) is not None:
+    if is_data(name):
         raise UserError(f"{name} is data, and the recipe comes before it; you probably mean:\n  {usual(verb, name)}")
     return recipes.load(name)
 
