@@ -25,7 +25,7 @@ ROOMS = (
     "planning",
     "evaluation", "evaluation/exporters",
     "training/losses", "training/weights", "training", "many",
-    "analysis", "analysis/probe", "fitting",
+    "analysis", "analysis/probe", "analysis/doctor", "fitting",
     "api", "commands", "cli", "__main__",
 )  # fmt: skip
 STRANGERS = {("data", "runs"), ("runs", "data")}

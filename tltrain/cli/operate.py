@@ -10,9 +10,16 @@ from pathlib import Path
 from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output.help import two_columns
 
+OF_DATA = {"--backbone", "--weights", "--exclude", "--relabel", "--csv", "--json", "--out"}
+"""Flags that only the doctor of images has."""
+
 
 def doctor(argv: Sequence[str]) -> int:
-    """Check this machine, with a remedy for each problem."""
+    """Check this machine, or the images of a SOURCE."""
+    if any(not word.startswith("-") for word in argv[:1]) or {word.partition("=")[0] for word in argv} & OF_DATA:
+        from tltrain.analysis.doctor.command import data_doctor
+
+        return data_doctor(argv)
     from tltrain.commands.doctor import doctor as examine
 
     return examine(argv)

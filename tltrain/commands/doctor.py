@@ -46,7 +46,8 @@ class Finding:
 
 def doctor(argv: Sequence[str]) -> int:
     """Look at this machine: GPUs, memory, disk, network of processes, Slurm, keys and caches, with a remedy for each problem."""
-    parser = Parser(prog="tltrain doctor", description=doctor.__doc__)
+    epilog = "With a source, such as a folder of images, it looks at those instead: tltrain doctor SOURCE --help"
+    parser = Parser(prog="tltrain doctor", description=doctor.__doc__, epilog=epilog)
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will stand (default: runs)")
     folder = parser.parse_args(argv).folder
     checks: list[Callable[[], list[Finding]]] = [versions, gpus, memory, lambda: disk(folder), pair, slurm, wandb_key, hub_cache]
