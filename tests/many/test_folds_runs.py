@@ -109,6 +109,18 @@ def test_what_cannot_be_trained_is_refused_before_the_first_fold(
     assert not (tmp_path / "folds").exists()
 
 
+def test_weights_that_have_learned_from_these_images_are_refused(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """finished_run has learned from 60 images and chosen by val; all the others it has not seen."""
+    with gzip.open(finished_run / "data.jsonl.gz") as lines:
+        num = sum(json.loads(line)[1] in ("train", "val") for line in list(lines)[1:])
+    for weights in (finished_run, finished_run / "weights.safetensors"):
+        says = mistake(["folds", recipe_file(tmp_path), *COMMAND, "--backbone.weights", str(weights)], capsys)
+        assert f"a run that has learned from {num:,} of these 1,797 images" in says
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_stop_ends_with_75_and_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

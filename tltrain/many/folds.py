@@ -13,10 +13,11 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
 from tltrain.core.recipe import Recipe
-from tltrain.data import open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.data.splits import split
 from tltrain.many.one_by_one import OneRun, train_one_by_one
 from tltrain.many.side_by_side import default_jobs, train_side_by_side
+from tltrain.runs import data_record, run_dir
 from tltrain.runs.folds import folder, page
 from tltrain.runs.folds.folder import FoldsFolder
 from tltrain.runs.folds.pooled import Pooled, pool
@@ -89,9 +90,31 @@ def _table(pooled: Pooled) -> Table:
 def _check_data(recipes: Sequence[Recipe]) -> None:
     """Draw the splits of every fold, so that one which cannot be trained is refused before the first. Raises UserError."""
     first = open_images(recipes[0].data)
+    _check_weights(recipes[0], first)
     for recipe in recipes[1:] if first.source is not None else ():
         assert first.source is not None
         try:
             split(first.source, recipe.data)
         except UserError as error:
             raise UserError(f"fold {recipe.data.fold} of repeat {recipe.data.repeat}: {error}") from error
+
+
+def _check_weights(recipe: Recipe, images: DataSplits) -> None:
+    """Check that no run whose weights are used has learned from these images, and so knows the fold it is tested on. Raises UserError."""
+    source, teacher = images.source, recipe.distill.teacher.weights if recipe.distill else None
+    for name, weights in (("backbone.weights", recipe.backbone.weights), ("distill.teacher.weights", teacher)):
+        places = [] if weights is None else [Path(weights), *Path(weights).parents][:4]  # RUN/stages/0-head/weights.safetensors
+        run = next((place for place in places if (place / data_record.NAME).is_file()), None)
+        if run is None or source is None:
+            continue
+        learned = [sample for sample in data_record.read_samples(run) if sample.split in ("train", "val")]
+        if source.digests:
+            num = len({sample.digest for sample in learned} & set(source.digests))
+        else:
+            same = run_dir.read_recipe(run).data.source == recipe.data.source
+            num = len({sample.id for sample in learned} & set(source.ids)) if same else 0
+        if num:
+            raise UserError(
+                f"{name} is {weights}, a run that has learned from {num:,} of these {len(source.ids):,} images, so that their folds would not "
+                "be new to it; begin with weights that have not seen them"
+            )
