@@ -115,6 +115,6 @@ def _check_weights(recipe: Recipe, images: DataSplits) -> None:
             num = len({sample.id for sample in learned} & set(source.ids)) if same else 0
         if num:
             raise UserError(
-                f"{name} is {weights}, a run that has learned from {num:,} of these {len(source.ids):,} images, so that their folds would not "
-                "be new to it; begin with weights that have not seen them"
+                f"{name} is {weights}, a run that has learned from {num:,} of these {len(source.ids):,} images, so that their folds would "
+                "not be new to it; begin with weights that have not seen them"
             )
