@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tltrain.core import recipe
+from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.core.untrusted import cut, parse_json, parse_yaml, read_json
 
@@ -95,3 +96,10 @@ def test_odd_json_is_one_message(text: str, tmp_path: Path) -> None:
 def test_a_value_in_a_message_has_a_bounded_length() -> None:
     assert cut("a") == "'a'"
     assert len(cut("a" * 1000)) == 80
+
+
+def test_a_size_of_a_million_on_the_command_line_is_said_as_in_a_file() -> None:
+    with pytest.raises(UserError) as refused:
+        parsing.parse("plan", ["digits-resnet", "--data.size", "1000000", "--data.val-fraction", "7"])
+    said = str(refused.value).partition("; see ")[0]
+    assert said == "data.size: 1000000: input should be less than or equal to 8192; data.val_fraction: 7.0: input should be less than 1"

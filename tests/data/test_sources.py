@@ -321,6 +321,8 @@ def test_a_table_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     _refused(f"csv:{tmp_path / 'none.csv'}", "cannot be read as a comma-separated table")
     (tmp_path / "t.csv").write_bytes(b"path,label\n\xff\xfe,x")
     _refused(f"csv:{tmp_path / 't.csv'}", "cannot be read as a comma-separated table in UTF-8")
+    (tmp_path / "t.csv").write_bytes(b"PK\x03\x04" + bytes(200))
+    _refused(f"csv:{tmp_path / 't.csv'}", "an Excel file or another archive; save it as CSV")
 
 
 # --- CIFAR and digits
@@ -416,12 +418,14 @@ def test_blank_images_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "white").save(root / "a" / "white.png")
     Image.new("L", (40, 30), 0).save(root / "b" / "black.png")
     Image.new("RGB", (1, 1), "red").save(root / "b" / "dot.png")
+    Image.new("RGB", (40, 30), (200, 30, 90)).save(root / "b" / "flat.jpg")
     for _ in range(2):  # read, and then remembered
         notes = " | ".join(_open(f"folder:{root}", max_unreadable=0).notes)
         assert "1 image all white: " in notes
         assert "white.png" in notes
         assert "1 image all black: " in notes
         assert "1 image of a single pixel: " in notes
+        assert "1 image of one colour: " in notes
 
 
 def test_what_pillow_warns_of_names_the_file_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

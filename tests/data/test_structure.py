@@ -103,7 +103,9 @@ def test_following_the_words_on_nearly_splits_makes_them_splits(tmp_path: Path) 
 
 
 def test_vehicles_may_be_trains(tmp_path: Path) -> None:
-    assert _open(_tree(tmp_path / "d", "Bus", "Train", "tram")).classes == ("Bus", "Train", "tram")
+    vehicles = _open(_tree(tmp_path / "d", "Bus", "Train", "tram"))
+    assert vehicles.classes == ("Bus", "Train", "tram")
+    assert "Train holds images and no class folders: Train is learned as a class, beside the others" in vehicles.notes
     assert _open(_tree(tmp_path / "s", "train/bus", "train/train", "test/bus", "test/train")).classes == ("bus", "train")
     assert _open(_tree(tmp_path / "e", "devices", "trainers", "tests_of_time", "valley")).classes[0] == "devices"
 

@@ -196,6 +196,16 @@ def test_the_record_is_refused_where_it_is_damaged(root: Path) -> None:
         again(of(root), root)
 
 
+def test_a_flipped_bit_of_the_record_is_seen_though_its_first_line_alone_is_needed(root: Path) -> None:
+    file = root / "run" / data_record.NAME
+    content = bytearray(file.read_bytes())
+    assert data_record.read(root / "run") is not None
+    content[-40] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"data.jsonl.gz is damaged"):
+        data_record.read(root / "run")
+
+
 def test_a_finished_run_is_evaluated_on_the_images_it_was_tested_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, data = root / "run", root / "data"
     assert again(of(root), root)["outcome"] == "finished"

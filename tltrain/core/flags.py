@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -155,5 +156,19 @@ def _without_box(text: str) -> str:
     """tyro's message out of the box that it draws, of lines or, where the terminal has none, of dashes: what follows the title."""
     lines = [line.strip("│ ") for line in text.splitlines()[1:]]
     parts = [" ".join(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
-    message = parts[0].rstrip(".") if parts else text.strip()
+    message = _plainly(parts[0].rstrip(".") if parts else text.strip())
     return message[:1].lower() + message[1:]
+
+
+_OF_PYDANTIC = re.compile(r"Error parsing recipe\.([\w.]+): \d+ validation errors? for \w+ ")
+_MISTAKE = re.compile(r"(?:Value error, |(\w+) )(.+?) \[type=\w+, input_value=(.*?), input_type=\w+\](?: For further \w+ visit \S+)?")
+
+
+def _plainly(message: str) -> str:
+    """pydantic's mistakes in a part of the recipe as those of the whole are said: path, value, rule."""
+    head = _OF_PYDANTIC.match(message)
+    found = _MISTAKE.findall(message, head.end()) if head else []
+    said = [
+        f"{head[1]}.{name}: {value}: {rule[:1].lower()}{rule[1:]}" if name else f"{head[1]}: {rule}" for name, rule, value in found if head
+    ]
+    return "; ".join(said) or message

@@ -57,10 +57,10 @@ def write(run: Path, record: DataRecord, samples: Iterable[Sample]) -> None:
 
 
 def read(run: Path) -> DataRecord | None:
-    """Read the first line. None if there is no file: before the first start, and for tltrain 0.1.0. Raises UserError if damaged."""
+    """Parse the first line. None if there is no file: before the first start, and for tltrain 0.1.0. Raises UserError if damaged."""
     if not (run / NAME).is_file():
         return None
-    head = next(_lines(run), None)
+    head = next(iter([*_lines(run, only_head=True)]), None)
     try:
         return DataRecord(tuple(head["classes"]), str(head["fingerprint"]), bool(head["assigned"]), dict(head["inputs"]))  # type: ignore[index]
     except (TypeError, KeyError, ValueError) as error:
@@ -77,11 +77,12 @@ def read_samples(run: Path) -> list[Sample]:
         raise _damaged(run, error) from error
 
 
-def _lines(run: Path) -> Iterator[object]:
+def _lines(run: Path, only_head: bool = False) -> Iterator[object]:
     try:
         with files.open_regular(run / NAME) as packed, gzip.open(packed, "rb") as file:
-            for line in file:
-                yield json.loads(line)
+            for number, line in enumerate(file):
+                if number == 0 or not only_head:  # the others are read too: gzip's checksum stands at the end
+                    yield json.loads(line)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:  # gzip verifies its own checksum
         raise _damaged(run, error) from error
 

@@ -44,7 +44,7 @@ def find_classes(tree: Tree) -> tuple[list[ClassFolder], tuple[str, ...]]:
     if len(meant) == len(top.folders) and not train:
         raise UserError(f"{root} has {some(_names(meant))} and no train; add the training images as train/CLASS/")
     if not any(tree.look(folder).folders for folder in train):
-        return _classes(tree), _loose(tree, root)
+        return _classes(tree), (*_loose(tree, root), *_called_train(train))
     for name in ("train", "val", "test"):
         same = [folder for folder, split in meant.items() if split == name]
         if len(same) > 1:
@@ -135,6 +135,14 @@ def _loose(tree: Tree, folder: Path) -> tuple[str, ...]:
     num = len(tree.look(folder).images)
     place = "beside the class folders" if folder == tree.root else f"right in {folder.name}"
     return (f"{counted(num)} {place} without a class: not used",) if num else ()
+
+
+def _called_train(train: list[Path]) -> tuple[str, ...]:
+    """A note on a class with the name of the split."""
+    if not train:
+        return ()
+    name = train[0].name
+    return (f"{name} holds images and no class folders: {name} is learned as a class, beside the others",)
 
 
 def _unused(tree: Tree, meant: dict[Path, str]) -> Iterator[str]:

@@ -49,6 +49,8 @@ def _text(file: Path, what: str) -> str:
         content = read_bytes(file)
     except OSError as error:
         raise UserError(f"{what}, which cannot be read as a comma-separated table: {error.strerror or error}") from error
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise UserError(f"{what}, which is an Excel file or another archive; save it as CSV (UTF-8) from there")
     encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8-sig")
     try:
         text = content.decode(encoding)
