@@ -343,5 +343,11 @@ def test_a_block_that_is_wrong_at_any_cut_is_found_at_the_start(index: int, monk
     monkeypatch.setattr(type(FAMILY), "blocks", spoiled)
     backbone = Backbone(name="torchvision:mobilenet_v3_small")
     loaded = factory.load(backbone, classes=("a", "b"), size=64, resize=64, head="new", seed=0)
-    assert loaded.chain.runs_whole
-    assert f"block {loaded.chain.blocks[index].name} overwrites what it is given" in loaded.origin
+    names = [block.name for block in factory.skeleton(backbone, 2, 64, 64).chain.blocks]
+    assert not loaded.chain.runs_whole
+    at = index % len(names)
+    assert f"merged, since a cut between them changes the last bits: {names[at - 1]} with {names[at]}" in loaded.origin
+    assert [block.name for block in loaded.chain.blocks] == [*names[:at], *names[at + 1 :]]
+    assert loaded.chain.index(names[at]) == at - 1
+    chain, x = loaded.chain, torch.rand(2, 3, 64, 64)
+    assert torch.equal(factory.cut_everywhere(chain, x), factory.head_input(chain, loaded.family.head_of(loaded.card), x))

@@ -7,8 +7,8 @@ code for a particular architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -48,6 +48,8 @@ class Block:
 
     None: the number of blocks between this one and the head.
     """
+    also: tuple[str, ...] = ()
+    """Names of the blocks that were merged into it (`merged`)."""
 
     def distance(self, name: str) -> int | None:
         """Layers between a parameter and the head. A parameter that was added to a module counts as the others of that module do."""
@@ -57,6 +59,34 @@ class Block:
                 return min(found)
             where = where.rpartition(".")[0]
         return None
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """The step of blocks that were merged: one after the other, each given what the one before it returned."""
+
+    steps: tuple[Callable[[nn.Module, Tensor], Tensor], ...]
+
+    def __call__(self, net: nn.Module, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(net, x)
+        return x
+
+
+def merged(blocks: Sequence[Block], wrong_cuts: Collection[int]) -> list[Block]:
+    """The blocks, each of those with an index in `wrong_cuts` joined to the one before it. All have steps."""
+    out: list[Block] = []
+    for index, block in enumerate(blocks):
+        if index not in wrong_cuts:
+            out.append(block)
+            continue
+        one = out.pop()
+        assert one.step is not None and block.step is not None, "else the net runs whole already"  # noqa: PT018
+        calls = tuple(path for each in (one, block) for path in (each.owns[:1] if each.calls is None else each.calls))
+        distances = None if one.distances is None or block.distances is None else {**one.distances, **block.distances}
+        also, step = (*one.also, block.name, *block.also), InTurn((one.step, block.step))
+        out.append(replace(one, owns=(*one.owns, *block.owns), step=step, calls=calls, distances=distances, also=also))
+    return out
 
 
 class Chain(nn.Module):
@@ -173,7 +203,7 @@ class Chain(nn.Module):
         if where == "all":
             return 0
         for i, block in enumerate(self.blocks):
-            if block.name == where or block.name.startswith(where + "."):
+            if any(name == where or name.startswith(where + ".") for name in (block.name, *block.also)):
                 return i
         names = ", ".join(b.name for b in self.blocks)
         raise UserError(f"unfreeze is {where!r}, which no block of this network is called; its blocks: all, {names}")

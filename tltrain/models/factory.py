@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tltrain.core import recipe
 from tltrain.core.errors import UserError
 from tltrain.data.views import Preprocess
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, merged
 from tltrain.models.family import Family, WeightsSource, names
 from tltrain.models.metadata import WeightsMetadata, read_card, write_weights
 from tltrain.models.weight_files.misfit import check_fit
@@ -22,6 +22,10 @@ from tltrain.models.weight_files.names import listed
 from tltrain.models.weights import find
 
 __all__ = ["Loaded", "WeightsMetadata", "load", "names", "read_card", "skeleton", "write_weights"]
+
+
+_MOST_TRIES = 4
+"""How often blocks are merged where the network cannot be cut between them."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,8 @@ def _loaded(net: nn.Module, family: Family, card: WeightsMetadata, spec: recipe.
         chain = Chain(net, family.blocks(net, card, spec.dropout), card.mean, card.std).eval()
     except ValueError as error:  # weights that two blocks share, above all
         raise UserError(f"{card.name} cannot be trained block by block: {error}; name another network") from error
-    if (why := _why_whole(chain, family, card)) is not None:
-        blocks = [replace(block, step=None, why_whole=why) for block in chain.blocks]
-        chain = Chain(net, blocks, card.mean, card.std).eval()
+    chain, note = _held_against_the_net(chain, family, card)
+    lines = [*lines, *note]
     if chain.runs_whole and spec.dropout > 0:
         for path in family.heads_of(card):
             drop_before(net, path, spec.dropout)
@@ -186,26 +189,53 @@ def cut_everywhere(chain: Chain, x_BCHW: Tensor) -> Tensor:
     return x
 
 
-@torch.no_grad()
-def _why_whole(chain: Chain, family: Family, card: WeightsMetadata) -> str | None:
-    """Hold the blocks against the net itself, on two random images: all in one go, and cut before each. None where both are equal.
+def _held_against_the_net(chain: Chain, family: Family, card: WeightsMetadata) -> tuple[Chain, list[str]]:
+    """The chain, and a line about blocks that were merged. Its blocks are the net's on two random images, in one go and cut before each.
 
-    What the head is given is compared, since a new head is zero. Our own families are tested with all of their networks, and a
-    skeleton has no values.
+    Blocks around a wrong cut are merged, and held against the net again; it runs whole where that does not help. Our own families are
+    tested with all of their networks, and a skeleton has no values.
     """
     if chain.runs_whole or family.blocks_are_tested or any(p.is_meta for p in chain.net.parameters()):
-        return None
+        return chain, []
     images_BCHW = torch.rand((2, 3, card.size, card.size), generator=torch.Generator().manual_seed(0))
     want = head_input(chain, family.head_of(card), images_BCHW)
+    held, why = chain, None
+    try:
+        for _ in range(_MOST_TRIES):
+            if (why := _difference(held, want, images_BCHW)) is None:
+                joined = "; ".join(f"{block.name} with {', '.join(block.also)}" for block in held.blocks if block.also)
+                return held, [f"merged, since a cut between them changes the last bits: {joined}"] if joined else []
+            if not (wrong := _wrong_cuts(held, images_BCHW)):
+                break
+            held = Chain(chain.net, merged(held.blocks, wrong), card.mean, card.std).eval()
+    except Exception as error:  # whatever its code raises when it runs in parts
+        why = f"its blocks raise {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    return Chain(chain.net, [replace(block, step=None, why_whole=why or "") for block in chain.blocks], card.mean, card.std).eval(), []
+
+
+@torch.no_grad()
+def _difference(chain: Chain, want: Tensor, images_BCHW: Tensor) -> str | None:
+    """How the blocks differ from the network, of which `want` is what the head is given: a new head is zero. None if they do not."""
     try:
         whole, cut = chain(images_BCHW, stop=len(chain.blocks) - 1), cut_everywhere(chain, images_BCHW)
-        got = {"the network itself": whole, "the network cut before each of them": cut}
     except _Overwritten as error:
         return str(error)
-    except Exception as error:  # whatever its code raises when it runs in parts
-        return f"its blocks raise {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    got = {"the network itself": whole, "the network cut before each of them": cut}
     off = {what: float((features - want).abs().max()) for what, features in got.items() if not torch.equal(features, want)}
     return "; ".join(f"its blocks differ from {what} by {by:.1e}" for what, by in off.items()) or None
+
+
+@torch.no_grad()
+def _wrong_cuts(chain: Chain, images_BCHW: Tensor) -> list[int]:
+    """Blocks that answer a contiguous copy otherwise than what the block before them gives, or overwrite it."""
+    wrong, x = [], chain.normalise(images_BCHW)
+    for k, block in enumerate(chain.blocks[:-1]):
+        assert block.step is not None, "else the net runs whole"
+        before, copy = x.clone(), x.clone(memory_format=torch.contiguous_format)
+        x = block.step(chain.net, x)
+        if k and not (torch.equal(chain(copy, start=k, stop=k + 1), x) and torch.equal(copy, before)):
+            wrong.append(k)
+    return wrong
 
 
 def _num_classes(card: WeightsMetadata) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Stage
@@ -81,6 +82,23 @@ def trains_norm_stats(chain: Chain, stages: Sequence[StagePlan]) -> bool:
         if s > 0
         for _, m in chain.modules_of(i)
     )
+
+
+def own_dropout(chain: Chain, stages: Sequence[StagePlan]) -> list[str]:
+    """Paths of the modules that drop at random in what any stage trains: dropout, drop path, stochastic depth, of attention too.
+
+    They are told by a probability above 0, which every library keeps as a number: `p`, or a name with `drop` in it.
+    """
+    trained_stages = [stage for stage in stages if not stage.spec.solve]
+    blocks = {i for stage in trained_stages for i in range(stage.first_trainable_block, len(chain.blocks))}
+    found = [name for i in sorted(blocks) for name, module in chain.modules_of(i) if _drops(module)]
+    return [*found, "before the head"] if trained_stages and _drops(chain.net) else found
+
+
+def _drops(module: nn.Module) -> bool:
+    is_dropout = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
+    numbers = [key for key, value in vars(module).items() if isinstance(value, float) and value > 0]
+    return any("drop" in key or (is_dropout and key == "p") for key in numbers)
 
 
 def check_norm_stats(chain: Chain, plan: Sequence[StagePlan], size: int, images: int) -> None:

@@ -133,3 +133,6 @@ def describe_device(device: str, precision: str, tf32: bool) -> str:
     """The line of the plan about the GPU. device: its name."""
     rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
     return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"
+    if own := optim.own_dropout(chain, plan):
+        named = f"the network's own dropout ({own[0]}{f' and {len(own) - 1} more' * (len(own) > 1)})"
+        lines.append(f"note    {named} is drawn per process and micro-batch, so the result depends on their number")
