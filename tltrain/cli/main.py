@@ -23,8 +23,8 @@ Verb = Callable[[Sequence[str]], int]
 
 GROUPS: dict[str, dict[str, Verb]] = {
     "start a run": {
-        "fit": start.fit, "probe": start.probe, "train": start.train, "folds": start.folds, "sweep": start.sweep, "plan": start.plan,
-        "preview": start.preview, "launch": start.launch, "demo": start.demo,
+        "fit": start.fit, "probe": start.probe, "train": start.train, "folds": start.folds, "sweep": start.sweep, "lr": start.lr,
+        "plan": start.plan, "preview": start.preview, "launch": start.launch, "demo": start.demo,
     },
     "understand it": {"ls": understand.ls, "report": understand.report, "evaluate": understand.evaluate, "compare": understand.compare},
     "take it away": {"predict": take.predict, "export": take.export, "soup": take.soup},

@@ -111,8 +111,26 @@ def fit(argv: Sequence[str]) -> int:
     return exit_code(choose_and_train(wanted, RunFlags(workers=arguments.workers), Console(enabled=True)))
 
 
+def lr(argv: Sequence[str]) -> int:
+    """Look for a learning rate: one short run in which it rises.
+
+    The stages before it are trained as they stand. Writes lr.svg and lr.csv beside the run, and prints where the loss falls fastest.
+    """
+    parser = Parser(prog="tltrain lr", add_help=False)
+    parser.add_argument("--stage", help="the stage to look at, by name (default: the last)")
+    parser.add_argument("--steps", type=int, default=100, help="steps of the rise (default: 100)")
+    parser.add_argument("--highest", type=float, default=1.0, help="learning rate of the last step (default: 1)")
+    arguments, rest = parser.parse_known_args(argv)
+    from tltrain.core.arguments import parsing
+
+    recipe, start = parsing.parse("lr", rest)
+    from tltrain.fitting.lr_range import look
+
+    return exit_code(look(recipe, start, arguments.stage, arguments.steps, arguments.highest))
+
+
 def folds(argv: Sequence[str]) -> int:
-    """Cross-validate a recipe: every image is judged by a network that never saw it.
+    """Cross-validate: every image judged by a network that never saw it.
 
     Each fold is a run in its own folder; the same command resumes them. Behind --slurm stand options of tltrain launch slurm.
     """

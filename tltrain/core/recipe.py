@@ -96,8 +96,8 @@ class Stage(Model):
     """Weight decay of the parameters that weight_decay_on names."""
     weight_decay_on: Literal["matrices", "all"] = "matrices"
     """matrices leaves out norms, biases, class tokens and position embeddings; all is every parameter."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Learning rate over the stage: cosine to zero, multiplied by step_gamma every step_epochs, or constant."""
+    schedule: Literal["cosine", "step", "constant", "range"] = "cosine"
+    """Learning rate over the stage: cosine to zero, times step_gamma every step_epochs, constant, or range: up to lr, for `tltrain lr`."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Part of the stage in which the learning rate rises linearly from near zero."""
     step_epochs: float = Field(30, gt=0)

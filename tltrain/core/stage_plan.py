@@ -13,6 +13,9 @@ from typing import Any, Protocol
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage
 
+RANGE = 1e-6
+"""Where the schedule range begins, as a share of lr."""
+
 
 class HasBlocks(Protocol):
     """The part of a Chain that a plan needs."""
@@ -89,6 +92,8 @@ class StagePlan:
             return float(s.step_gamma ** math.floor(self.epoch(step) / s.step_epochs + 1e-9))
         if s.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / (self.num_steps - num_warmup)))
+        if s.schedule == "range":  # each step multiplies it by the same factor, up to lr in the last one
+            return float(RANGE ** (1 - (step + 1) / self.num_steps))
         return 1.0
 
     def evaluates_after(self, step: int) -> bool:

@@ -45,9 +45,7 @@ def write_figures(run: RunRecord, folder: Path) -> list[Path]:
             for name, figure in drawn(run):
                 for form in FORMS:
                     written.append(folder / f"{name}.{form}")
-                    stream = io.BytesIO()
-                    figure.savefig(stream, format=form, metadata={"Date": None} if form == "svg" else {"CreationDate": None})
-                    files.write_atomic(written[-1], stream.getvalue())
+                    files.write_atomic(written[-1], saved(figure, form))
         for name, rows in tables(run):
             written.append(folder / f"{name}.csv")
             text = io.StringIO()
@@ -70,14 +68,21 @@ def drawn(run: RunRecord) -> Iterator[tuple[str, Figure]]:
             yield "calibration", _calibration(bins)
 
 
-def _new(width: float = WIDTH_IN, height: float = HEIGHT_IN) -> tuple[Figure, Axes]:
+def saved(figure: Figure, form: str) -> bytes:
+    """The file of a figure, svg or pdf. It holds no date, so that the same figure is the same bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format=form, metadata={"Date": None} if form == "svg" else {"CreationDate": None})
+    return stream.getvalue()
+
+
+def new_figure(width: float = WIDTH_IN, height: float = HEIGHT_IN) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _curves(run: RunRecord, name: str, key: str, kinds: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Figure]]:
     """One figure of a value over the steps, with the stages parted. None where the run has no such rows."""
-    figure, axes = _new()
+    figure, axes = new_figure()
     for kind, colour in kinds:
         for index in range(len(run.recipe.stages)):  # a gap between stages, which may start from other weights than the last step's
             points = [(run.at(row), number(row, key)) for row in run.of_kind(kind) if row["stage_index"] == index]
@@ -116,7 +121,7 @@ def _dot(kind: str) -> str | None:
 def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     named = len(classes) <= MOST_NAMED
     side = max(WIDTH_IN, 0.32 * len(classes) + 1.2) if named else 2 * WIDTH_IN
-    figure, axes = _new(side, side)
+    figure, axes = new_figure(side, side)
     shares = [[n / max(1, sum(row)) for n in row] for row in matrix]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)
@@ -134,7 +139,7 @@ def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figur
 
 
 def _calibration(bins: Sequence[Mapping[str, Any]]) -> Figure:
-    figure, axes = _new(WIDTH_IN, WIDTH_IN)
+    figure, axes = new_figure(WIDTH_IN, WIDTH_IN)
     axes.plot([0, 1], [0, 1], color="#626872", linewidth=0.8, linestyle="--")
     for b in bins:
         low, high = wilson(b["accuracy"], b["n"])
