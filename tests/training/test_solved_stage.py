@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 from pathlib import Path
@@ -59,7 +60,7 @@ def features_of(recipe: Recipe, views: int) -> tuple[Tensor, Any]:
 
 
 @pytest.mark.parametrize(("kind", "views", "balance"), [("ridge", 1, "none"), ("logistic", 1, "weights"), ("nearest_mean", 3, "sampler")])
-def test_the_head_is_that_of_its_features(kind: Any, views: int, balance: str, tmp_path: Path) -> None:
+def test_the_head_is_that_of_its_features(kind: Any, views: int, balance: str, tmp_path: Path, capsys: Any) -> None:
     stage = RIDGE | {"solve": kind, "carry": "last"} | ({"views": views, "augment": "light"} if views > 1 else {})
     recipe = made_recipe(stages=[stage], data={"balance": balance, "per_class": None, "val_fraction": 0.4, "test_fraction": 0.45})
     run = run_of(tmp_path / "run", recipe)
@@ -78,7 +79,8 @@ def test_the_head_is_that_of_its_features(kind: Any, views: int, balance: str, t
     assert (row["solve"], row["features"], row["step"]) == (kind, views * len(images.train), 1)
     assert "train" not in {row["kind"] for row in rows}
     assert read_run(run).num_images == views * len(images.train)
-    assert kind.replace("_", " ") in (run / "report.html").read_text()
+    assert f"head was worked out, not trained: {row['notes'][0]}" in html.unescape((run / "report.html").read_text())
+    assert f"head {row['notes'][0]}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_stored_computed_and_stopped_runs_end_alike(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ class _TrainLoop:
         ctx.spread.put(weights)
         progress = replace(progress, step=progress.step + 1, evaluated=False)
         ctx.log({"kind": "solve", **ctx.stage.place(progress.step), **row})
+        ctx.console.say(f"{name:>8}  {'; '.join(row['notes'])}")
         ctx.console.step()
         ctx.watch.at(name, progress.step, CALLER)
         ctx.on_step(name, progress.step)

@@ -211,11 +211,13 @@ def _stage_table(run: RunRecord) -> Html:
         before = number(end, "seconds") if end else math.nan
         rows.append([stage.name, stage.unfreeze, _peak(stage), count(run.stage_steps[i]), how, time, metric_value(select, best)])
     table = parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
+    texts = [f"{row['stage']} was worked out, not trained: {'; '.join(map(str, row['notes']))}." for row in run.of_kind("solve")]
     kept = [row["stage"] for row in run.of_kind("stage_end") if row.get("unchanged")]
-    if not kept:
-        return table
-    text = f"On val nothing that {' and '.join(kept)} trained was better than the weights it started from, so it handed on those."
-    return join(table, el("p", text, class_="note under"))
+    if kept:
+        texts.append(
+            f"On val nothing that {' and '.join(kept)} trained was better than the weights it started from, so it handed on those."
+        )
+    return join(table, *(el("p", text, class_="note under") for text in texts))
 
 
 def errors(run: RunRecord) -> Html | None:
