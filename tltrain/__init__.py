@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltrain.api import Run, load, train
+    from tltrain.api import Run, load, probe, train
     from tltrain.evaluation.predict import Prediction
 
 __version__ = "0.1.0"
-__all__ = ["Prediction", "Run", "__version__", "load", "share", "train"]
+__all__ = ["Prediction", "Run", "__version__", "load", "probe", "share", "train"]
 
 
 def share() -> Path:
@@ -26,7 +26,8 @@ def share() -> Path:
 
 def __getattr__(name: str) -> Any:
     """The names that need torch, imported when they are first asked for, so that `import tltrain` stays quick."""
-    home = {"Run": "tltrain.api", "load": "tltrain.api", "train": "tltrain.api", "Prediction": "tltrain.evaluation.predict"}.get(name)
+    home = "tltrain.api" if name in ("Run", "load", "probe", "train") else None
+    home = "tltrain.evaluation.predict" if name == "Prediction" else home
     if home is None:
         raise AttributeError(f"module 'tltrain' has no attribute {name!r}")
     try:

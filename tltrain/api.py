@@ -1,7 +1,8 @@
-"""The Python interface: `tltrain.load` opens a run, `tltrain.train` trains one."""
+"""The Python interface: `tltrain.load` opens a run, `tltrain.train` trains one, `tltrain.probe` compares backbones."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -11,12 +12,17 @@ from typing import Any, overload
 import torch
 from PIL import Image
 
+from tltrain.analysis.probe.command import asked_source, candidates_of
+from tltrain.analysis.probe.judge import Ask, ProbeRow
+from tltrain.analysis.probe.judge import probe as judge_backbones
 from tltrain.core import recipe as recipes
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RENAMED, RunFlags, say_renamed
+from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
 from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
 from tltrain.evaluation.trained import TrainedModel, load_trained
+from tltrain.heads.solve import Kind
 from tltrain.models.chain import Chain
 from tltrain.runs import run_dir
 from tltrain.runs.listing.folders import run_folder
@@ -119,6 +125,33 @@ def train(recipe: str | Path | Recipe | Mapping[str, Any], **overrides: Any) -> 
     if ended["outcome"] == "failed":
         raise UserError(f"the run failed: {ended['error']}")
     return Run(run_folder(learned, start))
+
+
+def probe(
+    source: str | Path,
+    backbones: Sequence[str] = (),
+    *,
+    cuts: Sequence[str] = ("head",),
+    k: int | None = None,
+    head: Kind = "ridge",
+    size: int | None = None,
+    seed: int = 0,
+    everything: bool = False,
+    workers: int | None = None,
+) -> list[ProbeRow]:
+    """Compare backbones on labelled images, as `tltrain probe` does. Returns rows, the best first.
+
+    source: a folder of class folders, or a `data.source`. backbones: NAME, NAME=WEIGHTS or weights; none for those that are on this
+    machine. cuts: blocks whose input is judged. k: folds; None for 10, and 5 from 2,000 images on. everything: the test split too.
+    A backbone that cannot be judged is named in a warning. Raises UserError where none can.
+    """
+    console = Console(enabled=False)
+    candidates, problems, _ = candidates_of(backbones, console)
+    ask = Ask(asked_source(str(source), console), tuple(cuts), k, head, size, seed, everything)
+    probed = judge_backbones(ask, candidates, RunFlags(workers=workers), console, problems)
+    for name, why in probed.problems.items():
+        warnings.warn(f"{name}: {why}", stacklevel=2)
+    return list(probed.rows)
 
 
 def _opened(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:

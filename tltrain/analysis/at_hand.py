@@ -72,7 +72,7 @@ def named(text: str) -> Candidate:
         raise UserError(f"backbone {text!r} lacks {'its weights' if name else 'its name'}; write NAME=WEIGHTS, such as resnet50=net.pth")
     if equals:
         family_of(name)
-        return Candidate(name, Backbone(name=name, weights=weights))
+        return Candidate(f"{name}={Path(weights).name or weights}", Backbone(name=name, weights=weights))
     if find_family(name) is None and (Path(name).expanduser().exists() or Path(name).suffix in reading.SUFFIXES):
         return Candidate(name, Backbone(weights=name))
     family_of(name)

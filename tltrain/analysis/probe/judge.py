@@ -134,7 +134,7 @@ def probe(
     samples = samples_of(images, _which(ask))
     usual = min(10 if len(samples) < MANY else 5, len(np.unique(samples.groups)))
     ask = replace(ask, k=usual if ask.k is None else ask.k)
-    notes = [*images.notes, *_checked(ask, samples)]
+    notes = [*images.notes, *_notes(ask, samples)]
     assert ask.k is not None
     fold_N = folds(samples.labels, samples.groups, ask.k, ask.seed)
     for note in notes:
@@ -178,10 +178,8 @@ def _named(name: str, error: UserError, problems: dict[str, str], console: Conso
     console.say(f"left    {name}: {error}", style="yellow")
 
 
-def _checked(ask: Ask, samples: Samples) -> list[str]:
-    """Notes on the images. Raises UserError where there is nothing to tell apart."""
-    if len(samples.classes) < 2:
-        raise UserError(f"{ask.source} has one class, {samples.classes[0]}, and a probe tells classes apart; give images of two or more")
+def _notes(ask: Ask, samples: Samples) -> list[str]:
+    """Notes on the images."""
     notes = []
     if not ask.everything and samples.images.test is not None:
         left = len(samples.images.test)

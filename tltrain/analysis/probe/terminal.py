@@ -17,7 +17,7 @@ HEADS = {"ridge": "ridge regression", "logistic": "logistic regression", "neares
 def table(probed: Probed) -> Table:
     """The rows, the best first, in 80 columns."""
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    shown.add_column("backbone", overflow="fold", min_width=18)
+    shown.add_column("backbone", overflow="fold", min_width=14)
     for name in ("right %", "95 %", "to best", "95 %", f"{NEIGHBOURS} NN", "ms", "param.", "store"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in probed.rows:
