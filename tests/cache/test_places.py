@@ -49,7 +49,7 @@ def with_threads(program: str, num: int, folder: Path) -> str:
     """What a program prints in a process with this number of threads."""
     command = [sys.executable, "-c", PREPARE + program, str(TESTS), str(num), str(folder)]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads would spin, and tests share the cores
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=TESTS.parent, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=TESTS.parent, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
