@@ -76,6 +76,17 @@ def test_an_array_of_seeds_gives_a_run_folder_each(cluster: Cluster, cwd: Path) 
     assert status.count(": finished") == 3
 
 
+def test_an_array_of_folds_is_put_together_by_report(cluster: Cluster, cwd: Path) -> None:
+    command = ["-m", "tltrain", "folds", RECIPE, "--stages.1.epochs", "1", "--k", "2", "--slurm", *ON_CPU]
+    said = cluster.python(*command, cwd=cwd).stdout
+    job = re.findall(r"job (\d+) submitted", said)[0]
+    folds = cwd / "runs" / "lab-folds"
+    cluster.wait_until(lambda: not cluster.slurm("squeue", "--noheader", "--job", job), 180, "the array ended")
+    assert [outcome(folds / name) for name in ("r0-f0", "r0-f1")] == ["finished"] * 2
+    assert "of 64 images are right" in " ".join(cluster.python("-m", "tltrain", "report", str(folds), cwd=cwd).stdout.split())
+    assert "all 2 runs are finished" in cluster.python(*command, cwd=cwd).stdout
+
+
 def test_an_array_by_hand_and_one_of_its_runs_preempted(cluster: Cluster, cwd: Path) -> None:
     script = [str(ROOT / "slurm" / "array.sbatch"), "stages.1.lr", "1e-3", "2e-3", "--", RECIPE, "--stages.1.epochs", "30"]
     options = ["--parsable", "--array=0-1", "--gpus-per-node=0", "--cpus-per-task=1"]
