@@ -68,6 +68,16 @@ def test_what_does_not_fit_into_the_time_is_named() -> None:
     assert "all" in said
     none, _ = depths(data, SPEEDS, 1.0)
     assert [depth.name for depth in none] == ["head"]
+    few, said = depths(facts(30), SPEEDS, 100 * HOURS)
+    assert [depth.name for depth in few] == ["head"]
+    assert "too few" in said
+
+
+def test_what_a_small_test_split_can_say_is_said() -> None:
+    assert facts(2_000).notes() == []
+    (note,) = facts(100).notes()
+    assert "90 % right of 25 test images may be 70 to 96 %" in note
+    assert "no test split" in replace(facts(100), test=0).notes()[0]
 
 
 def test_many_val_images_judge_in_place_of_a_race() -> None:

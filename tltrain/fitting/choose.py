@@ -24,6 +24,8 @@ JUDGES = 500
 """Val images from which val alone can tell whether deeper training paid."""
 WRITTEN = ("digits", "printed")
 """Sources of characters."""
+LEAST_RACED = 50
+"""Training images below which nothing deeper than the head is tried."""
 FOLDS = 3
 """Of the race between depths, where val is too small to judge."""
 
@@ -78,6 +80,8 @@ def depths(facts: Facts, speeds: Speeds, left_s: float) -> tuple[list[Depth], st
 
     Where val is too small to judge, each is also trained on FOLDS folds, beside the training that is kept.
     """
+    if facts.train < LEAST_RACED:
+        return [Depth(None)], f"{facts.train:,} training images are too few to tell depths apart"
     batch, judged = batch_of(facts), facts.val >= JUDGES
     epochs = next(passes for most, passes in EPOCHS if facts.train < most)
     steps = max(LEAST_STEPS, math.ceil(epochs * facts.train / batch))

@@ -9,7 +9,10 @@ import numpy as np
 
 from tltrain.core.errors import UserError
 from tltrain.data import DataSplits, Split
+from tltrain.runs.report.stats import wilson
 
+FEW_TESTED = 50
+"""Test images below which an accuracy says little."""
 LOOKED_AT = 24
 """Pictures whose size is looked at."""
 UNEVEN = 3.0
@@ -41,7 +44,18 @@ class Facts:
     def line(self) -> str:
         """The facts as a line for the user."""
         splits = f"{self.train:,} to train on, {self.val:,} val, {self.test:,} test"
-        return f"{splits}; {self.num_classes} classes of {self.smallest_n:,} to {self.largest_n:,} images; {self.side} px"
+        each = f"{self.smallest_n:,}" if self.smallest_n == self.largest_n else f"{self.smallest_n:,} to {self.largest_n:,}"
+        return f"{splits}; {self.num_classes} classes of {each} images; {self.side} px"
+
+    def notes(self) -> list[str]:
+        """What is said of data that is too small."""
+        if not self.test:
+            return ["there is no test split, so that nothing judges the network; tltrain folds judges it on all images"]
+        if self.test < FEW_TESTED:
+            low, high = wilson(0.9, self.test)
+            found = f"90 % right of {self.test} test images may be {100 * low:.0f} to {100 * high:.0f} %"
+            return [f"{found}; tltrain folds judges a recipe on all images"]
+        return []
 
 
 def facts_of(source: str, images: DataSplits) -> Facts:

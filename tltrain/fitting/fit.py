@@ -91,6 +91,8 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     images = open_images(Data(source=wanted.source))
     facts = facts_of(wanted.source, images)
     console.say(f"data    {facts.line()}")
+    for note in facts.notes():
+        console.say(f"data    {note}", style="yellow")
     probed = _probed(wanted, start, console)
     best = probed.knee
     candidate = next(c for c in _candidates(wanted, console, silent=True) if c.name == best.backbone)
@@ -136,7 +138,8 @@ def probed_lines(probed: Probed) -> list[str]:
 
 def _why_backbone(probed: Probed) -> str:
     best, knee, others = probed.rows[0], probed.knee, len(probed.rows) - 1
-    said = f"its solved head is right for {percent(knee.accuracy)} of {probed.num_images:,} images that it did not see ({K} folds)"
+    said = f"its solved head is right for {percent(knee.accuracy)} of {probed.num_images:,} images that it did not see ({K} folds; "
+    said += f"the most frequent class: {percent(probed.baseline)})"
     if not others:
         return f"{said}; no other was at hand"
     if knee is best:
