@@ -79,9 +79,10 @@ class _Meter:
         if key not in self.known:
             self.known[key] = time_frozen(frozen, self.student.preprocess.size, self.device)
         frozen_s, row_bytes = self.known[key]
-        return Speed(self._image_s(augment) if with_image else 0.0, frozen_s, row_bytes, self.device.type == "cuda")
+        return Speed(self.image_s(augment) if with_image else 0.0, frozen_s, row_bytes, self.device.type == "cuda")
 
-    def _image_s(self, augment: Augment) -> float:
+    def image_s(self, augment: Augment) -> float:
+        """Seconds of one view, shared out over the data workers."""
         if ("view", augment) not in self.known:
             views = _views(self.split, self.student, self.recipe, augment)
             self.known["view", augment] = (

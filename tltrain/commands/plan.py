@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from tltrain.cache.measure import Machine
-from tltrain.cache.planner import survey
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
@@ -17,8 +16,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.data import open_images, outline_images
 from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
-from tltrain.planning import compiling
-from tltrain.planning.view_device import view_device
+from tltrain.planning.ahead import look_ahead
 from tltrain.runs.listing.folders import run_folder
 from tltrain.training import optim, plan_table
 from tltrain.training.experiment import Experiment, check_objective
@@ -28,7 +26,8 @@ from tltrain.training.setup import DEVICE_BATCH, num_workers
 def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     """`tltrain plan`: print the table of stages, the caching planned for each, and notes on the data. Raises UserError."""
     check_apart(recipe.data.source, run_folder(recipe, start))
-    images = outline_images(recipe.data)
+    with console.doing(f"reading the images of {recipe.data.source}", log=False):
+        images = outline_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
     experiment = Experiment.outline(recipe, images, lambda text: console.say(text, style="yellow"))
@@ -38,10 +37,10 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     optim.check_norm_stats(student.chain, planned, student.preprocess.size, recipe.batch // micro)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
-    choices = survey(recipe, start, images, student, experiment.teacher, planned, machine)
-    views = view_device(recipe, start, images.train, student, planned, machine, choices)
-    about = "\n".join(filter(None, (plan_table.describe_data(images, student, views), compiling.note(start, student, planned, machine))))
-    console.show(plan_table.render(recipe, student.chain, planned, 1, micro, about, choices.lines()))
+    with console.doing("timing this machine", log=False):
+        ahead = look_ahead(recipe, start, images, student, experiment.teacher, planned, machine)
+    about = "\n".join(filter(None, (plan_table.describe_data(images, student, ahead.views), ahead.lines)))
+    console.show(plan_table.render(recipe, student.chain, planned, 1, micro, about, ahead.choices.lines()))
 
 
 def preview(recipe: Recipe, out: Path, rows: int = 8) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import StringIO
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +30,43 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
     data: lines about the images. stored: one line for each possible cache, with the decision whether to use it.
     """
     title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    solved_lines = [f"solved  {solved.plan_line(chain, stage)}" for stage in plan if stage.spec.solve]
+    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *solved_lines, *(f"cache   {line}" for line in stored)]
+    return Group(title, _Stages(chain, plan), Text(), hanging("\n".join(lines)))
+
+
+def hanging(text: str) -> Table:
+    """Lines that begin with a word of at most seven letters: what does not fit goes on behind it."""
+    grid = Table.grid()
+    grid.add_column(width=8, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for line in text.splitlines():
+        grid.add_row(Text(line[:8]), Text(line[8:]))
+    return grid
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Blocks by stages: one table, or several below each other where a terminal is too narrow for all stages."""
+
+    chain: Chain
+    plan: Sequence[StagePlan]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        at_once = len(self.plan)
+        while (
+            at_once > 1
+            and console.measure(_table(self.chain, self.plan[:at_once]), options=options.update(width=10_000)).maximum > options.max_width
+        ):
+            at_once -= 1
+        for first in range(0, len(self.plan), at_once):
+            if first:
+                yield Text()
+            yield _table(self.chain, self.plan[first : first + at_once])
+
+
+def _table(chain: Chain, plan: Sequence[StagePlan]) -> Table:
+    table = Table(box=None, pad_edge=False)
     table.add_column("block")
     table.add_column("parameters", justify="right")
     for stage in plan:
@@ -51,9 +88,7 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
         table.add_row("loss", "", *(s.spec.loss for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
     table.add_row("views", "", *(_views(s) for s in plan))
-    solved_lines = [f"solved  {solved.plan_line(chain, stage)}" for stage in plan if stage.spec.solve]
-    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *solved_lines, *(f"cache   {line}" for line in stored)]
-    return Group(table, Text("\n".join(["", *lines])))
+    return table
 
 
 def text(renderable: Group) -> str:
@@ -110,6 +145,9 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
         lines.append("note    carry: blend interpolates BatchNorm's running means and standard deviations: exact at the ends alone")
     if chain.place_matters:
         lines.append("note    an image's features depend on its place in a batch here, so what is frozen runs image by image")
+    if own := optim.own_dropout(chain, plan):
+        named = f"the network's own dropout ({own[0]}{f' and {len(own) - 1} more' * (len(own) > 1)})"
+        lines.append(f"note    {named} is drawn per process and micro-batch, so the result depends on their number")
     if recipe.backbone.dropout:
         lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
     if (distill := recipe.distill) is not None:
@@ -133,6 +171,3 @@ def describe_device(device: str, precision: str, tf32: bool) -> str:
     """The line of the plan about the GPU. device: its name."""
     rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
     return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"
-    if own := optim.own_dropout(chain, plan):
-        named = f"the network's own dropout ({own[0]}{f' and {len(own) - 1} more' * (len(own) > 1)})"
-        lines.append(f"note    {named} is drawn per process and micro-batch, so the result depends on their number")

@@ -186,7 +186,7 @@ def _announce(run: Run, restored: State | None) -> None:
     about = plan_table.describe_data(run.images, run.student, run.strong_views)
     if runtime.device.type == "cuda":
         about += "\n" + plan_table.describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
-    about += f"\n{run.compiling}" if run.compiling else ""
+    about += f"\n{run.timed}" if run.timed else ""
     table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, run.shard.num_micro, about, run.choices.lines())
     if not runtime.is_main:
         return

@@ -14,7 +14,7 @@ import torch
 
 from tltrain.cache import cost_model
 from tltrain.cache.measure import Machine
-from tltrain.cache.planner import Choices, finds_place_matters, survey
+from tltrain.cache.planner import Choices, finds_place_matters
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
@@ -34,8 +34,8 @@ from tltrain.evaluation.kept_data import Decision
 from tltrain.models import weights
 from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
-from tltrain.planning import compiling
-from tltrain.planning.view_device import ViewDevice, view_device
+from tltrain.planning.ahead import look_ahead
+from tltrain.planning.view_device import ViewDevice
 from tltrain.runs import run_dir
 from tltrain.runs.checkpoint import Saver, State
 from tltrain.runs.early_end import recorded
@@ -47,6 +47,8 @@ from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
 TAKEN_OVER = "a newer start"
+MOST_WITHOUT_TOP5 = 10
+"""Classes up to which the terminal shows no top-5: of few classes it is always nearly right."""
 DEVICE_BATCH = 128  # images one device holds, unless --max-device-batch says otherwise
 
 
@@ -74,8 +76,8 @@ class Run:
     """Caches of base images, by split."""
     strong_views: ViewDevice = field(default_factory=ViewDevice)
     """Whether strong views are made by the data workers or on the device."""
-    compiling: str = ""
-    """A line of the plan: whether --compile pays."""
+    timed: str = ""
+    """Lines of the plan: whether --compile pays, and how long the run will take."""
     on_step: OnStep = ignore_step
     """The hook of the caller of `train`, called after each step."""
     stop: StopSignal = field(default_factory=StopSignal)
@@ -163,10 +165,12 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     """Open a run and check everything that can be checked before the first step. Raises UserError."""
     check_apart(recipe.data.source, path)
     sources: dict[str, WeightsSource] = {}
-    images, kept_images = _open_images(path, recipe, start, runtime, sources)
+    with console.doing(f"reading the images of {recipe.data.source}"):
+        images, kept_images = _open_images(path, recipe, start, runtime, sources)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
-    experiment = Experiment.open(recipe, images, sources)
+    with console.doing("reading the weights"):
+        experiment = Experiment.open(recipe, images, sources)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     check_objective(recipe, images)
     if start.recompute and student.chain.runs_whole:
@@ -179,20 +183,15 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     check(runtime, optim.trains_norm_stats(student.chain, planned), start.compile)
     device_batch = start.max_device_batch or kept_flags.get("max_device_batch") or DEVICE_BATCH
     _check_batch(experiment, runtime.world, device_batch)
-    machine = Machine(
-        runtime.device,
-        runtime.precision,
-        runtime.accelerator.autocast,
-        num_workers(images, start, runtime.local_world),
-        runtime.local_world,
-    )
+    workers = num_workers(images, start, runtime.local_world)
+    machine = Machine(runtime.device, runtime.precision, runtime.accelerator.autocast, workers, runtime.local_world)
     for loaded in (student, teacher):
         if loaded is not None and (loaded is teacher or any(stage.first_trainable_block > 0 for stage in planned)):
             find = partial(finds_place_matters, loaded, machine.device, machine.autocast)
             loaded.chain.place_matters = _shared(runtime, find)
-    choices = _shared(runtime, lambda: survey(recipe, start, images, student, teacher, planned, machine))
-    views = _shared(runtime, lambda: view_device(recipe, start, images.train, student, planned, machine, choices))
-    pays = _shared(runtime, lambda: compiling.note(start, student, planned, machine, runtime.world))
+    with console.doing("timing this machine, to plan what is stored"):
+        ahead = _shared(runtime, lambda: look_ahead(recipe, start, images, student, teacher, planned, machine, runtime.world))
+    console.expect(ahead.later, hide_top5=len(images.classes) <= MOST_WITHOUT_TOP5)
     _shared(runtime, lambda: len(chosen(start)))
     generation = _claim(path, recipe, start, runtime)
     reduced = {name: kept_flags[name] for name in ("too_large", "chunk") if name in kept_flags}
@@ -202,8 +201,8 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
         _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)
         watch, saver = _watched(path, start, runtime, console, stop, generation)
     sizes = device_batch, kept_flags.get("chunk")
-    opened = path, experiment, start, runtime, console, choices, *sizes, generation, watch, saver
-    return Run(*opened, strong_views=views, compiling=pays)
+    opened = path, experiment, start, runtime, console, ahead.choices, *sizes, generation, watch, saver
+    return Run(*opened, strong_views=ahead.views, timed=ahead.lines)
 
 
 def _watched(

@@ -1,21 +1,28 @@
-"""Console output of a run: a progress bar on a terminal, and one line for each evaluation."""
+"""Console output of a run: progress on a terminal and in a log, and one line for each evaluation."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.status import Status
+from rich.text import Text
 
 from tltrain.core.output import escape
 
+LOG_S = 60.0
+"""Seconds between two lines about progress in a log."""
+_WIDEST = len("    head   / loss 1.234 4,686 img/s 10:22:30 left, run 12:22:30 ")
+"""Columns of a progress bar beside the bar itself and the numbers of steps."""
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "loss"}
 
 
@@ -28,7 +35,11 @@ class Terminal(RichConsole):
 
 
 class Console:
-    """Prints on the main process. On the other processes every method does nothing."""
+    """Prints on the main process. On the other processes every method does nothing.
+
+    On a terminal a status line and a progress bar move. In a log, lines with the time stand in their place: one as a long work begins, and
+    one a minute while it goes on.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -36,18 +47,49 @@ class Console:
         self.bar: Progress | None = None
         self.task: Any = None
         self.status: Status | None = None
+        self.stage = _Stage()
+        self.said_at = clock()  # when the last line about progress was printed
+        self.later: Mapping[str, float] = {}
+        self.hidden: frozenset[str] = frozenset()
+
+    def expect(self, later: Mapping[str, float], hide_top5: bool) -> None:
+        """later: seconds that are expected behind each stage, by name, for the ETA of the run."""
+        self.later, self.hidden = later, frozenset({"top5"} if hide_top5 else ())
+
+    @contextlib.contextmanager
+    def doing(self, text: str, log: bool = True) -> Iterator[None]:
+        """Say what a step before training does, while it does it. log: in a log too, once, as it begins."""
+        if log and self.enabled and not self.rich.is_terminal:
+            self._log(text)
+        self.busy(text)
+        try:
+            yield
+        finally:
+            self.busy(None)
 
     def busy(self, text: str | None) -> None:
-        """Show a temporary status line on a terminal, for slow steps before training. None removes it."""
-        if self.enabled and self.rich.is_terminal:
-            if text is None and self.status is not None:
-                self.status.stop()
-            elif text is not None and self.status is not None:
-                self.status.update(text)
-            elif text is not None:
-                self.status = self.rich.status(text)
-                self.status.start()
-            self.status = self.status if text is not None else None
+        """Show a temporary status line, for slow steps. None removes it. In a log it is a line a minute."""
+        if not self.enabled:
+            return
+        if not self.rich.is_terminal:
+            if text is None or clock() - self.said_at >= LOG_S:
+                self._log(text)
+            return
+        line = Text(escape.line(text or ""), no_wrap=True, overflow="ellipsis")
+        if text is None and self.status is not None:
+            self.status.stop()
+        elif text is not None and self.status is not None:
+            self.status.update(line)
+        elif text is not None:
+            self.status = self.rich.status(line)
+            self.status.start()
+        self.status = self.status if text is not None else None
+
+    def _log(self, text: str | None) -> None:
+        """A line with the time, and the next in a minute. None: only the latter."""
+        self.said_at = clock()
+        if text is not None:
+            self.say(f"{time.strftime('%H:%M:%S')}  {escape.line(text)}")
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print text. Markup in it is not interpreted."""
@@ -55,45 +97,85 @@ class Console:
             self.rich.print(text, style=style, markup=False)
 
     def show(self, renderable: Any) -> None:
-        """Print one of rich's renderables, such as a table."""
+        """Print one of rich's renderables, such as a table, wrapped to the width of the terminal."""
         if self.enabled:
-            self.rich.print(renderable)
+            self.rich.print(renderable, soft_wrap=False)
 
     def open_stage(self, name: str, step: int, num_steps: int) -> None:
-        """Start the progress bar of a stage at `step`, on a terminal."""
+        """Start the progress of a stage at `step`: a bar on a terminal."""
+        self.stage, self.said_at = _Stage(name, step, step, num_steps, clock()), clock()
         if self.enabled and self.rich.is_terminal:
+            room = max(4, min(28, self.rich.width - _WIDEST - 2 * len(str(num_steps))))
             columns = (
-                TextColumn("{task.description:>8}"), BarColumn(bar_width=28), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-                TextColumn("ETA"), TimeRemainingColumn(),
+                TextColumn("{task.description:>8}"), BarColumn(bar_width=room), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[left]}"),
             )  # fmt: skip
             self.bar = Progress(*columns, console=self.rich, transient=True)
-            self.task = self.bar.add_task(name, completed=step, total=num_steps, figures="")
+            self.task = self.bar.add_task(name, completed=step, total=num_steps, figures="", left="")
             self.bar.start()
 
     def step(self) -> None:
-        """Advance the progress bar by one step."""
+        """Advance the progress by one step."""
+        self.stage.step += 1
         if self.bar is not None:
-            self.bar.advance(self.task)
+            self.bar.update(self.task, advance=1, left=self.stage.left(self.later))
+        elif self.enabled and clock() - self.said_at >= LOG_S:
+            s = self.stage
+            self._log("  ".join(filter(None, (f"{s.name:>8}", f"step {s.step:,}/{s.num_steps:,}", s.figures, s.left(self.later)))))
 
     def figures(self, loss: float, images_per_s: float) -> None:
-        """Show the loss and the throughput beside the progress bar."""
+        """Show the loss and the throughput beside the progress."""
+        self.stage.figures = f"loss {loss:.3f} {images_per_s:,.0f} img/s"
         if self.bar is not None:
-            self.bar.update(self.task, figures=f"loss {loss:.4f}  {images_per_s:,.0f} images/s")
+            self.bar.update(self.task, figures=self.stage.figures)
 
     def evaluation(self, row: dict[str, Any], num_epochs: float) -> None:
         """Print one line: stage, epoch, metrics, and whether they are the best so far."""
-        parts = [f"{row['stage']:>8}  epoch {row['epoch']:5.1f}/{num_epochs:.3g}"]
+        parts = []
         for key, name in METRIC_NAMES.items():
             value = row.get(key)
-            if value is not None:
-                parts.append(f"{name} {value:.4f}" if key == "loss" or math.isnan(value) else f"{name} {100 * value:5.1f} %")
-        self.say("  ".join(parts) + ("  best" if row.get("best") else ""))
+            if value is not None and key not in self.hidden:
+                parts.append(f"{name} {value:.4f}" if key == "loss" or math.isnan(value) else f"{name} {100 * value:.1f} %")
+        parts += ["best"] if row.get("best") else []
+        begin = f"{row['stage']:>8}  epoch {row['epoch']:5.1f}/{num_epochs:.3g}"
+        wide = "  ".join((begin, *parts))
+        line = wide if len(wide) <= self.rich.width else " ".join((begin, *parts))
+        self.say(line) if self.rich.is_terminal else self._log(line)
 
     def close_stage(self) -> None:
         """Remove the progress bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+@dataclass
+class _Stage:
+    """How far the stage has come that trains now."""
+
+    name: str = ""
+    first: int = 0
+    """The step that this start began with."""
+    step: int = 0
+    num_steps: int = 0
+    began: float = 0.0
+    figures: str = ""
+
+    def left(self, later: Mapping[str, float]) -> str:
+        """How long the stage will take, at the speed of this start, and the run with what is expected behind it."""
+        if self.step <= self.first:
+            return ""
+        seconds = (clock() - self.began) / (self.step - self.first) * (self.num_steps - self.step)
+        return f"{brief(seconds)} left" + (f", run {brief(seconds + later[self.name])}" if later.get(self.name) else "")
+
+
+def brief(seconds: float) -> str:
+    """A duration in few characters: 48 s, 3:20, 2:05:00."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def duration(seconds: float) -> str:

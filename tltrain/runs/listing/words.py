@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+from tltrain.core.output.console import brief
 from tltrain.runs.listing.lines import RunLine
 
 
@@ -35,13 +36,7 @@ def ago(when: float, now: float) -> str:
 
 def short_duration(seconds: float) -> str:
     """A duration in at most seven characters: 48 s, 3:20, 2:05:00."""
-    if not math.isfinite(seconds):
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    return brief(seconds) if math.isfinite(seconds) else ""
 
 
 def cut(text: str, width: int) -> str:
