@@ -67,6 +67,13 @@ def test_single_images_are_named_by_what_is_wrong_with_them() -> None:
     assert {f.suggestion for f in found if f.problem != BLANK} == {"look"}
 
 
+def test_a_set_of_small_images_is_no_set_of_tiny_ones() -> None:
+    images = [picture(seed, 32, 32) for seed in range(6)]
+    assert TINY not in {f.problem for f in looks.pixel_problems(looked(images), list("abcdef"), size=224)}
+    found = looks.pixel_problems(looked([*images[:2], *(picture(seed, 200, 200) for seed in range(4))]), list("abcdef"), size=224)
+    assert {f.path for f in found if f.problem == TINY} == {"a", "b"}
+
+
 def test_no_image_of_an_even_set_is_blurred() -> None:
     assert not looks.pixel_problems(looked([picture(seed) for seed in range(20)]), [str(i) for i in range(20)], size=64)
 

@@ -80,6 +80,10 @@ def examine(recipe: Recipe, flags: RunFlags, console: Console, with_network: boo
     cluster_N = twins.clusters(len(samples), ((pair.first, pair.second) for pair in pairs))
     found = looks.pixel_problems(seen, samples.ids, size) + copies(samples, seen, pairs, cluster_N)
     notes, leaked = list(images.notes), None
+    if (num_tiny := int(looks.tiny(seen, size).sum())) * 2 > len(samples):
+        notes.append(
+            f"{num_tiny:,} of {len(samples):,} images have a quarter of the {size} pixels that the network sees, or fewer: set data.size"
+        )
     if cut:
         notes.append(f"more than {twins.MOST_PAIRS:,} pairs of images resemble each other; only the nearest were compared by their pixels")
     if features_ND is not None:

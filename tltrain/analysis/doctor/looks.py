@@ -80,15 +80,24 @@ def blur(looks: Sequence[Look]) -> np.ndarray:
     return np.where(seen_N, (middle - log_N) / spread, 0.0)
 
 
+def tiny(looks: Sequence[Look], size: int) -> np.ndarray:
+    """Mask (N,) of the images whose longer side is a quarter of `size`, the side that the network sees, or less."""
+    return np.array([max(each.size) * LEAST_SIDE <= size for each in looks], dtype=bool)
+
+
 def pixel_problems(looks: Sequence[Look], ids: Sequence[str], size: int) -> list[Finding]:
-    """Blank, blurred, tiny, and long and thin images. size: side of the square that the network sees, pixels."""
+    """Blank, blurred, tiny, and long and thin images. size: side of the square that the network sees, pixels.
+
+    Where most of a set is tiny, that is what it is like, and no image is named for it.
+    """
     found = []
-    blank_N, blur_N = blank(looks), blur(looks)
+    blank_N, blur_N, tiny_N = blank(looks), blur(looks), tiny(looks, size)
+    tiny_N &= tiny_N.mean() <= 0.5
     for i, (each, name) in enumerate(zip(looks, ids, strict=True)):
         longer, shorter = max(each.size), min(each.size)
         if blank_N[i]:
             found.append(Finding(name, BLANK, EXCLUDE, each.contrast, position=i))
-        if longer * LEAST_SIDE <= size:
+        if tiny_N[i]:
             found.append(Finding(name, TINY, LOOK, longer, position=i))
         elif blur_N[i] >= MOST_BLUR:  # enlarged images are blurred, and named as tiny
             found.append(Finding(name, BLURRED, LOOK, float(blur_N[i]), position=i))

@@ -23,6 +23,11 @@ from tltrain.data.pictures.warned import about, recorded
 UNCHECKED = ("WEBP", "AVIF", "HEIF")
 """Compressed formats without a checksum, whose decoders take zeros for pixels. A large image of one colour may end in zeros too."""
 
+FLAT = 4
+"""Largest difference of a channel, of 255, within an image of one colour: JPEG leaves some."""
+VERSION = 2
+"""Of what is noted of a file. It is part of the cache's name, so that files are read again where more is noted."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +49,7 @@ def scan(paths: Sequence[Path], origin: str, white: int | None = None) -> list[S
     origin: the user's name of the source. white: data.white of the recipe. Both select the cache file. One process scans, and the others
     read its results.
     """
-    name = hashlib.blake2b(f"{origin}|{PIL.__version__}|{decoder.VERSION}|{white}".encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(f"{origin}|{PIL.__version__}|{decoder.VERSION}|{VERSION}|{white}".encode(), digest_size=8).hexdigest()
     cache = cache_root() / "scans" / f"{name}.json"
     cache.parent.mkdir(exist_ok=True)
     with locked(Path(f"{cache}.lock"), f"reads the images of {origin}"):
@@ -153,6 +158,8 @@ def _oddity(stored: Image.Image, seen: Image.Image, content: bytes) -> str | Non
         return "all white" if min(lows) == 255 else "all black"
     if max(highs) < 16 and bits_per_channel(stored, content) == 16 and highest(stored) is None:
         return "of 16 bits in colour (or transparent) without a value above 4095, seen dark: save them with 8 bits (data.white is for grey)"
+    if max(high - low for low, high in zip(lows, highs, strict=True)) <= FLAT:
+        return "of one colour"
     if stored.format in UNCHECKED and content.endswith(bytes(max(64, len(content) // 10))):
         return "whose last tenth or more is zeros, as a broken download leaves them (this format has no checksum; look at them)"
     return None
