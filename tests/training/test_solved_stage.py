@@ -85,7 +85,9 @@ def test_the_head_is_that_of_its_features(kind: Any, views: int, balance: str, t
 
 def test_stored_computed_and_stopped_runs_end_alike(tmp_path: Path) -> None:
     """A head is solved again after a few steps of the whole network: what a person does who looks at features twice."""
-    recipe = made_recipe(stages=[RIDGE, TUNED, RIDGE | {"name": "again", "solve": "logistic", "views": 2, "augment": "light"}], batch=8)
+    recipe = made_recipe(
+        stages=[RIDGE, TUNED, RIDGE | {"name": "again", "solve": "logistic", "views": 2, "augment": "light", "carry": "last"}], batch=8
+    )
     whole = run_of(tmp_path / "whole", recipe)
     stored = run_of(tmp_path / "stored", recipe, "always")
     assert same(whole, stored, "0-head", "1-all", "2-again")

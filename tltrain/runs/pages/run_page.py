@@ -79,7 +79,7 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
         items.append(("Test accuracy", percent(number(test, "top1")), f"{interval(number(test, 'top1'), n)}; {test['weights']} weights"))
         chance = f"always saying {largest['name']}"
         items.append(("Baseline", percent(largest["support"] / n), chance))
-        if math.isfinite(number(test, "top5")) and len(test["classes"]) > 5:
+        if math.isfinite(number(test, "top5")) and len(test["classes"]) > 10:
             items.append(("Test top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
         items.append(("Test F1", percent(number(test, "f1_macro")), "mean over classes"))
         items.append(("Test loss", decimal(number(test, "loss")), "cross entropy"))
@@ -92,7 +92,8 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
     for row in run.of_kind("teacher")[-1:]:
         items.append(("Teacher's accuracy", percent(number(row, "top1")), f"on {plural(int(row['n']), 'val image')}"))
     if run.num_steps:
-        steps = f"{plural(run.num_steps, 'step')} of {run.recipe.batch}, repeats counted"
+        solved = len(run.of_kind("solve"))
+        steps = f"{plural(run.num_steps - solved, 'step')} of {run.recipe.batch}, repeats counted{', and a solved head' if solved else ''}"
         items.append(("Images trained on", count(run.num_images), steps))
     if math.isfinite(run.seconds):
         items.append(("Time", duration(run.seconds), "" if ended(run) == "finished" or run.test else "of the stages that ended"))
