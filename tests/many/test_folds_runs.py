@@ -19,6 +19,7 @@ from conftest import HEAD, made_recipe
 from page_reader import Page
 
 from tltrain.cli.main import main
+from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
@@ -26,7 +27,7 @@ from tltrain.many import side_by_side
 from tltrain.many.one_by_one import OneRun
 from tltrain.many.side_by_side import train_side_by_side
 from tltrain.runs import run_dir
-from tltrain.runs.folds.folder import read
+from tltrain.runs.folds.folder import changes, create, read, wanted_folder
 from tltrain.training import run as runs
 
 COMMAND = ("--k", "3", "--workers", "0")
@@ -119,6 +120,24 @@ def test_weights_that_have_learned_from_these_images_are_refused(
         says = mistake(["folds", recipe_file(tmp_path), *COMMAND, "--backbone.weights", str(weights)], capsys)
         assert f"a run that has learned from {num:,} of these 1,797 images" in says
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_folder_that_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def taken(*words: str) -> str:
+        parsed = parsing.parse_with("folds", ["digits-resnet", *words], changes(2, 1))
+        folder = wanted_folder(parsed, 2, 1)
+        if not folder.path.exists():
+            create(folder)
+            run_dir.create(folder.members[0].path, parsed[0][0])
+        return folder.path.name
+
+    assert taken() == "digits-resnet-folds"
+    assert taken("--folder", "auto", "--batch", "8") == "digits-resnet-folds-2"
+    assert taken("--folder", "auto") == "digits-resnet-folds", "it holds these very runs, and the same command goes on with them"
+    assert taken("--folder", "auto", "--batch", "8") == "digits-resnet-folds-2"
+    assert taken("--folder", "runs/own") == "own"
 
 
 def test_a_stop_ends_with_75_and_the_same_command_goes_on(

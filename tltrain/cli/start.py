@@ -141,10 +141,10 @@ def folds(argv: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, help="folds at a time (default: one a GPU, else one)")
     arguments, rest = parser.parse_known_args(argv)
     from tltrain.core.arguments import parsing
-    from tltrain.runs.folds.folder import FoldsFolder, changes, folder_of
+    from tltrain.runs.folds.folder import changes, wanted_folder
 
     parsed = parsing.parse_with("folds", rest, changes(arguments.k, arguments.repeats))
-    wanted = FoldsFolder(folder_of(*parsed[0]), arguments.k, arguments.repeats)
+    wanted = wanted_folder(parsed, arguments.k, arguments.repeats)
     if slurm is not None:
         from launcher.slurm.array import submit_folds
 

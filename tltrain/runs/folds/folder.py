@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
 from tltrain.runs import run_dir
 from tltrain.runs.links import check_links
+from tltrain.runs.listing.folders import AUTO
 
 NAME = "folds.json"
 MOST = 1_000
@@ -51,12 +53,28 @@ def changes(k: int, repeats: int) -> list[dict[str, int]]:
     return [{"data.folds": k, "data.fold": f, "data.repeat": r} for r in range(repeats) for f in range(k)]
 
 
-def folder_of(recipe: Recipe, start: RunFlags) -> Path:
-    """The folder of the runs: --folder, else runs/NAME-folds."""
-    if start.folder is not None:
-        return start.folder
-    own = run_path(recipe, start)
-    return own.with_name(f"{own.name}-folds")
+def wanted_folder(parsed: Sequence[tuple[Recipe, RunFlags]], k: int, repeats: int) -> FoldsFolder:
+    """The folder of the runs: --folder, else runs/NAME-folds. For --folder auto the first of it, runs/NAME-folds-2, ... that may be taken.
+
+    parsed: the recipe and the flags of each run, in the order of `FoldsFolder.members`.
+    """
+    recipe, start = parsed[0]
+    if start.folder is not None and start.folder != AUTO:
+        return FoldsFolder(start.folder, k, repeats)
+    own = run_path(recipe, replace(start, folder=None))
+    first = FoldsFolder(own.with_name(f"{own.name}-folds"), k, repeats)
+    if start.folder is None:
+        return first
+    numbered = (replace(first, path=first.path.with_name(f"{first.path.name}-{n}")) for n in itertools.count(2))
+    return next(each for each in itertools.chain([first], numbered) if _may_take(each, [recipe for recipe, _ in parsed]))
+
+
+def _may_take(wanted: FoldsFolder, recipes: Sequence[Recipe]) -> bool:
+    try:
+        check(wanted, recipes)
+    except UserError:
+        return False
+    return True
 
 
 def is_folds(path: Path) -> bool:
@@ -87,7 +105,7 @@ def check(wanted: FoldsFolder, recipes: Sequence[Recipe]) -> None:
         what = (
             "is the folder of a run" if run_dir.recipe_file(path).is_file() else f"holds files and is no folder of folds (it has no {NAME})"
         )
-        raise UserError(f"{path} {what}; choose another with --folder")
+        raise UserError(f"{path} {what}; choose another with --folder, such as --folder auto")
     for member, recipe in zip(wanted.members, recipes, strict=True):
         run_dir.check_recipe(member.path, recipe)
 
