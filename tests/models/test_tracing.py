@@ -220,6 +220,13 @@ class WithMode(Toy):
     """The net's own forward is another one in training."""
 
     def body(self, x: Tensor) -> Tensor:
+        return super().body(x) + 1 if self.training else super().body(x)
+
+
+class WithDropout(Toy):
+    """It drops by a function, as GhostNet does before its classifier."""
+
+    def body(self, x: Tensor) -> Tensor:
         return F.dropout(super().body(x), 0.5, self.training)
 
 
@@ -247,6 +254,7 @@ def _toy(kind: type[Toy]) -> tuple[Chain, list[str]]:
         (WithSkip, ["stem", "layers.0", "layers.1", "layers.3", "head"]),
         (WithWrite, ["stem", "layers.0", "layers.1", "layers.2", "layers.3", "head"]),
         (WithShared, ["stem", "layers.0", "layers.3", "head"]),
+        (WithDropout, ["stem", "layers.0", "layers.1", "layers.2", "layers.3", "head"]),
     ],
 )
 def test_what_stands_in_the_way_of_a_cut(kind: type[Toy], names: list[str]) -> None:
@@ -260,6 +268,16 @@ def test_what_stands_in_the_way_of_a_cut(kind: type[Toy], names: list[str]) -> N
             kept = middle.clone()
             assert torch.equal(chain(middle, start=k), want), names[k]
             assert torch.equal(middle, kept), names[k]
+
+
+@pytest.mark.parametrize(("first", "drops"), [("layers.3", True), ("head", False)])
+def test_a_dropout_in_the_networks_own_forward_is_off_while_its_block_is_frozen(first: str, drops: bool) -> None:
+    chain, _ = _toy(WithDropout)
+    chain.train().freeze(chain.index(first), norm_stats=False)
+    images = torch.rand(3, 3, 32, 32)
+    one, other = (chain(images, stop=5) for _ in range(2))
+    assert torch.equal(one, other) is not drops
+    assert torch.equal(chain.eval()(images, stop=5), chain(images, stop=5))
 
 
 def test_a_network_whose_own_forward_depends_on_its_mode_is_not_cut() -> None:

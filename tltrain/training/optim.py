@@ -92,7 +92,8 @@ def own_dropout(chain: Chain, stages: Sequence[StagePlan]) -> list[str]:
     trained_stages = [stage for stage in stages if not stage.spec.solve]
     blocks = {i for stage in trained_stages for i in range(stage.first_trainable_block, len(chain.blocks))}
     found = [name for i in sorted(blocks) for name, module in chain.modules_of(i) if _drops(module)]
-    return [*found, "before the head"] if trained_stages and _drops(chain.net) else found
+    before_the_head = chain.runs_whole or len(chain.blocks) - 2 in blocks
+    return [*found, "before the head"] if trained_stages and before_the_head and _drops(chain.net) else found
 
 
 def _drops(module: nn.Module) -> bool:

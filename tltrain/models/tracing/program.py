@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Ref:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One node of a graph: `module` calls the module at a path, `attribute` reads a tensor, `function` and `method` call those."""
+    """One node of a graph: `module` calls the module at a path, `attribute` reads a tensor, `function` and `method` call those.
+
+    `dropout` drops as `F.dropout` does, while the module at a path trains.
+    """
 
     op: str
     target: str | Callable[..., Any]
@@ -47,6 +51,8 @@ class Instruction:
         kwargs = {name: _filled(arg, values) for name, arg in self.kwargs}
         if self.op == "module":
             return at(net, target)(*args, **kwargs)  # type: ignore[arg-type]
+        if self.op == "dropout":
+            return F.dropout(*args, training=at(net, target).training, **kwargs)  # type: ignore[arg-type]
         if self.op == "method":
             return getattr(args[0], target)(*args[1:], **kwargs)  # type: ignore[arg-type]
         return target(*args, **kwargs)  # type: ignore[operator]

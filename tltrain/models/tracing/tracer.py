@@ -174,7 +174,13 @@ def _program(graph: fx.Graph) -> tuple[list[Instruction], Any]:
             stack = node.meta.get("nn_module_stack") or {}
             scopes = [path for path, _ in stack.values()]
             scope = (scopes[-2:-1] if node.op == "call_module" else scopes[-1:]) or [""]
-            instructions.append(Instruction(_OPS[node.op], node.target, args, tuple(kwargs.items()), numbers[node], scope[0]))
+            op, target = _OPS[node.op], node.target
+            called = [each.target for each in instructions if each.op == "module"]
+            if target is nn.functional.dropout and "training" in kwargs and called:
+                # A network's own flag is on while its last blocks are frozen. The module before the dropout tells whether its block trains.
+                op, target = "dropout", called[-1]
+                del kwargs["training"]
+            instructions.append(Instruction(op, target, args, tuple(kwargs.items()), numbers[node], scope[0]))
     return instructions, output
 
 
