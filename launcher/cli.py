@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -51,8 +52,13 @@ def usage() -> str:
         except UserError as error:  # a target of another package that cannot be imported must not hide the others
             lines.append(f"{name}: {error}")
     lines += [f"{verb} {line}" for verb, line in VERBS.items()]
-    first, *others = (f"tltrain launch {line}\n" for line in lines)
-    return f"usage: {first}" + "".join(f"       {line}" for line in others) + "`tltrain launch NAME --help` lists all options.\n"
+    return "usage:\n" + "".join(map(_form, lines)) + "`tltrain launch NAME --help` lists all options.\n"
+
+
+def _form(line: str) -> str:
+    """A form of the command, and below it what stands behind three spaces or more: what it is for."""
+    form, *about = re.split(r" {3,}", line, maxsplit=1)
+    return f"  tltrain launch {form}\n" + "".join(f"      {text}\n" for text in about)
 
 
 def look_at(verb: str, argv: Sequence[str]) -> int:

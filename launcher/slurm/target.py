@@ -17,12 +17,13 @@ from launcher.command import FinishedRun, Training, read, read_array, split
 from launcher.slurm import client, script, site
 from launcher.slurm.job import Job, sbatch_arguments
 from launcher.target import Target
+from tltrain.core.arguments import short_help
 from tltrain.core.errors import UserError
 from tltrain.core.flags import parse_flags
 from tltrain.runs import run_dir
 
 USAGE = """\
-[--nodes N] [--gpus-per-node N] [--time H:MM:SS] [--dry-run] -- train RECIPE …
+[--nodes N] [--time 4:00:00] -- train RECIPE …
 … -- train TEACHER … -- train STUDENT …                  each starts when the one before is finished"""
 
 
@@ -48,8 +49,9 @@ class Submission:
 def main(argv: Sequence[str]) -> int:
     """Check everything, then submit one job, or a chain of jobs, and print their ids."""
     own, trainings = split(argv)
-    about = f"{main.__doc__} Site defaults stand in {site.path()}."
-    parsed = parse_flags(SlurmFlags(site.defaults()), own, "tltrain launch slurm", about)
+    if {"-h", "--help"} & set(own):
+        return _help()
+    parsed = parse_flags(SlurmFlags(site.defaults()), own, "tltrain launch slurm")
     command = ["tltrain", "launch", "slurm", *argv]
     if parsed.job.array and len(trainings) > 1:
         raise UserError("--array and a chain of commands cannot be had at once; submit the array first, and the rest with --dependency")
@@ -71,6 +73,14 @@ def main(argv: Sequence[str]) -> int:
     for part, each in zip(trainings, prepared, strict=True):
         job = parsed.job if before is None else replace(parsed.job, dependency=f"afterok:{before}")
         before = submit(job, each if before is None else prepare(job, part, command), command)
+    return 0
+
+
+def _help() -> int:
+    """Print the options on one screen, with the site's values."""
+    print(f"usage: tltrain launch slurm [options] -- train RECIPE ...\n\n{main.__doc__}\nSite defaults: {site.path()}\n")
+    short_help.print_fields(Job, site.defaults())
+    print("  --dry-run             Print what would be submitted, and submit nothing")
     return 0
 
 

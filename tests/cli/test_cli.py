@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -145,6 +146,22 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(verb in text for verb in VERBS)
+
+
+HELPED = ([], *([verb] for verb in VERBS), ["launch", "slurm"], ["launch", "local"], ["cache", "verify"])
+
+
+@pytest.mark.parametrize("words", HELPED, ids=" ".join)
+def test_every_help_fits_one_screen_of_80_columns(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc")
+    with contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert 4 <= len(lines) <= 40
+    assert max(map(len, lines)) <= 80
 
 
 def test_light_verbs_import_no_torch() -> None:

@@ -176,8 +176,8 @@ def test_a_target_has_the_job_of_its_run(launched: tuple[Path, str], installed: 
     assert "is finished already: see " in "".join(capsys.readouterr())
     assert main(["launch", "--help"]) == 0
     usage = capsys.readouterr().out
-    assert "       tltrain launch toy [--own] -- train RECIPE …     in toyland\n" in usage
-    assert "       tltrain launch nohup -- train RECIPE …\n" in usage
+    assert "  tltrain launch toy [--own] -- train RECIPE …\n      in toyland\n" in usage
+    assert "  tltrain launch nohup -- train RECIPE …\n" in usage
     assert usage.index("launch slurm") < usage.index("launch toy") < usage.index("launch status")
 
 

@@ -37,7 +37,8 @@ def export(argv: Sequence[str]) -> int:
 
     parser = parser_of("export", export)
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--to", required=True, metavar="NAME", help=", ".join(registry.names("exporters")))
+    exporters = f"{', '.join(registry.names('exporters'))}; onnx needs: pip install 'tltrain[onnx]'"
+    parser.add_argument("--to", required=True, metavar="NAME", help=exporters)
     parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
     arguments = parser.parse_args(argv)

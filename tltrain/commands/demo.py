@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 
 import torch
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from tltrain.core.errors import UserError
@@ -23,6 +25,7 @@ from tltrain.runs.pages.write import write_comparison
 from tltrain.runs.report.stats import wilson
 from tltrain.training import optim
 from tltrain.training.experiment import Experiment
+from tltrain.training.loop import OnStep, ignore_step
 from tltrain.training.run import train
 
 PER_CLASS, NUM_CLASSES = 5, 10
@@ -79,14 +82,14 @@ def run_demo(out: Path, seed: int) -> str:
 
     Returns finished, stopped or failed. Raises UserError.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # the terminal, also while the output of a run is captured
     planned = arms(demo_data(seed), seed, out)
     _introduce(console, planned, out)
     with one_thread():
         for i, arm in enumerate(planned, start=1):
             line = f"{i}/{len(planned)}  {arm.title:24}"
-            with console.status(line):
-                outcome, last_line = run_quietly(arm.recipe, arm.path(out))
+            with console.status(line) as status:
+                outcome, last_line = run_quietly(arm.recipe, arm.path(out), _shown(status, line, arm.recipe))
             if outcome != "finished":
                 console.print(f"{line} {outcome}: {last_line}", markup=False)
                 return outcome
@@ -104,11 +107,24 @@ def run_demo(out: Path, seed: int) -> str:
     return "finished"
 
 
-def run_quietly(recipe: Recipe, path: Path) -> tuple[str, str]:
+def _shown(status: Status, line: str, recipe: Recipe) -> OnStep:
+    """Shows on the status line how far a run has come."""
+    before, total = {}, 0
+    for each in recipe.stages:
+        before[each.name] = total
+        total += each.steps or 0
+
+    def on_step(stage: str, step: int) -> None:
+        status.update(f"{line} stage {stage}, step {before[stage] + step} of {total}")
+
+    return on_step
+
+
+def run_quietly(recipe: Recipe, path: Path, on_step: OnStep = ignore_step) -> tuple[str, str]:
     """Train with the console output captured. Returns (outcome, last line of the output). Raises UserError."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        outcome = train(recipe, RunFlags(folder=path, workers=0))["outcome"]
+        outcome = train(recipe, RunFlags(folder=path, workers=0), on_step)["outcome"]
     return str(outcome), (output.getvalue().strip().splitlines() or [""])[-1].strip()
 
 

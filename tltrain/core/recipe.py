@@ -214,6 +214,7 @@ class Recipe(Model):
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """This recipe with other values. changes: dotted path to value, such as {"stages.0.lr": 1e-3}; a mapping changes the keys it has.
 
+        The purpose of a shipped recipe names its backbone, so that another backbone has a purpose that names that.
         Raises UserError for a path that the recipe does not have, and for values that do not fit it.
         """
         values = self.model_dump(mode="json")
@@ -228,7 +229,10 @@ class Recipe(Model):
             except (KeyError, IndexError, ValueError, TypeError) as error:
                 raise UserError(f"the recipe has no {path!r}; `tltrain schema` lists what there is") from error
             at[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
-        return validate(values, f"recipe {self.name} with these overrides")
+        changed = validate(values, f"recipe {self.name} with these overrides")
+        if not self.purpose or changed.purpose != self.purpose or changed.backbone.name == self.backbone.name:
+            return changed
+        return changed.model_copy(update={"purpose": f"{self.name} with {changed.backbone.name or changed.backbone.weights}"})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)

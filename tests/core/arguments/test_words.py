@@ -94,6 +94,12 @@ def test_a_run_folder_in_place_of_a_recipe_is_told_how_to_go_on(here: Path, caps
     assert "tltrain train run/recipe.yaml --folder run\n" in mistake(["train", "run"], capsys)
 
 
+def test_the_purpose_does_not_name_a_backbone_that_is_not_there(here: Path) -> None:
+    assert parse("train", ["folder-resnet50", "--backbone.name", "resnet18"])[0].purpose == "folder-resnet50 with resnet18"
+    assert parse("train", ["folder-resnet50", "photos"])[0].purpose == load("folder-resnet50").purpose
+    assert parse("train", ["folder-resnet50", "--backbone.name", "resnet18", "--purpose", "mine"])[0].purpose == "mine"
+
+
 def test_plan_says_which_flags_of_train_it_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
     parse("plan", ["digits-resnet", "--save-minutes", "3", "--workers", "1"])
     assert capsys.readouterr().err == "note    tltrain plan does not use --save-minutes\n"

@@ -22,6 +22,7 @@ SUMMARY = {
     "plan": "Show what a recipe would train, and how long it takes. Trains nothing.",
     "preview": "Draw what a recipe's network will see: samples by views, stage by stage.",
     "sweep": "Train every combination of some values of a recipe, each in a folder of its own.",
+    "lr": "Look for a learning rate: one short run of a stage in which it rises.",
     "folds": "Cross-validate a recipe: every image is judged by a network that never saw it.",
 }
 USED = {
@@ -56,6 +57,11 @@ _OWN = {
         "--slurm ...": "last: submit an array; behind it options of `tltrain launch slurm`",
         "--dry-run": "show the runs and start nothing",
     },
+    "lr": {
+        "--stage NAME": "the stage to look at (the last)",
+        "--steps N": "steps of the rise (100)",
+        "--highest RATE": "learning rate of the last step (1)",
+    },
     "folds": {
         "--k N": "parts of the images, each tested once (5)",
         "--repeats N": "how often the images are parted anew (1)",
@@ -71,6 +77,7 @@ EXAMPLES = {
         "folder-resnet50 photos --over seed=0..2 --over epochs=5,15",
         "digits-resnet --over batch=16,32,64 --halving 3 --jobs 2",
     ),
+    "lr": ("folder-resnet50 photos --stage head",),
     "folds": ("folder-resnet50 photos --k 5", "folder-resnet50 photos --k 5 --repeats 2 --slurm --time 1:00:00"),
 }
 
@@ -81,14 +88,14 @@ def show(verb: str, name: str | None, recipe: Recipe, whole: bool) -> None:
 
     console = Console(highlight=False)
     say = lambda text, style=None: console.print(text, style=style, markup=False, soft_wrap=True)  # noqa: E731
-    say(f"usage: tltrain {verb} RECIPE [DATA] [options]\n\n{SUMMARY[verb]}\n")
+    say(f"usage: tltrain {verb} RECIPE [DATA] [options]\n\n{SUMMARY.get(verb, '')}\n")
     say(f"RECIPE  a shipped name (`tltrain recipes`) or a .yaml file{f': {name}' if name else ''}")
     say("DATA    a folder with one subfolder a class, or a CSV file (the recipe's own)")
     for title, rows in (_everything if whole else _few)(verb, recipe).items():
         say(f"\n{title}", "bold")
         console.print(_table(rows))
     say("\nexamples", "bold")
-    for example in EXAMPLES[verb]:
+    for example in EXAMPLES.get(verb, ()):
         say(f"  tltrain {verb} {example}")
     if not whole:
         say(f"\nin brackets: what holds in {recipe.name}\nall options: tltrain {verb} {f'{name} ' if name else ''}--help all")
@@ -122,7 +129,7 @@ def _few(verb: str, recipe: Recipe) -> dict[str, dict[str, str]]:
         unseen = ("--epochs N", "--lr RATE", "--batch N", "--seed N")
         learned = {name: text for name, text in learned.items() if name not in unseen}
         learned["--stages.NAME.KEY"] = f"a value of one stage, such as --stages.{stages[-1].name}.augment"
-    flags = {_flag(name): _FLAG_HELP[name] for name in _FEW[verb]}
+    flags = {_flag(name): _FLAG_HELP[name] for name in _FEW.get(verb, _FEW["sweep"])}
     if verb in ("sweep", "folds"):
         flags["--folder PATH"] = f"the folder of the runs (runs/NAME-{verb})"
     own = {f"of {verb}": _OWN[verb]} if verb in _OWN else {}
@@ -182,6 +189,18 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     if get_origin(kind) is Literal:
         return get_args(kind)
     return next(filter(None, map(_choices, get_args(kind))), ()) if isinstance(kind, types.UnionType) else ()
+
+
+def print_fields(kind: Any, default: Any) -> None:
+    """Print the fields of a dataclass as flags: the first sentence about each, and its value in `default` where that is set."""
+    from rich.console import Console
+
+    rows = {}
+    for field, text in docstrings(kind).items():
+        value = getattr(default, field)
+        shown = f" ({value})" if value not in (None, (), False) else ""
+        rows[f"--{field.replace('_', '-')}"] = text.partition(". ")[0].rstrip(".").partition(";")[0] + shown
+    Console(highlight=False).print(_table(rows))
 
 
 def docstrings(kind: type) -> dict[str, str]:
