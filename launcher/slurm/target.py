@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     """Check everything, then submit one job, or a chain of jobs, and print their ids."""
     own, trainings = split(argv)
     if {"-h", "--help"} & set(own):
-        return _help()
+        _help()
+        sys.exit(0)
     parsed = parse_flags(SlurmFlags(site.defaults()), own, "tltrain launch slurm")
     command = ["tltrain", "launch", "slurm", *argv]
     if parsed.job.array and len(trainings) > 1:
@@ -76,12 +77,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _help() -> int:
+def _help() -> None:
     """Print the options on one screen, with the site's values."""
     print(f"usage: tltrain launch slurm [options] -- train RECIPE ...\n\n{main.__doc__}\nSite defaults: {site.path()}\n")
     short_help.print_fields(Job, site.defaults())
     print("  --dry-run             Print what would be submitted, and submit nothing")
-    return 0
 
 
 def prepare(job: Job, argv: Sequence[str], command: Sequence[str]) -> Submission:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from digit_files import digit_folder
 
 from tltrain.analysis import pooling
 from tltrain.analysis.features import EVERY, FeatureBank
@@ -56,6 +57,19 @@ def test_training_finds_the_features_of_a_probe(
         assert bank.features(cut).shape == (len(bank), 32 if cut == "layer3" else 128)
     computes_nothing()
     assert train(recipe, RunFlags(folder=tmp_path / "run", workers=0, cache="always"))["outcome"] == "finished"
+
+
+def test_the_folds_of_a_recipe_find_them_too(made_recipe: MakeRecipe, tmp_path: Path, computes_nothing: Callable[[], None]) -> None:
+    data = {"source": f"folder:{digit_folder(tmp_path / 'digits')}", "per_class": None, "folds": 3, "fold": 0}
+    recipe = made_recipe(data=data, stages=[_stage("head")])
+    with FeatureBank.open(recipe, FLAGS, QUIET) as bank:
+        stored, ids = bank.features(), bank.ids
+    computes_nothing()
+    assert train(recipe, RunFlags(folder=tmp_path / "run", workers=0, cache="always"))["outcome"] == "finished"
+    other = recipe.override({"data.fold": 1})
+    with FeatureBank.open(other, FLAGS, QUIET, which=EVERY) as bank:
+        found = dict(zip(bank.ids, bank.features(), strict=True))
+    assert all(torch.equal(found[name], row) for name, row in zip(ids, stored, strict=True))
 
 
 def test_a_probe_finds_the_features_of_a_training(made_recipe: MakeRecipe, tmp_path: Path, computes_nothing: Callable[[], None]) -> None:
@@ -133,6 +147,7 @@ def test_a_signal_ends_the_filling_and_its_shards_are_kept(made_recipe: MakeReci
         with pytest.raises(StoppedAtOnce, match="SIGINT"):
             bank.features()
         assert signal.getsignal(signal.SIGINT) == before
+        assert all(disk_store.remove(store) for store in disk_store.stores(store_root())), "what is broken off is not held open"
         monkeypatch.setattr(console, "busy", lambda text: None)
         assert len(bank.features()) == len(bank)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,17 +138,21 @@ class FeatureBank(Samples):
                 raise StoppedAtOnce(stop.signal)
             return False
 
-        views = Views(split, self.loaded.preprocess, "none", self.recipe.data.flip, self.recipe.data.seed)
-        rows = None if self.loaded.chain.runs_whole else self._stored(views, cut, what, should_stop)
+        shared = self.images.shared
+        held = self._views(split if shared is None else shared.split)
+        rows = None if self.loaded.chain.runs_whole else self._stored(held, cut, what, should_stop)
         if rows is None:
-            yield from self._computed(views, cut, should_stop)
+            yield from self._computed(self._views(split), cut, should_stop)
             return
+        position_N = np.arange(len(split)) if shared is None else shared.positions(split)
         try:
-            for at in range(0, len(split), READ_ROWS):
-                position_B = torch.arange(at, min(at + READ_ROWS, len(split)))
+            for position_B in torch.from_numpy(position_N).split(READ_ROWS):
                 yield pooled(self.loaded.chain, rows(position_B, torch.zeros_like(position_B))).cpu()
         finally:
             rows.close()
+
+    def _views(self, split: Split) -> Views:
+        return Views(split, self.loaded.preprocess, "none", self.recipe.data.flip, self.recipe.data.seed)
 
     def _stored(self, views: Views, cut: int, what: str, should_stop: Any) -> Rows | None:
         """The filled store of a split. None where it may not be kept, or cannot be written: the reason is printed."""
@@ -161,6 +166,8 @@ class FeatureBank(Samples):
         speed = Speed(0.0, 0.0, num_bytes // len(split))
         choice = Choice(HEAD, f"features of {what}", len(split), 1, speed, place="disk")
         context = CacheContext.of(self.recipe, self.images, self.loaded.preprocess, device, self.runtime.precision)
+        if (shared := self.images.shared) is not None:  # the folds of a recipe share a store of all their images
+            context = replace(context, fingerprint=shared.fingerprint)
         filler = CacheFiller(context, self.runtime, self.console, self._workers, budget, should_stop)
         return filler.rows(choice, "features", self.frozen(cut), self.loaded, views, self._origin(split, cut))
 
