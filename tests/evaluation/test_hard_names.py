@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
@@ -26,7 +27,7 @@ from tltrain.runs.record import prediction_rows
 
 Made = Callable[..., Recipe]
 CLASSES = tuple(name for name in HARD if name and "\udcff" not in name)  # the scan refuses what no file can hold
-NETS = {
+NETS: dict[str, dict[str, Any]] = {
     "hf": {"backbone": {"name": "vit-tiny"}, "data": {"size": 32, "resize": 32}},
     "timm": {"backbone": {"name": "timm:test_vit"}, "data": {"size": 32, "resize": 36}},
     "torchvision": {"backbone": {"name": "resnet18"}, "data": {"size": 32, "resize": 32}},
