@@ -74,6 +74,16 @@ def test_the_patch_that_speaks_for_the_class_is_lit(step: object, colour: int) -
     assert torch.equal(maps, expected)
 
 
+def test_what_speaks_against_the_class_is_not_lit() -> None:
+    against = chain(body)
+    with torch.no_grad():
+        against.net.get_submodule("head").weight[0, 1] = -2.0
+    maps = saliency(against, patches(), torch.tensor([0, 0]))
+    assert maps is not None
+    assert maps[0, 0, 0] == 1
+    assert maps[0, -1, -1] == 0
+
+
 def test_a_network_without_a_map_has_none() -> None:
     assert saliency(chain(rows), patches(), torch.tensor([0, 0])) is None
     whole = Chain(Colours(), (Block("all", ("body", "head"), None),), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
