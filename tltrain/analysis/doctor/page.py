@@ -71,7 +71,7 @@ def leak_lines(found: Leak | None) -> list[str]:
     if found.num_leaked == found.num_test:
         return [f"{text} No test image is left without."]
     figures = f"{percent(found.accuracy)} on all of test, {percent(found.accuracy_without)} without them"
-    return [f"{text} A ridge head solved on train reaches {figures}."]
+    return [text, f"A ridge head solved on train reaches {figures}."]
 
 
 def _section(problem: str, num: int, findings: Sequence[Finding], diagnosis: Diagnosis, pictures: dict[int, str]) -> Html:
