@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,17 @@ def test_one_bad_backbone_of_three_is_named_and_the_others_go_on(
     assert "no block of vit-tiny is called that; its blocks: head, block.3" in answer["problems"]["vit-tiny before layer4"]
     assert answer["images"] == 44
     assert answer["rows"] == sorted(answer["rows"], key=lambda row: -row["accuracy"])
+
+
+def test_a_signal_stops_a_probe(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def busy(self: Console, text: str | None) -> None:
+        if text is not None and "train: row" in text:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Console, "busy", busy)
+    assert main(["probe", str(digits), "--backbones", "resnet-tiny", "--workers", "0", "--out", str(tmp_path / "p.html")]) == 75
+    assert "stopped by SIGTERM; the features that were stored stay" in capsys.readouterr().err
+    assert not (tmp_path / "p.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def probe(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     from tltrain.analysis.probe import command
 
-    return command.verb(arguments)
+    return exit_code(command.verb(arguments))
 
 
 def fit(argv: Sequence[str]) -> int:

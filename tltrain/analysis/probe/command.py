@@ -15,7 +15,7 @@ from tltrain.analysis.probe.judge import Ask, Probed
 from tltrain.analysis.probe.page import probe_page
 from tltrain.core import files
 from tltrain.core.arguments.words import source_of
-from tltrain.core.errors import UserError
+from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 
@@ -83,8 +83,8 @@ def _write(path: Path, page: str) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}; give another place with --out") from error
 
 
-def verb(arguments: Namespace) -> int:
-    """`tltrain probe` with its parsed arguments. Returns the exit code: 0 where any backbone could be judged. Raises UserError."""
+def verb(arguments: Namespace) -> str:
+    """`tltrain probe` with its parsed arguments. Returns finished, where any backbone could be judged, or stopped. Raises UserError."""
     outputs = Outputs(arguments.json, arguments.out or (None if arguments.json else PAGE))
     flags = RunFlags(cache=arguments.cache, workers=arguments.workers)
     source = asked_source(arguments.source, Console(enabled=not outputs.json))
@@ -92,8 +92,12 @@ def verb(arguments: Namespace) -> int:
     if not cuts:
         raise UserError(f"--cuts is {arguments.cuts!r} and names no block; such as head,layer4")
     ask = Ask(source, cuts, arguments.k, arguments.head, arguments.size, arguments.seed, arguments.everything)
-    run(ask, words(arguments.backbones or ""), flags, outputs)
-    return 0
+    try:
+        run(ask, words(arguments.backbones or ""), flags, outputs)
+    except StoppedAtOnce as stopped:
+        sys.stderr.write(f"tltrain: stopped by {stopped}; the features that were stored stay, and the same command goes on\n")
+        return "stopped"
+    return "finished"
 
 
 def words(text: str) -> tuple[str, ...]:
