@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import yaml
 from tltrain.cli.main import main
 from tltrain.commands import demo
 from tltrain.core import recipe, stage_plan
-from tltrain.core.recipe import Backbone, Data
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Backbone, Data, Recipe
 from tltrain.data import open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.sampler import Shard
@@ -27,6 +27,7 @@ from tltrain.data.sources import printed as source
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
 from tltrain.models.weights import find
+from tltrain.training.loop import OnStep
 from tltrain.training.run import train
 
 SHIPPED = ("resnet-tiny-printed", "vit-tiny-printed")
@@ -153,9 +154,16 @@ def test_the_demo_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if next(taken) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
+    def both(recipe: Recipe, start: RunFlags, shown: OnStep) -> dict[str, Any]:
+        def each(stage: str, step: int) -> None:
+            shown(stage, step)
+            on_step(stage, step)
+
+        return train(recipe, start, each)
+
     with monkeypatch.context() as patch:
         patch.setattr(demo, "arms", lambda data, seed, out: arms)
-        patch.setattr(demo, "train", partial(train, on_step=on_step))
+        patch.setattr(demo, "train", both)
         assert demo.run_demo(tmp_path, 0) == "stopped"
         said = capsys.readouterr().out
         assert "1/2  ResNet, head only        top-1" in said
