@@ -111,7 +111,9 @@ def test_a_race_is_paired_image_by_image() -> None:
     by_head = set(ids[:150])
     better = {name: float(name in by_head or i < 190) for i, name in enumerate(ids)}
     noise = {name: float((name in by_head) != (i % 50 == 0)) for i, name in enumerate(ids)}
+    a_little = {name: float(name in by_head or i < 157) for i, name in enumerate(ids)}
     assert judged({"deep": better}, by_head).chosen == "deep"
+    assert judged({"deep": a_little}, by_head).chosen == "deep", "seven images more, and none lost: no luck"
     assert judged({"deep": noise}, by_head).chosen == HEAD
     assert judged({"deep": better, "all": better}, by_head).chosen == "deep"
     assert judged({}, by_head).chosen == HEAD
