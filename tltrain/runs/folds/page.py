@@ -67,7 +67,8 @@ def html(pooled: Pooled) -> str:
 def verdict(pooled: Pooled) -> str:
     """The result in one or two sentences."""
     n = len(pooled.predictions.ids)
-    seen = "a network" if pooled.folder.repeats == 1 else f"{pooled.folder.repeats} networks"
+    repeats = len(pooled.by_repeat)
+    seen = "a network" if repeats == 1 else f"{repeats} networks" if pooled.is_whole else "networks"
     head = f"{percent(pooled.accuracy.value)} of {plural(n, 'image')} are right (95\u202f% interval {between(pooled.accuracy)})"
     head += f", each judged by {seen} that never saw it."
     if not pooled.is_whole:
