@@ -18,7 +18,7 @@ START = {"save_steps": 1, "timeout_minutes": 2.0}
 HANG = START | {"timeout_minutes": 0.1}
 PHASES: dict[str, tuple[str, str, int]] = {
     "images": ("training.setup", "open_images", 1),
-    "planning": ("training.setup", "survey", 1),
+    "planning": ("planning.ahead", "survey", 1),
     "claim": ("runs.run_dir", "create", 1),
     "environment": ("training.setup", "_write_environment", 1),
     "table": ("training.run", "_announce", 1),
