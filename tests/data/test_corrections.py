@@ -13,7 +13,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images
 
-WHOLE = {"val_fraction": 0, "test_fraction": 0}
+WHOLE: dict[str, Any] = {"val_fraction": 0, "test_fraction": 0}
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def _open(source: Path | str, **tables: Any) -> DataSplits:
     """tables: the text of data.exclude and data.relabel, in files beside the folder."""
     place = Path(source).parent if isinstance(source, Path) else tables.pop("place")
-    files = {}
+    files: dict[str, Any] = {}
     for key, text in tables.items():
         files[key] = str(place / f"{key}.csv")
         Path(files[key]).write_text(text, encoding="utf-8")
