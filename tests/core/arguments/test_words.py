@@ -75,8 +75,6 @@ def test_epochs_take_the_place_of_steps_and_the_ratio_of_sizes_stays(here: Path)
         (["digits-resnet", "--lr", "1", "--lr=2"], "--lr stands twice"),
         (["digits-resnet", "--stages.haed.lr", "1"], "its stages are head, top, all"),
         (["digits-resnet", "--siez", "3"], "there is no flag --siez"),
-        (["photos"], "you probably mean:\n  tltrain train folder-resnet50 photos"),
-        (["folder:photos"], "you probably mean:\n  tltrain train folder-resnet50 photos"),
         ([], "such as\n  tltrain train folder-resnet50 photos"),
         (["--epochs", "3"], "such as\n  tltrain train folder-resnet50 photos"),
     ],
@@ -86,6 +84,12 @@ def test_a_mistake_costs_two_lines(here: Path, words: list[str], says: str, caps
     assert says in message
     assert message.count("\n") <= 2
     assert "\u2500" not in message
+
+
+@pytest.mark.parametrize("data", ["photos", "folder:photos"])
+def test_data_in_place_of_a_recipe_is_told_the_command(here: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tltrain train photos` chooses a recipe (`tltrain fit`); what shows a recipe cannot."""
+    assert mistake(["plan", data], capsys).endswith("you probably mean:\n  tltrain plan folder-resnet50 photos\n")
 
 
 def test_a_run_folder_in_place_of_a_recipe_is_told_how_to_go_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
