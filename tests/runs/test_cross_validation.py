@@ -61,6 +61,9 @@ def test_repeats_of_an_image_are_not_independent(tmp_path: Path) -> None:
     width = [p.accuracy.high - p.accuracy.low for p in (once, often)]
     as_independent = wilson(often.accuracy.value, 8 * 120)
     assert width[1] > 1.25 * (as_independent[1] - as_independent[0])
+    assert often.record.test is not None
+    assert [row["support"] for row in often.record.test["per_class"]] == [20] * 6, "images, not their predictions"
+    assert np.sum(often.record.test["confusion"]) == 8 * 120
     assert often.f1.low < often.f1.value < often.f1.high
     assert list(often.by_repeat.values()) == pytest.approx(right_RN.mean(1))
 

@@ -159,9 +159,11 @@ def _figures(runs: Sequence[tuple[Member, RunRecord]], p: OutOfFold, share: floa
     n_F = np.array([test["n"] for test in tests], dtype=np.float64)
     confusion_KK = np.sum([np.array(test["confusion"]) for test in tests], axis=0)
     hit_K, true_K, said_K = np.diag(confusion_KK), confusion_KK.sum(1), confusion_KK.sum(0)
+    images_K = np.bincount(p.label, minlength=len(confusion_KK))  # repeats of an image make it no second image
+    columns = (tests[0]["classes"], hit_K.tolist(), true_K.tolist(), said_K.tolist(), images_K.tolist())
     per_class = [
-        {"name": name, "precision": hit / max(said, 1), "recall": hit / max(true, 1), "f1": 2 * hit / max(true + said, 1), "support": true}
-        for name, hit, true, said in zip(tests[0]["classes"], hit_K.tolist(), true_K.tolist(), said_K.tolist(), strict=True)
+        {"name": name, "precision": hit / max(said, 1), "recall": hit / max(true, 1), "f1": 2 * hit / max(true + said, 1), "support": num}
+        for name, hit, true, said, num in zip(*columns, strict=True)
     ]
 
     def mean(key: str) -> float | None:
