@@ -13,6 +13,7 @@ from cli_words import mistake
 from PIL import Image
 
 from tltrain.cli.main import VERBS, main
+from tltrain.core.arguments.words import SHORT
 from tltrain.core.recipe import Recipe, load, shipped
 
 
@@ -202,7 +203,7 @@ def test_no_flag_of_ours_is_ambiguous_to_a_launcher() -> None:
 
     from tltrain.core.flags import RunFlags
 
-    ours = [f"--{f.name.replace('_', '-')}" for f in fields(RunFlags)] + [f"--{name}" for name in Recipe.model_fields]
+    ours = [f"--{f.name.replace('_', '-')}" for f in fields(RunFlags)] + [f"--{name}" for name in Recipe.model_fields] + list(SHORT)
     for launcher, theirs in launcher_options().items():
         for flag in ours:
             assert sum(option.startswith(flag) for option in theirs) < 2, (launcher, flag)
