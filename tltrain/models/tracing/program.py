@@ -52,7 +52,7 @@ class Instruction:
         if self.op == "module":
             return at(net, target)(*args, **kwargs)  # type: ignore[arg-type]
         if self.op == "dropout":
-            return F.dropout(*args, training=at(net, target).training, **kwargs)  # type: ignore[arg-type]
+            return F.dropout(*args, **{**kwargs, "training": at(net, target).training})  # type: ignore[arg-type]
         if self.op == "method":
             return getattr(args[0], target)(*args[1:], **kwargs)  # type: ignore[arg-type]
         return target(*args, **kwargs)  # type: ignore[operator]
