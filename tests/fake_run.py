@@ -146,7 +146,9 @@ def fake_mistakes(classes: Sequence[str], rng: np.random.Generator) -> list[dict
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(stream, "PNG")
         label, predicted = classes[i % len(classes)], classes[(i + 1) % len(classes)]
         png = base64.b64encode(stream.getvalue()).decode()
-        mistakes.append({"id": f"photos/of {label}/{i}.png", "label": label, "predicted": predicted, "confidence": 0.999 - i / 60, "png": png})
+        mistakes.append(
+            {"id": f"photos/of {label}/{i}.png", "label": label, "predicted": predicted, "confidence": 0.999 - i / 60, "png": png}
+        )
     return mistakes
 
 

@@ -164,9 +164,10 @@ def test_another_prefix_or_view_is_another_store(watched: Watched, tmp_path: Pat
 def test_stores_of_other_augmentations_are_not_shared_and_equal_what_is_computed(watched: Watched, tmp_path: Path) -> None:
     """Bit for bit, with what is drawn of an operation or a rectangle, one after the other into the same cache."""
     short = HEAD | VIEWS | {"steps": 8, "views": 2}
-    for i, changes in enumerate(
-        ({}, {"erasing": 0.5}, {"augment": "trivial"}, {"augment": "rand", "erasing": 1.0}, {"augment": "none", "erasing": 0.5})
-    ):
+    each: list[dict[str, Any]] = [
+        {}, {"erasing": 0.5}, {"augment": "trivial"}, {"augment": "rand", "erasing": 1.0}, {"augment": "none", "erasing": 0.5}
+    ]  # fmt: skip
+    for i, changes in enumerate(each):
         watched.written.clear()
         spec = trials.recipe(stages=[short | changes])
         stored = run(spec, tmp_path / f"stored-{i}", cache="always")

@@ -166,7 +166,16 @@ def test_the_terminal_says_the_same(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "out.txt").open("w"))
     console.print(rendered(entries))
     text = console.export_text().replace("\u202f", " ").replace("\u00a0", " ")
-    for words in ("2 min 45 s", "84.2 %", "p = 0.029", "device time", "1.5 GB", "stages.1.lr", "0.003", "a gets the most test images right"):
+    for words in (
+        "2 min 45 s",
+        "84.2 %",
+        "p = 0.029",
+        "device time",
+        "1.5 GB",
+        "stages.1.lr",
+        "0.003",
+        "a gets the most test images right",
+    ):
         assert words in text, words
 
 

@@ -77,7 +77,7 @@ def test_the_patch_that_speaks_for_the_class_is_lit(step: object, colour: int) -
 def test_what_speaks_against_the_class_is_not_lit() -> None:
     against = chain(body)
     with torch.no_grad():
-        against.net.get_submodule("head").weight[0, 1] = -2.0
+        against.net.get_parameter("head.weight")[0, 1] = -2.0
     maps = saliency(against, patches(), torch.tensor([0, 0]))
     assert maps is not None
     assert maps[0, 0, 0] == 1

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from launcher import command
+from tltrain.core.arguments.parsing import parse
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags, parse
+from tltrain.core.flags import RunFlags
 from tltrain.runs import trackers
 from tltrain.runs.trackers import RunTracker, TrackedRun, Trackers, chosen
 

@@ -24,6 +24,7 @@ from tltrain.data.views import Preprocess, Views
 
 ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16
 _TILE_IN, _GAP, _DPI = 0.9, 0.06, 110
+_INK = "#7b818a"  # readable on white and on black
 _WORD = 22  # maximum characters of a class name or an id in a row label
 
 
@@ -113,7 +114,9 @@ def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
     step_x, step_y, left, top = 1 + _GAP, 1 + noted, 1.9, 0.62
     lefts = _lefts(shown, left, step_x)
     width, height = lefts[-1] + 1.06, top + len(labels) * step_y
-    figure = Figure(figsize=(width * _TILE_IN, height * _TILE_IN), dpi=_DPI, facecolor="white")
+    figure = Figure(
+        figsize=(width * _TILE_IN, height * _TILE_IN), dpi=_DPI, facecolor="none"
+    )  # a page shows it on its own paper, light or dark
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
     for x, column in zip(lefts, shown, strict=True):
@@ -124,12 +127,12 @@ def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
             _write(axes, x + 0.5, y + 1.14, note, size=5.5, ha="center")
         _write(axes, x + 0.5, 0.48, column.title, size=6.5, ha="center")
     for first, last, stage in _groups(lefts, shown):
-        axes.plot([first, last + 1], [0.33, 0.33], color="#999", linewidth=0.8)
+        axes.plot([first, last + 1], [0.33, 0.33], color=_INK, linewidth=0.8)
         _write(axes, first, 0.18, stage, size=8.5, weight="bold")
     for row, label in enumerate(labels):
         name, _, sample = label.partition("\n")
         _write(axes, 0.06, top + row * step_y + 0.42, name, size=8.5, weight="bold")
-        _write(axes, 0.06, top + row * step_y + 0.64, sample, size=6, color="#666")
+        _write(axes, 0.06, top + row * step_y + 0.64, sample, size=6)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_aspect("auto")
@@ -158,7 +161,7 @@ def _groups(lefts: Sequence[float], shown: Sequence[Column]) -> list[tuple[float
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
     """Draw text literally: no formulas, control characters escaped."""
-    axes.text(x, y, escape.line(text), va="center", parse_math=False, **style)
+    axes.text(x, y, escape.line(text), va="center", parse_math=False, color=_INK, **style)
 
 
 def _short(text: str) -> str:
