@@ -114,9 +114,8 @@ def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
     step_x, step_y, left, top = 1 + _GAP, 1 + noted, 1.9, 0.62
     lefts = _lefts(shown, left, step_x)
     width, height = lefts[-1] + 1.06, top + len(labels) * step_y
-    figure = Figure(
-        figsize=(width * _TILE_IN, height * _TILE_IN), dpi=_DPI, facecolor="none"
-    )  # a page shows it on its own paper, light or dark
+    # Without a ground: a page shows it on its own paper, light or dark.
+    figure = Figure(figsize=(width * _TILE_IN, height * _TILE_IN), dpi=_DPI, facecolor="none")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
     for x, column in zip(lefts, shown, strict=True):
