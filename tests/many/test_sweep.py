@@ -179,7 +179,7 @@ def test_a_stopped_run_stops_the_sweep_and_a_failed_one_does_not(
     monkeypatch.setattr(one_by_one, "train", train)
     assert main(["sweep", "quick.yaml", "--over", f"stages.head.lr={','.join(ends)}"]) == 75
     assert began == ["1e-3", "1e-2"]
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "2 of 3, into" in capsys.readouterr().out
     assert not (quick / "runs/quick-sweep/sweep.html").exists()
 
 

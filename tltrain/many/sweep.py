@@ -44,7 +44,8 @@ def run_sweep(members: Sequence[Member], halving: int | None, jobs: int | None) 
             terminal.print(f"sweep   {num_finished} of {len(left)} runs are finished already", markup=False)
         outcome = _train(runs, jobs, left[0].path.parent / "logs", terminal) if runs else "finished"
         if outcome == "stopped":
-            terminal.print("the same command goes on from there", markup=False)
+            if jobs > 1:  # one by one, the run that was stopped says so
+                terminal.print("the same command goes on from there", markup=False)
             return outcome
     show(members, halving, terminal)
     return outcome
