@@ -21,7 +21,7 @@ NEAR_FEATURES, NEAR_GREY = 0.7, 0.9
 SAME, SAME_SMALL = 0.955, 0.99
 """Least correlation of the pixels of two copies, of images above and up to `SMALL` pixels. Of 90 copies the lowest had 0.959, of pairs of
 other pictures the highest 0.92; small images, such as digits, have too little in them to be told apart by less."""
-SMALL = 48
+SMALL = 32
 MOST_PAIRS = 100_000
 TOGETHER = 500
 """Pairs that are confirmed at a time; an image takes a quarter of a megabyte then."""
