@@ -43,7 +43,7 @@ def test_a_dry_run_ends_at_a_recipe_with_reasons(tmp_path: Path, capsys: pytest.
     assert recipe.data.source == f"folder:{photos}"
     assert [stage.solve for stage in recipe.stages] == [recipe.stages[0].solve]
     assert "# worked out, not trained" in text
-    assert "out of reach" in text
+    assert "too few to tell depths apart" in text
     assert not (tmp_path / "fit" / "run").exists()
     before = (tmp_path / "fit" / "fit.json").read_text()
     assert main(["train", *asked(photos, tmp_path / "fit", "--minutes", "0.001", "--dry-run")[1:]]) == 0
