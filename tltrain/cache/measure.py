@@ -6,7 +6,7 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.data import DataSplits, Split
 from tltrain.data.views import MEMORY_BYTES, Views
+from tltrain.heads.standardised import one_thread
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
@@ -131,7 +132,7 @@ def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[f
     if spent < QUICK_S:
         spent = min(spent, _median(lambda: _pass_s(frozen, 8, side, device)) / 8)
     if torch.get_num_threads() > 1 and spent > operations / BUSY_OPERATIONS_S:
-        with _one_thread():
+        with one_thread():
             spent = min(spent, _median(lambda: _pass_s(frozen, 1, side, device)))
     return min(spent, LEAST_S + operations / SLOWEST_OPERATIONS_S), row_bytes
 
@@ -168,16 +169,6 @@ def _pass_s(frozen: FrozenModel, num: int, side: int, device: torch.device) -> f
 
 def _median(measure: Callable[[], float], times: int = 3) -> float:
     return statistics.median(measure() for _ in range(times))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def least_s(work: Callable[[], Any], times: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
