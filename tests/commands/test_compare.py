@@ -179,6 +179,12 @@ def test_the_terminal_says_the_same(tmp_path: Path) -> None:
         assert words in text, words
 
 
+def test_a_run_may_stand_beside_itself(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", CLASSES)
+    compare([run, run], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("class=\"strip") == 2
+
+
 def test_the_table_fits_a_terminal_of_80_columns_and_ranks_the_runs(tmp_path: Path) -> None:
     label, a, b = known(180, 22, 9, 29)
     runs = [fake_run(tmp_path / "evidence" / name / "in stages", CLASSES, lr=lr) for name, lr in (("seed-0", 1e-3), ("seed-1", 2e-3))]

@@ -77,8 +77,7 @@ def ranking(entries: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 def leaderboard(entries: Sequence[ComparedRun]) -> list[ComparedRun]:
     """All runs, the best first, and those without a test behind them in the order they were given."""
-    ranked = ranking(entries)
-    return [*ranked, *(e for e in entries if e not in ranked)]
+    return [*ranking(entries), *(e for e in entries if e.accuracy is None)]
 
 
 def on_several(entries: Sequence[ComparedRun]) -> bool:
