@@ -130,7 +130,8 @@ def time_frozen(frozen: FrozenModel, side: int, device: torch.device) -> tuple[f
         return spent, row_bytes
     spent = _median(lambda: _pass_s(frozen, 1, side, device))
     if spent < QUICK_S:
-        spent = min(spent, _median(lambda: _pass_s(frozen, 8, side, device)) / 8)
+        with contextlib.suppress(torch.OutOfMemoryError):
+            spent = min(spent, _median(lambda: _pass_s(frozen, 8, side, device)) / 8)
     if torch.get_num_threads() > 1 and spent > operations / BUSY_OPERATIONS_S:
         with one_thread():
             spent = min(spent, _median(lambda: _pass_s(frozen, 1, side, device)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,14 @@ def _chunk(chain: Chain, wanted: int | None) -> int:
 
 
 def finds_place_matters(loaded: Loaded, device: torch.device, autocast: Autocast) -> bool:
-    """`place_matters` of a network in eval mode on the CPU, from one pass over a chunk. Other devices are tested (tests/gpu)."""
-    return device.type == "cpu" and place_matters(loaded.chain, loaded.preprocess.size, CHUNK["cpu"], autocast)
+    """`place_matters` of a network in eval mode on the CPU, from one pass over the largest chunk that there is room for.
+
+    Other devices are tested (tests/gpu).
+    """
+    for num in (CHUNK["cpu"] >> k for k in range(5)) if device.type == "cpu" else ():
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return place_matters(loaded.chain, loaded.preprocess.size, num, autocast)
+    return False
 
 
 def survey(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -20,16 +21,22 @@ MOST_OTHER_TOKENS = 8
 
 
 def saliency(chain: Chain, images_BCHW: Tensor, class_B: Tensor) -> Tensor | None:
-    """Maps (B, h, w) in [0, 1] of what spoke for each image's class; None where the network keeps no map between two of its blocks.
+    """Maps (B, h, w) in [0, 1] of what spoke for each image's class. None where the network keeps no map between two of its blocks, or
+    where the device has no room for one image with gradients.
 
     The map is the sum over channels of the features in front of the last block that takes a map, each channel weighted by the mean
     gradient of the class's logit, and nothing below zero. chain: in eval mode. images_BCHW: uint8 or in [0, 1], on the chain's device.
     """
-    cut = _last_map(chain, images_BCHW[:1])
+    cut = None
+    with contextlib.suppress(torch.OutOfMemoryError):
+        cut = _last_map(chain, images_BCHW[:1])
     if cut is None:
         return None
-    parts = zip(images_BCHW.split(AT_ONCE), class_B.split(AT_ONCE), strict=True)
-    return torch.cat([_maps(chain, cut, *part) for part in parts])
+    for size in (AT_ONCE, 1):
+        with contextlib.suppress(torch.OutOfMemoryError):  # a picture in a report ends no run
+            parts = zip(images_BCHW.split(size), class_B.split(size), strict=True)
+            return torch.cat([_maps(chain, cut, *part) for part in parts])
+    return None
 
 
 def _maps(chain: Chain, cut: int, images_BCHW: Tensor, class_B: Tensor) -> Tensor:

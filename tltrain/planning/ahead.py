@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from tltrain.cache.measure import Machine
 from tltrain.cache.planner import Choices, survey
@@ -37,7 +40,9 @@ def look_ahead(
     choices = survey(recipe, start, images, student, teacher, planned, machine)
     views = view_device(recipe, start, images.train, student, planned, machine, choices)
     lines = [compiling.note(start, student, planned, machine, world)]
-    expected = run_time(recipe, images, student, teacher, planned, machine, choices, world)
+    expected = None
+    with contextlib.suppress(torch.OutOfMemoryError):  # an estimate ends no run; where one image does not fit, training says so
+        expected = run_time(recipe, images, student, teacher, planned, machine, choices, world)
     if expected is None:
         return Ahead(choices, views, lines[0], {})
     names = [stage.spec.name for stage in planned]

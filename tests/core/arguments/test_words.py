@@ -10,6 +10,7 @@ from cli_words import mistake
 from tltrain.cli.main import main
 from tltrain.core.arguments.parsing import parse
 from tltrain.core.arguments.short_help import EXAMPLES
+from tltrain.core.errors import UserError
 from tltrain.core.recipe import load
 
 
@@ -42,6 +43,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_short_words_are_overrides(here: Path, words: list[str], path: str, value: object) -> None:
     recipe, _ = parse("train", ["digits-resnet", *words])
     assert recipe.flat()[path] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["--workers", "2", "photos"], "folder:photos"),
+        (["--smoke", "photos"], "folder:photos"),
+        (["--epochs=2", "photos"], "folder:photos"),
+        (["--folder", "photos"], "digits"),
+        (["--trackers", "wandb", "printed"], "digits"),
+        (["--backbone.mean", "0", "0", "0", "photos"], None),
+    ],
+)
+def test_the_last_word_is_the_data_where_no_flag_takes_it(
+    here: Path, words: list[str], data: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tltrain.core.registry._others", lambda kind: {"printed": None} if kind == "trackers" else {})
+    if data is None:
+        with pytest.raises(UserError):
+            parse("train", ["digits-resnet", *words])
+        return
+    assert parse("train", ["digits-resnet", *words])[0].data.source == data
 
 
 def test_what_was_decided_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

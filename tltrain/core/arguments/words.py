@@ -16,6 +16,9 @@ from tltrain.core.recipe import Recipe
 SHORT = ("--data", "--epochs", "--lr", "--size")
 _SWITCHES = {f"--{no}{field.name.replace('_', '-')}" for field in fields(RunFlags) if field.default is False for no in ("", "no-")}
 
+_SEVERAL = ("--trackers", "--backbone.mean", "--backbone.std", "--distill.teacher.mean", "--distill.teacher.std")
+"""Flags that take every word behind them."""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -82,9 +85,13 @@ def understood(recipe: Recipe, argv: Sequence[str]) -> Words:
 
 
 def _stands_alone(argv: Sequence[str]) -> bool:
-    """Whether the last word is no flag, and no value of a flag that takes one."""
-    before = argv[-2]
-    return not argv[-1].startswith("-") and (not before.startswith("-") or "=" in before or before in _SWITCHES)
+    """Whether the last word is no flag, and no value of the flag before it, of which some take several."""
+    flags = [i for i, word in enumerate(argv) if word.startswith("--")]
+    if not flags or flags[-1] == len(argv) - 1:
+        return not flags
+    name, equals, _ = argv[flags[-1]].partition("=")
+    values = 0 if equals or name in _SWITCHES else 1
+    return name not in _SEVERAL and len(argv) - 1 - flags[-1] > values
 
 
 def _taken(recipe: Recipe, argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
