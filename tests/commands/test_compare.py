@@ -182,7 +182,7 @@ def test_the_terminal_says_the_same(tmp_path: Path) -> None:
 def test_a_run_may_stand_beside_itself(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", CLASSES)
     compare([run, run], tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text().count("class=\"strip") == 2
+    assert (tmp_path / "page.html").read_text().count('class="strip') == 2
 
 
 def test_the_table_fits_a_terminal_of_80_columns_and_ranks_the_runs(tmp_path: Path) -> None:
