@@ -72,6 +72,7 @@ def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(choose, "LEAST_STEPS", 4)
+    monkeypatch.setattr(choose, "LEAST_RACED", 10)
     monkeypatch.setattr(choose, "EPOCHS", ((1_000_000, 0.5),))
     monkeypatch.setattr(speeds, "SHARES", (0.15,))
     photos, folder = flat_folder(tmp_path / "photos", 20), tmp_path / "fit"
