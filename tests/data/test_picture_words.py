@@ -16,6 +16,7 @@ from PIL import Image
 from tltrain.core.recipe import Data
 from tltrain.data import open_images
 from tltrain.data.decode import decode
+from tltrain.data.pictures import checks
 from tltrain.data.pictures.warned import about, recorded
 
 
@@ -29,11 +30,11 @@ def damaged_tiff(compression: str = "tiff_lzw") -> bytes:
 
 
 def bitmap(runs: bytes, bits: int = 8, width: int = 10, height: int = 2) -> bytes:
-    """A run-length coded BMP of two colours."""
-    palette = b"\0\0\0\0\xff\xff\xff\0"
+    """A run-length coded BMP, black and white. A third colour: Pillow 11 reads none that is of two greys alone."""
+    palette = b"\0\0\0\0\xff\xff\xff\0\0\0\xff\0"
     offset = 54 + len(palette)
     header = b"BM" + (offset + len(runs)).to_bytes(4, "little") + bytes(4) + offset.to_bytes(4, "little")
-    numbers = [(40, 4), (width, 4), (height, 4), (1, 2), (bits, 2), (1 if bits == 8 else 2, 4), (len(runs), 4), (0, 8), (2, 4), (0, 4)]
+    numbers = [(40, 4), (width, 4), (height, 4), (1, 2), (bits, 2), (1 if bits == 8 else 2, 4), (len(runs), 4), (0, 8), (3, 4), (0, 4)]
     return header + b"".join(value.to_bytes(size, "little") for value, size in numbers) + palette + runs
 
 
@@ -52,6 +53,10 @@ WHITE_ROW = b"\x0a\x01\0\0"
     ],
 )
 def test_a_bitmap_of_run_lengths_is_read(runs: bytes, bits: int) -> None:
+    if checks.PILLOW < checks.READS_SKIPS and runs.startswith(b"\0\x02"):
+        with pytest.raises(ValueError, match="passes over pixels"):
+            decode(bitmap(runs, bits))
+        return
     seen = np.asarray(decode(bitmap(runs, bits)))
     assert seen.shape == (2, 10, 3)
     assert (seen[0] == 255).all(), "the first row that is coded is the lowest, and the upper one is white in all"
@@ -67,7 +72,7 @@ def test_a_bitmap_of_run_lengths_is_read(runs: bytes, bits: int) -> None:
     ],
 )
 def test_run_lengths_that_leave_the_bitmap_are_refused(runs: bytes) -> None:
-    with pytest.raises(ValueError, match="a damaged BMP: its run lengths lead out of the picture"):
+    with pytest.raises(ValueError, match="a damaged BMP: its run lengths lead out of the picture|which Pillow 1.* misreads"):
         decode(bitmap(runs))
 
 

@@ -147,7 +147,8 @@ class Zero(Strategy):
         # ZeRO-3's own setter fails where a parameter's size is no multiple of the number of processes.
         zero = parameter._z3_optimizer
         part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
-        begin = part.numel() * zero._get_param_partition_rank(parameter)
+        own = getattr(zero, "_get_param_partition_rank", None)  # of later versions, which can part each parameter in its own way
+        begin = part.numel() * (own(parameter) if own is not None else torch.distributed.get_rank(zero.dp_process_group))
         piece = value.flatten()[begin : begin + part.numel()]
         part.data[: piece.numel()].copy_(piece)
 
