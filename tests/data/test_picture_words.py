@@ -72,7 +72,7 @@ def test_a_bitmap_of_run_lengths_is_read(runs: bytes, bits: int) -> None:
     ],
 )
 def test_run_lengths_that_leave_the_bitmap_are_refused(runs: bytes) -> None:
-    with pytest.raises(ValueError, match="a damaged BMP: its run lengths lead out of the picture|which Pillow 1.* misreads"):
+    with pytest.raises(ValueError, match=r"a damaged BMP: its run lengths lead out of the picture|which Pillow 1.* misreads"):
         decode(bitmap(runs))
 
 
