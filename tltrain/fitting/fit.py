@@ -20,7 +20,7 @@ from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output import escape
 from tltrain.core.output.console import Console, clock, duration
-from tltrain.core.recipe import Data, Recipe
+from tltrain.core.recipe import Data
 from tltrain.data import open_images
 from tltrain.data.splits import folds
 from tltrain.fitting import choose, written
@@ -93,9 +93,9 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     console.say(f"data    {facts.line()}")
     for note in facts.notes():
         console.say(f"data    {note}", style="yellow")
-    probed = _probed(wanted, start, console)
-    best = probed.knee
-    candidate = next(c for c in _candidates(wanted, console, silent=True) if c.name == best.backbone)
+    candidates = _candidates(wanted, console)
+    probed = probe(Ask(wanted.source, k=K, seed=wanted.seed), candidates, start, console)
+    candidate = next(c for c in candidates if c.name == probed.knee.backbone)
     with FeatureBank.open(recipe_of(Ask(wanted.source), candidate), start, console, images=images) as bank:
         right = _judged(bank, wanted.seed)
         speeds = speeds_of(bank, num_workers(images, start, 1))
@@ -109,17 +109,13 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     return Plan(facts, backbone, speeds, tuple(depths), beyond, tuple(right_ids), tuple(probed_lines(probed)))
 
 
-def _candidates(wanted: Wanted, console: Console, silent: bool = False) -> Sequence[Candidate]:
+def _candidates(wanted: Wanted, console: Console) -> Sequence[Candidate]:
     if wanted.backbones:
         return [at_hand.named(name) for name in wanted.backbones]
     known = at_hand.at_hand()
-    for name, how in known.absent.items() if not silent else ():
+    for name, how in known.absent.items():
         console.say(f"absent  {name}: {how}", style="yellow")
     return known.found
-
-
-def _probed(wanted: Wanted, start: RunFlags, console: Console) -> Probed:
-    return probe(Ask(wanted.source, k=K, seed=wanted.seed), _candidates(wanted, console), start, console)
 
 
 def _judged(bank: FeatureBank, seed: int) -> dict[Kind, np.ndarray]:
@@ -170,9 +166,9 @@ def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Dra
     if plan.facts.val >= choose.JUDGES:
         why = f"the shallowest depth that fits into the time; {plan.facts.val:,} val images judge whether it paid"
         return _draft(plan, wanted, deep[0], why)
-    folder = wanted.folder / RACE
-    drafts = {depth.name: _draft(plan, wanted, depth, "").recipe for depth in deep}
-    raced = race(folder, {name: _without_test(wanted, recipe) for name, recipe in drafts.items()}, plan.right, start, console)
+    hidden = _without_test(wanted)
+    recipes = {depth.name: _draft(plan, wanted, depth, "").recipe.override(hidden) for depth in deep}
+    raced = race(wanted.folder / RACE, recipes, plan.right, start, console)
     if raced is None:
         return None
     chosen = next(depth for depth in plan.depths if depth.name == raced.chosen)
@@ -180,16 +176,17 @@ def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Dra
     return _draft(plan, wanted, chosen, raced.sentence)
 
 
-def _without_test(wanted: Wanted, recipe: Recipe) -> Recipe:
-    """The recipe without the test images, which a choice must not see. Those that the source itself declares are in no fold anyway."""
-    images = open_images(recipe.data)
+def _without_test(wanted: Wanted) -> dict[str, Any]:
+    """What hides the test images from a recipe, path to value: a choice must not see them. Those that the source itself declares are in no
+    fold anyway."""
+    images, alone = open_images(Data(source=wanted.source)), {"data.val_fraction": 0, "data.test_fraction": 0}
     if images.test is None or (images.source is not None and "test" in images.source.declared):
-        return recipe.override({"data.val_fraction": 0, "data.test_fraction": 0})
+        return alone
     path = wanted.folder / EXCLUDED
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["path"], *([escape.csv_cell(name)] for name in images.test.ids)])
     files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
-    return recipe.override({"data.exclude": str(path), "data.val_fraction": 0, "data.test_fraction": 0})
+    return {**alone, "data.exclude": str(path)}
 
 
 def _draft(plan: Plan, wanted: Wanted, depth: Depth, why: str) -> Draft:

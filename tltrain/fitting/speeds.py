@@ -8,6 +8,7 @@ from tltrain.analysis.features import FeatureBank
 from tltrain.cache.measure import least_s, time_frozen
 from tltrain.data.views import Views
 from tltrain.models.families.common import is_convolutional
+from tltrain.planning.compiling import TRAINING
 
 SHARES = (0.15, 0.4)
 """Shares of a network's time that its training part may take, from the shallowest cut on. The whole network is tried too."""
@@ -40,8 +41,8 @@ class Speeds:
     """Whether it is no network of convolutions, and wants a smaller learning rate."""
 
     def step_s(self, cut: Cut, batch: int) -> float:
-        """A training step from stored rows: forward, and twice that backward."""
-        return 3 * batch * max(self.whole_s - cut.frozen_s, 1e-4 * self.whole_s)
+        """A training step from stored rows."""
+        return TRAINING * batch * max(self.whole_s - cut.frozen_s, 1e-4 * self.whole_s)
 
     def fill_s(self, cut: Cut, num_rows: int) -> float:
         """To compute and store rows."""
