@@ -17,8 +17,10 @@ from sklearn.datasets import load_digits
 from tltrain.cli.main import main
 from tltrain.core import recipe as recipes
 from tltrain.core.flags import RunFlags
-from tltrain.core.recipe import Recipe
+from tltrain.core.recipe import Data, Recipe
+from tltrain.data import open_images
 from tltrain.fitting import choose, speeds
+from tltrain.fitting.fit import Wanted, _without_test
 from tltrain.many import one_by_one
 from tltrain.runs import run_dir
 from tltrain.training.run import train
@@ -112,3 +114,18 @@ def flat_folder(root: Path, num: int) -> Path:
         for n in np.flatnonzero(load_digits().target == k)[:num]:
             digit_image(int(n)).save(root / f"digit {k}" / f"{n}.png")
     return root
+
+
+def test_images_are_hidden_by_their_names_as_they_are(tmp_path: Path) -> None:
+    photos = flat_folder(tmp_path / "photos", 10)
+    for path in photos.rglob("*.png"):
+        path.rename(path.with_name(f"=1, {path.name}"))
+    photos.joinpath("digit 0").rename(photos / "=digit 0")
+    (tmp_path / "fit").mkdir()
+    data = {"source": f"folder:{photos}"}
+    hidden = _without_test(Wanted(data["source"], tmp_path / "fit"))
+    before = open_images(Data.model_validate(data))
+    after = open_images(Data.model_validate(data | {key.removeprefix("data."): value for key, value in hidden.items()}))
+    assert before.test is not None
+    assert before.val is not None
+    assert sorted(after.train.ids) == sorted([*before.train.ids, *before.val.ids])

@@ -18,7 +18,6 @@ from tltrain.analysis.probe.judge import Ask, Probed, grouped, probe, recipe_of
 from tltrain.core import files
 from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.output import escape
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.recipe import Data
 from tltrain.data import open_images
@@ -184,7 +183,7 @@ def _without_test(wanted: Wanted) -> dict[str, Any]:
         return alone
     path = wanted.folder / EXCLUDED
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["path"], *([escape.csv_cell(name)] for name in images.test.ids)])
+    csv.writer(text, lineterminator="\n").writerows([["path"], *([name] for name in images.test.ids)])  # paths are read as they stand
     files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
     return {**alone, "data.exclude": str(path)}
 
