@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.data import DataSplits, open_images
 from tltrain.data.splits import split
 from tltrain.many.one_by_one import OneRun, train_one_by_one
-from tltrain.many.side_by_side import default_jobs, train_side_by_side
+from tltrain.many.side_by_side import jobs_at_a_time, train_side_by_side
 from tltrain.runs import data_record, run_dir
 from tltrain.runs.folds import folder, page
 from tltrain.runs.folds.folder import FoldsFolder
@@ -30,11 +29,7 @@ def run_folds(wanted: FoldsFolder, parsed: Sequence[tuple[Recipe, RunFlags]], jo
 
     parsed: the recipe and the flags of each of `wanted.members`. jobs: folds at a time; None: one a GPU, else one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("tltrain folds starts its runs by itself, one a GPU; start it without a launcher")
-    jobs = default_jobs() if jobs is None else jobs
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}; it must be at least 1")
+    jobs = jobs_at_a_time("folds", jobs)
     recipes = [recipe for recipe, _ in parsed]
     folder.check(wanted, recipes)
     _check_data(recipes)

@@ -34,9 +34,13 @@ class _Child:
     slot: int
 
 
-def default_jobs() -> int:
-    """Runs at a time: one a GPU, else one."""
-    return max(1, torch.cuda.device_count())
+def jobs_at_a_time(verb: str, jobs: int | None) -> int:
+    """Runs at a time. None: one a GPU, else one. Raises UserError for fewer than one, and under a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"tltrain {verb} starts its runs by itself, one a GPU; start it without a launcher")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs is {jobs}; it must be at least 1")
+    return max(1, torch.cuda.device_count()) if jobs is None else jobs
 
 
 def train_side_by_side(runs: Sequence[OneRun], jobs: int, logs: Path, say: Callable[[str], None], past_failures: bool = False) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tltrain.data import open_images
 from tltrain.many import grid, sweep_page
 from tltrain.many.grid import Member, Rung
 from tltrain.many.one_by_one import OneRun, train_one_by_one
-from tltrain.many.side_by_side import default_jobs, train_side_by_side
+from tltrain.many.side_by_side import jobs_at_a_time, train_side_by_side
 from tltrain.many.standing import Standing, read, table, verdict
 from tltrain.runs import run_dir
 from tltrain.runs.report.formatting import plural
@@ -26,11 +25,7 @@ def run_sweep(members: Sequence[Member], halving: int | None, jobs: int | None) 
     halving: one in so many choices goes on to the next rung; None: all train at full length. jobs: runs at a time; None: one a GPU, else
     one. Raises UserError.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("tltrain sweep starts its runs by itself, one a GPU; start it without a launcher")
-    jobs = default_jobs() if jobs is None else jobs
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}; it must be at least 1")
+    jobs = jobs_at_a_time("sweep", jobs)
     check(members)
     if halving is not None and open_images(members[0].recipe.data).val is None:
         raise UserError("--halving chooses by val, and there is no val split; set data.val_fraction above 0")
