@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import threading
@@ -9,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import made_recipe
 
@@ -181,12 +181,16 @@ def test_an_interrupt_has_an_outcome_too(tmp_path: Path) -> None:
 
 
 def test_the_peak_of_an_earlier_run_is_not_this_ones() -> None:
+    def take(size: int) -> None:
+        """Touch `size` bytes of fresh memory: the heap of a process that ran many tests may hold as much, free and resident."""
+        with mmap.mmap(-1, size) as memory:
+            for page in range(0, size, mmap.PAGESIZE):
+                memory[page] = 1
+
     with torch_settings_kept():
         Runtime(True)
-        some = np.ones(60_000_000)  # 480 MB
-        del some
+        take(480_000_000)
         before = Runtime.peak_bytes(runtime := Runtime(True))
-        more = np.ones(30_000_000)
-        del more
+        take(240_000_000)
         assert 200e6 < runtime.peak_bytes() - before < 400e6, "what was freed before does not count, what was taken since does"
         runtime.close()
