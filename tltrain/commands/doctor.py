@@ -160,13 +160,13 @@ def add_up(backend: str, python: str = sys.executable, seconds: float = 120) -> 
         ]
         problem = ""
         for process in both:
-            try:
-                output, _ = process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(timeout=10)
-                output = ""
-                problem = problem or f"no answer within {seconds:.0f} s"
+            with process:
+                try:
+                    output, _ = process.communicate(timeout=seconds)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    output = ""
+                    problem = problem or f"no answer within {seconds:.0f} s"
             if process.returncode != 0:
                 problem = problem or (output.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
     if not problem:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from tltrain.core.errors import UserError
+from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.sampler import Shard
-from tltrain.data.views import Views
+from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
@@ -21,7 +22,7 @@ from tltrain.evaluation.evaluator import predict
 from tltrain.evaluation.kept_data import for_evaluation
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models import factory
-from tltrain.models.chain import on_device
+from tltrain.models.chain import Chain, on_device
 from tltrain.runs import run_dir
 
 OWN = {"per_class": None, "exclude": None, "relabel": None}
@@ -38,23 +39,13 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
     The run's own images keep the splits of the training, and `notes` lists images that are missing, new or changed.
     Raises UserError where the run is not finished or the split does not exist.
     """
-    recipe = run_dir.read_recipe(path)
-    run_dir.finished_weights(path)
-    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN})
-    drawn = open_images(spec)
-    images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
-    runtime = Runtime(recipe.deterministic)
-    loaded = factory.load(
-        recipe.backbone.model_copy(update={"weights": str(path)}), classes=images.classes,
-        size=spec.size, resize=spec.resize, head="keep", seed=recipe.seed,
-    )  # fmt: skip
-    split = _choose(images, which)
-    views = Views(split, loaded.preprocess, "none", spec.flip, spec.seed)
-    chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as the run's own test does
+    runtime, opened = opened_run(path, source, which)
+    images, split, chain, spec, notes = opened.images, opened.split, opened.chain, opened.spec, opened.notes
+    views = Views(split, opened.preprocess, "none", spec.flip, spec.seed)
 
     def predicted(batch: int) -> Predictions:
         batches = eval_loader(views, Shard(runtime.rank, runtime.world), batch, spec.eval_limit, 0, runtime.device.type == "cuda")
-        return predict(runtime, chain, batches, loaded.card.temperature)
+        return predict(runtime, chain, batches, opened.temperature)
 
     # With several processes, one that runs out of memory cannot retry without the others.
     predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
@@ -67,6 +58,40 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
         **metrics.details(predictions, images.classes),
         "notes": notes,
     }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished run and the images that it is asked about."""
+
+    images: DataSplits
+    split: Split
+    chain: Chain
+    """Frozen, in eval mode, on the device."""
+    spec: Data
+    preprocess: Preprocess
+    temperature: float
+    notes: list[str]
+
+
+def opened_run(path: Path, source: str | None, which: str) -> tuple[Runtime, Opened]:
+    """Open a finished run with its images, or with those of another source. Arguments and errors are those of `evaluate`.
+
+    Call it inside `torch_settings_kept`.
+    """
+    recipe = run_dir.read_recipe(path)
+    run_dir.finished_weights(path)
+    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN})
+    drawn = open_images(spec)
+    images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
+    runtime = Runtime(recipe.deterministic)
+    loaded = factory.load(
+        recipe.backbone.model_copy(update={"weights": str(path)}), classes=images.classes,
+        size=spec.size, resize=spec.resize, head="keep", seed=recipe.seed,
+    )  # fmt: skip
+    split = _choose(images, which)
+    chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as the run's own test does
+    return runtime, Opened(images, split, chain, spec, loaded.preprocess, loaded.card.temperature, notes)
 
 
 def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
