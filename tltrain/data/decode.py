@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -129,17 +129,22 @@ def read_image(path: Path, white: int | None = None, tries: int = 3, wait_s: flo
 
     white: as in `as_seen`.
     """
+    return read_again(lambda: read_bytes(path), str(path), white, tries, wait_s)
+
+
+def read_again(content: Callable[[], bytes], name: str, white: int | None = None, tries: int = 3, wait_s: float = 0.2) -> Image.Image:
+    """As `read_image`, of bytes that are read by a function. name: of the image, in messages."""
     for attempt in range(tries):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the scan has reported Pillow's warnings
-                return decode(read_bytes(path), white)
+                return decode(content(), white)
         except Exception as error:  # Pillow's errors for broken files have no common base class
             problem = describe(error)
         if attempt + 1 < tries:
             time.sleep(wait_s * 4**attempt)
     raise UserError(
-        f"{path} could be read when the data was scanned, and now cannot: {problem} (tried {tries} times); "
+        f"{name} could be read when the data was scanned, and now cannot: {problem} (tried {tries} times); "
         "no other image is used in its place: mend the file or the disk and start again"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from PIL import Image
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.recipe import Data
-from tltrain.data.dataset import Source
+from tltrain.data.dataset import Read, Source
 from tltrain.data.decode import read_image
 from tltrain.data.sources.names import doubtful
-from tltrain.data.sources.scan import check_readable, odd_ones, scan, white_notes
+from tltrain.data.sources.scan import Scanned, check_readable, odd_ones, scan, white_notes
 from tltrain.data.tables.corrections import corrected
 
 
@@ -43,18 +43,31 @@ class FileReader:
         return read_image(Path(self.paths[number]), self.white)
 
 
-def from_files(listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...]) -> Source:
-    """The source of these files. Raises UserError for too many unreadable files, and for fewer than two classes."""
+Look = Callable[[Sequence[int]], tuple[list[Scanned], Read]]
+"""Given the positions of the listed images that are used: what a scan says of each, and what reads the n-th of them."""
+
+
+def from_files(
+    listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...], look: Look | None = None, order: Sequence[str] = ()
+) -> Source:
+    """The source of these images. Raises UserError for too many unreadable ones, and for fewer than two classes.
+
+    look: for images that are no files of their own; their paths are names in messages alone. order: of the classes, where it is not that
+    of the alphabet.
+    """
+    kept = list(range(len(listed)))
     if spec.exclude is not None or spec.relabel is not None:
         columns = [sample.id for sample in listed], [sample.label for sample in listed], [sample.path for sample in listed]
         changed = corrected(spec, *columns)
+        kept = changed.kept
         listed = [listed[i]._replace(label=label) for i, label in zip(changed.kept, changed.labels, strict=True)]
         notes += changed.notes
-    classes = tuple(sorted({sample.label for sample in listed}))
+    place = {name: k for k, name in enumerate(order)}
+    classes = tuple(sorted({sample.label for sample in listed}, key=lambda name: (place.get(name, len(place)), name)))
     if len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     paths = [sample.path for sample in listed]
-    scanned = scan(paths, origin, spec.white)
+    scanned, read = look(kept) if look else (scan(paths, origin, spec.white), FileReader(tuple(map(str, paths)), spec.white))
     notes += (
         *check_readable(scanned, paths, spec.max_unreadable, origin),
         *odd_ones(scanned, paths),
@@ -74,7 +87,7 @@ def from_files(listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[s
         numbers=numbers,
         declared=np.array([s.split for s in readable]),
         groups=_numbered(groups),
-        read=FileReader(tuple(map(str, paths)), spec.white),
+        read=read,
         fingerprint=_fingerprint(readable, digests, spec.white),
         digests=digests,
         notes=notes,

@@ -139,9 +139,14 @@ def _read(path: Path, white: int | None) -> tuple[Scanned, bool]:
         content = read_bytes(path)
     except OSError as error:
         return Scanned("", describe(error)), False
+    return examined(str(path), content, white)
+
+
+def examined(name: str, content: bytes, white: int | None) -> tuple[Scanned, bool]:
+    """The scan result of an image's bytes, and whether it is permanent. name: what `recorded` tells Pillow's warnings by."""
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     try:
-        with about(str(path)), MEMORY.room_for(content), opened(content) as stored:
+        with about(name), MEMORY.room_for(content), opened(content) as stored:
             return Scanned(digest, None, _oddity(stored, as_seen(stored, white), content), highest(stored)), True
     except MemoryError as error:  # temporary: not the fault of the file
         return Scanned(digest, describe(error)), False
