@@ -15,10 +15,11 @@ from tltrain.core.output.console import Terminal
 from tltrain.runs.folds.compared import compared_folds
 from tltrain.runs.folds.folder import is_folds
 from tltrain.runs.pages.compare_page import between, leaderboard, on_several, p_value, pairs_with_best, value_text, verdict
-from tltrain.runs.pages.comparison import ComparedRun, Interval, compared_run, differing, grouped
+from tltrain.runs.pages.comparison import ComparedRun, compared_run, differing, grouped
 from tltrain.runs.pages.write import write_entries
 from tltrain.runs.record import number, read_run
 from tltrain.runs.report.formatting import DASH, count, duration, ended, memory, percent, points
+from tltrain.runs.report.stats import Interval
 
 _MOST_RECIPES, _MOST_VALUES = 4, 20  # of the table of what differs, on a terminal
 

@@ -22,7 +22,7 @@ from tltrain.data.splits import folds
 from tltrain.heads.neighbours import neighbours
 from tltrain.heads.out_of_fold import out_of_fold
 from tltrain.heads.solve import Kind
-from tltrain.runs.report.stats import bootstrap, wilson
+from tltrain.runs.report.stats import accuracy_interval, gain_interval
 
 NEIGHBOURS = 5
 MANY = 2000
@@ -45,6 +45,8 @@ class Ask:
     """Deals the folds. The splits are those of a recipe with its default data.seed."""
     everything: bool = False
     """Whether test images are used too."""
+    per_class: int | None = None
+    """Images of each class at most, of train alone. None: all of train and val."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def recipe_of(ask: Ask, candidate: Candidate) -> Recipe:
     stage = {"name": "head", "unfreeze": "head", "steps": 1, "lr": 1e-3, "views": 1}
     raw = {
         "name": "probe",
-        "data": {"source": ask.source, "size": ask.size},
+        "data": {"source": ask.source, "size": ask.size, "per_class": ask.per_class},
         "backbone": candidate.spec.model_dump(mode="json"),
         "batch": 64,
         "stages": [stage],
@@ -157,7 +159,7 @@ def probe(
 
 
 def _which(ask: Ask) -> tuple[str, ...]:
-    return EVERY if ask.everything else WITHOUT_TEST
+    return EVERY if ask.everything else WITHOUT_TEST if ask.per_class is None else ("train",)
 
 
 def _tried(
@@ -181,7 +183,9 @@ def _named(name: str, error: UserError, problems: dict[str, str], console: Conso
 def _notes(ask: Ask, samples: Samples) -> list[str]:
     """Notes on the images."""
     notes = []
-    if not ask.everything and samples.images.test is not None:
+    if ask.per_class is not None:
+        notes.append(f"{len(samples):,} images of train are looked at, at most {ask.per_class:,} of each class")
+    elif not ask.everything and samples.images.test is not None:
         left = len(samples.images.test)
         notes.append(f"{len(samples):,} images of train and val are looked at; the {left:,} of test stay unseen (--all takes them too)")
     count_K = np.bincount(samples.labels, minlength=len(samples.classes))
@@ -200,10 +204,10 @@ def _row(ask: Ask, candidate: Candidate, bank: FeatureBank, where: str, fold_N: 
     right_N = _right(logits_NK, bank.labels)
     near_N = _right(neighbours(features_ND, bank.labels, num_classes, NEIGHBOURS, fold_N=fold_N), bank.labels)
     solve_s = clock() - began
-    chain, share = bank.loaded.chain, float(right_N.mean())
+    chain = bank.loaded.chain
     frozen = replace(bank.frozen(cut), stop=None) if chain.runs_whole else bank.frozen(cut)
     image_s, row_bytes = time_frozen(frozen, bank.loaded.preprocess.size, bank.runtime.device)
-    low, high = interval(right_N, bank)
+    share, low, high = accuracy_interval(right_N, grouped(bank))
     return ProbeRow(
         candidate.name, candidate.spec.weights, where, share, low, high, 0.0, 0.0, 0.0, float(near_N.mean()), image_s,
         sum(p.numel() for i in range(cut) for _, p in chain.parameters_of(i)), features_ND.shape[1],
@@ -221,32 +225,12 @@ def grouped(samples: Samples) -> np.ndarray | None:
     return None if len(np.unique(samples.groups)) == len(samples) else samples.groups
 
 
-def interval(right_N: np.ndarray, samples: Samples) -> tuple[float, float]:
-    """The 95 % interval of an accuracy. Each image is judged once; images of a group are alike, so whole groups are drawn."""
-    if grouped(samples) is None:
-        return wilson(float(right_N.mean()), len(right_N))
-    right_G, size_G = _by_group(right_N, samples), _by_group(np.ones(len(right_N)), samples)
-    return bootstrap(_share, right_G, size_G)
-
-
-def _by_group(value_N: np.ndarray, samples: Samples) -> np.ndarray:
-    _, group_N = np.unique(samples.groups, return_inverse=True)
-    return np.bincount(group_N, weights=value_N)
-
-
-def _share(right: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
-    """right, size: (..., G), of each group."""
-    share: np.ndarray = right.sum(axis) / size.sum(axis)
-    return share
-
-
 def _compared(rows: Sequence[ProbeRow], samples: Samples) -> tuple[ProbeRow, ...]:
     """The rows from the best to the worst, of equals the quicker first, each with its difference from the best on the same images."""
     ranked = sorted(rows, key=lambda row: (-row.accuracy, row.image_s))
-    best_N, size_G = np.array(ranked[0].right), _by_group(np.ones(len(samples)), samples)
+    best_N = np.array(ranked[0].right)
     compared = ranked[:1]
     for row in ranked[1:]:
-        gain_G = _by_group(np.array(row.right).astype(float) - best_N, samples)
-        low, high = bootstrap(_share, gain_G, size_G)
-        compared.append(replace(row, difference=float(gain_G.sum() / len(samples)), difference_low=low, difference_high=high))
+        difference, low, high = gain_interval(best_N, np.array(row.right), grouped(samples))
+        compared.append(replace(row, difference=difference, difference_low=low, difference_high=high))
     return tuple(compared)

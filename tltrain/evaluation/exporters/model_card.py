@@ -9,7 +9,7 @@ from tltrain.core.output.escape import markdown, markdown_block, markdown_code
 from tltrain.evaluation.trained import TrainedModel
 from tltrain.runs import run_dir
 from tltrain.runs.record import Predicted, read_predictions
-from tltrain.runs.report.stats import bootstrap, f1_macro, wilson
+from tltrain.runs.report.stats import f1_interval, wilson
 
 FEW = 30  # with fewer test images, the recall of a class is too uncertain
 
@@ -66,7 +66,7 @@ def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[
 
 
 def _f1_interval(predicted: Predicted) -> str:
-    low, high = bootstrap(f1_macro, predicted.label, predicted.predicted)
+    _, low, high = f1_interval(predicted.label, predicted.predicted)
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from tltrain.core.errors import UserError
 from tltrain.runs.folds.page import PAGE
-from tltrain.runs.folds.pooled import Pooled, accuracy_interval, pool
-from tltrain.runs.pages.comparison import ComparedRun, Interval
+from tltrain.runs.folds.pooled import Pooled, pool
+from tltrain.runs.pages.comparison import ComparedRun
 from tltrain.runs.record import Predicted
 
 
@@ -33,8 +33,7 @@ def compared_folds(name: str, path: Path) -> ComparedRun:
     if pooled is None or not pooled.is_whole:
         missing = "no fold is finished" if pooled is None else f"{len(pooled.runs)} of {len(pooled.folder.members)} runs are finished"
         raise UserError(f"{path}: {missing}, so that images are missing; let `tltrain folds` finish it, or leave it out")
-    accuracy = Interval(pooled.accuracy.value, *accuracy_interval(pooled.predictions.right, resampled=True))
-    return ComparedRun(name, pooled.record, _predicted(pooled), accuracy, pooled.f1, page=PAGE, is_folds=True)
+    return ComparedRun(name, pooled.record, _predicted(pooled), pooled.accuracy, pooled.f1, page=PAGE, is_folds=True)
 
 
 def _predicted(pooled: Pooled) -> PredictedOften:

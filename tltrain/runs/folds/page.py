@@ -132,10 +132,11 @@ def _runs(pooled: Pooled) -> Html:
     rows = [_row(pooled, member, run, low, high) for member, run in pooled.runs]
     head = ["Run", "Images", "Accuracy", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "F1, mean", "ECE", "Trained on", "Time"]
     repeats = pooled.folder.repeats
+    kind = "the bootstrap over images" if repeats > 1 else "Wilson's; for F1 the bootstrap over images"
     each, together = (" of each repeat", ", each with all of its predictions") if repeats > 1 else ("", "")
     counted = " Confusion and confidence below count every prediction." if repeats > 1 else ""
     note = (
-        f"Each image stands in the test split of one fold{each}. The interval of all images counts the luck of these images{together}. "
+        f"Each image stands in the test split of one fold{each}. The 95\u202f% interval of all images ({kind}) counts the luck of these images{together}. "
         "It does not count the luck of what the networks learned from: two folds share most of their training images, and no interval "
         "from them alone is exact (Bengio and Grandvalet 2004). A network that learns from all images is likely a little better."
         f"{counted}"

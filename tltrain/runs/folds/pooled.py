@@ -17,9 +17,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.runs.folds import folder
 from tltrain.runs.folds.folder import FoldsFolder, Member
-from tltrain.runs.pages.comparison import Interval
 from tltrain.runs.record import RunRecord, number, prediction_rows, read_run
-from tltrain.runs.report.stats import bootstrap, wilson
+from tltrain.runs.report.stats import Interval, accuracy_interval, f1_interval
 
 MOST_MISTAKES = 24
 
@@ -98,12 +97,8 @@ def pool(path: Path) -> Pooled | None:
                 f"{member.path} and {tested[0][0].path} have other classes, so that they cannot be pooled; train one of them again"
             )
     p = _predictions(what, [member for member, _ in tested], classes)
-    right_N = p.right
-    share, constant = float(right_N.mean()), bool((right_N == right_N[0]).all())
-    ends = accuracy_interval(right_N)
-    f1 = float(_f1(p.label, *p.predicted))
-    f1_ends = ends if constant else bootstrap(_f1, p.label, *p.predicted)
-    return Pooled(what, tested, p, _record(what, tested, _figures(tested, p, share, f1)), Interval(share, *ends), Interval(f1, *f1_ends))
+    accuracy, f1 = accuracy_interval(p.right), f1_interval(p.label, *p.predicted)
+    return Pooled(what, tested, p, _record(what, tested, _figures(tested, p, accuracy.value, f1.value)), accuracy, f1)
 
 
 @dataclass(frozen=True)
@@ -203,42 +198,6 @@ def _mistakes(runs: Sequence[tuple[Member, RunRecord]]) -> list[Mapping[str, Any
     for mistake in sorted((m for _, run in runs for m in run.mistakes), key=lambda m: -float(m["confidence"])):
         surest.setdefault(str(mistake["id"]), mistake)
     return list(surest.values())[:MOST_MISTAKES]
-
-
-def accuracy_interval(right_N: np.ndarray, resampled: bool = False) -> tuple[float, float]:
-    """The 95 % interval of the mean of what an image's predictions are right about, (N,) in [0, 1].
-
-    Of one prediction an image it is that of a share (Wilson). Of more, or where `resampled`, images are resampled, each with all of its
-    predictions, which are not independent. As for a run, one of no width becomes Wilson's.
-    """
-    binary, constant = np.isin(right_N, (0, 1)).all(), (right_N == right_N[0]).all()
-    if constant or (binary and not resampled):
-        return wilson(float(right_N.mean()), len(right_N))
-    return bootstrap(_mean, right_N)
-
-
-def _mean(right: np.ndarray, axis: int = -1) -> np.ndarray:
-    return right.mean(axis)
-
-
-def _f1(label: np.ndarray, *predicted: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Macro F1 (...) over all repeats, of the classes that occur. label and each of predicted: (..., N); a prediction of -1 is none."""
-    size = label.shape[-1]
-    label_BN = label.reshape(-1, size)
-    num_classes = 1 + int(max(label.max(), *(each.max() for each in predicted)))
-    hit_BK, both_BK = np.zeros((len(label_BN), num_classes)), np.zeros((len(label_BN), num_classes))
-    for each_BN in (each.reshape(-1, size) for each in predicted):
-        there_BN = each_BN >= 0
-        hit_BK += _counted(label_BN, there_BN & (label_BN == each_BN), num_classes)
-        both_BK += _counted(label_BN, there_BN, num_classes) + _counted(np.maximum(each_BN, 0), there_BN, num_classes)
-    f1_B = (2 * hit_BK / np.maximum(both_BK, 1)).sum(1) / (both_BK > 0).sum(1)
-    return f1_B.reshape(label.shape[:-1])
-
-
-def _counted(class_BN: np.ndarray, counts_BN: np.ndarray, num_classes: int) -> np.ndarray:
-    """(B, K): how often each class stands in a row, where it counts."""
-    flat = (class_BN + num_classes * np.arange(len(class_BN))[:, None]).ravel()
-    return np.bincount(flat, counts_BN.ravel(), num_classes * len(class_BN)).reshape(-1, num_classes)
 
 
 def table(p: OutOfFold, classes: Sequence[str]) -> bytes:

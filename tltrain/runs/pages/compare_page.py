@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.core.output import escape
-from tltrain.runs.pages.comparison import ComparedRun, Group, Interval, Paired, differing, grouped, paired, welch
+from tltrain.runs.pages.comparison import ComparedRun, Group, Paired, differing, grouped, paired, welch
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, log_axis, thinned
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
-from tltrain.runs.report.stats import RESAMPLES
+from tltrain.runs.report.stats import RESAMPLES, Interval
 
 _MOST_VALUES = 15  # recipe differences shown without a click
 _MOST_POINTS = 50  # of one curve, fewer than on a run's page, since several curves overlap
@@ -186,8 +186,9 @@ def _style(index: int) -> str:
 
 def _note(entries: Sequence[ComparedRun]) -> Html:
     sentences = [
-        f"95\u202f% intervals are bootstrap intervals over {RESAMPLES:,} resamples of the test images. The calibration error (ECE) is "
-        "measured before calibration. Images counts those trained on, repeats included."
+        f"95\u202f% intervals: Wilson's for an accuracy of images judged once each, else the bootstrap, as for F1, with {RESAMPLES:,} "
+        "resamples of the test images. The calibration error (ECE) is measured before calibration. Images counts those trained on, "
+        "repeats included."
     ]
     if any(e.run.recipe.backbone.weights for e in entries):
         sentences.append("The cost of the weights that a run starts from is not counted.")
@@ -217,8 +218,8 @@ def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
         [pair.second.name, _points(pair.gain), count(pair.only_first), count(pair.only_second), p_value(pair.p)[2:].removeprefix("= ")]
         for pair in pairs
     ]
-    text = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% bootstrap "
-    text += f"interval; p is that of the {pairs[0].test}. "
+    text = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% interval "
+    text += f"(bootstrap over images, each with both answers); p is that of the {pairs[0].test}. "
     if len(pairs) > 1:
         text += f"Of {len(pairs)} such tests, about one in twenty has p < .05 by chance alone."
     head = ["Against", "Difference", "Only the best right", "Only the other right", "p"]

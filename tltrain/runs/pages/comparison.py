@@ -6,26 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from tltrain.runs.record import Predicted, RunRecord, number, read_predictions
-from tltrain.runs.report.stats import bootstrap, f1_macro, gain, mcnemar, sign_flips, wilson
+from tltrain.runs.report.stats import Interval, accuracy_interval, f1_interval, gain_interval, mcnemar, sign_flips, wilson
 
 SEEDS = {"seed", "data.seed"}
 """Recipe values that may differ within a group."""
 UNLEARNED = {"version", "name", "purpose"}
 """Recipe values that do not affect training."""
-
-
-class Interval(NamedTuple):
-    """A metric with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -56,24 +48,14 @@ class ComparedRun:
 
 
 def compared_run(name: str, run: RunRecord) -> ComparedRun:
-    """A run with its metrics and their intervals.
-
-    Intervals come from the bootstrap. Where every image is right or every image is wrong, a bootstrap interval would have no width, so it
-    is Wilson's interval.
-    """
+    """A run with its metrics and their intervals, as every page shows them (`tltrain.runs.report.stats`)."""
     if run.test is None:
         return ComparedRun(name, run, None, None, None)
     predicted, share, n = read_predictions(run.path), number(run.test, "top1"), int(run.test["n"])
     if predicted is None:
         return ComparedRun(name, run, None, Interval(share, *wilson(share, n)), None)
-    constant = predicted.right.all() or not predicted.right.any()
-    ends = wilson(share, n) if constant else bootstrap(_share, predicted.right)
-    f1 = bootstrap(f1_macro, predicted.label, predicted.predicted) if not constant else ends
-    return ComparedRun(name, run, predicted, Interval(share, *ends), Interval(number(run.test, "f1_macro"), *f1))
-
-
-def _share(right: np.ndarray, axis: int = -1) -> np.ndarray:
-    return right.mean(axis)
+    accuracy, f1 = accuracy_interval(predicted.right), f1_interval(predicted.label, predicted.predicted)
+    return ComparedRun(name, run, predicted, accuracy._replace(value=share), f1._replace(value=number(run.test, "f1_macro")))
 
 
 @dataclass(frozen=True)
@@ -99,10 +81,8 @@ def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
         return None
     once = a.right.dtype == b.right.dtype == np.bool_  # one prediction an image, not the share of several
     only_first, only_second, p = (mcnemar if once else sign_flips)(a.right, b.right)
-    value = float(gain(b.right, a.right))
-    ends = bootstrap(gain, b.right, a.right) if only_first + only_second else (0.0, 0.0)
     test = Paired.test if once else "sign-flip test over images"
-    return Paired(first, second, only_first, only_second, p, Interval(value, *ends), test)
+    return Paired(first, second, only_first, only_second, p, gain_interval(b.right, a.right), test)
 
 
 @dataclass(frozen=True)

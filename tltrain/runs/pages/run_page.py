@@ -12,7 +12,7 @@ from tltrain.core import registry
 from tltrain.core.metric import metric
 from tltrain.core.recipe import Stage
 from tltrain.runs.pages import background
-from tltrain.runs.record import RunRecord, number
+from tltrain.runs.record import RunRecord, number, read_predictions
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
 from tltrain.runs.report.formatting import (
@@ -30,9 +30,13 @@ from tltrain.runs.report.formatting import (
     verdict,
 )
 from tltrain.runs.report.html import Html, el, join, page
-from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.stats import f1_interval, wilson
 
 _X_LABEL = "optimizer steps"
+INTERVALS = (
+    "95\u202f% intervals count the luck of these test images: Wilson's for a share of them, the bootstrap over images for F1. "
+    "They do not count the luck of the seed."
+)
 _MOST_POINTS = 120  # of one curve in one stage; more would only show noise
 
 
@@ -42,6 +46,7 @@ def report(run: RunRecord) -> str:
         f"{run.recipe.name} {DASH} tltrain",
         _header(run),
         parts.figures(_figures(run)),
+        el("p", INTERVALS, class_="note under") if run.test else None,
         _learning(run),
         errors(run),
         mistakes(run),
@@ -81,7 +86,7 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
         items.append(("Baseline", percent(largest["support"] / n), chance))
         if math.isfinite(number(test, "top5")) and len(test["classes"]) > 10:
             items.append(("Test top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
-        items.append(("Test F1", percent(number(test, "f1_macro")), "mean over classes"))
+        items.append(("Test F1", percent(number(test, "f1_macro")), f"mean over classes{_f1_ends(run)}"))
         items.append(("Test loss", decimal(number(test, "loss")), "cross entropy"))
         others = [name for name in registry.names("metrics") if name not in registry.KINDS["metrics"]]
         items += [(f"Test {metric_name(name)}", metric_value(name, number(test, name)), "") for name in others if name in test]
@@ -98,6 +103,14 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
     if math.isfinite(run.seconds):
         items.append(("Time", duration(run.seconds), "" if ended(run) == "finished" or run.test else "of the stages that ended"))
     return items
+
+
+def _f1_ends(run: RunRecord) -> str:
+    predicted = read_predictions(run.path)
+    if predicted is None:
+        return ""
+    _, low, high = f1_interval(predicted.label, predicted.predicted)
+    return f", {100 * low:.1f}\u00a0to\u00a0{100 * high:.1f}\u202f%"
 
 
 def _learning(run: RunRecord) -> Html | None:
@@ -258,7 +271,7 @@ def calibration(run: RunRecord) -> Html | None:
         return None
     text = el("p", parts.calibration(bins, number(run.test, "ece")))
     head = el("h2", "How far to trust its confidence")
-    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
+    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals (Wilson).", class_="note")
     after = run.test.get("calibration") or {"temperature": 1.0}
     if after["temperature"] == 1:
         return el("section", head, text, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))

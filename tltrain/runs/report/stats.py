@@ -1,8 +1,20 @@
-"""Statistics: confidence intervals of a share, and tests of the difference between two runs."""
+"""Statistics: the intervals that every page and table shows, and tests of the difference between two runs.
+
+One figure has one kind of interval, wherever it stands. All are of 95 %.
+
+- A share of images that are judged once each, such as an accuracy, a recall or a bin of confidence: Wilson's.
+- The same of images in groups, or judged several times each: the bootstrap, which draws whole groups, or images with all their answers.
+- Macro F1: the bootstrap over images.
+- A difference of two runs on the same images: the bootstrap over images, each drawn with the answers of both.
+- A difference of recipes over seeds: Welch's t, over runs (`tltrain.runs.pages.comparison.welch`).
+
+A bootstrap interval of no width, where all answers are right or all are wrong, says nothing: Wilson's stands in its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -11,6 +23,14 @@ RESAMPLES = 2000
 """Resamples of a bootstrap interval."""
 FLIPS = 9_999
 """Draws of `sign_flips`."""
+
+
+class Interval(NamedTuple):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -59,20 +79,74 @@ def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray, seed: 
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def f1_macro(label: np.ndarray, predicted: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Macro F1 (...): the mean F1 of the classes that occur. label, predicted: (..., N) integers."""
-    label_RN, predicted_RN = (column.reshape(-1, column.shape[-1]) for column in (label, predicted))
-    num_classes = 1 + int(max(label.max(), predicted.max()))
-    offset_R1 = num_classes * np.arange(len(label_RN))[:, None]
+def accuracy_interval(right_N: np.ndarray, group_N: np.ndarray | None = None) -> Interval:
+    """The accuracy, and its interval.
 
-    def counted(column_RN: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        flat = np.bincount((offset_R1 + column_RN).ravel(), weights, minlength=num_classes * len(label_RN))
-        return flat.reshape(-1, num_classes)
+    right_N: (N,) bool, or for images with several answers the share in [0, 1] that is right. group_N: (N,) the group of each image, where
+    images of a group are alike (None: each stands alone).
+    """
+    share, n = float(right_N.mean()), len(right_N)
+    if (right_N == right_N[0]).all() or (group_N is None and np.isin(right_N, (0, 1)).all()):
+        return Interval(share, *wilson(share, n))
+    if group_N is None:
+        return Interval(share, *bootstrap(_mean, right_N))
+    return Interval(share, *bootstrap(_ratio, *_by_group(right_N, group_N)))
 
-    hit_RK = counted(label_RN, (label_RN == predicted_RN).ravel())
-    both_RK = counted(label_RN) + counted(predicted_RN)
+
+def gain_interval(a_N: np.ndarray, b_N: np.ndarray, group_N: np.ndarray | None = None) -> Interval:
+    """Accuracy of `b` minus accuracy of `a` on the same images, and its interval. Arguments as of `accuracy_interval`."""
+    value = float(gain(a_N, b_N))
+    if (a_N == b_N).all():
+        return Interval(value, 0.0, 0.0)
+    if group_N is None:
+        return Interval(value, *bootstrap(gain, a_N, b_N))
+    return Interval(value, *bootstrap(_ratio, *_by_group(b_N.astype(float) - a_N, group_N)))
+
+
+def f1_interval(label_N: np.ndarray, *predicted_N: np.ndarray) -> Interval:
+    """Macro F1, and its interval. Arguments as of `f1_macro`."""
+    value, right = float(f1_macro(label_N, *predicted_N)), np.concatenate([(each == label_N)[each >= 0] for each in predicted_N])
+    if right.all() or not right.any():
+        return Interval(value, *wilson(float(right.mean()), len(label_N)))
+    return Interval(value, *bootstrap(f1_macro, label_N, *predicted_N))
+
+
+def f1_macro(label: np.ndarray, *predicted: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Macro F1 (...): the mean F1 of the classes that occur, over all answers.
+
+    label and each of predicted: (..., N) integers. A predicted class of -1 is no answer.
+    """
+    size = label.shape[-1]
+    label_RN = label.reshape(-1, size)
+    num_classes = 1 + int(max(label.max(), *(each.max() for each in predicted)))
+    hit_RK, both_RK = np.zeros((len(label_RN), num_classes)), np.zeros((len(label_RN), num_classes))
+    for each_RN in (each.reshape(-1, size) for each in predicted):
+        there_RN = each_RN >= 0
+        hit_RK += _counted(label_RN, there_RN & (label_RN == each_RN), num_classes)
+        both_RK += _counted(label_RN, there_RN, num_classes) + _counted(np.maximum(each_RN, 0), there_RN, num_classes)
     f1_R = (2 * hit_RK / np.maximum(both_RK, 1)).sum(1) / (both_RK > 0).sum(1)
     return f1_R.reshape(label.shape[:-1])
+
+
+def _counted(class_RN: np.ndarray, counts_RN: np.ndarray, num_classes: int) -> np.ndarray:
+    """(R, K): how often each class stands in a row, where it counts."""
+    flat = (class_RN + num_classes * np.arange(len(class_RN))[:, None]).ravel()
+    return np.bincount(flat, counts_RN.ravel(), num_classes * len(class_RN)).reshape(-1, num_classes)
+
+
+def _by_group(value_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sum, number of images) of each group, (G,) each."""
+    _, of_N = np.unique(group_N, return_inverse=True)
+    return np.bincount(of_N, weights=value_N), np.bincount(of_N).astype(float)
+
+
+def _ratio(total: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
+    share: np.ndarray = total.sum(axis) / size.sum(axis)
+    return share
+
+
+def _mean(right: np.ndarray, axis: int = -1) -> np.ndarray:
+    return right.mean(axis)
 
 
 def gain(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
