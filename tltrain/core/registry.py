@@ -35,6 +35,8 @@ KINDS: dict[str, dict[str, str]] = {
         "printed": "tltrain.data.sources.printed:PRINTED",
         "folder": "tltrain.data.sources.folder:FOLDER",
         "csv": "tltrain.data.sources.csv_file:CSV",
+        "zip": "tltrain.data.containers.archives:ZIP",
+        "tar": "tltrain.data.containers.archives:TAR",
     },
     "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},
     "distill_losses": {"kd": "tltrain.training.losses.distillation:distillation"},

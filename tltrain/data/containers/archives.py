@@ -1,0 +1,111 @@
+"""The sources zip:FILE and tar:FILE: an archive of an image folder, read where it lies. Nothing is unpacked."""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+
+from tltrain.core.errors import UserError, some
+from tltrain.core.files import open_regular
+from tltrain.core.recipe import Data
+from tltrain.data.containers.archive_tree import ArchiveTree
+from tltrain.data.containers.contents import Contents, Extent, container, kept
+from tltrain.data.containers.packed import Packed, from_packed
+from tltrain.data.dataset import Source, SourceKind
+from tltrain.data.sources.folder import in_classes
+
+COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd"}
+"""First bytes of a compressed file, and what unpacks it and keeps it too."""
+_LOCAL = struct.Struct("<4s22xHH")  # the header before the bytes of a file in a zip archive: signature, lengths of name and extra field
+
+
+def open_archive(kind: str, argument: str | None, spec: Data) -> Source:
+    """Open an archive. Raises UserError if it is damaged, compressed as a whole, or laid out in a way that a folder may not be."""
+    look, what = {"zip": (look_through_zip, "a zip archive"), "tar": (look_through_tar, "a tar archive")}[kind]
+    file = container(argument, kind, what)
+    contents = kept(file, kind, look)
+    tree = ArchiveTree(file, [extent.name for extent in contents.images])
+    listed, notes = in_classes(tree)
+    images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]]) for sample in listed]
+    return from_packed(images, f"{kind}:{file}", spec, (*contents.notes, *notes))
+
+
+def look_through_zip(file: Path) -> Contents:
+    """The files of a zip archive, stored or deflated. Raises UserError for one that is damaged, encrypted or packed in another way."""
+    try:
+        with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            locked = [info.filename for info in infos if info.flag_bits & 1]
+            if locked:
+                raise UserError(f"{file} is encrypted ({some(locked)}); unpack it, and give the folder as folder:PATH")
+            other = [f"{i.filename} (method {i.compress_type})" for i in infos if i.compress_type not in (0, zipfile.ZIP_DEFLATED)]
+            if other:
+                raise UserError(f"{file} is packed in a way that is not read here: {some(other)}; pack it anew with `zip -r`")
+            return Contents(file, tuple(_extent(opened, info, file.stat().st_size) for info in infos))
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is not a whole zip archive: {error}; copy or download it again, or test it with `unzip -t`") from error
+
+
+def _extent(opened: BufferedReader, info: zipfile.ZipInfo, size: int) -> Extent:
+    opened.seek(info.header_offset)
+    signature, name_length, extra_length = _LOCAL.unpack(opened.read(_LOCAL.size))
+    start = info.header_offset + _LOCAL.size + name_length + extra_length
+    if signature != b"PK\x03\x04" or start + info.compress_size > size:
+        raise zipfile.BadZipFile(f"{info.filename} is not where its table of contents says")
+    name = info.filename.replace("\\", "/")  # some programs of Windows write it so
+    return Extent(name, start, info.compress_size, checksum=info.CRC, deflated=info.compress_type == zipfile.ZIP_DEFLATED)
+
+
+def look_through_tar(file: Path) -> Contents:
+    """The files of a tar archive. Raises UserError for one that is damaged or compressed."""
+    files: dict[str, Extent] = {}
+    images: list[Extent] = []
+    links: list[str] = []
+    for member in members(file):
+        if member.islnk() and member.linkname in files:
+            images.append(files[member.linkname]._replace(name=member.name))  # a second name of the same file
+        elif member.isfile():
+            files[member.name] = Extent(member.name, member.offset_data, member.size)
+            images.append(files[member.name])
+        elif not member.isdir():
+            links.append(member.name)
+    notes = (f"links and devices in the archive are passed over: {some(links)}",) if links else ()
+    return Contents(file, tuple(images), notes)
+
+
+def members(file: Path) -> list[tarfile.TarInfo]:
+    """What a tar archive holds. Raises UserError for one that is damaged or compressed."""
+    with open_regular(file) as opened:
+        start = opened.read(6)
+        unpack = next((command for magic, command in COMPRESSED.items() if start.startswith(magic)), None)
+        if unpack is not None:
+            raise UserError(
+                f"{file} is compressed as a whole, so that no image in it can be read by itself; unpack it once: `{unpack} {file.name}`"
+            )
+        opened.seek(0)
+        try:
+            with tarfile.open(fileobj=opened, mode="r:") as archive:
+                found = archive.getmembers()
+                opened.seek(archive.offset)
+                end = opened.read(20 * 512)  # tarfile ends without a word where a header is damaged or missing
+                if len(end) < 512 or end.strip(b"\0"):
+                    what = "it has no end" if len(end) < 512 else f"what stands at byte {archive.offset:,} begins no file"
+                    raise tarfile.ReadError(what)
+                return found
+        except (tarfile.TarError, OSError, ValueError) as error:
+            raise UserError(f"{file} is not a whole tar archive: {error}; copy or download it again, or pack it anew") from error
+
+
+def _kind(name: str) -> SourceKind:
+    opener: Callable[[str | None, Data, Path], Source] = lambda argument, spec, root: open_archive(name, argument, spec)  # noqa: E731
+    return SourceKind(opener, argument="FILE")
+
+
+ZIP = _kind("zip")
+TAR = _kind("tar")

@@ -1,0 +1,102 @@
+"""What a container holds: which bytes are an image, with its label. Found once for each file, and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tltrain.core.errors import UserError
+from tltrain.core.files import KINDS, locked, open_regular, write_atomic
+from tltrain.core.paths import absolute, cache_root
+
+VERSION = 1
+"""Of what is noted of a container. It is part of the name of what is kept, so that containers are looked through again."""
+
+_log = logging.getLogger(__name__)
+
+
+class Extent(NamedTuple):
+    """The bytes of one image within a file, and what the container says of it."""
+
+    name: str
+    """In its container, such as cat/1.jpg."""
+    start: int
+    """First byte in the file."""
+    length: int
+    """Bytes in the file."""
+    label: str = ""
+    split: str = ""
+    group: str = ""
+    checksum: int = -1
+    """CRC-32 of the image's bytes. -1: none is known."""
+    deflated: bool = False
+    """Whether the bytes are compressed by zlib, as in most zip files."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The images of one container."""
+
+    file: Path
+    """The file that holds their bytes: the container, or a copy of its images in the cache."""
+    images: tuple[Extent, ...]
+    notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    """The classes that the container names, in its order. Empty: it names none."""
+
+
+def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
+    """What `look` finds in a container, kept by the file's path, size and time. One process looks, the others read its answer.
+
+    what: the kind of the container, and whatever else the answer depends on. Raises UserError as `look`.
+    """
+    name = hashlib.blake2b(f"{file}|{what}|{VERSION}".encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    cache = cache_root() / "contents" / f"{name}.json"
+    cache.parent.mkdir(exist_ok=True)
+    with locked(Path(f"{cache}.lock"), f"looks through {file}"):
+        stamp = stamp_of(file)
+        known = _load(cache, stamp)
+        if known is None:
+            known = look(file)
+            value = {"stamp": stamp, "file": str(known.file), "images": known.images, "notes": known.notes, "classes": known.classes}
+            write_atomic(cache, json.dumps(value))
+        return known
+
+
+def stamp_of(file: Path) -> list[int]:
+    """Size and modification time (ns) of a file. A file with another stamp is read anew."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def container(argument: str | None, source: str, what: str) -> Path:
+    """The file that a source names. Raises UserError if it is none. what: what it should be, such as a zip archive."""
+    file = absolute(argument or "")
+    if not argument or not file.exists():
+        raise UserError(f"data.source is {source}:{argument or ''}; {file} is not there; give {what}")
+    try:
+        open_regular(file).close()
+    except OSError as error:
+        if file.is_dir():
+            raise UserError(f"data.source is {source}:{argument}, which is {KINDS[0o040000]}; did you mean folder:{argument}?") from error
+        raise UserError(f"data.source is {source}:{argument}, which cannot be read: {error.strerror or error}") from error
+    return file
+
+
+def _load(cache: Path, stamp: list[int]) -> Contents | None:
+    try:
+        value = json.loads(cache.read_text(encoding="utf-8"))
+        if value["stamp"] != stamp or not Path(value["file"]).is_file():
+            return None
+        images = tuple(Extent(*row) for row in value["images"])
+        return Contents(Path(value["file"]), images, tuple(value["notes"]), tuple(value["classes"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        _log.warning("%s is damaged; the container is looked through again", cache)
+        return None
