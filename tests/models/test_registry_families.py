@@ -221,7 +221,8 @@ def test_transformers_is_loaded_for_a_vit_alone_and_timm_for_neither(tmp_path: P
     (tmp_path / "micro.yaml").write_text(json.dumps(trials.recipe(stages=[HEAD])))
     code = """
 import sys
-import tltrain.api
+import tltrain.api.fitting
+import tltrain.api.training
 from tltrain.cli.main import main
 assert main(["recipes", "--backbones"]) == 0
 assert main(["train", "micro.yaml", "--folder", "run"]) == 0

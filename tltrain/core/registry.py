@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, str]] = {
         "torchvision": "tltrain.models.families.torchvision:FAMILY",
         "timm": "tltrain.models.families.timm:FAMILY",
         "hf": "tltrain.models.families.transformers_hub:FAMILY",
+        "module": "tltrain.models.families.own:FAMILY",
     },
     "sources": {
         "cifar10": "tltrain.data.sources.arrays:CIFAR10",

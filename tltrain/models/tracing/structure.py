@@ -15,16 +15,19 @@ STEM, HEAD = "stem", "head"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def grouped_blocks(net: nn.Module, head: str, why: str, groups: Mapping[str, Sequence[str]] | None = None) -> list[Block]:
+def grouped_blocks(
+    net: nn.Module, head: str, why: str, groups: Mapping[str, Sequence[str]] | None = None, *, starts: Sequence[str] = ()
+) -> list[Block]:
     """Blocks without steps, for a network that cannot be cut: it runs whole, and can be frozen, given learning rates and sharded by block.
 
     head: path of the classifier, which becomes the last block, `head`.
     why: why it cannot be cut, for the user (`Block.why_whole`).
     groups: block name to paths of its modules and parameters, in order, the head left out (timm's `group_matcher`). Every parameter and
         buffer but the head's must lie in exactly one. None takes the elements of the innermost repeated containers.
+    starts: paths of modules that the groups begin with, in place of those elements.
     """
     if groups is None:
-        groups = _by_containers(net, head)
+        groups = _by_containers(net, head, list(starts) or units(net, head))
     return [Block(name, tuple(paths), why_whole=why) for name, paths in {**groups, HEAD: (head,)}.items()]
 
 
@@ -73,9 +76,8 @@ def parts_of(module: nn.Module, path: str) -> Iterator[str]:
         yield from parts_of(child, _join(path, name))
 
 
-def _by_containers(net: nn.Module, head: str) -> dict[str, tuple[str, ...]]:
+def _by_containers(net: nn.Module, head: str, named: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """What lies before the first unit is the stem; what lies between two belongs to the next, and what follows the last to the last."""
-    named = units(net, head)
     names = [STEM, *named, HEAD]
     owner, passed = {}, 0
     for part in parts_of(net, ""):

@@ -29,6 +29,7 @@ def traced_blocks(
     leaf_modules: Sequence[type[nn.Module]] = (),
     forward_defaults: Mapping[str, Any] | None = None,
     with_values: bool = False,
+    starts: Sequence[str] = (),
     channels_last: tuple[str, ...] = (),
 ) -> list[Block]:
     """The blocks of any network that torch.fx can trace, the head last. All have steps, so the network can be cut between any two.
@@ -43,6 +44,7 @@ def traced_blocks(
     leaf_functions, leaf_modules: functions (as the network's modules call them by name) and classes of modules that are not traced into.
     forward_defaults: values of the optional arguments of the net's forward. Those left out keep their own defaults.
     with_values: whether the trace knows the shapes of images of this size, and the types. Networks of transformers ask for them.
+    starts: paths of modules that blocks begin with, in place of those that are found. They are called whole.
     channels_last: as in `Block`.
     Raises CannotCut; `grouped_blocks` then gives blocks that run whole:
 
@@ -51,7 +53,7 @@ def traced_blocks(
         except CannotCut as why:
             return grouped_blocks(net, head, str(why))
     """
-    bare, found = ghost(net), units(net, head)
+    bare, found = ghost(net), list(starts) or units(net, head)
     kinds = {type(net.get_submodule(path)) for path in found} - {nn.Sequential, nn.ModuleList, nn.ModuleDict}
     make = partial(ValuedTracer, images=images_of(bare, size), units={*found, head}) if with_values else Tracer
     program, output = traced(bare, {*found, head}, (*leaf_modules, *kinds), leaf_functions, forward_defaults or {}, make)

@@ -1,0 +1,1 @@
+"""tltrain from Python."""

@@ -1,0 +1,130 @@
+"""`tltrain.fit`: as the command, for a folder, or for a list of files and their labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tltrain.analysis.probe.command import asked_source
+from tltrain.api.run import Run
+from tltrain.core import files
+from tltrain.core.errors import UserError, some
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console
+from tltrain.fitting.fit import RUN, Wanted
+from tltrain.fitting.fit import fit as choose_and_train
+from tltrain.runs.links import check_links
+from tltrain.runs.run_dir import outcome
+
+SUFFIX = ".images.csv"
+"""What the table of listed images is called, behind the name of the folder beside which it lies."""
+
+
+def fit(
+    images: str | Path | Sequence[str | Path],
+    labels: Sequence[str | int] | None = None,
+    *,
+    minutes: float = 10.0,
+    backbones: Sequence[str] = (),
+    folder: str | Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Run:
+    """Choose a recipe for your images, say why, and train it, as `tltrain fit` does. Returns the run: `metrics`, `predict`, `model`.
+
+    images: a folder of class folders, or a list of files. labels: the class of each file, strings or whole numbers; a class is called by
+        its text. They are kept as a table beside the folder, and split into train, val and test.
+    minutes: time that it may take, about. backbones: NAME or NAME=WEIGHTS; none for those that are on this machine.
+    folder: where everything is kept; None for runs/NAME-fit. The same call again goes on where it stopped.
+    Raises UserError for images that cannot be trained on, if the run fails, and if it was stopped (Ctrl-C) before there is a run.
+    """
+    listed: list[str | Path] = [] if isinstance(images, str | Path) else [*images]
+    if isinstance(images, str | Path):
+        if labels is not None:
+            raise UserError(
+                f"images is {str(images)!r}, one path, and labels are given; give a list of files with them, or a folder without"
+            )
+        source = asked_source(str(images), Console(enabled=False))
+        name = Path(source.partition(":")[2] or source).stem or "pictures"
+    else:
+        source, name = "", "pictures"
+    where = Path("runs") / f"{name}-fit" if folder is None else Path(folder)
+    if not source:
+        source = f"csv:{_kept(where, _table(listed, labels))}"
+    wanted = Wanted(source, where, minutes, tuple(backbones), seed)
+    ended = choose_and_train(wanted, RunFlags(workers=workers), Console(enabled=True))
+    path = where / RUN
+    if ended == "failed":
+        raise UserError(f"the run failed: {outcome(path).get('error', 'see its output')}")
+    if ended == "stopped" and not (path / "recipe.yaml").is_file():
+        raise UserError("stopped before the run began; the same call goes on")
+    return Run(path)
+
+
+def _table(images: list[Any], labels: Sequence[Any] | None) -> str:
+    """The files and their classes as a CSV table. Raises UserError for what cannot be trained on."""
+    if labels is None:
+        raise UserError(f"images is a list of {len(images):,} files and labels is missing; give the class of each file, in the same order")
+    names = [_label(i, label) for i, label in enumerate(labels)]
+    if len(images) != len(names):
+        raise UserError(f"there are {len(images):,} images and {len(names):,} labels; give one label for each image, in the same order")
+    if len(set(names)) < 2:
+        what = f"all {len(names):,} labels are {names[0]!r}" if names else "there are no images"
+        raise UserError(f"{what}, and a network learns to tell classes apart; give two or more")
+    paths = [_path(i, image) for i, image in enumerate(images)]
+    if missing := [path for path in paths if not os.path.isfile(path)]:
+        raise UserError(f"{len(missing):,} of {len(paths):,} images are not there: {some(missing)}; relative paths begin at {os.getcwd()}")
+    first: dict[str, int] = {}
+    for i, path in enumerate(paths):
+        if (other := first.setdefault(path, i)) != i:
+            raise UserError(f"images[{i}] and images[{other}] are the same file, {path}; give each image once")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "label"), *zip(paths, names, strict=True)])
+    return text.getvalue()
+
+
+def _label(index: int, label: Any) -> str:
+    if isinstance(label, str):
+        name = str(label)
+    else:
+        try:
+            name = str(operator.index(label))  # ints of NumPy and of torch too
+        except TypeError:
+            name = ""
+    if isinstance(label, bool) or not name or not _can_be_kept(name):
+        raise UserError(f"labels[{index}] is {label!r}; a label is a whole number, or a text without spaces around it")
+    return name
+
+
+def _path(index: int, image: Any) -> str:
+    if not isinstance(image, str | os.PathLike):
+        raise UserError(f"images[{index}] is a {type(image).__name__}; give the paths of files")
+    path = os.path.abspath(os.path.expanduser(os.fspath(image)))
+    if not _can_be_kept(path):
+        raise UserError(f"images[{index}] is {path!r}, which no table can hold; rename the file")
+    return path
+
+
+def _can_be_kept(text: str) -> bool:
+    """Whether a table gives a text back as it is: values are read without the spaces around them, as UTF-8, and without NUL."""
+    return text == text.strip() and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _kept(folder: Path, table: str) -> Path:
+    """The table beside the folder of the fit. Raises UserError where that folder is of other images."""
+    file = folder.with_name(f"{folder.name}{SUFFIX}")
+    try:
+        if file.exists() and file.read_text(encoding="utf-8") != table:
+            raise UserError(f"{file} lists other images or labels than these; choose another folder, or delete it and {folder}")
+        if not file.exists():
+            check_links(folder)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(file, table)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be written or read: {error}; choose another folder") from error
+    return file

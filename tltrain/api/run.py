@@ -1,0 +1,106 @@
+"""A run folder as an object: figures, predictions, the network, exports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+
+from tltrain.core.recipe import Recipe
+from tltrain.evaluation.exporters import Exported, export
+from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
+from tltrain.evaluation.trained import TrainedModel, load_trained
+from tltrain.models.chain import Chain
+from tltrain.models.families.own import OwnNetwork, give
+from tltrain.runs import run_dir
+from tltrain.runs.metrics_log import read_rows
+
+
+class Run:
+    """A run folder. Files are read when first needed."""
+
+    def __init__(self, path: str | Path, backbone: OwnNetwork | None = None) -> None:
+        """backbone: the module that was trained, where it is one of the caller's. Raises UserError if `path` is not a run folder."""
+        self.path = Path(path)
+        self._own = backbone
+        self.recipe: Recipe = run_dir.read_recipe(self.path)
+        """The recipe of the run."""
+
+    @overload  # a string is a sequence of strings too; here it is one file
+    def predict(self, pictures: Picture, *, top: int = 5, batch: int = BATCH) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, pictures: Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> list[Prediction]: ...
+    def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> Prediction | list[Prediction]:
+        """Predict the class of one picture, or of each picture of a list.
+
+        pictures: file paths, PIL images, or tensors (3, H, W), uint8 or float in [0, 1]. Each is resized and cropped as in the
+        evaluation of the run. (Pass a batch that is already preprocessed to `model`.)
+        top: number of classes listed in each prediction. batch: images in one forward pass.
+        Returns predictions with `label`, `confidence` (calibrated) and `top`. For a file that cannot be read, `problem` is set instead.
+        Raises UserError if the run has no weights yet, or if a tensor is not an image.
+        """
+        if isinstance(pictures, str | Path | Image.Image | torch.Tensor):
+            return next(predict(self._trained, [pictures], top, batch))
+        return list(predict(self._trained, pictures, top, batch))
+
+    @property
+    def model(self) -> Chain:
+        """The network as a torch module on the CPU, frozen and in eval mode.
+
+        It maps images (B, 3, size, size), uint8 or float in [0, 1], to logits (B, classes). Normalisation is included. The softmax of the
+        logits is calibrated. Raises UserError.
+        """
+        return self._trained.chain
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class name of each logit. Raises UserError."""
+        return self._trained.classes
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The test metrics: top1, f1_macro, ece, per_class, confusion, ... Empty before the test."""
+        return run_dir.test_metrics(self.path) or {}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Every row that the run logged, in order: {"kind": "train", "stage": "head", "step": 1, "loss": ...}, ..."""
+        return read_rows(self.path)
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """How the run ended: {"outcome": "finished", ...}. Empty if it has not ended."""
+        return run_dir.outcome(self.path)
+
+    def export(self, to: str, out: str | Path | None = None, images: Sequence[str | Path] = ()) -> Exported:
+        """Write the network in the format of another tool, and compare it with the run's there, as `tltrain export` does.
+
+        to: hf, torchvision, timm, onnx or torch-export. out: a new folder, by default export/TO in the run folder. images: files to compare
+        on; none for the run's own. Raises UserError for a network that the tool does not have.
+        """
+        self._give()
+        return export(self.path, to, None if out is None else Path(out), [Path(image) for image in images])
+
+    def _give(self) -> None:
+        if self._own is not None:
+            give(self._own)
+
+    @cached_property
+    def _trained(self) -> TrainedModel:
+        self._give()
+        return load_trained(self.path)
+
+    def __repr__(self) -> str:
+        return f"tltrain.Run({str(self.path)!r}, {self.outcome.get('outcome', 'not finished')})"
+
+
+def load(path: str | Path, backbone: OwnNetwork | None = None) -> Run:
+    """Open a run folder. Raises UserError if it is not a run folder.
+
+    backbone: `chain(module, ...)` as it was given to `train`, where the run trained a module of yours. No run folder keeps its code.
+    """
+    return Run(path, backbone)

@@ -1,0 +1,223 @@
+"""A network that a Python program built itself: `tltrain.chain(module, size=…)`. It is cut where the program says, or where tracing can."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import inspect
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import MOST_PIXELS
+from tltrain.models.chain import Block
+from tltrain.models.families import resnet
+from tltrain.models.family import Family, WeightsSource
+from tltrain.models.metadata import WeightsMetadata
+from tltrain.models.tracing import CannotCut, grouped_blocks, traced_blocks
+
+PREFIX = "module:"
+_LIBRARIES = {"torch", "torchvision", "timm", "transformers", *sys.stdlib_module_names}
+"""Their code is not part of a network's fingerprint: a new version of them is no other network."""
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A module of the caller's, ready to be named as a backbone. Made by `own_network`."""
+
+    name: str
+    """As recipes and run folders know it: module:NAME."""
+    module: nn.Module
+    """A copy of the module as it was given, in fp32 and eval mode."""
+    head: str
+    """Path of the linear classifier. A new one, for the classes of the data, takes its place."""
+    cuts: tuple[str, ...]
+    """Paths of submodules at each of which a block begins. Empty: those that tracing finds."""
+    card: WeightsMetadata
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"tltrain.chain({type(self.module).__name__}, name={self.name.removeprefix(PREFIX)!r}, head={self.head!r}, cuts={self.cuts})"
+
+
+_GIVEN: dict[str, OwnNetwork] = {}
+"""The networks that this process was given, by name."""
+
+
+def own_network(
+    module: nn.Module, *, size: int, cuts: Sequence[str], head: str | None, name: str | None, mean: Sequence[float] | None,
+    std: Sequence[float] | None, resize: int | None, interpolation: Literal["bilinear", "bicubic"],
+) -> OwnNetwork:  # fmt: skip
+    """As `tltrain.chain`. Raises UserError for a module that is no image classifier, and for names that it does not have."""
+    _check_pixels(size, mean, std)
+    called = type(module).__name__ if name is None else name
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", called):
+        raise UserError(f"name is {called!r}; give one of letters, digits, - and _, which the recipe and the run folder keep")
+    given = copy.deepcopy(module).float().eval().requires_grad_(True)
+    _check_untied(given)
+    linear = [path for path, m in given.named_modules() if isinstance(m, nn.Linear)]
+    if not linear or (head is not None and head not in linear):
+        what = f"head is {head!r}, which is no nn.Linear of it" if linear else "it has no nn.Linear, and a classifier is one"
+        raise UserError(f"{type(module).__name__}: {what}; its nn.Linear: {', '.join(linear[-6:]) or 'none'}")
+    paths = {path for path, _ in given.named_modules() if path}
+    if unknown := [cut for cut in cuts if cut not in paths]:
+        raise UserError(
+            f"cuts has {unknown[0]!r}, and {type(module).__name__} has no such submodule; its own: {', '.join(sorted(paths)[:12])}"
+        )
+    classifier, notes = head or linear[-1], []
+    _check_logits(given, classifier, size)
+    if head is None:
+        notes.append(f"its classifier is taken to be {classifier}, its last nn.Linear")
+    if mean is None or std is None:
+        notes.append("images are normalised by ImageNet's mean and std, since none were given")
+    card = WeightsMetadata(
+        PREFIX + called, {"head": classifier, "cuts": list(cuts), "code": _digest(given)}, tuple(mean or resnet.IMAGENET_MEAN),
+        tuple(std or resnet.IMAGENET_STD), size, size if resize is None else resize, interpolation, None,
+    )  # fmt: skip
+    return OwnNetwork(card.name, given, classifier, tuple(cut for cut in cuts if cut != classifier), card, tuple(notes))
+
+
+def give(network: OwnNetwork) -> None:
+    """Let recipes and run folders of this process name the network."""
+    _GIVEN[network.name] = network
+
+
+class OwnFamily(Family):
+    """The networks that this process was given. Others are refused with what to write."""
+
+    def matches(self, name: str) -> bool:
+        return name.startswith(PREFIX)
+
+    def describe(self) -> dict[str, str]:
+        return {}  # there is nothing to choose from at the command line
+
+    def default_card(self, name: str) -> WeightsMetadata:
+        return _given(name).card
+
+    def weights_in(self, name: str) -> str | None:
+        """A module brings its weights."""
+        return name
+
+    def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
+        if name is None or weights != name:
+            return None
+        own = _given(name)
+        return WeightsSource(self, own.card, f"the module {name.removeprefix(PREFIX)} as it was given", own.module.state_dict, own.notes)
+
+    def head_of(self, card: WeightsMetadata) -> str:
+        return str(card.config["head"])
+
+    def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
+        """A copy of the module with a head for so many classes."""
+        own = _given(card.name)
+        if own.card.config != card.config:
+            raise UserError(
+                f"{card.name} is another network than the one that this run was trained with: its code, its layers, its head or its cuts "
+                "have changed; give the module as it was then"
+            )
+        net = copy.deepcopy(own.module).to(torch.get_default_device())
+        old = net.get_submodule(own.head)
+        assert isinstance(old, nn.Linear), "it was looked at when it was given"
+        parent, _, last = own.head.rpartition(".")
+        setattr(net.get_submodule(parent), last, nn.Linear(old.in_features, num_classes, bias=old.bias is not None))
+        return net.eval()
+
+    def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
+        own = _given(card.name)
+        faster = ("cuda",) if sum(isinstance(m, nn.Conv2d) for m in net.modules()) > 3 else ()
+        why = ""
+        for with_values in (False, True):
+            try:
+                with warnings.catch_warnings():  # torch's, about code that asks a tensor without values for one
+                    warnings.simplefilter("ignore")
+                    found = traced_blocks(net, own.head, dropout, card.size, starts=own.cuts, with_values=with_values, channels_last=faster)
+            except CannotCut as error:
+                why = why or str(error)
+                continue
+            names = {block.name for block in found}
+            if missing := [cut for cut in own.cuts if cut not in names]:
+                raise UserError(
+                    f"cuts has {missing[0]!r}, and {card.name} cannot be cut there: the submodule is not called by itself, or more than "
+                    "one tensor goes past it; leave it out, or give no cuts"
+                )
+            return found
+        return grouped_blocks(net, own.head, why, starts=own.cuts)
+
+    def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
+        """As in `Family`. Raises UserError for a size that the module cannot take."""
+        if size != card.size:
+            own = _given(card.name)
+            _check_logits(own.module, own.head, size)
+        return replace(card, size=size, classes=classes)
+
+
+FAMILY = OwnFamily()
+
+
+def _given(name: str) -> OwnNetwork:
+    if name not in _GIVEN:
+        raise UserError(
+            f"{name} is a module of a Python program, and no run folder keeps its code; build it there again and give it: "
+            "tltrain.train(RECIPE, backbone=tltrain.chain(module, …)), or tltrain.load(RUN, backbone=…)"
+        )
+    return _GIVEN[name]
+
+
+def _check_pixels(size: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= MOST_PIXELS:
+        raise UserError(f"size is {size!r}; give the side of the images that the module takes, 8 to {MOST_PIXELS} pixels")
+    for what, values in (("mean", mean), ("std", std)):
+        if values is not None and (len(values) != 3 or (what == "std" and min(values) <= 0)):
+            raise UserError(f"{what} is {list(values)}; give three numbers, one for each channel" + ", above 0" * (what == "std"))
+
+
+def _check_untied(module: nn.Module) -> None:
+    first: dict[int, str] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        if (other := first.setdefault(id(tensor), name)) != name:
+            raise UserError(f"{type(module).__name__}: {other} and {name} are one tensor, which no list of blocks can own; untie them")
+
+
+@torch.no_grad()
+def _check_logits(module: nn.Module, head: str, size: int) -> None:
+    """Raise UserError unless images (2, 3, size, size) become what the head returns."""
+    last: list[Any] = []
+    hook = module.get_submodule(head).register_forward_hook(lambda _, __, out: last.append(out))
+    try:
+        out = module(torch.zeros(2, 3, size, size))
+    except Exception as error:  # whatever a module's code raises
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{type(module).__name__} cannot take images (2, 3, {size}, {size}): {type(error).__name__}: {why}") from error
+    finally:
+        hook.remove()
+    if len(last) != 1 or not isinstance(out, Tensor) or out.shape != last[0].shape or out.ndim != 2 or not torch.equal(out, last[0]):
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UserError(
+            f"{type(module).__name__} returns {shape}, which is not what its classifier {head} returns; give head=, the path of the "
+            "nn.Linear whose answers (B, classes) the network returns"
+        )
+
+
+def _digest(module: nn.Module) -> str:
+    """Hash of a module's layers and of the code of their classes, without comments and layout. Its weights have their own."""
+    lines = [f"{path} {type(m).__qualname__} {m.extra_repr()}" for path, m in module.named_modules()]
+    classes = {cls for m in module.modules() for cls in type(m).__mro__ if cls.__module__.partition(".")[0] not in _LIBRARIES}
+    lines += sorted(f"{cls.__qualname__} {_code(cls)}" for cls in classes)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _code(cls: type) -> str:
+    try:
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(cls))))
+    except (OSError, TypeError, SyntaxError):  # at the prompt of Python before 3.13, which keeps no source
+        methods: list[Callable[..., Any]] = [f for f in vars(cls).values() if inspect.isfunction(f)]
+        return " ".join(f"{f.__name__} {f.__code__.co_code.hex()} {f.__code__.co_names}" for f in methods)
