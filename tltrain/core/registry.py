@@ -38,6 +38,8 @@ KINDS: dict[str, dict[str, str]] = {
         "csv": "tltrain.data.sources.csv_file:CSV",
         "zip": "tltrain.data.containers.archives:ZIP",
         "tar": "tltrain.data.containers.archives:TAR",
+        "parquet": "tltrain.data.containers.parquet:PARQUET",
+        "webdataset": "tltrain.data.containers.webdataset:WEBDATASET",
     },
     "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},
     "distill_losses": {"kd": "tltrain.training.losses.distillation:distillation"},

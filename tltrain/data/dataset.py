@@ -107,6 +107,8 @@ class SourceKind:
     open: Opener
     argument: str = ""
     """Name of the part after the colon in messages, such as PATH. Empty: the source has no such part."""
+    columns: bool = False
+    """Whether it reads tables whose columns data.image_column and data.label_column name."""
     outline: Callable[[str | None, Data, Path], Source | None] | None = None
     """For `tltrain plan`: returns a Source with the known sizes of a data set that is not downloaded yet, or None if it is there."""
 

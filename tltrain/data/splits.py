@@ -243,6 +243,8 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
     Raises UserError for a data set that cannot be trained on.
     """
     kind, argument = _find(spec.source)
+    if not kind.columns and (spec.image_column or spec.label_column):
+        raise UserError(f"data.image_column and data.label_column are of tables, and data.source is {spec.source}; leave them out")
     source = kind.open(argument, spec, root or data_root())
     if spec.white is not None and not kind.argument:
         note = f"data.white is {spec.white}, and {spec.source} has no image files that it could change"

@@ -20,7 +20,12 @@ class Data(Model):
     """Where images come from, how they are split, and the size the network sees."""
 
     source: str
-    """folder:PATH, csv:FILE, cifar10, cifar100, digits (scikit-learn) or printed (the demo's source task)."""
+    """folder:PATH, csv:FILE, zip:FILE, tar:FILE, parquet:GLOB, hf:NAME, webdataset:GLOB, torchvision:NAME, cifar10, cifar100, digits
+    (scikit-learn) or printed (the demo's source task)."""
+    image_column: str | None = None
+    """For parquet and hf: the column of images; null finds it by its type and name."""
+    label_column: str | None = None
+    """For parquet and hf: the column of classes; null finds it by what the table says of it, else by its name."""
     seed: int = 0
     """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
     size: int | None = Field(None, ge=8, le=MOST_PIXELS)

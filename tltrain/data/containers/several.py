@@ -1,0 +1,85 @@
+"""Several containers that are one data set: which files a pattern means, and which split each of them is."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltrain.core.errors import UserError, some
+from tltrain.core.paths import absolute
+from tltrain.data.sources.layout import SPLITS
+from tltrain.data.sources.names import check_utf8
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list[Path]:
+    """The files that GLOB means, sorted: a file, a pattern with * or with {000..146}, or a folder with all of its files of these suffixes.
+
+    Raises UserError where there is none, and where a file of a range is missing.
+    """
+    pattern = str(absolute(argument or ""))
+    whole = f"data.source is {source}:{argument or ''}"
+    if argument and os.path.isdir(pattern):
+        found = [path for suffix in suffixes for path in Path(pattern).rglob(f"*{suffix}") if not path.name.startswith(".")]
+    elif argument:
+        parts = _ranged(pattern)
+        found = [Path(name) for part in parts for name in ([part] if os.path.isfile(part) else glob.glob(part, recursive=True))]
+        missing = [part for part in parts if len(parts) > 1 and not os.path.isfile(part)]
+        if missing:
+            raise UserError(f"{whole}; of its {len(parts):,} files {len(missing):,} are not there: {some(missing)}")
+    found = sorted({path for path in found if path.is_file()}) if argument else []
+    if not found:
+        form = f"a file, a folder, or a pattern such as {source}:'data/train-*{suffixes[0]}'"
+        raise UserError(f"{whole}, and no file is there; give {form}")
+    for path in found:
+        check_utf8(path)
+    return found
+
+
+def _ranged(pattern: str) -> list[str]:
+    """x-{008..010} as x-008, x-009, x-010. What holds no range is itself."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+    return [name for n in numbers for name in _ranged(pattern[: match.start()] + n + pattern[match.end() :])]
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """What images are called by: the path below the folder that all files share."""
+    shared = Path(os.path.commonpath([file.parent for file in files]))
+    return [file.relative_to(shared).as_posix() for file in files]
+
+
+def splits_of(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str, ...]]:
+    """(the split of each file by the words in its name, a note). All of them are train where no name says one.
+
+    Raises UserError where some names say a split and others none, or none of them train. whole: the source, in messages.
+    """
+    said = [_split_in(name) for name in names]
+    if not any(said):
+        return ["train"] * len(names), ()
+    if not all(said):
+        unknown = [name for name, split in zip(names, said, strict=True) if not split]
+        raise UserError(f"{whole}: some files are called like a split, and these are not: {some(unknown)}; call them train, val or test, "
+                        "or leave them out of the pattern")  # fmt: skip
+    counts = Counter(said)
+    if "train" not in counts:
+        raise UserError(f"{whole}: no file is called train, only {some(sorted(counts))}; give the training images too")
+    listed = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test") if counts[name])
+    return said, (f"splits by the names of the files: {listed}",)
+
+
+def _split_in(name: str) -> str:
+    """The split that the words of a file's name say, else those of its folders. Empty: none, or two different ones."""
+    for part in reversed(name.split("/")):
+        words = {SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS}
+        if words:
+            return words.pop() if len(words) == 1 else ""
+    return ""
