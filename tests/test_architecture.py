@@ -16,14 +16,14 @@ PACKAGE = ROOT / "tltrain"
 # From the ground up: a room imports only from rooms that stand before it here; files of one room import each other.
 ROOMS = (
     "core/output", "core/schema", "core", "core/arguments",
-    "data/tables", "data/pictures", "data/augmentation", "data", "data/sources", "data/containers",
-    "heads",
+    "data/tables", "data/pictures", "data/augmentation", "data", "data/scans", "data/sources", "data/containers",
+    "heads", "uncertainty",
     "runs", "runs/trackers", "runs/report", "runs/listing", "runs/pages", "runs/folds",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",
     "distributed", "distributed/strategies",
     "cache",
     "planning",
-    "evaluation", "evaluation/exporters",
+    "evaluation", "evaluation/promises", "evaluation/exporters",
     "training/losses", "training/weights", "training", "many",
     "analysis", "analysis/probe", "analysis/doctor", "fitting",
     "api", "commands", "cli", "__main__",
@@ -94,7 +94,7 @@ def test_a_room_is_seen_at_a_glance(folder: Path) -> None:
     files = [path.name for path in folder.glob("*.py") if not path.name.startswith("__") and path.name not in doors]
     assert len(files) <= MOST_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files; make two rooms of it: {sorted(files)}"
     if folder == PACKAGE:
-        assert files == ["api.py"]
+        assert not files, "every module stands in a room"
 
 
 def test_the_reader_of_imports_sees_every_form(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_report_and_the_tables_of_a_run_hold_every_class(tmp_path: Path, cap
 
 
 def test_a_table_of_predictions_steers_no_terminal_and_loses_nothing_in_a_file() -> None:
-    from tltrain.commands.predict import write_csv
+    from tltrain.commands.predict import Columns, write_csv
     from tltrain.evaluation.predict import Prediction
 
     class OnTerminal(io.StringIO):
@@ -150,8 +150,8 @@ def test_a_table_of_predictions_steers_no_terminal_and_loses_nothing_in_a_file()
 
     rows = [Prediction(name, ((name, 1.0),), None) for name in HARD]
     shown, kept = OnTerminal(), io.StringIO()
-    write_csv(rows, shown, 1)
-    write_csv(rows, kept, 1)
+    write_csv(rows, shown, Columns(1))
+    write_csv(rows, kept, Columns(1))
     assert STEERING.search(shown.getvalue()) is None
     read = csv.DictReader(io.StringIO(kept.getvalue(), newline=""))
     assert [escape.from_csv(row["label"]) for row in read] == list(HARD)

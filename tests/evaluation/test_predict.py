@@ -15,7 +15,7 @@ import torch
 from digit_files import digit_folder, digit_image, run_with_weights
 from PIL import Image
 
-from tltrain.commands.predict import predict_files, table, write_csv, write_json
+from tltrain.commands.predict import Columns, predict_files, table, write_csv, write_json
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
@@ -209,7 +209,7 @@ def test_json_and_csv_are_read_back() -> None:
     }  # fmt: skip
     assert (second["path"], second["label"], second["problem"]) == ("d\udcff.png", None, "not an image")
     out = io.StringIO()
-    write_csv(ROWS, out, 2)
+    write_csv(ROWS, out, Columns(2))
     one, two = csv.DictReader(io.StringIO(out.getvalue()))
     assert (one["path"], one["label"], one["confidence_2"], one["problem"]) == ("a, b.png", "cat", "0.250000", "")
     assert (two["label"], two["label_2"], two["problem"]) == ("", "", "not an image")

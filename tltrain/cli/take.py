@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain.cli.codes import EXIT_FAILED
+from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import parser_of
 from tltrain.core.output import escape
 
@@ -21,11 +22,18 @@ def predict(argv: Sequence[str]) -> int:
     form.add_argument("--json", dest="form", action="store_const", const="json", help="an array of objects, for programs")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a table for programs")
     parser.add_argument("--top", type=int, default=3, help="classes named for each file, the most probable first (default: 3)")
+    parser.add_argument("--probabilities", action="store_true", help="with --csv or --json: the probability of every class")
     parser.add_argument("--batch", type=int, default=64, help="images in one forward pass (default: 64)")
+    doubt_arguments(parser)
     arguments = parser.parse_args(argv)
     from tltrain.commands.predict import predict_files
+    from tltrain.evaluation.promises.fitted import Wanted
 
-    return 0 if predict_files(arguments.run, arguments.paths, arguments.form or "table", arguments.top, arguments.batch) else EXIT_FAILED
+    wanted = Wanted(arguments.coverage, arguments.abstain, arguments.strangers, arguments.views)
+    done = predict_files(
+        arguments.run, arguments.paths, arguments.form or "table", arguments.top, arguments.batch, wanted, arguments.probabilities
+    )  # fmt: skip
+    return 0 if done else EXIT_FAILED
 
 
 def export(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape
 
@@ -34,17 +35,20 @@ def evaluate(argv: Sequence[str]) -> int:
     """Measure a finished run again, or on other images."""
     parser = parser_of("evaluate", evaluate)
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--data", metavar="SOURCE", help="another source with the same classes, such as folder:PATH")
+    parser.add_argument("--data", metavar="SOURCE", help="another source with classes of the run, all or some, such as folder:PATH")
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
     parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
+    doubt_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
-    from tltrain.evaluation.evaluate import evaluate as figures_of
-
     split = arguments.split or ("test" if arguments.data is None else "all")
-    figures = figures_of(arguments.run, arguments.data, split, arguments.batch)
+    from tltrain.evaluation.promises.command import doubt_lines, figures_of
+    from tltrain.evaluation.promises.fitted import Wanted
+
+    wanted = Wanted(arguments.coverage, arguments.abstain, arguments.strangers, arguments.views)
+    figures = figures_of(arguments.run, arguments.data, split, arguments.batch, wanted)
     for note in figures["notes"]:
         print(f"note    {escape.line(note)}", file=sys.stderr)
     if arguments.json:
@@ -53,6 +57,8 @@ def evaluate(argv: Sequence[str]) -> int:
         for name, value in figures.items():
             if isinstance(value, int | float | str):
                 print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {escape.line(str(value))}")
+        for line in doubt_lines(figures):
+            print(line)
     return 0
 
 

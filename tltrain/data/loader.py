@@ -88,6 +88,12 @@ def eval_loader(views: Views, shard: Shard, batch: int, limit: int | None, worke
     return _loader(views, eval_batches(len(views), shard, batch, limit), workers, pin)
 
 
+def eval_views_loader(views: Views, num_views: int, shard: Shard, batch: int, limit: int | None, workers: int, pin: bool) -> Loader:
+    """As eval_loader, of the views 0 to num_views - 1 of every sample, one after the other. batch: images, at least one sample."""
+    samples = eval_batches(len(views), shard, max(1, batch // num_views), limit)
+    return _loader(views, [[item._replace(view=v) for item in items for v in range(num_views)] for items in samples], workers, pin)
+
+
 def eval_batches(num_samples: int, shard: Shard, batch: int, limit: int | None) -> list[list[SampleRef]]:
     """The batches of `eval_loader` for this rank: view 0 of each sample, padded with samples of weight 0."""
     num = min(num_samples, limit or num_samples)

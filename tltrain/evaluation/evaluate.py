@@ -9,21 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from tltrain.core.errors import UserError
-from tltrain.core.recipe import Data
+from tltrain.core.errors import UserError, some
+from tltrain.core.recipe import Augment, Data, Recipe
 from tltrain.data import DataSplits, Split, open_images
-from tltrain.data.loader import eval_loader
+from tltrain.data.dataset import Indexed
+from tltrain.data.loader import eval_loader, eval_views_loader
 from tltrain.data.sampler import Shard
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
-from tltrain.evaluation.evaluator import predict
+from tltrain.evaluation.evaluator import features, predict, predict_views
 from tltrain.evaluation.kept_data import for_evaluation
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models import factory
 from tltrain.models.chain import Chain, on_device
+from tltrain.models.metadata import read_card
 from tltrain.runs import run_dir
+from tltrain.runs.report.stats import gain_interval, mcnemar
+from tltrain.uncertainty.abstain import Abstention
+from tltrain.uncertainty.conformal import Sets
+from tltrain.uncertainty.strangers import Strangers, found
 
 OWN = {"per_class": None, "exclude": None, "relabel": None}
 """What a recipe says of its own images, and not of another source."""
@@ -31,31 +37,63 @@ ROUNDING = 0.002
 """Largest share of images whose prediction may change with the device or the precision."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation shows beside the metrics. Rules are fitted on val (`evaluation/promises`)."""
+
+    num_views: int = 1
+    sets: Sequence[Sets] = ()
+    abstentions: Sequence[Abstention] = ()
+    strangers: Strangers | None = None
+    """Images of classes that the run does not know are then counted as strangers. None: they are refused."""
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Of `sets`, for `evaluator.predict`."""
+        return [sets.threshold for sets in self.sets]
+
+
+PLAIN = Asked()
+
+
+def seen_again(recipe: Recipe) -> Augment:
+    """The augmentation of further views: what the last stage with one was trained on; `light` (shifts, flips) for runs without.
+
+    Views are drawn by (data.seed, 0, view), whatever the image: an image's answer depends on nothing beside it.
+    """
+    return next((stage.augment for stage in reversed(recipe.stages) if stage.augment != "none"), "light")
+
+
 @torch_settings_kept()
-def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> dict[str, Any]:
-    """Metrics of a finished run's best weights, on its own images or on others with the same classes.
+def evaluate(path: Path, source: str | None, which: str, device_batch: int, asked: Asked = PLAIN) -> dict[str, Any]:
+    """Metrics of a finished run's best weights, on its own images or on others of its classes, all of them or some.
 
     path: the run folder. source: a data source in place of the recipe's. which: train, val, test or all. device_batch: images at a time.
     The run's own images keep the splits of the training, and `notes` lists images that are missing, new or changed.
-    Raises UserError where the run is not finished or the split does not exist.
+    Raises UserError where the run is not finished, the split does not exist, or an image's class is not one of the run.
     """
-    runtime, opened = opened_run(path, source, which)
-    images, split, chain, spec, notes = opened.images, opened.split, opened.chain, opened.spec, opened.notes
-    views = Views(split, opened.preprocess, "none", spec.flip, spec.seed)
+    runtime, opened = opened_run(path, source, which, strangers=asked.strangers is not None)
 
-    def predicted(batch: int) -> Predictions:
-        batches = eval_loader(views, Shard(runtime.rank, runtime.world), batch, spec.eval_limit, 0, runtime.device.type == "cuda")
-        return predict(runtime, chain, batches, opened.temperature)
+    def predicted(batch: int) -> tuple[Predictions, Predictions]:
+        batches = opened.loader(runtime, opened.split, batch, asked.num_views)
+        if asked.num_views > 1:
+            return predict_views(runtime, opened.chain, batches, asked.num_views, opened.temperature, asked.thresholds)
+        alone = predict(runtime, opened.chain, batches, opened.temperature, thresholds=asked.thresholds)
+        return alone, alone
 
     # With several processes, one that runs out of memory cannot retry without the others.
-    predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
-    figures = metrics.summary(predictions, len(images.classes))
-    if source is None and split.name == "test" and not notes:
+    predictions, alone = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
+    predictions, notes = replace(predictions, present=opened.present), opened.notes
+    figures = metrics.summary(predictions, len(opened.classes))
+    if source is None and opened.split.name == "test" and not notes and asked.num_views == 1:
         notes = _differs_from_test(path, figures)
     return {
-        "split": split.name,
+        "split": opened.split.name,
         **figures,
-        **metrics.details(predictions, images.classes),
+        **metrics.details(predictions, opened.classes),
+        **metrics.doubts(predictions, asked.sets, asked.abstentions, opened.classes),
+        **({} if asked.num_views == 1 else {"views": _gain(asked.num_views, alone, predictions)}),
+        **({} if asked.strangers is None else {"strangers": _found(runtime, opened, asked.strangers, device_batch)}),
         "notes": notes,
     }
 
@@ -64,34 +102,133 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int) -> d
 class Opened:
     """A finished run and the images that it is asked about."""
 
+    recipe: Recipe
     images: DataSplits
+    """As their source gives them; labels count its classes."""
+    classes: tuple[str, ...]
+    """Of the network."""
     split: Split
+    """Those with a class of the run. Labels count `classes`."""
+    strange: Split | None
+    """The others. None if there are none."""
+    present: np.ndarray | None
+    """The classes that have images. None if all have, and for the run's own images."""
     chain: Chain
     """Frozen, in eval mode, on the device."""
+    head: str
+    """Path of the classifier in the chain's net."""
     spec: Data
     preprocess: Preprocess
     temperature: float
     notes: list[str]
 
+    def views(self, split: Split, num_views: int = 1) -> Views:
+        """The evaluation view of each image, and for several views also the others of `seen_again`."""
+        if num_views == 1:
+            return Views(split, self.preprocess, "none", self.spec.flip, self.spec.seed)
+        same = replace(split, source_index=np.zeros(len(split), np.int64))
+        return Views(same, self.preprocess, seen_again(self.recipe), self.spec.flip, self.spec.seed)
 
-def opened_run(path: Path, source: str | None, which: str) -> tuple[Runtime, Opened]:
+    def loader(self, runtime: Runtime, split: Split, batch: int, num_views: int = 1, limit: int | None = None) -> Any:
+        """The views of a split for this process. limit: images at most, spread over the split, beside the recipe's `eval_limit`."""
+        most = min((n for n in (self.spec.eval_limit, limit) if n is not None), default=None)
+        where = Shard(runtime.rank, runtime.world), batch, most, 0, runtime.device.type == "cuda"
+        views = self.views(split, num_views)
+        return eval_loader(views, *where) if num_views == 1 else eval_views_loader(views, num_views, *where)
+
+
+def opened_run(path: Path, source: str | None, which: str, strangers: bool = False) -> tuple[Runtime, Opened]:
     """Open a finished run with its images, or with those of another source. Arguments and errors are those of `evaluate`.
 
-    Call it inside `torch_settings_kept`.
+    strangers: whether another source may hold images of classes that the run does not know. Call it inside `torch_settings_kept`.
     """
     recipe = run_dir.read_recipe(path)
-    run_dir.finished_weights(path)
-    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN})
+    card = read_card(run_dir.finished_weights(path))
+    whole = {"val_fraction": 0.0, "test_fraction": 0.0} if which == "all" else {}  # what is not split may be of one image a class
+    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **whole})
     drawn = open_images(spec)
     images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
+    part, classes = ByClass(_choose(images, which)), images.classes
+    if source is not None and card is not None and card.classes is not None:
+        classes = card.classes
+        part = by_class(part.known, images.classes, classes, strangers)
     runtime = Runtime(recipe.deterministic)
     loaded = factory.load(
-        recipe.backbone.model_copy(update={"weights": str(path)}), classes=images.classes,
+        recipe.backbone.model_copy(update={"weights": str(path)}), classes=classes,
         size=spec.size, resize=spec.resize, head="keep", seed=recipe.seed,
     )  # fmt: skip
-    split = _choose(images, which)
     chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as the run's own test does
-    return runtime, Opened(images, split, chain, spec, loaded.preprocess, loaded.card.temperature, notes)
+    return runtime, Opened(
+        recipe, images, classes, part.known, part.strange, part.present, chain, loaded.family.head_of(loaded.card),
+        spec, loaded.preprocess, loaded.card.temperature, [*notes, *part.notes],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """The images of a split whose class the run knows, with the run's class numbers, and the others."""
+
+    known: Split
+    strange: Split | None = None
+    present: np.ndarray | None = None
+    notes: Sequence[str] = ()
+
+
+def by_class(split: Split, theirs: Sequence[str], classes: Sequence[str], strangers: bool) -> ByClass:
+    """Sort the images of a split by whether the run knows their class. Classes are matched by name; their order does not matter.
+
+    theirs: the class names that the split's labels count. classes: the run's. strangers: whether images of other classes may occur.
+    Raises UserError if they occur and may not, or if no image has a class of the run.
+    """
+    number_of = {name: k for k, name in enumerate(classes)}
+    label_N = np.array([number_of.get(name, -1) for name in theirs], dtype=np.int64)[split.labels]
+    unknown = [name for k, name in enumerate(theirs) if name not in number_of and (split.labels == k).any()]
+    if unknown and not strangers:
+        raise UserError(
+            f"{(label_N < 0).sum():,} images are of classes that the run does not know: {some(unknown)}; leave them out, or count them as "
+            f"strangers with --strangers. Its classes: {some(list(classes))}"
+        )
+    if not (label_N >= 0).any():
+        raise UserError(f"no image is of a class of the run; its classes: {some(list(classes))}")
+    known, strange = (replace(_part(split, at), labels=label_N[at]) for at in (np.flatnonzero(label_N >= 0), np.flatnonzero(label_N < 0)))
+    present, notes = np.unique(known.labels), []
+    missing = [name for k, name in enumerate(classes) if k not in present]
+    if missing:
+        notes.append(
+            f"{len(missing)} of the run's {len(classes)} classes have no image here: {some(missing)}; means over classes go over the other "
+            f"{len(present)}. The network may still answer with any class"
+        )
+    if unknown:
+        notes.append(f"{len(strange):,} images are of classes that the run does not know, and count as strangers: {some(unknown)}")
+    return ByClass(known, strange if unknown else None, present if missing else None, notes)
+
+
+def _part(split: Split, positions: np.ndarray) -> Split:
+    ids = tuple(split.ids[i] for i in positions.tolist())
+    return replace(
+        split, labels=split.labels[positions], ids=ids, source_index=split.source_index[positions], read=Indexed(split.read, positions)
+    )
+
+
+def _found(runtime: Runtime, opened: Opened, strangers: Strangers, batch: int) -> dict[str, Any]:
+    """How many images count as strangers, of those with a class of the run and of the others."""
+
+    def strangeness(split: Split | None) -> np.ndarray | None:
+        return (
+            None if split is None else strangers.score(features(runtime, opened.chain, opened.head, opened.loader(runtime, split, batch)))
+        )
+
+    return found(strangeness(opened.split), strangeness(opened.strange))
+
+
+def _gain(num_views: int, alone: Predictions, together: Predictions) -> dict[str, Any]:
+    """How much more is right with several views than with view 0, on the same images."""
+    one_N, all_N = alone.predicted == alone.label, together.predicted == together.label
+    only_one, only_all, p = mcnemar(one_N, all_N)
+    value, low, high = gain_interval(one_N, all_N)
+    difference = {"difference": value, "interval": [low, high]}
+    alone_top1 = float(one_N.mean())
+    return {"num": num_views, "top1_of_one": alone_top1, **difference, "only_one_right": only_one, "only_all_right": only_all, "p": p}
 
 
 def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
@@ -109,12 +246,16 @@ def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
+class NoSplit(UserError):
+    """The images have no split of that name."""
+
+
 def _choose(images: DataSplits, which: str) -> Split:
     splits = [s for s in (images.train, images.val, images.test) if s is not None]
     if which != "all":
         split = next((s for s in splits if s.name == which), None)
         if split is None:
-            raise UserError(f"there is no {which} split; there are {', '.join(s.name for s in splits)}, or all")
+            raise NoSplit(f"there is no {which} split; there are {', '.join(s.name for s in splits)}, or all")
         return split
     labels, source_index = np.concatenate([s.labels for s in splits]), np.concatenate([s.source_index for s in splits])
     ids = tuple(i for s in splits for i in s.ids)

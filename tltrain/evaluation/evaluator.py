@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation.metrics import Predictions
 from tltrain.models.precision import full_precision
 
-COLUMNS = ("position", "weight", "label", "predicted", "confidence", "loss", "in_top5", "calibrated")
+COLUMNS = ("position", "weight", "label", "predicted", "confidence", "loss", "in_top5", "calibrated", "own")
 """What is gathered of each sample. Probabilities of all classes would be K columns: 400 MB for 50,000 images of 1,000 classes."""
 
 
@@ -31,17 +31,37 @@ def predict(
     temperature: float = 1.0,
     entry: InputAdapter = WHOLE,
     should_stop: Callable[[], bool] | None = None,
+    thresholds: Sequence[float] = (),
 ) -> Predictions:
     """Predictions of a model for a split, gathered over processes. Padding samples of the last batches are dropped. Collective.
 
-    temperature: divides the logits of the calibrated confidence only.
+    temperature: divides the logits of calibrated probabilities only.
     should_stop: called before each batch and must return the same on all processes. True raises Interrupted.
+    thresholds: calibrated probabilities; `Predictions.set_sizes` counts the classes that reach each.
     """
-    rows_NC = _gathered(runtime, model, loader, partial(_row, temperature), entry, should_stop)
-    column_N = dict(zip(COLUMNS, rows_NC.T, strict=True))
+    rows_NC = _gathered(runtime, model, loader, partial(_row, temperature, thresholds), entry, should_stop)
+    return _predictions(rows_NC, temperature)
+
+
+def predict_views(
+    runtime: Runtime, model: nn.Module, loader: Iterable[Batch], num_views: int, temperature: float = 1.0, thresholds: Sequence[float] = ()
+) -> tuple[Predictions, Predictions]:
+    """As `predict`: (predictions of the mean over the views of each sample, those of view 0 alone). Collective.
+
+    loader: as `eval_views_loader` makes it: the views of a sample stand one after the other.
+    """
+    rows_NC = _gathered(runtime, model, loader, partial(_views_row, num_views, temperature, thresholds))
+    width = rows_NC.shape[1] // 2
+    return _predictions(rows_NC[:, :width], temperature), _predictions(rows_NC[:, width:], temperature)
+
+
+def _predictions(rows_NC: np.ndarray, temperature: float) -> Predictions:
+    """rows_NC: as `_row` makes them, without padding."""
+    column_N = dict(zip(COLUMNS, rows_NC.T[: len(COLUMNS)], strict=True))
     del column_N["weight"]
     whole = {name: column_N.pop(name).astype(np.int64) for name in ("position", "label", "predicted")}
-    return Predictions(**whole, in_top5=column_N.pop("in_top5") > 0, **column_N, temperature=temperature)
+    sizes_NT = rows_NC[:, len(COLUMNS) :].astype(np.int64)
+    return Predictions(**whole, in_top5=column_N.pop("in_top5") > 0, **column_N, temperature=temperature, set_sizes=sizes_NT)
 
 
 def logits(
@@ -50,6 +70,25 @@ def logits(
     """(logits (N, K) float64, labels (N,) int64) of a model for a split, gathered as in `predict`. Collective."""
     rows_NC = _gathered(runtime, model, loader, _logits_row, should_stop=should_stop)
     return rows_NC[:, 3:], rows_NC[:, 2].astype(np.int64)
+
+
+def features(runtime: Runtime, model: nn.Module, head: str, loader: Iterable[Batch]) -> np.ndarray:
+    """What the head is given (N, D), float32, for a split, gathered as in `predict`. Collective.
+
+    model: a chain; its net is run whole, or block by block, as it always is. head: path of the classifier in the net.
+    """
+    given: list[Tensor] = []
+    hook = model.get_submodule(f"net.{head}").register_forward_pre_hook(lambda _, args: given.append(vector(args[0])))
+    try:
+        rows_NC = _gathered(runtime, model, loader, lambda _, batch: _logits_row(given.pop(), batch))
+    finally:
+        hook.remove()
+    return rows_NC[:, 3:].astype(np.float32)
+
+
+def vector(x: Tensor) -> Tensor:
+    """What a head is given, as (B, D): maps (B, D, H, W), which a convolution takes, are averaged over space."""
+    return x if x.ndim == 2 else x.flatten(2).mean(2)
 
 
 def _gathered(
@@ -84,19 +123,43 @@ def _gathered(
     return rows_NC[np.argsort(rows_NC[:, 0], kind="stable")]
 
 
-def _row(temperature: float, logits_BK: Tensor, batch: Batch) -> Tensor:
-    """(B, C) float64, a column for each name of COLUMNS."""
-    log_p_BK = logits_BK.double().log_softmax(1)
-    calibrated_B = (logits_BK.double() / temperature).softmax(1).amax(1)
+def _row(temperature: float, thresholds: Sequence[float], logits_BK: Tensor, batch: Batch) -> Tensor:
+    """(B, C) float64, a column for each name of COLUMNS, then one for each threshold."""
+    return _columns(logits_BK, logits_BK.double().log_softmax(1), (logits_BK.double() / temperature).softmax(1), thresholds, batch)
+
+
+def _views_row(num_views: int, temperature: float, thresholds: Sequence[float], logits_BK: Tensor, batch: Batch) -> Tensor:
+    """(B / num_views, 2 C): `_row` of the mean over views, then `_row` of view 0."""
+    first = {name: tensor[::num_views] for name, tensor in batch.items()}
+    mean_BK = mean_over_views(logits_BK.double().softmax(1), num_views).log()
+    calibrated_BK = mean_over_views((logits_BK.double() / temperature).softmax(1), num_views)
+    return torch.cat(
+        [_columns(mean_BK, mean_BK, calibrated_BK, thresholds, first), _row(temperature, thresholds, logits_BK[::num_views], first)], 1
+    )
+
+
+def mean_over_views(p_BK: Tensor, num_views: int) -> Tensor:
+    """(B, K) -> (B / num_views, K): the mean of the probabilities of each sample's views, which stand one after the other.
+
+    Of probabilities, not of their logarithms: a view that cuts the object off makes the true class nearly impossible, and a mean of
+    logarithms would let that one view veto all others. Either mean's loss is at most the mean loss of its views (Jensen).
+    """
+    return p_BK.unflatten(0, (-1, num_views)).mean(1)
+
+
+def _columns(score_BK: Tensor, log_p_BK: Tensor, calibrated_BK: Tensor, thresholds: Sequence[float], batch: Batch) -> Tensor:
+    """(B, C) float64 as `_row`. score_BK: orders the classes."""
     confidence_B, predicted_B = log_p_BK.exp().max(1)
     label_B1 = batch["label"].unsqueeze(1)
     loss_B = -log_p_BK.gather(1, label_B1).squeeze(1)
-    top5_B = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B1).any(1)
+    top5_B = (score_BK.topk(min(5, score_BK.shape[1])).indices == label_B1).any(1)
     column_B = {
         "position": batch["position"], "weight": batch["weight"], "label": batch["label"], "predicted": predicted_B,
-        "confidence": confidence_B, "loss": loss_B, "in_top5": top5_B, "calibrated": calibrated_B,
+        "confidence": confidence_B, "loss": loss_B, "in_top5": top5_B, "calibrated": calibrated_BK.amax(1),
+        "own": calibrated_BK.gather(1, label_B1).squeeze(1),
     }  # fmt: skip
-    return torch.stack([column_B[name] for name in COLUMNS], dim=1).double()
+    sizes = [(calibrated_BK >= threshold).sum(1).clamp_min(1) for threshold in thresholds]
+    return torch.stack([*(column_B[name] for name in COLUMNS), *sizes], dim=1).double()
 
 
 def _logits_row(logits_BK: Tensor, batch: Batch) -> Tensor:

@@ -12,6 +12,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tltrain.core import registry
 from tltrain.core.metric import Metric, metric
+from tltrain.uncertainty import abstain, conformal
+from tltrain.uncertainty.abstain import Abstention
+from tltrain.uncertainty.answers import Answers
+from tltrain.uncertainty.conformal import Sets
 
 NUM_BINS = 15  # of the reliability diagram and the calibration error, as in Guo et al. 2017
 
@@ -43,6 +47,12 @@ class Predictions:
     calibrated: np.ndarray
     """(N,) float64, the confidence after the logits were divided by `temperature`."""
     temperature: float = 1.0
+    own: np.ndarray | None = None
+    """(N,) float64, the probability of the image's own class, calibrated."""
+    set_sizes: np.ndarray | None = None
+    """(N, T) int64, the classes whose calibrated probability reaches each threshold that was asked for; at least 1."""
+    present: np.ndarray | None = None
+    """The classes that averages go over. None: those that occur as label or prediction."""
 
     @cached_property
     def macro(self) -> Scores:
@@ -79,6 +89,18 @@ def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     return {**out, "calibration": calibration}
 
 
+def doubts(p: Predictions, sets: Sequence[Sets], abstentions: Sequence[Abstention], classes: Sequence[str]) -> dict[str, Any]:
+    """What sets and thresholds that were fitted on val do here, ready for JSON. Empty without any.
+
+    sets: those whose thresholds `evaluator.predict` was given, in that order.
+    """
+    if p.own is None or p.set_sizes is None or not (sets or abstentions):
+        return {}
+    on = Answers(p.calibrated, p.own, p.predicted == p.label)
+    shown = [conformal.shown(s, on, size_N, p.label, classes) for s, size_N in zip(sets, p.set_sizes.T, strict=True)]
+    return {"sets": shown, "abstain": [abstain.shown(a, on) for a in abstentions], "answered_curve": abstain.curve(on)}
+
+
 def reliability(p: Predictions) -> list[dict[str, float]]:
     """Bins of equal width over confidence: bounds, n, mean confidence and accuracy. Empty bins are left out."""
     which = np.clip(np.ceil(p.confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
@@ -100,7 +122,7 @@ def calibration_error(p: Predictions) -> float:
 
 def _scores(p: Predictions, average: str) -> Scores:
     """By scikit-learn."""
-    precision, recall, f1, _ = precision_recall_fscore_support(p.label, p.predicted, average=average, zero_division=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(p.label, p.predicted, labels=p.present, average=average, zero_division=0)
     return Scores(float(precision), float(recall), float(f1))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,18 +16,22 @@ from torchvision.transforms.v2 import functional as F
 
 from tltrain.core.errors import UserError
 from tltrain.core.files import in_parallel, read_bytes
+from tltrain.core.recipe import Augment
 from tltrain.data import Split
 from tltrain.data.decode import MEMORY, as_seen, decode, describe
 from tltrain.data.pictures.warned import about
 from tltrain.data.sources.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
-from tltrain.evaluation.trained import TrainedModel, probabilities
+from tltrain.evaluation.evaluate import PLAIN, Asked, seen_again
+from tltrain.evaluation.evaluator import mean_over_views
+from tltrain.evaluation.trained import TrainedModel, probabilities_and_features
 
 Picture = str | Path | Image.Image | Tensor
 """A file, a PIL image, or a tensor (3, H, W) of uint8 or of floats in [0, 1]."""
 BATCH = 64
 """Images at a time."""
+Decision = Literal["answers", "abstains", "stranger"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,14 @@ class Prediction:
     """(class, calibrated probability), the most probable first. Empty if the image cannot be read."""
     problem: str | None = None
     """Why the image cannot be read."""
+    shares: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """(K,) float64, the calibrated probability of every class, in the order of the run's classes. None if the image cannot be read."""
+    set: tuple[str, ...] | None = None
+    """The classes of its set, the most probable first. None without sets."""
+    strangeness: float | None = None
+    """How unlike the training's images it is; a stranger above 1. None where that was not asked for."""
+    decision: Decision | None = None
+    """What becomes of the answer. None where nothing can keep it back."""
 
     @property
     def label(self) -> str | None:
@@ -51,20 +64,26 @@ class Prediction:
         return self.top[0][1] if self.top else None
 
 
-def predict(trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, batch: int = BATCH) -> Iterator[Prediction]:
+def predict(
+    trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, batch: int = BATCH, asked: Asked = PLAIN
+) -> Iterator[Prediction]:
     """One prediction for each picture, in order, computed on the accelerator if there is one, else on the CPU.
 
-    top: how many classes each prediction names. batch: images at a time.
+    top: how many classes each prediction names. batch: images at a time. asked: views of each image, and rules (the first of each kind).
     Raises UserError for a tensor that is not an image, and for a `top` or `batch` below 1.
     """
     for name, value in (("top", top), ("batch", batch)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-    parts = [range(start, min(start + batch, len(pictures))) for start in range(0, len(pictures), batch)]
+    step = max(1, batch // asked.num_views)
+    parts = [range(start, min(start + step, len(pictures))) for start in range(0, len(pictures), step)]
+    augment = seen_again(trained.recipe)
 
     def views_of(part: range) -> Iterator[Tensor | str]:
         def view(picture: Picture) -> Tensor | str:
-            return evaluation_view(picture, trained.preprocess, trained.recipe.data.white)
+            if asked.num_views == 1:
+                return evaluation_view(picture, trained.preprocess, trained.recipe.data.white)
+            return several_views(picture, trained, augment, asked.num_views)
 
         return in_parallel(view, [pictures[i] for i in part])  # Pillow releases the GIL while it decodes and resizes
 
@@ -74,28 +93,47 @@ def predict(trained: TrainedModel, pictures: Sequence[Picture], top: int = 5, ba
         ahead = views_of(parts[number]) if number < len(parts) else iter(())  # decoded while the network computes
         names = [str(p) if isinstance(p := pictures[i], str | Path) else str(i) for i in part]
         readable = [view for view in views if isinstance(view, Tensor)]
-        p_BK = torch.zeros(0, len(trained.classes))
+        rows: Iterator[Prediction] = iter(())
         if readable:
-            p_BK, batch = _probabilities(trained, torch.stack(readable), batch)
-        yield from _predictions(trained, names, views, p_BK, top)
+            x_BVCHW = torch.stack([view if view.ndim == 4 else view[None] for view in readable])
+            (p_BK, features_BD), batch = _answers(trained, x_BVCHW, batch)
+            rows = _rows(trained.classes, p_BK, features_BD, top, asked)
+        for name, view in zip(names, views, strict=True):
+            yield Prediction(name, (), view) if isinstance(view, str) else replace(next(rows), id=name)
 
 
-def _probabilities(trained: TrainedModel, x_BCHW: Tensor, at_a_time: int) -> tuple[Tensor, int]:
-    """(probabilities (B, K), how many images at a time fitted on the device)."""
-    return fitting(lambda size: torch.cat([probabilities(trained, part) for part in x_BCHW.split(size)]), at_a_time)
+def _answers(trained: TrainedModel, x_BVCHW: Tensor, at_a_time: int) -> tuple[tuple[Tensor, Tensor], int]:
+    """((probabilities (B, K), the mean over views; features of view 0 (B, D)), how many images at a time fitted on the device)."""
+    num_views = x_BVCHW.shape[1]
+
+    def answered(size: int) -> tuple[Tensor, Tensor]:
+        parts = [probabilities_and_features(trained, part) for part in x_BVCHW.flatten(0, 1).split(size)]
+        p_BK, features_BD = (torch.cat(part) for part in zip(*parts, strict=True))
+        return mean_over_views(p_BK, num_views), features_BD[::num_views]
+
+    return fitting(answered, at_a_time)
 
 
-def _predictions(
-    trained: TrainedModel, names: Sequence[str], views: Sequence[Tensor | str], p_BK: Tensor, top: int
-) -> Iterator[Prediction]:
-    """Predictions of one batch. views: a view, or a text that says why there is none. p_BK: probabilities of the views."""
+def _rows(classes: Sequence[str], p_BK: Tensor, features_BD: Tensor, top: int, asked: Asked) -> Iterator[Prediction]:
+    """Predictions of the readable images of one batch, not yet named."""
     best = p_BK.sort(dim=1, descending=True, stable=True)  # stable: of equal classes the first wins
-    rows = zip(best.values[:, :top].tolist(), best.indices[:, :top].tolist(), strict=True)
-    for name, view in zip(names, views, strict=True):
-        if isinstance(view, str):
-            yield Prediction(name, (), view)
-        else:
-            yield Prediction(name, tuple((trained.classes[k], p) for p, k in zip(*next(rows), strict=True)))
+    in_BK = asked.sets[0].members(p_BK.numpy()) if asked.sets else None
+    strangeness_B = None if asked.strangers is None else asked.strangers.score(features_BD.numpy()).tolist()
+    for b, (shares, order) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+        named = tuple((classes[k], p) for p, k in zip(shares[:top], order[:top], strict=True))
+        members = None if in_BK is None else tuple(classes[k] for k in order if in_BK[b, k])
+        strangeness = None if strangeness_B is None else strangeness_B[b]
+        decision = _decision(shares[0], strangeness, asked)
+        yield Prediction("", named, None, p_BK[b].numpy(), members, strangeness, decision)
+
+
+def _decision(confidence: float, strangeness: float | None, asked: Asked) -> Decision | None:
+    """A stranger is one however sure the network is of it."""
+    if strangeness is None and not asked.abstentions:
+        return None
+    if strangeness is not None and strangeness > 1:
+        return "stranger"
+    return "abstains" if asked.abstentions and confidence <= asked.abstentions[0].threshold else "answers"
 
 
 def evaluation_view(picture: Picture, preprocess: Preprocess, white: int | None = None) -> Tensor | str:
@@ -110,8 +148,24 @@ def evaluation_view(picture: Picture, preprocess: Preprocess, white: int | None 
         raise
     except Exception as error:  # Pillow has no common base for what a broken file makes it raise
         return describe(error)
-    split = Split("picture", np.zeros(1, np.int64), ("",), np.zeros(1, np.int64), lambda position: image)
-    return Views(split, preprocess, "none", flip=False, seed=0).view(0, 0)
+    return Views(_alone(image), preprocess, "none", flip=False, seed=0).view(0, 0)
+
+
+def several_views(picture: Picture, trained: TrainedModel, augment: Augment, num_views: int) -> Tensor | str:
+    """The views that an evaluation with several views makes, uint8 (V, 3, size, size), the evaluation view first; otherwise as it."""
+    data = trained.recipe.data
+    try:
+        image = _image(picture, data.white)
+    except UserError:
+        raise
+    except Exception as error:
+        return describe(error)
+    views = Views(_alone(image), trained.preprocess, augment, data.flip, data.seed)
+    return torch.stack([views.view(0, v) for v in range(num_views)])
+
+
+def _alone(image: Image.Image) -> Split:
+    return Split("picture", np.zeros(1, np.int64), ("",), np.zeros(1, np.int64), lambda position: image)
 
 
 def _image(picture: Picture, white: int | None) -> Image.Image:

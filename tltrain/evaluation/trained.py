@@ -14,6 +14,7 @@ from torch import Tensor
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe
 from tltrain.data.views import Preprocess
+from tltrain.evaluation.evaluator import vector
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.models.family import Family
@@ -59,6 +60,19 @@ def load_trained(path: Path) -> TrainedModel:
     for parameter in (p for head in loaded.family.heads_of(loaded.card) for p in chain.net.get_submodule(head).parameters()):
         parameter.div_(card.temperature)
     return TrainedModel(path, recipe, loaded.card, loaded.family, chain)
+
+
+@torch.no_grad()
+def probabilities_and_features(trained: TrainedModel, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """(as `probabilities`, what the head is given (B, D) float32 on the CPU), in one forward pass."""
+    given: list[Tensor] = []
+    head = trained.placed.net.get_submodule(trained.family.head_of(trained.card))
+    hook = head.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    try:
+        p_BK = probabilities(trained, x_BCHW)
+    finally:
+        hook.remove()
+    return p_BK, vector(given[-1]).float().cpu()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tltrain.cache.frozen import WHOLE
 from tltrain.core import files
 from tltrain.core.errors import AFTER_THE_END, MachineError, StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
@@ -23,8 +24,9 @@ from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.distributed.signals import NoAnswer, StopSignal
 from tltrain.evaluation import metrics, results
-from tltrain.evaluation.calibration import fit_temperature
 from tltrain.evaluation.evaluator import logits, predict
+from tltrain.evaluation.promises import kept
+from tltrain.evaluation.promises.fitted import fit_answers, usual
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.planning import preview
@@ -254,19 +256,23 @@ def _stopped(run: Run, fit: StageResult) -> dict[str, Any]:
 def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
     """Calibrate and test the final weights once, then write the weights, the test results, the outcome and the report."""
     began, last = clock(), run.plan[-1]
-    temperature = _temperature(run, chain.eval())
-    test = run.images.test
+    said = None if run.images.val is None else logits(run.runtime, chain.eval(), run.eval_batches(run.images.val), _alive(run, "calibrate"))
+    temperature, val = fit_answers(said)
+    test, rules = run.images.test, usual(val)
     if test is not None:
-        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, should_stop=_alive(run, "test"))
+        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, WHOLE, _alive(run, "test"), rules.thresholds)
         check_finite(predictions, "test", last, last.num_steps)
     if run.runtime.is_main:
         write_weights(run_dir.weights_file(run.path), weights, replace(run.student.card, temperature=temperature))
+        if val is not None:
+            kept.write_val(run.path, val)
     if test is not None:
         figures = metrics.summary(predictions, len(run.images.classes))
         run.log({"kind": "test", **last.place(last.num_steps), **figures})
         if run.runtime.is_main:
             seconds = progress.seconds + clock() - began
             details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
+            details |= metrics.doubts(predictions, rules.sets, rules.abstentions, run.images.classes)
             images = test, run.views(test), run.images.classes
             results.write_test(run.path, {"split": "test", **figures, **details}, predictions, *images, chain)
             run.trackers.confusion(details["confusion"], list(run.images.classes))
@@ -283,13 +289,6 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         if len(run.trackers) > 0:
             run.trackers.weights(run_dir.weights_file(run.path), run.recipe.name, _teacher(run.recipe))
     return details
-
-
-def _temperature(run: Run, chain: Chain) -> float:
-    """The calibration temperature, fitted on val. The same on every process. 1 if there is no val split."""
-    if run.images.val is None:
-        return 1.0
-    return fit_temperature(*logits(run.runtime, chain, run.eval_batches(run.images.val), should_stop=_alive(run, "calibrate")))
 
 
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:

@@ -12,6 +12,7 @@ from tltrain.core import registry
 from tltrain.core.metric import metric
 from tltrain.core.recipe import Stage
 from tltrain.runs.pages import background
+from tltrain.runs.pages.doubts import doubts
 from tltrain.runs.record import RunRecord, number, read_predictions
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
@@ -51,6 +52,7 @@ def report(run: RunRecord) -> str:
         errors(run),
         mistakes(run),
         calibration(run),
+        doubts(run),
         background.images(run),
         background.seen(run),
         background.details(run),

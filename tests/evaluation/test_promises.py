@@ -1,0 +1,256 @@
+"""Sets, answers withheld, strangers and views of a run: fitted on its val, kept in its folder, the same in predict and evaluate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from digit_files import digit_folder, digit_image
+from sklearn.metrics import f1_score, roc_auc_score
+
+from tltrain.cli.main import main
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
+from tltrain.evaluation.evaluate import evaluate, seen_again
+from tltrain.evaluation.predict import evaluation_view, predict, several_views
+from tltrain.evaluation.promises import kept
+from tltrain.evaluation.promises.command import figures_of
+from tltrain.evaluation.promises.fitted import Wanted, rules_for, strangers_of, val_answers
+from tltrain.evaluation.trained import load_trained
+from tltrain.runs import manifest, run_dir
+from tltrain.training.run import train
+
+Made = Callable[..., Recipe]
+
+
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a run trained on a folder of four digits, that folder)."""
+    from conftest import made_recipe
+
+    root = tmp_path_factory.mktemp("promises")
+    images = digit_folder(root / "images")
+    recipe = made_recipe(data={"source": f"folder:{images}", "resize": 36, "per_class": None, "eval_limit": None})
+    assert train(recipe, RunFlags(folder=root / "run", workers=0))["outcome"] == "finished"
+    return root / "run", images
+
+
+@pytest.fixture
+def run(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the run."""
+    return Path(shutil.copytree(made[0], tmp_path / "run"))
+
+
+def rows_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_a_run_keeps_its_answers_on_val_and_shows_them_on_test(run: Path, made: tuple[Path, Path]) -> None:
+    val = kept.read_val(run)
+    assert val is not None
+    files = sorted((made[1] / "val").rglob("*.png"))
+    shares = [(p, Path(p.id).parent.name) for p in predict(load_trained(run), files)]
+    own = [p.shares[load_trained(run).classes.index(label)] for p, label in shares if p.shares is not None]
+    assert val.own == pytest.approx(own, abs=1e-5)
+    assert val.right.tolist() == [p.label == label for p, label in shares]
+    assert val.confidence == pytest.approx([p.confidence for p, _ in shares], abs=1e-5)
+    test = run_dir.test_metrics(run)
+    assert test is not None
+    (sets,) = test["sets"]  # 12 val images promise 90 %, and no more
+    assert (sets["coverage"], sets["num_val"], sets["n"]) == (0.9, 12, 16)
+    assert sets["threshold"] == np.sort(val.own)[0]
+    with (run / "test_predictions.csv").open(encoding="utf-8") as file:
+        right = [row["label"] == row["predicted"] for row in csv.DictReader(file)]
+    assert sets["covered"] >= sum(right)
+    assert test["answered_curve"][-1] == [1.0, pytest.approx(np.mean(right))]
+    page = run_dir.report_file(run).read_text(encoding="utf-8")
+    assert "What it does not know" in page
+    with pytest.raises(UserError, match="at least 19"):
+        rules_for(run, Wanted(coverage=0.95), quiet)
+
+
+def test_what_is_worked_out_again_is_what_the_run_kept(run: Path) -> None:
+    before = kept.read_val(run)
+    assert before is not None
+    kept.val_file(run).unlink()
+    said: list[str] = []
+    after = val_answers(run, said.append)
+    assert any("answered once" in line for line in said)
+    for name in ("confidence", "own", "right"):
+        assert getattr(after, name) == pytest.approx(getattr(before, name), abs=1e-5)
+    kept_again = kept.read_val(run)
+    assert kept_again is not None
+    assert (kept_again.own == after.own).all()
+    flipped = bytearray(kept.val_file(run).read_bytes())
+    flipped[-1] ^= 1
+    kept.val_file(run).write_bytes(flipped)
+    with pytest.raises(UserError, match="not as its run wrote it"):
+        kept.read_val(run)
+
+
+def test_answers_of_other_weights_are_not_used(run: Path) -> None:
+    weights = run_dir.weights_file(run)
+    manifest.uncover(run, [weights])
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert kept.read_val(run) is None
+
+
+def test_a_set_and_a_decision_are_what_the_probabilities_say(
+    run: Path, made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(run), str(made[1] / "test"), "--csv", "--probabilities", "--coverage", "0.9", "--abstain", "0.5"]
+    assert main(words) == 0
+    out = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out.out)))
+    asked = rules_for(run, Wanted(0.9, 0.5), quiet)
+    classes = load_trained(run).classes
+    assert len(rows) == 16
+    for row in rows:
+        p = {name: float(row[f"p:{name}"]) for name in classes}
+        assert sum(p.values()) == pytest.approx(1, abs=1e-5)
+        assert max(p, key=lambda name: p[name]) == row["label"]
+        wanted = [name for name in sorted(p, key=lambda n: -p[n]) if p[name] >= asked.sets[0].threshold or name == row["label"]]
+        assert json.loads(row["set"]) == wanted
+        assert row["decision"] == ("answers" if float(row["confidence"]) > asked.abstentions[0].threshold else "abstains")
+    answered = sum(row["decision"] == "answers" for row in rows)
+    assert f"{answered} of 16 images answered, abstains on {16 - answered}" in out.err
+    assert "at least 90 %, fitted on 12 val images" in out.err
+    assert main(["predict", str(run), str(made[1] / "test"), "--json", "--probabilities", "--coverage", "0.9"]) == 0
+    first = json.loads(capsys.readouterr().out)[0]
+    assert first["set"] == json.loads(rows[0]["set"])
+    assert first["probabilities"] == pytest.approx({name: float(rows[0][f"p:{name}"]) for name in classes}, abs=1e-5)
+    assert "decision" not in first
+
+
+def test_several_views_are_a_mean_of_probabilities_in_predict_and_evaluate(run: Path, made: tuple[Path, Path]) -> None:
+    trained, files = load_trained(run), sorted((made[1] / "test").rglob("*.png"))
+    asked = rules_for(run, Wanted(num_views=3), quiet)
+    several = list(predict(trained, files, asked=asked, batch=7))
+    assert seen_again(trained.recipe) == "light"
+    for p, file in zip(several, files, strict=True):
+        views = several_views(file, trained, "light", 3)
+        assert isinstance(views, torch.Tensor)
+        assert torch.equal(views[0], torch.as_tensor(evaluation_view(file, trained.preprocess)))
+        with torch.no_grad():
+            mean = torch.stack([trained.chain(view[None]).double().softmax(1)[0] for view in views]).mean(0)
+        assert p.shares == pytest.approx(mean.numpy(), abs=1e-5)
+    one = [p.label for p in predict(trained, files)]
+    figures = evaluate(run, None, "test", 5, asked)
+    labels = [Path(file).parent.name for file in map(str, files)]
+    assert figures["top1"] == pytest.approx(np.mean([p.label == label for p, label in zip(several, labels, strict=True)]))
+    own = [float(p.shares[trained.classes.index(label)]) for p, label in zip(several, labels, strict=True) if p.shares is not None]
+    assert figures["calibration"]["ece"] != pytest.approx(evaluate(run, None, "test", 5)["calibration"]["ece"])
+    alone = np.mean([a == label for a, label in zip(one, labels, strict=True)])
+    assert figures["views"]["num"] == 3
+    assert figures["views"]["top1_of_one"] == pytest.approx(alone)
+    assert figures["views"]["difference"] == pytest.approx(figures["top1"] - alone)
+    assert len(own) == 16
+
+
+def subset(images: Path, out: Path, renamed: dict[str, str]) -> Path:
+    """The test images of some classes, under other names, in the order of those names."""
+    for name, new in renamed.items():
+        shutil.copytree(images / "test" / name, out / new)
+    return out
+
+
+def test_other_images_may_hold_some_of_the_classes_in_any_order(run: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = evaluate(run, f"folder:{made[1] / 'test'}", "all", 16)
+    own = evaluate(run, None, "test", 16)
+    assert whole["confusion"] == own["confusion"]
+    some = subset(made[1], tmp_path / "some", {"digit 3": "digit 3", "digit 1": "digit 1"})
+    table = tmp_path / "some.csv"
+    lines = [f"{file},{file.parent.name}" for file in sorted(some.rglob("*.png"), reverse=True)]
+    table.write_text("\n".join(["path,label", *lines]) + "\n", encoding="utf-8")
+    pairs = [(k, j) for k in (1, 3) for j, num in enumerate(own["confusion"][k]) for _ in range(num)]
+    label, predicted = zip(*pairs, strict=True)
+    for source in (f"folder:{some}", f"csv:{table}"):
+        figures = evaluate(run, source, "all", 16)
+        assert figures["n"] == 8
+        assert [sum(row) for row in figures["confusion"]] == [0, 4, 0, 4]
+        assert figures["confusion"][1] == own["confusion"][1]
+        assert figures["f1_macro"] == pytest.approx(f1_score(label, predicted, labels=[1, 3], average="macro", zero_division=0))
+        assert "2 of the run's 4 classes have no image here: digit 0, digit 2" in figures["notes"][0]
+
+
+def test_a_class_that_the_run_does_not_know_is_refused_or_counted_as_strange(
+    run: Path, made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = subset(made[1], tmp_path / "mixed", {f"digit {k}": f"digit {k}" for k in range(4)})
+    (mixed / "noise").mkdir()
+    from PIL import Image
+
+    for n in range(5):
+        pixels = np.random.default_rng(n).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(mixed / "noise" / f"{n}.png")
+    with pytest.raises(UserError, match="5 images are of classes that the run does not know: noise"):
+        evaluate(run, f"folder:{mixed}", "all", 16)
+    figures = figures_of(run, f"folder:{mixed}", "all", 16, Wanted(strangers=True))
+    assert figures["n"] == 16
+    assert figures["confusion"] == evaluate(run, None, "test", 16)["confusion"]
+    capsys.readouterr()
+    assert main(["predict", str(run), str(mixed), "--csv", "--strangers"]) == 0
+    rows = rows_of(capsys)
+    score, strange = [float(row["strangeness"]) for row in rows], ["noise" in row["path"] for row in rows]
+    assert figures["strangers"]["auroc"] == pytest.approx(roc_auc_score(strange, score), abs=1e-4)
+    assert figures["strangers"]["strange"]["n"] == 5
+    marked = [row["decision"] == "stranger" for row in rows]
+    assert marked == [s > 1 for s in score]
+    assert sum(marked) == figures["strangers"]["strange"]["marked"] + figures["strangers"]["known"]["marked"]
+    assert all(m for m, s in zip(marked, strange, strict=True) if s), "noise is like no digit"
+    only = subset(made[1], tmp_path / "only", {"digit 0": "zero", "digit 1": "one"})
+    with pytest.raises(UserError, match="no image is of a class of the run"):
+        figures_of(run, f"folder:{only}", "all", 16, Wanted(strangers=True))
+
+
+def test_strangers_are_told_by_what_the_head_is_given(run: Path, made: tuple[Path, Path]) -> None:
+    found = strangers_of(run, quiet)
+    again = kept.read_strangers(run)
+    assert again is not None
+    assert again.limit == found.limit
+    trained, given = load_trained(run), []
+    trained.chain.net.get_submodule("fc").register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    for file in sorted((made[1] / "train").rglob("*.png")):
+        view = evaluation_view(file, trained.preprocess)
+        assert isinstance(view, torch.Tensor)
+        with torch.no_grad():
+            trained.chain.net(trained.chain.normalise(view[None]))
+    features = torch.cat(given).numpy()
+    assert len(found.unit_ND) == len(features) == 32
+    assert found.unit_ND == pytest.approx(features / np.linalg.norm(features, axis=1, keepdims=True), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"coverage": 90.0}, "did you mean 0.9"), ({"abstain": 0.0}, "between 0 and 1"), ({"num_views": 0}, "--views is 0")],
+)
+def test_a_value_that_cannot_be_had_is_refused_before_anything_is_read(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        rules_for(Path("/no/run"), Wanted(**changes), quiet)
+
+
+def test_a_run_without_val_promises_nothing(made_recipe: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from conftest import HEAD
+
+    recipe = made_recipe(stages=[HEAD | {"carry": "last"}], data={"val_fraction": 0})
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    assert not kept.val_file(tmp_path / "run").exists()
+    digit_image(0).save(tmp_path / "0.png")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "0.png"), "--coverage", "0.9"]) == 2
+    assert "has no val images" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""`tltrain evaluate`: the figures of a run, with what val promises of its answers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tltrain.core.output import escape
+from tltrain.evaluation.evaluate import evaluate
+from tltrain.evaluation.promises.fitted import Wanted, rules_for, shown_without_asking
+from tltrain.runs.report.stats import wilson
+
+
+def figures_of(run: Path, source: str | None, which: str, device_batch: int, wanted: Wanted) -> dict[str, Any]:
+    """As `evaluation.evaluate.evaluate`, with the rules that a command asks for, and else the usual ones. Raises UserError."""
+    asked = rules_for(run, wanted, lambda text: print(escape.line(text), file=sys.stderr), device_batch)
+    if not asked.sets and not asked.abstentions and which != "val":
+        usual = shown_without_asking(run, wanted.num_views)
+        asked = replace(asked, sets=usual.sets, abstentions=usual.abstentions)
+    return evaluate(run, source, which, device_batch, asked)
+
+
+def doubt_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """What the figures say of sets, answers withheld, strangers and views, for a terminal."""
+    for sets in figures.get("sets", ()):
+        said = f"set of {100 * sets['coverage']:g} %"
+        worst = min(sets["per_class"], key=lambda row: (row["covered"] / row["n"], -row["n"]))
+        yield (
+            f"{said:18} {_share(sets['covered'], sets['n'])} hold the true class, {sets['mean_size']:.2f} classes in the mean; "
+            f"least {escape.line(worst['name'])}, {worst['covered']:,} of {worst['n']:,}"
+        )
+    for rule in figures.get("abstain", ()):
+        said = f"abstain {100 * rule['target']:g} %"
+        right = _share(rule["right"], rule["answered"]) if rule["answered"] else "none"
+        yield f"{said:18} {rule['answered']:,} of {rule['n']:,} answered, of those {right} right; promised {100 * rule['least']:.1f} %"
+    if (strangers := figures.get("strangers")) is not None:
+        for name, rows in (("known images", strangers["known"]), ("strangers", strangers["strange"])):
+            if rows is not None:
+                yield f"{name:18} {_share(rows['marked'], rows['n'])} are marked as strangers"
+        if strangers["auroc"] is not None:
+            missed = f"{100 * strangers['strangers_missed_at_95']:.1f} % missed where 95 % of the known are kept"
+            yield f"{'AUROC':18} {strangers['auroc']:.4f} of strangeness between the two, {missed}"
+    if (views := figures.get("views")) is not None:
+        low, high = (100 * end for end in views["interval"])
+        gained = f"{100 * views['difference']:+.2f} points of accuracy ({low:+.2f} to {high:+.2f})"
+        yield f"{views['num']:<2} views           {gained} against one view, {100 * views['top1_of_one']:.2f} %"
+
+
+def _share(part: int, of: int) -> str:
+    low, high = wilson(part / of, of)
+    return f"{100 * part / of:.1f} % of {of:,} ({100 * low:.1f} to {100 * high:.1f})"

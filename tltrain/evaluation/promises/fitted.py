@@ -1,0 +1,178 @@
+"""Rules of a run: fitted on what its folder keeps, or on a pass over its own images, which is then kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from tltrain.core.errors import UserError
+from tltrain.distributed.out_of_memory import fitting
+from tltrain.distributed.runtime import Runtime, torch_settings_kept
+from tltrain.evaluation.calibration import fit_temperature
+from tltrain.evaluation.evaluate import Asked, NoSplit, Opened, opened_run
+from tltrain.evaluation.evaluator import features, predict, predict_views
+from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.promises import kept
+from tltrain.runs import run_dir
+from tltrain.uncertainty import abstain, answers, conformal
+from tltrain.uncertainty.answers import Answers
+from tltrain.uncertainty.strangers import MOST_IMAGES, Strangers, fit_strangers
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a command asks for: a coverage, an accuracy, whether strangers are looked for, views of each image."""
+
+    coverage: float | None = None
+    abstain: float | None = None
+    strangers: bool = False
+    num_views: int = 1
+
+    def check(self) -> None:
+        """Raise UserError for a value that can never be had."""
+        for name, value in (("--coverage", self.coverage), ("--abstain", self.abstain)):
+            if value is not None:
+                answers.share(name, value)
+        if not 1 <= self.num_views <= MOST_VIEWS:
+            raise UserError(f"--views is {self.num_views}; it must be from 1 to {MOST_VIEWS}")
+
+
+MOST_VIEWS = 64
+
+
+def rules_for(run: Path, wanted: Wanted, say: Say, device_batch: int = 128) -> Asked:
+    """The rules that a command asked for. Those of a test where it asks for none and val's answers are kept.
+
+    say: is given a line about each thing that is worked out first, and one about what each rule promises. Raises UserError.
+    """
+    wanted.check()
+    run_dir.finished_weights(run)
+    asked = Asked(wanted.num_views)
+    if wanted.coverage is not None or wanted.abstain is not None:
+        val = val_answers(run, say, wanted.num_views, device_batch)
+        if wanted.coverage is not None:
+            asked = replace(asked, sets=[conformal.fit_sets(val, wanted.coverage)])
+        if wanted.abstain is not None:
+            asked = replace(asked, abstentions=[abstain.fit_abstention(val, wanted.abstain)])
+        for line in promised(asked):
+            say(line)
+    if wanted.strangers:
+        asked = replace(asked, strangers=strangers_of(run, say, device_batch))
+    return asked
+
+
+def usual(val: Answers | None) -> Asked:
+    """The rules that a run's test shows: those of the usual levels that val can promise. None of them without val."""
+    if val is None:
+        return Asked()
+    abstentions = []
+    for target in abstain.TARGETS:
+        try:
+            abstentions.append(abstain.fit_abstention(val, target))
+        except UserError:  # not reached on val; the curve shows how far it goes
+            continue
+    return Asked(sets=conformal.reachable(val), abstentions=abstentions)
+
+
+def promised(asked: Asked) -> list[str]:
+    """What each rule promises, and on what that rests, a line each."""
+    lines = []
+    for sets in asked.sets:
+        low, high = sets.between
+        lines.append(
+            f"sets    hold the true class with a probability of at least {100 * sets.coverage:g} %, fitted on {sets.num_val:,} val images: "
+            f"by the luck of which images are in val, {100 * low:.1f} to {100 * high:.1f} %"
+        )
+    for rule in asked.abstentions:
+        lines.append(
+            f"abstain at a confidence up to {rule.threshold:.4f}: on val {rule.answered:,} of {rule.num_val:,} images were answered, "
+            f"{100 * rule.right / rule.answered:.1f} % of them right; elsewhere at least {100 * rule.least:.1f} % (95 % sure)"
+        )
+    if lines:
+        lines.append(
+            "note    both hold for images like those of val; val also chose the weights and the temperature, which flatters it a little"
+        )
+    return lines
+
+
+def fit_answers(said: tuple[np.ndarray, np.ndarray] | None) -> tuple[float, Answers | None]:
+    """(the calibration temperature, answers with it) from logits (N, K) of val and labels (N,). (1, None) without val."""
+    if said is None:
+        return 1.0, None
+    logits_NK, label_N = said
+    temperature = fit_temperature(logits_NK, label_N)
+    p_NK = softmax(logits_NK / temperature, axis=1)
+    return temperature, Answers(p_NK.max(1), p_NK[np.arange(len(label_N)), label_N], p_NK.argmax(1) == label_N)
+
+
+def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128) -> Answers:
+    """The run's answers on val, kept or worked out and then kept. Raises UserError for a run without val."""
+    if (held := kept.read_val(run, num_views)) is not None:
+        return held
+    with torch_settings_kept():
+        runtime, opened = _on_val(run)
+        seen = "" if num_views == 1 else f", {num_views} views each"
+        say(f"val     its {len(opened.split):,} images are answered once{seen}, to fit on; the answers are kept in the run folder")
+
+        def answered(batch: int) -> Predictions:
+            batches = opened.loader(runtime, opened.split, batch, num_views)
+            if num_views > 1:
+                return predict_views(runtime, opened.chain, batches, num_views, opened.temperature)[0]
+            return predict(runtime, opened.chain, batches, opened.temperature)
+
+        p = fitting(answered, device_batch)[0] if runtime.world == 1 else answered(device_batch)
+    assert p.own is not None
+    found = Answers(p.calibrated, p.own, p.predicted == p.label)
+    _keep(runtime, say, lambda: kept.write_val(run, found, num_views))
+    return found
+
+
+def strangers_of(run: Path, say: Say, device_batch: int = 128) -> Strangers:
+    """What the run's features are like, kept or worked out on its train and val images. Raises UserError for a run without val."""
+    if (held := kept.read_strangers(run)) is not None:
+        return held
+    with torch_settings_kept():
+        runtime, opened = _on_val(run)
+        train, val = opened.images.train, opened.split
+        num = min(len(train), MOST_IMAGES) + len(val)
+        say(f"strangers  features of {num:,} train and val images are computed once, and kept in the run folder")
+
+        def computed(batch: int) -> list[np.ndarray]:
+            loaders = [opened.loader(runtime, split, batch, limit=MOST_IMAGES) for split in (train, val)]
+            return [features(runtime, opened.chain, opened.head, loader) for loader in loaders]
+
+        parts = fitting(computed, device_batch)[0] if runtime.world == 1 else computed(device_batch)
+    found = fit_strangers(*parts)
+    _keep(runtime, say, lambda: kept.write_strangers(run, found))
+    return found
+
+
+def _on_val(run: Path) -> tuple[Runtime, Opened]:
+    """The run with its own val images. Raises UserError for a run without any."""
+    try:
+        return opened_run(run, None, "val")
+    except NoSplit as error:
+        raise UserError(
+            f"{run} has no val images, and what it can promise is fitted on them; train with data.val_fraction above 0"
+        ) from error
+
+
+def _keep(runtime: Runtime, say: Say, write: Callable[[], None]) -> None:
+    """Keep what was worked out, on one process. A folder that cannot be written is said, and ends nothing."""
+    if not runtime.is_main:
+        return
+    try:
+        write()
+    except OSError as error:
+        say(f"note    what was worked out cannot be kept, and is worked out again next time: {error}")
+
+
+def shown_without_asking(run: Path, num_views: int) -> Asked:
+    """The usual rules, where val's answers by so many views are kept already."""
+    return replace(usual(kept.read_val(run, num_views)), num_views=num_views)

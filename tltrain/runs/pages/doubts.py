@@ -1,0 +1,98 @@
+"""The section of a run's page on what the network does not know: sets of classes, and answers that are withheld."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tltrain.runs.record import RunRecord
+from tltrain.runs.report import tables as parts
+from tltrain.runs.report.charts import Axis, Line, axis, line_chart
+from tltrain.runs.report.formatting import DASH, count, decimal, percent, plural, tenths
+from tltrain.runs.report.html import Html, el
+from tltrain.runs.report.stats import wilson
+
+FITTED = (
+    "Both are fitted on val and shown on test. They hold for images like those of val. Val also chose the weights and the temperature, "
+    "which flatters it a little: the test figures count."
+)
+
+
+def doubts(run: RunRecord) -> Html | None:
+    """The section. None for a run without val, and for one of an older version."""
+    test = run.test or {}
+    sets, rules, curve = test.get("sets"), test.get("abstain"), test.get("answered_curve")
+    if not curve or sets is None or rules is None:
+        return None
+    blocks = [_sets(sets) if sets else _too_few(), _answers(rules, curve)]
+    return el("section", el("h2", "What it does not know"), el("p", FITTED, class_="note"), el("div", *blocks, class_="pair"))
+
+
+def _too_few() -> Html:
+    return el("div", el("h3", "Sets of classes"), el("p", "Val has fewer than 9 images, too few to promise a coverage of 90\u202f%."))
+
+
+def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
+    text = (
+        "tltrain predict --coverage gives each image the classes whose probability reaches a threshold. The promise is one for all images "
+        f"together: a class may be covered less. Val's {plural(int(sets[0]['num_val']), 'image')} leave the promise as uncertain as the "
+        "third column says."
+    )
+    rows = []
+    for row in sets:
+        low, high = row["between"]
+        rows.append([
+            percent(row["coverage"], 0), f"{decimal(row['threshold'], 4)}", f"{100 * low:.0f} to {100 * high:.0f}",
+            tenths(row["covered"] / row["n"]), _ends(row["covered"], row["n"]), f"{row['mean_size']:.2f}", tenths(_single(row)),
+        ])  # fmt: skip
+    head = ["Promised", "Threshold", "By the luck of val", "On test, %", "95\u202f%", "Classes", "Single, %"]
+    first = sets[0]
+    by_class = [
+        [str(c["name"]), count(c["n"]), tenths(c["covered"] / c["n"]), _ends(c["covered"], c["n"]), f"{c['mean_size']:.2f}"]
+        for c in sorted(first["per_class"], key=lambda c: c["covered"] / c["n"])
+    ]
+    return el(
+        "div",
+        el("h3", "Sets of classes"),
+        el("p", text, class_="note"),
+        parts.table(head, rows),
+        el("h3", f"By class, {percent(first['coverage'], 0)} promised", class_="gap"),
+        parts.table(["Class", "Images", "On test, %", "95\u202f%", "Classes"], by_class, class_="tall"),
+    )
+
+
+def _single(row: Mapping[str, Any]) -> float:
+    """The share of sets of one class."""
+    return float(row["sizes"].get("1", 0) / row["n"])
+
+
+def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, float]]) -> Html:
+    text = "tltrain predict --abstain answers where the confidence is above a threshold, the one that reaches the wanted accuracy on val."
+    points = [(100 * share, accuracy) for share, accuracy in curve]
+    low = min(accuracy for _, accuracy in curve)
+    y = axis(low, 1.0)
+    y = Axis(max(0.0, y.low), 1.0, [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
+    chart = line_chart(
+        "Accuracy of the answers, %", [Line("", points, "s1")], y, lambda v: f"{100 * v:.4g}", x_label="images answered, %", x_top=100
+    )
+    rows = []
+    for rule in rules:
+        answered, right = int(rule["answered"]), int(rule["right"])
+        shown = [tenths(right / answered), _ends(right, answered)] if answered else [DASH, DASH]
+        val = rule["val"]
+        rows.append([
+            percent(rule["target"], 0), decimal(rule["threshold"], 4), tenths(val["answered"] / val["n"]), tenths(rule["least"]),
+            tenths(answered / rule["n"]), *shown,
+        ])  # fmt: skip
+    head = ["Wanted", "Threshold", "Answered on val, %", "Promised, %", "Answered on test, %", "Right, %", "95\u202f%"]
+    table = parts.table(head, rows) if rows else el("p", "No threshold reaches 90\u202f% on val.")
+    promise = (
+        "Promised: at least so many of the answers are right, with 95\u202f% confidence (Clopper and Pearson's bound, for all of the "
+        "twenty thresholds that were looked at)."
+    )
+    return el("div", el("h3", "Answers withheld"), el("p", text, class_="note"), chart, table, el("p", promise, class_="note under"))
+
+
+def _ends(part: int, of: int) -> str:
+    low, high = wilson(part / of, of)
+    return f"{100 * low:.1f} to {100 * high:.1f}"

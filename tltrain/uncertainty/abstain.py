@@ -1,0 +1,97 @@
+"""Answers that are withheld: a threshold of confidence above which a wanted share of the answers is right (selective classification).
+
+Chow 1970; Geifman and El-Yaniv 2017 (arXiv:1705.08500), whose bound over several thresholds is the one used here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from tltrain.core.errors import UserError
+from tltrain.uncertainty.answers import Answers
+
+TARGETS = (0.9, 0.95, 0.99)
+"""Accuracies that a run's test shows."""
+SHARES = 20
+"""Thresholds that are looked at: those that answer a twentieth of val, two twentieths, ... and all of it."""
+SURE = 0.95
+"""How sure the bound is."""
+MOST_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """A threshold: an image is answered where its calibrated confidence is above it."""
+
+    target: float
+    """The accuracy that was asked for."""
+    threshold: float
+    num_val: int
+    """Images of val."""
+    answered: int
+    """Of them, those above the threshold."""
+    right: int
+    """Of those, the right ones."""
+
+    @property
+    def least(self) -> float:
+        """With SURE, at least this share of the answers is right for images drawn as those of val.
+
+        Clopper and Pearson's (1934) one-sided bound at (1 - SURE) / SHARES: it holds for all SHARES thresholds together, and so also for
+        the one that was chosen by looking at val.
+        """
+        if self.right == 0:
+            return 0.0
+        return float(stats.beta.ppf((1 - SURE) / SHARES, self.right, self.answered - self.right + 1))
+
+
+def fit_abstention(val: Answers, target: float) -> Abstention:
+    """The threshold that answers the most images of val while `target` of those answers are right.
+
+    The target is reached on val; what is promised elsewhere is `Abstention.least`. Raises UserError where no threshold reaches it.
+    """
+    looked_at = _thresholds(val)
+    for threshold in sorted(looked_at):
+        answered = val.confidence > threshold
+        right = int(val.right[answered].sum())
+        if right >= target * answered.sum() - 1e-9:
+            return Abstention(target, threshold, len(val), int(answered.sum()), right)
+    best = max(float(val.right[val.confidence > threshold].mean()) for threshold in looked_at)
+    raise UserError(
+        f"no threshold makes {100 * target:g} % of the answers on val right: the surest reach {100 * best:.1f} %; ask for less, or train "
+        "for longer or on more images"
+    )
+
+
+def _thresholds(val: Answers) -> list[float]:
+    """At most SHARES thresholds, each the confidence of the first image that is not answered: those above it are then drawn like any
+    image above it (as the bound needs it). The last answers all.
+    """
+    descending = np.sort(val.confidence)[::-1]
+    counts = sorted({round(len(val) * part / SHARES) for part in range(1, SHARES)} - {0, len(val)})
+    found = {float(descending[count]) for count in counts}
+    return [0.0, *(t for t in found if t < descending[0])]
+
+
+def shown(rule: Abstention, on: Answers) -> dict[str, Any]:
+    """What a threshold of val does on labelled images, ready for JSON."""
+    answered = on.confidence > rule.threshold
+    return {
+        "target": rule.target, "threshold": rule.threshold, "least": rule.least,
+        "val": {"n": rule.num_val, "answered": rule.answered, "right": rule.right},
+        "n": len(on), "answered": int(answered.sum()), "right": int(on.right[answered].sum()),
+    }  # fmt: skip
+
+
+def curve(on: Answers) -> list[tuple[float, float]]:
+    """(share of images answered, accuracy of those answers) for falling thresholds, at most MOST_POINTS points; the last answers all."""
+    order = np.argsort(-on.confidence, kind="stable")
+    sure, hits = on.confidence[order], np.cumsum(on.right[order])
+    ends = np.flatnonzero(np.append(sure[1:] < sure[:-1], True))  # equally sure images are answered together
+    if len(ends) > MOST_POINTS:
+        ends = ends[np.unique(np.linspace(0, len(ends) - 1, MOST_POINTS).round().astype(int))]
+    return [((end + 1) / len(on), float(hits[end] / (end + 1))) for end in ends.tolist()]

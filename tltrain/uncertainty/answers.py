@@ -1,0 +1,32 @@
+"""A network's answers on the images of val, as far as sets and thresholds are fitted on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tltrain.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One entry for each image. All probabilities are calibrated."""
+
+    confidence: np.ndarray
+    """(N,) float64, the probability of the most probable class."""
+    own: np.ndarray
+    """(N,) float64, the probability of the image's own class."""
+    right: np.ndarray
+    """(N,) bool, whether the most probable class is the image's own."""
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+
+def share(name: str, value: float) -> float:
+    """The value, if it is a share between 0 and 1, both left out. Raises UserError."""
+    if not 0 < value < 1:
+        per_cent = f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
+        raise UserError(f"{name} is {value:g}; it must be between 0 and 1, such as 0.9{per_cent}")
+    return value
