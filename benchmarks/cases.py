@@ -92,6 +92,7 @@ def stop_while_waiting_for_a_lock(place: Place) -> list[str]:
     shutil.copytree(place.folder / "pictures" / "a", place.folder / "pictures" / "b")
     subprocess.run([*words, "--smoke"], env=environment, capture_output=True, check=False, timeout=150)  # makes the lock
     lock = next((place.folder / "cache" / "scans").glob("*.lock"))
+    next((place.folder / "cache" / "scans").glob("*.scan")).unlink()  # what is known needs no lock
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         code, seconds, said = signalled(words, environment, "waiting for another process", [signal.SIGTERM])

@@ -125,7 +125,7 @@ def _evaluated(head: nn.Module, features: dict[str, Tensor], label_of: dict[str,
 
 
 def _ids(images: DataSplits) -> dict[str, tuple[str, ...]]:
-    return {split.name: split.ids for split in (images.train, images.val, images.test) if split is not None}
+    return {split.name: tuple(split.ids) for split in (images.train, images.val, images.test) if split is not None}
 
 
 def show(found: dict[str, list[float]]) -> str:

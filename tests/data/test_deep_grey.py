@@ -64,7 +64,7 @@ def test_whites_are_other_data_and_other_caches(tmp_path: Path) -> None:
     root = _microscope(tmp_path / "d")
     fingerprints = {_open(root, white=white).fingerprint for white in (None, 4095, 1023, 4095, None)}
     assert len(fingerprints) == 3
-    assert len(list((tmp_path / "cache" / "scans").glob("*.json"))) == 3
+    assert len(list((tmp_path / "cache" / "scans").glob("*.scan"))) == 3
 
 
 def test_values_beyond_white_and_a_white_far_beyond_them_are_said(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_scan_is_remembered_by_path_size_and_time(tmp_path: Path, monkeypatc
     os.utime(changed, ns=(1, 1))
     assert _open(source).fingerprint != first
     assert read[40:] == ["003.png"]
-    for cache in (tmp_path / "cache" / "scans").glob("*.json"):
+    for cache in (tmp_path / "cache" / "scans").glob("*.scan"):
         cache.write_text("{ damaged")
     _open(source)
     assert len(read) == 81

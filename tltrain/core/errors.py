@@ -34,9 +34,13 @@ LISTED = 20
 """Number of files or classes that one message names. The rest is only counted."""
 
 
-def some(names: Sequence[str]) -> str:
-    """The names as one string: at most LISTED of them, then the number of the others."""
-    rest = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+def some(names: Sequence[str], total: int | None = None) -> str:
+    """The names as one string: at most LISTED of them, then the number of the others.
+
+    total: how many there are, where `names` are the first of them, at least LISTED.
+    """
+    num = len(names) if total is None else total
+    rest = f", and {num - LISTED} more" if num > LISTED else ""
     return ", ".join(names[:LISTED]) + rest
 
 

@@ -12,16 +12,18 @@ import socket
 import stat
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from tltrain.core.errors import MachineError
+from tltrain.core.output import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,6 +33,8 @@ ANSWER_S = 60.0
 """Longest time that a server may send nothing, seconds."""
 READ_S = 300.0
 """Longest time that reading one file may take, seconds."""
+WAIT_S = 1.0
+"""Who waits for another process or a slow disk reports so often, seconds."""
 
 
 @contextmanager
@@ -185,12 +189,16 @@ def locked(path: Path, what: str, limit_s: float = LOCK_S) -> Iterator[None]:
         lock.acquire(timeout=min(5.0, limit_s))
     except Timeout:
         sys.stderr.write(f"tltrain: waiting for another process, which {what} (lock {path})\n")
-        try:
-            lock.acquire(timeout=limit_s)
-        except Timeout:
-            raise MachineError(
-                f"another process {what}, and has held {path} for {limit_s / 60:.0f} min; see what holds it (`fuser {path}`), or delete it"
-            ) from None
+        deadline = time.monotonic() + limit_s
+        while not lock.is_locked:
+            progress.alive()
+            with suppress(Timeout):
+                lock.acquire(timeout=max(0.0, min(WAIT_S, deadline - time.monotonic())))
+            if not lock.is_locked and time.monotonic() >= deadline:
+                raise MachineError(
+                    f"another process {what}, and has held {path} for {limit_s / 60:.0f} min; see what holds it (`fuser {path}`), or "
+                    "delete it"
+                ) from None
     try:
         yield
     finally:
@@ -229,9 +237,10 @@ def _check_regular(path: Path, mode: int) -> None:
         raise OSError(errno.EINVAL, f"{KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file", str(path))
 
 
-def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = READ_S) -> Iterator[R]:
+def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = READ_S, num_threads: int | None = None) -> Iterator[R]:
     """The results of work(item), in order, computed on threads that start at once. Raises the error of a call in its place.
 
+    num_threads: as many as there are cores and a few more, unless it is given. Each item costs about a KB, so give a million in parts.
     Raises MachineError if one call takes longer than `limit_s` seconds. Neither an interrupt nor the end of the process waits for a call.
     """
     futures: list[Future[R]] = [Future() for _ in items]
@@ -249,7 +258,7 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = REA
             except BaseException as error:  # raised where the result is asked for
                 future.set_exception(error)
 
-    for _ in range(min(len(items), (os.cpu_count() or 1) + 4)):
+    for _ in range(min(len(items), num_threads or (os.cpu_count() or 1) + 4)):
         threading.Thread(target=take, daemon=True, name="tltrain-read").start()  # daemons: a dead network mount holds them for ever
     return _in_order(items, futures, over, limit_s)
 
@@ -257,11 +266,12 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = REA
 def _in_order(items: Sequence[T], futures: Sequence[Future[R]], over: threading.Event, limit_s: float) -> Iterator[R]:
     try:
         for item, future in zip(items, futures, strict=True):
-            try:
-                yield future.result(limit_s)
-            except TimeoutError:
-                if future.done():
-                    raise
-                raise MachineError(f"{item} does not answer for {limit_s:.0f} s; look at its disk or network mount") from None
+            deadline = time.monotonic() + limit_s
+            while not future.done():
+                wait([future], max(0.0, min(WAIT_S, deadline - time.monotonic())))
+                if not future.done() and time.monotonic() >= deadline:
+                    raise MachineError(f"{item} does not answer for {limit_s:.0f} s; look at its disk or network mount")
+                progress.alive()
+            yield future.result()
     finally:
         over.set()

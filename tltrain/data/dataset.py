@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from tltrain.core.recipe import Data
 from tltrain.data.tables.corrections import corrected
+from tltrain.data.tables.texts import Texts
 
 Read = Callable[[int], Image.Image]
 
@@ -23,8 +24,8 @@ class Split:
     name: str
     labels: np.ndarray
     """(N,) int64, the class of each sample."""
-    ids: tuple[str, ...]
-    """Readable name of each sample: a path relative to the source, or digits/17."""
+    ids: Sequence[str]
+    """(N,) readable name of each sample: a path relative to the source, or digits/17. `Texts` keeps a million in one buffer."""
     source_index: np.ndarray
     """(N,) int64, each sample's number in the source. It seeds the sample's views, so they do not depend on the split."""
     read: Read
@@ -76,7 +77,8 @@ class Source:
     classes: tuple[str, ...]
     labels: np.ndarray
     """(N,) int64."""
-    ids: tuple[str, ...]
+    ids: Sequence[str]
+    """(N,) readable names. A tuple does; of a million images let it be `Texts.of(names)` (tltrain/data/tables/texts.py)."""
     numbers: np.ndarray
     """(N,) int64, the argument of `read` for each sample. Unreadable files leave gaps."""
     declared: np.ndarray
@@ -87,8 +89,8 @@ class Source:
     """Reads the RGB image with a number. Picklable."""
     fingerprint: str
     """Hash of classes, ids, labels and contents."""
-    digests: tuple[str, ...] = ()
-    """(N,) hash of each file's bytes. Empty: byte-identical images are not searched for."""
+    digests: Sequence[str] = ()
+    """(N,) hash of each file's bytes, or of parts of them where it begins with `~`. Empty: identical images are not searched for."""
     notes: tuple[str, ...] = ()
     in_memory: bool = False
     """Whether images are so cheap to read that data workers would not help."""
@@ -135,8 +137,8 @@ def corrected_source(source: Source, spec: Data) -> Source:
     numbers_N = source.numbers[kept_N]
     content = source.fingerprint.encode() + numbers_N.astype("<i8").tobytes() + label_N.astype("<i8").tobytes()
     return replace(
-        source, labels=label_N, ids=tuple(source.ids[i] for i in changed.kept), numbers=numbers_N, declared=source.declared[kept_N],
-        groups=source.groups[kept_N], digests=tuple(source.digests[i] for i in changed.kept) if source.digests else (),
+        source, labels=label_N, ids=Texts.of(source.ids[i] for i in changed.kept), numbers=numbers_N, declared=source.declared[kept_N],
+        groups=source.groups[kept_N], digests=Texts.of(source.digests[i] for i in changed.kept) if source.digests else (),
         fingerprint=hashlib.blake2b(content, digest_size=16).hexdigest(), notes=(*source.notes, *changed.notes), corrected=True,
     )  # fmt: skip
 

@@ -70,6 +70,15 @@ def shuffled(seed: int, n: int) -> np.ndarray:
     return np.argsort(raw_bits(seed, n), kind="stable")
 
 
+def first_of_each(label_N: np.ndarray, order_N: np.ndarray, num_K: Sequence[int]) -> np.ndarray:
+    """Mask (N,) of the first num_K[c] samples of each class c in an order of the samples."""
+    by_class_N, count_K = order_N[np.argsort(label_N[order_N], kind="stable")], np.bincount(label_N)
+    place_N = np.arange(len(label_N)) - np.repeat(np.cumsum(count_K) - count_K, count_K)
+    mask_N = np.zeros(len(label_N), dtype=bool)
+    mask_N[by_class_N[place_N < np.repeat(num_K, count_K)]] = True
+    return mask_N
+
+
 @dataclass(frozen=True)
 class SampleStream:
     """The endless sample stream of one stage: one permutation of the split after another.

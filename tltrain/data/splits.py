@@ -13,11 +13,12 @@ from typing import cast
 import numpy as np
 
 from tltrain.core import registry
-from tltrain.core.errors import UserError, some
+from tltrain.core.errors import LISTED, UserError, some
 from tltrain.core.paths import data_root
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import DataSplits, Indexed, SharedImages, Source, SourceKind, Split, corrected_source
-from tltrain.data.sampler import derive_seed, shuffled
+from tltrain.data.sampler import derive_seed, first_of_each, shuffled
+from tltrain.data.tables.texts import Texts, same_as
 
 TINY = 5
 """A class with fewer training images than this is reported."""
@@ -92,8 +93,13 @@ def assign(source: Source, names: Sequence[str], to_train: bool) -> DataSplits:
 def split_names(images: DataSplits) -> list[str]:
     """The split of each sample of the source (N,). Empty for a sample that belongs to no split."""
     assert images.source is not None
-    name_of = {int(number): s.name for s in (images.train, images.val, images.test) if s is not None for number in s.source_index}
-    return [name_of.get(number, "") for number in images.source.numbers.tolist()]
+    number_N = images.source.numbers
+    order_N = np.argsort(number_N)
+    name_N = np.full(len(number_N), "", dtype=object)
+    for part in (images.train, images.val, images.test):
+        if part is not None:
+            name_N[order_N[np.searchsorted(number_N, part.source_index, sorter=order_N)]] = part.name
+    return list(name_N)
 
 
 def _data_splits(source: Source, parts: dict[str, np.ndarray], notes: list[str]) -> DataSplits:
@@ -124,20 +130,27 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
     Groups are tried in a random order by `seed`. A group is cut if that brings the class counts closer to their targets. A class with
     two or more samples gives at least one, if its groups allow it.
     """
-    leaves = np.zeros(len(label_N), dtype=bool)
+    leaves: list[int] = []
     count_K = np.bincount(label_N)
     wanted_K = np.where(count_K > 1, np.clip(fraction * count_K, 1, np.maximum(count_K - 1, 1)), 0).tolist()
     room_K = (count_K - 1).tolist()
     taken_K = [0] * len(count_K)
-    labels = label_N.tolist()  # Python integers: indexing numpy arrays one by one is slow
+    labels = label_N.tolist()
+    if len(np.unique(group_N)) == len(group_N):
+        for c, wanted in enumerate(wanted_K):  # each image alone: by the same rule, and a million take a second
+            while taken_K[c] < room_K[c] and abs(wanted - taken_K[c]) > abs(wanted - taken_K[c] - 1):
+                taken_K[c] += 1
+        return first_of_each(label_N, np.argsort(group_N, kind="stable")[shuffled(seed, len(group_N))], taken_K)
     for members in _groups(group_N, seed):
         counts = Counter([labels[i] for i in members])
         gain = sum(abs(wanted_K[c] - taken_K[c]) - abs(wanted_K[c] - taken_K[c] - n) for c, n in counts.items())
         if gain > 0 and all(taken_K[c] + n <= room_K[c] for c, n in counts.items()):
-            leaves[members] = True
+            leaves += members
             for c, n in counts.items():
                 taken_K[c] += n
-    return leaves
+    mask_N = np.zeros(len(label_N), dtype=bool)
+    mask_N[leaves] = True
+    return mask_N
 
 
 def folds(label_N: np.ndarray, group_N: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -179,15 +192,16 @@ def _groups(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
     """The positions of each group, in a random order of groups by `seed`."""
     by_group = np.argsort(group_N, kind="stable")
     ends = np.flatnonzero(np.diff(group_N[by_group], append=group_N.max() + 1)) + 1
-    starts = np.concatenate([[0], ends[:-1]])
+    order = shuffled(seed, len(ends))
+    starts = np.concatenate([[0], ends[:-1]])[order].tolist()  # Python integers: indexing numpy arrays one by one is slow
     positions = by_group.tolist()
-    for i in shuffled(seed, len(ends)):
-        yield positions[starts[i] : ends[i]]
+    for start, end in zip(starts, ends[order].tolist(), strict=True):
+        yield positions[start:end]
 
 
 def _split(source: Source, name: str, samples: np.ndarray) -> Split:
     numbers = source.numbers[samples]
-    return Split(name, source.labels[samples], tuple(source.ids[i] for i in samples), numbers, Indexed(source.read, numbers))
+    return Split(name, source.labels[samples], Texts.of(source.ids).take(samples), numbers, Indexed(source.read, numbers))
 
 
 def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:
@@ -212,14 +226,17 @@ def _twins(source: Source, parts: dict[str, np.ndarray]) -> list[str]:
     """A note on byte-identical images in different splits."""
     if not source.digests:
         return []
-    first: dict[str, tuple[str, int]] = {}
-    pairs = []
-    for name, samples in parts.items():
-        for i in samples.tolist():
-            other, j = first.setdefault(source.digests[i], (name, i))
-            if other != name:
-                pairs.append(f"{source.ids[j]} ({other}) = {source.ids[i]} ({name})")
-    return [f"{len(pairs)} byte-identical images are in two splits, which flatters the result: {some(pairs)}"] if pairs else []
+    names, i_M = list(parts), np.concatenate(list(parts.values()))
+    part_M = np.repeat(np.arange(len(names)), [len(samples) for samples in parts.values()])
+    first_M = same_as(Texts.of(source.digests).take(i_M))
+    twins = np.flatnonzero(part_M[first_M] != part_M)
+    if not len(twins):
+        return []
+    called = [(source.ids[i_M[k]], names[part_M[k]]) for k in twins[:LISTED].tolist()]
+    others = [(source.ids[i_M[k]], names[part_M[k]]) for k in first_M[twins[:LISTED]].tolist()]
+    pairs = [f"{other} ({place}) = {name} ({here})" for (other, place), (name, here) in zip(others, called, strict=True)]
+    alike = "images of the same size, beginning and end" if source.digests[0].startswith("~") else "byte-identical images"
+    return [f"{len(twins)} {alike} are in two splits, which flatters the result: {some(pairs, len(twins))}"]
 
 
 def _fingerprint(source: Source, parts: dict[str, np.ndarray]) -> str:

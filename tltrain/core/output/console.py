@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from tltrain.core.output import escape
+from tltrain.core.output import escape, progress
 
 LOG_S = 60.0
 """Seconds between two lines about progress in a log."""
@@ -58,12 +58,13 @@ class Console:
 
     @contextlib.contextmanager
     def doing(self, text: str, log: bool = True) -> Iterator[None]:
-        """Say what a step before training does, while it does it. log: in a log too, once, as it begins."""
+        """Say what a step before training does, and how far it is. log: in a log too, as it begins; there it is heard of once a minute."""
         if log and self.enabled and not self.rich.is_terminal:
             self._log(text)
         self.busy(text)
         try:
-            yield
+            with progress.heard_by(lambda how_far: self.busy(f"{text}: {how_far}" if how_far else text)):
+                yield
         finally:
             self.busy(None)
 

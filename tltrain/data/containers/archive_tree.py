@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from tltrain.core.errors import some
@@ -36,8 +36,8 @@ class ArchiveTree(Tree):
         folders, images = sorted(self._folders.get(folder, ())), sorted(self._images.get(folder, ()))
         return Below(tuple(folders), tuple(images), tuple(self._others.get(folder, ())))
 
-    def identity(self, folder: Path) -> Path:  # type: ignore[override]  # no folder has two names here
-        return folder
+    def identity(self, folder: Path) -> str:  # no folder has two names here
+        return str(folder)
 
     def notes(self) -> tuple[str, ...]:
         entered = (f"all of it lies in {self._entered}: read from there",) if self._entered else ()

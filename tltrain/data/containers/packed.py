@@ -25,8 +25,10 @@ from tltrain.data.dataset import Source
 from tltrain.data.decode import describe, read_again
 from tltrain.data.pictures.warned import recorded
 from tltrain.data.sources import scan as scanning
-from tltrain.data.sources.image_list import Listed, from_files
-from tltrain.data.sources.scan import Scanned, examined
+from tltrain.data.scans.found import Scanned
+from tltrain.data.sources.image_list import from_files
+from tltrain.data.sources.scan import examined
+from tltrain.data.tables.listing import Listed
 
 MOST_BYTES = 2**30
 """The largest file of an image that is unpacked. A few kilobytes that say they are gigabytes would fill the memory."""

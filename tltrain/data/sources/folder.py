@@ -7,14 +7,18 @@ import stat
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Source, SourceKind
 from tltrain.data.decode import SUFFIXES
-from tltrain.data.sources.image_list import Listed, from_files
+from tltrain.data.sources.image_list import from_files
 from tltrain.data.sources.layout import find_classes
 from tltrain.data.sources.names import shown
 from tltrain.data.sources.tree import Tree, is_run, unreadable
+from tltrain.data.tables.listing import Listing
+from tltrain.data.tables.texts import Texts, joined
 
 
 def open_folder(argument: str, spec: Data) -> Source:
@@ -27,24 +31,38 @@ def open_folder(argument: str, spec: Data) -> Source:
     return from_files(listed, f"folder:{root}", spec, notes)
 
 
-def in_classes(tree: Tree) -> tuple[list[Listed], tuple[str, ...]]:
+def in_classes(tree: Tree) -> tuple[Listing, tuple[str, ...]]:
     """The images of the class folders of a tree, and notes. Raises UserError as `find_classes`, and for a class without images."""
     root = tree.root
     folders, notes = find_classes(tree)
     others = Counter(tree.look(root).others)
     others.update(suffix for place in {folder.parent for _, folder in folders} - {root} for suffix in tree.look(place).others)
-    listed: list[Listed] = []
+    names: list[Texts] = []
+    num_images = []
     for split, folder in folders:
         inside: Counter[str] = Counter()
-        images = [Listed(path, path.relative_to(root).as_posix(), split, folder.name) for path in tree.images(folder, inside)]
-        if not images and split == "train":
+        found = [_below(root, place, files) for place, files in tree.by_folder(folder, inside) if files]
+        if not found and split == "train":
             raise UserError(_empty(folder, inside, any(other != "train" for other, _ in folders)))
-        listed += images
+        names += found
+        num_images.append(sum(map(len, found)))
         others += inside
     if others:
         kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(others.items()))
         notes += (f"files that are not images by their suffix are left out: {kinds}",)
-    return listed, (*notes, *tree.notes())
+    splits, labels = tuple(dict.fromkeys(split for split, _ in folders)), tuple(dict.fromkeys(folder.name for _, folder in folders))
+    split_N = np.repeat([splits.index(split) for split, _ in folders], num_images)
+    number_of = {label: k for k, label in enumerate(labels)}
+    label_N = np.repeat([number_of[folder.name] for _, folder in folders], num_images)
+    ids = joined(names)
+    listing = Listing(ids.with_prefix(f"{str(root).rstrip('/')}/"), ids, split_N, splits, label_N, labels)
+    return listing, (*notes, *tree.notes())
+
+
+def _below(root: Path, folder: Path, files: list[str]) -> Texts:
+    """The names of a folder's files relative to the root, as they are written everywhere."""
+    place = folder.relative_to(root).as_posix()
+    return Texts.of(f"{place}/{name}" for name in files)
 
 
 def check_apart(source: str, run: Path) -> None:

@@ -5,42 +5,44 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from tltrain.core.errors import UserError, some
+from tltrain.core.errors import LISTED, UserError, some
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Read, Source
 from tltrain.data.decode import read_image
+from tltrain.data.scans.found import Found, Scanned
 from tltrain.data.sources.names import doubtful
-from tltrain.data.sources.scan import Scanned, check_readable, odd_ones, scan, white_notes
+from tltrain.data.sources.scan import check_notes, check_readable, odd_ones, scan, white_notes
 from tltrain.data.tables.corrections import corrected
-
-
-class Listed(NamedTuple):
-    """One image file with its id, split, label and group, as listed by a folder or a table."""
-
-    path: Path
-    id: str
-    split: str
-    label: str
-    group: str = ""
-    """Samples of one group stay in one split. Empty: byte-identical images form a group."""
+from tltrain.data.tables.listing import Listed, Listing
+from tltrain.data.tables.texts import PART, Texts, same_as
 
 
 @dataclass(frozen=True)
 class FileReader:
     """Reads the image file with a number. Picklable."""
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     white: int | None = None
     """data.white of the recipe."""
+    check: str = "full"
+    """data.check of the recipe."""
 
     def __call__(self, number: int) -> Image.Image:
-        return read_image(Path(self.paths[number]), self.white)
+        try:
+            return read_image(Path(self.paths[number]), self.white)
+        except UserError as error:
+            if self.check == "full":
+                raise
+            raise UserError(
+                f"{error}. data.check is {self.check}, so that not every image was decoded before: data.check: full finds such files and "
+                "leaves them out before the first step"
+            ) from error
 
 
 Look = Callable[[Sequence[int]], tuple[list[Scanned], Read]]
@@ -55,38 +57,37 @@ def from_files(
     look: for images that are no files of their own; their paths are names in messages alone. order: of the classes, where it is not that
     of the alphabet.
     """
-    kept = list(range(len(listed)))
+    listing = Listing.of(listed)
+    kept = np.arange(len(listing))
     if spec.exclude is not None or spec.relabel is not None:
-        columns = [sample.id for sample in listed], [sample.label for sample in listed], [sample.path for sample in listed]
-        changed = corrected(spec, *columns)
-        kept = changed.kept
-        listed = [listed[i]._replace(label=label) for i, label in zip(changed.kept, changed.labels, strict=True)]
+        changed = corrected(spec, listing.ids, listing.label_names(), listing.paths)
+        kept = np.array(changed.kept, dtype=np.int64)
+        listing = listing.take(kept).with_labels(changed.labels)
         notes += changed.notes
     place = {name: k for k, name in enumerate(order)}
-    classes = tuple(sorted({sample.label for sample in listed}, key=lambda name: (place.get(name, len(place)), name)))
+    present = [listing.labels[k] for k in np.unique(listing.label_N).tolist()]
+    classes = tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
     if len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
-    paths = [sample.path for sample in listed]
-    scanned, read = look(kept) if look else (scan(paths, origin, spec.white), FileReader(tuple(map(str, paths)), spec.white))
+    found, read = _looked(listing, kept, origin, spec, look)
     notes += (
-        *check_readable(scanned, paths, spec.max_unreadable, origin),
-        *odd_ones(scanned, paths),
-        *white_notes(scanned, paths, spec.white),
+        *check_readable(found, listing.paths, spec.max_unreadable, origin),
+        *odd_ones(found, listing.paths),
+        *white_notes(found, listing.paths, spec.white),
+        *check_notes(found, spec.check if look is None else "full"),
     )
-    numbers = np.array([i for i, result in enumerate(scanned) if not result.problem], dtype=np.int64)
-    readable = [listed[i] for i in numbers]
-    digests = tuple(scanned[i].digest for i in numbers)
-    number_of = {name: k for k, name in enumerate(classes)}
-    label_N = np.array([number_of[s.label] for s in readable], dtype=np.int64)
+    numbers = np.flatnonzero(found.problem_N == 0)
+    readable, digests = listing.take(numbers), found.take(numbers).digests("" if look is not None or spec.check == "full" else "~")
+    number_of = np.array([classes.index(name) if name in present else -1 for name in listing.labels], np.int64)
+    label_N = number_of[readable.label_N]
     notes += (*doubtful(classes, label_N), *_two_labels(readable, digests))
-    groups = [f"group {s.group}" if s.group else digest for s, digest in zip(readable, digests, strict=True)]
     return Source(
         classes=classes,
         labels=label_N,
-        ids=tuple(s.id for s in readable),
+        ids=readable.ids,
         numbers=numbers,
-        declared=np.array([s.split for s in readable]),
-        groups=_numbered(groups),
+        declared=np.array(readable.splits)[readable.split_N],
+        groups=_groups(readable, digests),
         read=read,
         fingerprint=_fingerprint(readable, digests, spec.white),
         digests=digests,
@@ -95,28 +96,37 @@ def from_files(
     )
 
 
-def _two_labels(samples: Sequence[Listed], digests: Sequence[str]) -> tuple[str, ...]:
+def _looked(listing: Listing, kept: np.ndarray, origin: str, spec: Data, look: Look | None) -> tuple[Found, Read]:
+    if look is not None:
+        scanned, read = look(kept.tolist())
+        return Found.of(scanned), read
+    return scan(listing.paths, origin, spec.white, spec.check), FileReader(listing.paths, spec.white, spec.check)
+
+
+def _two_labels(samples: Listing, digests: Texts) -> tuple[str, ...]:
     """A note on byte-identical images with different labels, in any split."""
-    first: dict[str, Listed] = {}
-    pairs = []
-    for sample, digest in zip(samples, digests, strict=True):
-        other = first.setdefault(digest, sample)
-        if other.label != sample.label:
-            pairs.append(f"{other.id} ({other.label}) = {sample.id} ({sample.label})")
-    one = len(pairs) == 1
-    counted = f"{len(pairs)} pair{'s' * (not one)} of byte-identical images stand{'s' * one} under two labels"
-    return (f"{counted}, so that one of them is wrong: {some(pairs)}",) if pairs else ()
+    first_N = same_as(digests)
+    pairs = np.flatnonzero(samples.label_N[first_N] != samples.label_N)
+    shown = [(samples[first], samples[i]) for i, first in zip(pairs[:LISTED].tolist(), first_N[pairs[:LISTED]].tolist(), strict=True)]
+    names = [f"{other.id} ({other.label}) = {sample.id} ({sample.label})" for other, sample in shown]
+    one, alike = len(pairs) == 1, "byte-identical images" if not digests.prefix else "images of the same size, beginning and end"
+    counted = f"{len(pairs)} pair{'s' * (not one)} of {alike} stand{'s' * one} under two labels"
+    return (f"{counted}, so that one of them is wrong: {some(names, len(pairs))}",) if len(pairs) else ()
 
 
-def _numbered(groups: Sequence[str]) -> np.ndarray:
-    """Group numbers (N,) int64, in order of first appearance."""
-    seen: dict[str, int] = {}
-    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)
+def _groups(samples: Listing, digests: Texts) -> np.ndarray:
+    """Group numbers (N,) int64, in order of first appearance. Images without a group are one with those of the same bytes."""
+    keys: Sequence[str] = digests
+    if samples.groups is not None:
+        keys = [f"group {group}" if group else digest for group, digest in zip(samples.groups, digests, strict=True)]
+    return np.unique(same_as(keys), return_inverse=True)[1].ravel().astype(np.int64)
 
 
-def _fingerprint(samples: Sequence[Listed], digests: Sequence[str], white: int | None) -> str:
+def _fingerprint(samples: Listing, digests: Texts, white: int | None) -> str:
     """Hash of the samples, their contents and their white. Ids are relative paths, so moving the data keeps the fingerprint."""
     state = hashlib.blake2b(b"" if white is None else f"white {white}".encode(), digest_size=16)
-    for sample, digest in zip(samples, digests, strict=True):
-        state.update(repr((sample.id, sample.split, sample.label, sample.group, digest)).encode())
+    groups = repeat("", len(samples)) if samples.groups is None else samples.groups
+    rows = zip(samples.ids, samples.split_names(), samples.label_names(), groups, digests, strict=True)
+    while part := "".join(map(repr, islice(rows, PART))):
+        state.update(part.encode())
     return state.hexdigest()

@@ -35,6 +35,18 @@ def check_utf8(path: Path) -> None:
         ) from None
 
 
+def check_all_utf8(folder: Path, names: Sequence[str]) -> None:
+    """As `check_utf8` for the files of a folder, many at a time."""
+    if sys.getfilesystemencoding() == "utf-8":
+        try:
+            "".join(names).encode()
+            return
+        except UnicodeEncodeError:  # bytes that are not UTF-8 are surrogates in a name
+            pass
+    for name in names:
+        check_utf8(folder / name)
+
+
 def shown(path: Path | str) -> str:
     r"""A printable path: bytes that are not UTF-8 are escaped, such as \xe9."""
     return os.fsencode(path).decode(errors="backslashreplace")

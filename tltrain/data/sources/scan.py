@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import PIL
 from PIL import Image
 
-from tltrain.core.errors import UserError, some
-from tltrain.core.files import in_parallel, locked, read_bytes, write_atomic
+from tltrain.core.errors import LISTED, UserError, some
+from tltrain.core.files import in_parallel, locked, read_bytes
+from tltrain.core.output.console import duration
+from tltrain.core.output.progress import Pace
 from tltrain.core.paths import cache_root
 from tltrain.data import decode as decoder
 from tltrain.data.decode import DEEP_WHITE, MEMORY, as_seen, bits_per_channel, describe, highest, opened
 from tltrain.data.pictures.warned import about, recorded
+from tltrain.data.scans import record as records
+from tltrain.data.scans.found import Found, Scanned
+from tltrain.data.scans.record import Record
+from tltrain.data.scans.sketch import HEAD_BYTES, TAIL_BYTES, chosen, glance
+from tltrain.data.scans.stats import sizes_and_times
+from tltrain.data.tables.texts import Texts
 
 UNCHECKED = ("WEBP", "AVIF", "HEIF")
 """Compressed formats without a checksum, whose decoders take zeros for pixels. A large image of one colour may end in zeros too."""
@@ -31,109 +40,186 @@ VERSION = 2
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Scanned:
-    """Scan result of one file: the hash of its bytes, and the problem if it cannot be used."""
+Result = tuple[Scanned, bool]
+"""What was found of a file, and whether it will be the same next time: a disk may recover."""
+Reading = Callable[[Path, int | None], Result]
+Check = Literal["full", "sample", "headers"]
 
-    digest: str
-    problem: str | None
-    note: str | None = None
-    """An oddity of a usable image, such as being all black."""
-    highest: int | None = None
-    """The largest stored value of a grey image whose white is data.white."""
+LEAST_TIMED = 32
+"""Fewer images than this do not tell how fast they are read."""
+PART = 2048
+"""Images that are waited for at a time."""
+KEPT = 256
+"""A scan keeps what it has read each time it has read so many."""
 
 
-def scan(paths: Sequence[Path], origin: str, white: int | None = None) -> list[Scanned]:
+def scan(paths: Sequence[str], origin: str, white: int | None = None, check: Check = "full") -> Found:
     """Read and decode each file, in parallel. Files whose path, size and time are in the cache are not read again.
 
-    origin: the user's name of the source. white: data.white of the recipe. Both select the cache file. One process scans, and the others
-    read its results.
+    origin: the user's name of the source. white: data.white of the recipe. check: data.check. All three select the cache file. Sizes and
+    times are looked up without a lock. One process reads what is new, and the others take its results. What was read is kept as it goes.
     """
-    name = hashlib.blake2b(f"{origin}|{PIL.__version__}|{decoder.VERSION}|{VERSION}|{white}".encode(), digest_size=8).hexdigest()
-    cache = cache_root() / "scans" / f"{name}.json"
+    key = f"{origin}|{PIL.__version__}|{decoder.VERSION}|{VERSION}|{white}{'' if check == 'full' else f'|{check}'}"
+    cache = cache_root() / "scans" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.scan"
     cache.parent.mkdir(exist_ok=True)
-    with locked(Path(f"{cache}.lock"), f"reads the images of {origin}"):
-        known = _load(cache)
-        keys = list(map(_key, paths))
-        new = [(path, key) for path, key in zip(paths, keys, strict=True) if key not in known]
-        unsaved: dict[str, Scanned] = {}
-        if new:
-            _log.info("%s: reading %d images once (%d known from before)", origin, len(new), len(paths) - len(new))
-            try:
-                unsaved = _read_all(new, known, white)
-            finally:  # an interrupted scan keeps its results so far
-                _save(cache, known, keys)
-    results = known | unsaved
-    return [results[key] for key in keys]
+    paths = Texts.of(paths)
+    size_N, time_N = sizes_and_times(paths)
+    known, row_N = _known(cache, paths, size_N, time_N)
+    if (row_N < 0).any() or known is None or not known.one_block:
+        with locked(cache.with_suffix(".lock"), f"reads the images of {origin}"):
+            known, row_N = _known(cache, paths, size_N, time_N)  # another process may have read them meanwhile
+            new = np.flatnonzero(row_N < 0)
+            if len(new):
+                _log.info("%s: reading %d images once (%d known from before)", origin, len(new), len(paths) - len(new))
+            return _complete(cache, Record(paths, size_N, time_N, Found.of([])), known, row_N, white, check)
+    return known.found.take(row_N)
 
 
-def check_readable(scanned: Sequence[Scanned], paths: Sequence[Path], limit: float, origin: str) -> tuple[str, ...]:
-    """A note that lists the unreadable files, if any. Raises UserError for more than `limit`, a fraction of all files, rounded up."""
-    bad = [f"{path} ({result.problem})" for path, result in zip(paths, scanned, strict=True) if result.problem]
-    if not bad:
+def _known(cache: Path, paths: Texts, size_N: np.ndarray, time_N: np.ndarray) -> tuple[Record | None, np.ndarray]:
+    """The record, and the row of each file in it, (N,) int64. -1: not known."""
+    record = records.load(cache)
+    return record, np.full(len(paths), -1) if record is None else record.rows(paths, size_N, time_N)
+
+
+def _complete(cache: Path, now: Record, known: Record | None, row_N: np.ndarray, white: int | None, check: Check) -> Found:
+    """Read what is not known, and write the record of the present files. Returns what was found of all of them."""
+    new, parts, lasting_N = np.flatnonzero(row_N < 0), [] if known is None else [known.found], row_N >= 0
+    num_rows, per_s = sum(map(len, parts)), 0.0 if known is None else known.found.full_per_s
+
+    def keep(at: np.ndarray, results: list[Result]) -> None:
+        nonlocal num_rows
+        parts.append(Found.of(result for result, _ in results))
+        row_N[at], num_rows = num_rows + np.arange(len(at)), num_rows + len(at)
+        lasting_N[at] = [is_permanent for _, is_permanent in results]
+        if (chosen_M := lasting_N[at]).any():
+            records.append(cache, now.part(at[chosen_M], parts[-1].take(np.flatnonzero(chosen_M))))
+
+    decoded_M = np.ones(len(new), bool) if check == "full" else chosen(now.paths.take(new).with_prefix(""), len(new), check)
+    pace = Pace("images read", int(decoded_M.sum()))
+    _read_all(_read if check == "full" else _sketched, now.paths, new[decoded_M], white, pace, keep)
+    per_s = pace.per_s if pace.total >= LEAST_TIMED else per_s
+    if not decoded_M.all():
+        _read_all(_glanced, now.paths, new[~decoded_M], white, Pace("images looked at", int((~decoded_M).sum())), keep)
+    found = replace(Found.joined(parts).take(row_N), full_per_s=per_s)
+    at = np.flatnonzero(lasting_N)
+    records.replace(cache, now.part(at, found.take(at)))
+    return found
+
+
+def check_readable(found: Found, paths: Sequence[str], limit: float, origin: str) -> tuple[str, ...]:
+    """A note that lists the unreadable files, if any. Raises UserError for more than `limit`, a fraction of all files, rounded up.
+
+    Where only some were decoded, it holds for those too.
+    """
+    bad_N = found.problem_N > 0
+    num_bad = int(bad_N.sum())
+    if num_bad == 0:
         return ()
-    counted = f"{len(bad)} of {len(paths)} images cannot be read"
-    allowed = math.ceil(limit * len(paths) - 1e-9)  # round up: 1 % of 19 files is one file
-    if len(bad) > allowed:
-        raise UserError(
-            f"{origin}: {counted}, and max_unreadable = {limit:g} allows {allowed}: {some(bad)}; "
-            "mend or remove the files, or raise data.max_unreadable"
-        )
-    return (f"{counted} and are left out: {some(bad)}",)
+    bad = [f"{paths[i]} ({found.words[found.problem_N[i]]})" for i in np.flatnonzero(bad_N)[:LISTED].tolist()]
+    for what, counted_N in (("images", np.ones(len(bad_N), bool)), ("decoded images", found.decoded_N)):
+        num, total = int(bad_N[counted_N].sum()), int(counted_N.sum())
+        counted = f"{num} of {total} {what} cannot be read"
+        allowed = math.ceil(limit * total - 1e-9)  # round up: 1 % of 19 files is one file
+        if num > allowed:
+            raise UserError(
+                f"{origin}: {counted}, and max_unreadable = {limit:g} allows {allowed}: {some(bad, num_bad)}; "
+                "mend or remove the files, or raise data.max_unreadable"
+            )
+    return (f"{num_bad} of {len(bad_N)} images cannot be read and are left out: {some(bad, num_bad)}",)
 
 
-def odd_ones(scanned: Sequence[Scanned], paths: Sequence[Path]) -> tuple[str, ...]:
+def check_notes(found: Found, check: Check) -> tuple[str, ...]:
+    """What data.check leaves unseen, and how long a full check would take."""
+    if check == "full":
+        return ()
+    num, total = int(found.decoded_N.sum()), len(found)
+    takes = f"; a full check would take about {duration(total / found.full_per_s)} here" if found.full_per_s else ""
+    return (
+        f"data.check is {check}: {num:,} of {total:,} images were decoded, and of the others the first {HEAD_BYTES // 1024} and last "
+        f"{TAIL_BYTES // 1024} KiB were read. Not seen in those: damage in between, images of one colour, 16 bits that are dark, bytes in "
+        f"between that change while the size stays{takes}",
+    )
+
+
+def odd_ones(found: Found, paths: Sequence[str]) -> tuple[str, ...]:
     """One note for each kind of oddity, with its files."""
-    files: dict[str, list[str]] = {}
-    for path, result in zip(paths, scanned, strict=True):
-        if result.note and not result.problem:
-            files.setdefault(result.note, []).append(str(path))
-    return tuple(f"{len(names)} image{'s' * (len(names) > 1)} {what}: {some(names)}" for what, names in files.items())
+    note_N = np.where(found.problem_N > 0, 0, found.note_N)
+    kinds, first = np.unique(note_N, return_index=True)
+    notes = []
+    for kind in kinds[np.argsort(first)].tolist():
+        at = np.flatnonzero(note_N == kind)
+        if kind:
+            names = [paths[i] for i in at[:LISTED].tolist()]
+            notes.append(f"{len(at)} image{'s' * (len(at) > 1)} {found.words[kind]}: {some(names, len(at))}")
+    return tuple(notes)
 
 
-def white_notes(scanned: Sequence[Scanned], paths: Sequence[Path], white: int | None) -> tuple[str, ...]:
+def white_notes(found: Found, paths: Sequence[str], white: int | None) -> tuple[str, ...]:
     """What to know about grey images with 16 bits: values that stop far below white, or go beyond it. white: data.white of the recipe."""
-    deep = {str(path): r.highest for path, r in zip(paths, scanned, strict=True) if r.highest is not None and not r.problem}
-    if not deep:
-        return () if white is None else (f"data.white is {white}, and no image is grey with 16 bits: it changes nothing",)
-    top, limit, counted = max(deep.values()), white or DEEP_WHITE, f"{len(deep)} of {len(paths)} images are grey with 16 bits"
-    if over := [path for path, value in deep.items() if value > limit]:
-        return (f"{counted}, and {len(over)} of them hold values above data.white = {limit}, shown as white: {some(over)}",)
+    at = np.flatnonzero((found.highest_N >= 0) & (found.problem_N == 0))
+    if not len(at):
+        unused = white is not None and found.decoded_N.all()
+        return (f"data.white is {white}, and no image is grey with 16 bits: it changes nothing",) if unused else ()
+    value_M = found.highest_N[at]
+    top, limit, counted = int(value_M.max()), white or DEEP_WHITE, f"{len(at)} of {len(found)} images are grey with 16 bits"
+
+    def listed(which_M: np.ndarray) -> str:
+        return some([paths[i] for i in at[which_M][:LISTED].tolist()], int(which_M.sum()))
+
+    if (over_M := value_M > limit).any():
+        return (f"{counted}, and {over_M.sum()} of them hold values above data.white = {limit}, shown as white: {listed(over_M)}",)
     if 0 < top <= limit // 2:
         bits = max(8, top.bit_length())
         return (
             f"{counted}, and no value in them is above {top}, where {limit} is white: they are seen dark. If they hold {bits} bits, as "
             f"those of many microscopes do, set data.white to {2**bits - 1}",
         )
-    if dark := [path for path, value in deep.items() if 0 < value <= limit // 16]:
+    if (dark_M := (value_M > 0) & (value_M <= limit // 16)).any():
         return (
-            f"{counted}, and {len(dark)} of them hold no value above {limit // 16}, where others go up to {top}: if they come from another "
-            f"camera, scale them, since one data.white does not fit both: {some(dark)}",
+            f"{counted}, and {dark_M.sum()} of them hold no value above {limit // 16}, where others go up to {top}: if they come from "
+            f"another camera, scale them, since one data.white does not fit both: {listed(dark_M)}",
         )
     return ()
 
 
-def _key(path: Path) -> str:
+def _read_all(
+    read: Reading, paths: Texts, places: np.ndarray, white: int | None, pace: Pace, keep: Callable[[np.ndarray, list[Result]], None]
+) -> None:
+    """Read the files at these places (M,), and hand on KEPT results at a time with their places; the last also where a stop ends it."""
+    rows: list[Result] = []
+    num_kept = 0
     try:
-        stat = path.stat()
-    except OSError:
-        return f"{path}|absent"
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        for begin in range(0, len(places), PART):
+            part = list(paths.take(places[begin : begin + PART]))
+            with recorded() as warned:
+                results = in_parallel(lambda path: read(path, white), list(map(Path, part)))  # Pillow releases the GIL while it decodes
+                for path, (result, is_permanent) in zip(part, results, strict=True):
+                    if result.note is None and (said := warned.get(path)):
+                        result = replace(result, note=f"of which Pillow warns ({said})")
+                    rows.append((result, is_permanent))
+                    pace.advance()
+                    if len(rows) == KEPT:
+                        full, rows = rows, []
+                        keep(places[num_kept : num_kept + KEPT], full)
+                        num_kept += KEPT
+    finally:
+        if rows:
+            keep(places[num_kept : num_kept + len(rows)], rows)
 
 
-def _read_all(new: Sequence[tuple[Path, str]], known: dict[str, Scanned], white: int | None) -> dict[str, Scanned]:
-    """Scan files and add the results to `known`. Returns temporary failures, which must not be cached: the disk may recover."""
-    temporary: dict[str, Scanned] = {}
-    with recorded() as warned:
-        results = in_parallel(lambda path: _read(path, white), [path for path, _ in new])  # Pillow releases the GIL while it decodes
-        for (path, key), (result, permanent) in zip(new, results, strict=True):
-            if result.note is None and (said := warned.get(str(path))):
-                result = replace(result, note=f"of which Pillow warns ({said})")
-            (known if permanent else temporary)[key] = result
-    return temporary
+def _sketched(path: Path, white: int | None) -> Result:
+    """As `_read`, with the hash that `_glanced` takes."""
+    result, is_permanent = _read(path, white)
+    return replace(result, digest=glance(path)[1]), is_permanent
 
 
-def _read(path: Path, white: int | None) -> tuple[Scanned, bool]:
+def _glanced(path: Path, white: int | None) -> Result:
+    """The result of a look at a file's beginning and end. A file whose end is not there is read whole."""
+    result, _, is_permanent = glance(path)
+    return _sketched(path, white) if result is None else (result, is_permanent)
+
+
+def _read(path: Path, white: int | None) -> Result:
     """The scan result of a file, and whether it is permanent."""
     try:
         content = read_bytes(path)
@@ -142,7 +228,7 @@ def _read(path: Path, white: int | None) -> tuple[Scanned, bool]:
     return examined(str(path), content, white)
 
 
-def examined(name: str, content: bytes, white: int | None) -> tuple[Scanned, bool]:
+def examined(name: str, content: bytes, white: int | None) -> Result:
     """The scan result of an image's bytes, and whether it is permanent. name: what `recorded` tells Pillow's warnings by."""
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     try:
@@ -168,19 +254,3 @@ def _oddity(stored: Image.Image, seen: Image.Image, content: bytes) -> str | Non
     if stored.format in UNCHECKED and content.endswith(bytes(max(64, len(content) // 10))):
         return "whose last tenth or more is zeros, as a broken download leaves them (this format has no checksum; look at them)"
     return None
-
-
-def _load(cache: Path) -> dict[str, Scanned]:
-    if not cache.is_file():
-        return {}
-    try:
-        return {key: Scanned(*values) for key, values in json.loads(cache.read_text(encoding="utf-8")).items()}
-    except (ValueError, TypeError, AttributeError):
-        _log.warning("%s is damaged; the images are read again", cache)
-        return {}
-
-
-def _save(cache: Path, known: dict[str, Scanned], keys: Iterable[str]) -> None:
-    """Save the results of the current files only, so that the cache does not grow forever."""
-    current = {key: astuple(known[key]) for key in keys if key in known}
-    write_atomic(cache, json.dumps(current))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tltrain.core.errors import UserError, some
+from tltrain.core.output import progress
 from tltrain.core.paths import cache_root
 from tltrain.data.decode import SUFFIXES
-from tltrain.data.sources.names import check_utf8, shown
+from tltrain.data.sources.names import check_all_utf8, check_utf8, shown
 
 SYSTEM = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
 """Folders created by operating systems and network disks, in lower case."""
@@ -25,9 +27,22 @@ class Below:
     """The direct contents of a folder, sorted by name."""
 
     folders: tuple[Path, ...]
-    images: tuple[Path, ...]
+    images: Sequence[Path]
     others: tuple[str, ...]
     """Suffixes of files without an image suffix, in lower case."""
+
+
+class Children(Sequence[Path]):
+    """Files of one folder: their paths are made when they are asked for, since a million of them take half a GB."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.folder / self.names[place] if isinstance(place, int) else Children(self.folder, self.names[place])
 
 
 class Tree:
@@ -48,19 +63,29 @@ class Tree:
 
     def images(self, folder: Path, others: Counter[str]) -> Iterator[Path]:
         """All images under a folder, recursively and in a fixed order, each folder once. Counts other suffixes in `others`."""
+        for place, names in self.by_folder(folder, others):
+            yield from (place / name for name in names)
+
+    def by_folder(self, folder: Path, others: Counter[str]) -> Iterator[tuple[Path, list[str]]]:
+        """As `images`: the names of the images in one folder after another."""
         entered: set[Identity] = set()
         waiting = [folder]
         while waiting:
             current = waiting.pop()
-            identity = identity_of(current)
+            identity = self.identity(current)
             if identity in entered:
                 self._skip("links to a folder that was read already", current)
                 continue
             entered.add(identity)
             below = self.look(current)
             others.update(below.others)
-            yield from below.images
+            images = below.images
+            yield current, images.names if isinstance(images, Children) else [path.name for path in images]
             waiting += reversed(below.folders)
+
+    def identity(self, folder: Path) -> Identity:
+        """Equal for all paths to the same folder."""
+        return identity_of(folder)
 
     def notes(self) -> tuple[str, ...]:
         """The skipped entries, one note for each kind."""
@@ -70,12 +95,16 @@ class Tree:
         folders, images, others = [], [], []
         above: set[Identity] | None = None
         for entry in _entries(folder):
-            path, is_image = Path(entry.path), _suffix(entry.name) in SUFFIXES
+            name, is_image = entry.name, _suffix(entry.name) in SUFFIXES
             is_folder = _is_folder(entry)
+            if is_image and not is_folder and not name.startswith("."):
+                images.append(name)
+                continue
+            path = Path(entry.path)
             kind = _why_skipped(path, is_folder, is_image)
             if kind:
                 self._skip(kind, path)
-            elif entry.name.startswith("."):
+            elif name.startswith("."):
                 pass  # hidden files of an editor or the system
             elif is_folder:
                 check_utf8(path)
@@ -86,12 +115,11 @@ class Tree:
                         continue
                 self._refuse_cache(path)
                 folders.append(path)
-            elif is_image:
-                check_utf8(path)
-                images.append(path)
             else:
-                others.append(shown(_suffix(entry.name)))
-        return Below(tuple(sorted(folders)), tuple(sorted(images)), tuple(others))
+                others.append(shown(_suffix(name)))
+        check_all_utf8(folder, images)
+        progress.report(f"listing {shown(folder)}")
+        return Below(tuple(sorted(folders)), Children(folder, sorted(images)), tuple(others))
 
     def _skip(self, kind: str, path: Path) -> None:
         self._skipped[kind].append(shown(path.relative_to(self.root)))

@@ -39,14 +39,15 @@ class _Entry(NamedTuple):
     label: str
 
 
-def corrected(spec: Data, ids: Sequence[str], labels: Sequence[str], paths: Sequence[Path] = ()) -> Corrected:
+def corrected(spec: Data, ids: Sequence[str], labels: Sequence[str], paths: Sequence[str | Path] = ()) -> Corrected:
     """Apply data.exclude and data.relabel of a recipe to the samples of its source.
 
     ids, labels: (N,) name and class of each sample. paths: (N,) their files, if they are files; a table names an image by either.
     Raises UserError, with the line, for a path that is not among the samples or is named twice, and for a class that no sample has.
     """
-    position = {os.path.normpath(path): i for i, path in enumerate(paths)} | {os.path.normpath(name): i for i, name in enumerate(ids)}
     entries = {key: _entries(key, file) for key, file in ((EXCLUDE, spec.exclude), (RELABEL, spec.relabel)) if file is not None}
+    named = {os.path.normpath(entry.path) for table in entries.values() for entry in table}
+    position = {key: i for names in (paths, ids) for i, name in enumerate(names) if (key := os.path.normpath(name)) in named}
     acting: dict[int, _Entry] = {}
     for entry in (entry for table in entries.values() for entry in table):
         i = position.get(os.path.normpath(entry.path))
