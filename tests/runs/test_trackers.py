@@ -16,6 +16,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.runs import trackers
 from tltrain.runs.trackers import RunTracker, TrackedRun, Trackers, chosen
+from tltrain.runs.trackers.values import confusion_title, confusions
 
 CALLS: list[Callable[[RunTracker], None]] = [
     lambda t: t.open(TrackedRun(Path(), "n", {"name": "r"}, (3,), RunFlags(), print)),
@@ -25,10 +26,11 @@ CALLS: list[Callable[[RunTracker], None]] = [
     lambda t: t.confusion([[1]], ["a"]),
     lambda t: t.mistakes([]),
     lambda t: t.summary({"test/top1": 1.0}),
+    lambda t: t.report(Path("report.html")),
     lambda t: t.weights(Path("w.safetensors"), "r"),
     lambda t: t.close(),
 ]
-METHODS = ["open", "log", "plan", "preview", "confusion", "mistakes", "summary", "weights", "close"]
+METHODS = ["open", "log", "plan", "preview", "confusion", "mistakes", "summary", "report", "weights", "close"]
 
 
 class Recorder(RunTracker):
@@ -137,6 +139,29 @@ def test_the_flags_choose() -> None:
         RunFlags(trackers=("wandbb",))
     with pytest.raises(UserError, match="did you mean wandb"):
         parse("train", ["digits-resnet", "--trackers", "wandbb"])
+
+
+def test_several_are_named_with_spaces_or_commas() -> None:
+    for words in (["tensorboard,wandb", "mlflow"], ["tensorboard", "wandb,mlflow"], ["tensorboard,", "wandb", "mlflow"]):
+        assert parse("train", ["digits-resnet", "--trackers", *words])[1].trackers == ("tensorboard", "wandb", "mlflow")
+    with pytest.raises(UserError, match=r"--trackers has 'tensorbord'; did you mean tensorboard\?"):
+        RunFlags(trackers=("wandb,tensorbord",))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "trackio"])
+def test_a_missing_package_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=rf"--trackers {name} needs {name}; install with: pip install 'tltrain\[{name}\]'"):
+        chosen(RunFlags(trackers=(name,)))
+
+
+def test_the_worst_confusions_come_first_and_the_right_answers_last() -> None:
+    matrix = [[5, 1, 0], [3, 4, 0], [0, 2, 6]]
+    cells = [("b", "a", 3), ("c", "b", 2), ("a", "b", 1), ("c", "c", 6), ("a", "a", 5), ("b", "b", 4)]
+    assert confusions(matrix, ["a", "b", "c"]) == cells
+    assert confusions(matrix, ["a", "b", "c"], limit=2) == cells[:2]
+    assert confusion_title(matrix, 6) == "Test confusion"
+    assert confusion_title(matrix, 2) == "Test confusion, 2 of 6 cells above zero, the worst first"
 
 
 def test_a_job_is_given_the_same_trackers() -> None:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
+import shlex
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tracked_starts import Start, png, resumed, train_row, values
 from wandb_files import history, mirrored, offline_records, row
 
 from tltrain.core import files
 from tltrain.runs import trackers
 from tltrain.runs.trackers import Trackers
-
-
-def png() -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+from tltrain.runs.trackers.values import MOST_CONFUSIONS
 
 
 def test_everything_stands_in_the_offline_file(tmp_path: Path) -> None:
@@ -41,7 +37,7 @@ def test_everything_stands_in_the_offline_file(tmp_path: Path) -> None:
     mirror.summary({"test/top1": 0.65})
     mirror.weights(tmp_path / "w.safetensors", "student", (tmp_path / "t.safetensors", "teacher"))
     mirror.close()
-    assert said == []
+    assert ["\nwandb sync " in line for line in said] == [True]
     records = list(offline_records(tmp_path))
     started = next(r.run for r in records if r.HasField("run"))
     assert (started.run_group, started.display_name, started.project) == ("digits", "n", "p")
@@ -66,6 +62,42 @@ def test_everything_stands_in_the_offline_file(tmp_path: Path) -> None:
     assert [p.read_text() for p in tmp_path.glob("wandb/offline-run-*/files/media/html/plan*.html")] == ["<pre>head  &lt;0.01&gt;</pre>"]
 
 
+def test_after_resumes_one_folder_has_each_row_once_and_all_of_them(tmp_path: Path) -> None:
+    """`wandb sync` uploads each folder from the begin of the run on, so that a second one overwrites the first."""
+    said = resumed(tmp_path, "wandb")
+    folders = sorted(tmp_path.glob("wandb/offline-run-*"))
+    assert len(folders) == 1
+    assert f"wandb sync {shlex.quote(str(folders[0]))}" == said[-1].splitlines()[-1]
+    names = ("train/loss", "val/loss", "val/top1")
+    seen = Counter((name, entry["_step"], entry[name]) for entry in history(tmp_path) for name in names if name in entry)
+    assert seen == values(tmp_path, "loss", "top1")
+    records = list(offline_records(tmp_path))
+    best = {u.key: json.loads(u.value_json) for r in records if r.HasField("summary") for u in r.summary.update if u.key}
+    assert best["best/step"] == 8, "the summary is that of the whole run"
+    assert {record.run.run_id for record in records if record.HasField("run")} == {(tmp_path / "wandb_id").read_text()}
+    assert len(list(tmp_path.glob("wandb/replaced/offline-run-*/run-*.wandb"))) == 2, "nothing that W&B had written is deleted"
+
+
+def test_a_start_killed_before_its_rows_were_written_loses_none(tmp_path: Path) -> None:
+    Start(tmp_path, "wandb", 1).rows([train_row(1)]).rows([train_row(2), train_row(3)], told=False).close()
+    Start(tmp_path, "wandb", 2, [0, 3, False]).rows([train_row(4)]).close()
+    assert [entry["_step"] for entry in history(tmp_path) if "train/loss" in entry] == [1, 2, 3, 4]
+
+
+def test_of_many_classes_only_the_worst_confusions_are_logged(tmp_path: Path) -> None:
+    count = 1000
+    matrix = [
+        [40 if predicted == actual else int((predicted - actual) % count < 6) for predicted in range(count)] for actual in range(count)
+    ]
+    matrix[7][900] = 9
+    mirror, _ = mirrored(tmp_path, [])
+    mirror.confusion(matrix, [f"class {k}" for k in range(count)])
+    mirror.close()
+    (table,) = [json.loads(p.read_text()) for p in tmp_path.glob("wandb/offline-run-*/files/media/table/test/confusion*.json")]
+    assert table["data"][0] == ["class 7", "class 900", 9]
+    assert len(table["data"]) == MOST_CONFUSIONS
+
+
 class Recorder:
     """In the place of an online run: what it was asked for."""
 
@@ -85,7 +117,8 @@ class Recorder:
 def online(tmp_path: Path, said: list[str], run: Recorder) -> Trackers:
     mirror, wandb = mirrored(tmp_path, said)
     mirror.close()
-    wandb.run, wandb.online = run, True
+    wandb.run, wandb.online, wandb.at_end = run, True, lambda: None
+    said.clear()
     return Trackers({"wandb": lambda: wandb}, said.append)
 
 
@@ -105,7 +138,7 @@ def test_weights_go_out_only_where_they_are_asked_for(tmp_path: Path) -> None:
     mirror, _ = mirrored(tmp_path, said, wandb_weights=False)
     mirror.weights(tmp_path / "w.safetensors", "student", (tmp_path / "none.safetensors", "teacher"))
     mirror.close()
-    assert said == []
+    assert len(said) == 1
     assert [r for r in offline_records(tmp_path) if r.HasField("artifact") and r.artifact.type == "model"] == []
 
 
@@ -133,5 +166,6 @@ def test_what_fails_beside_the_rows_is_said_and_stops_nothing(tmp_path: Path) ->
     mirror.preview(tmp_path / "none.png")
     mirror.close()
     run.finish()
-    assert len(said) == 1
+    assert len(said) == 2
     assert "none.safetensors" in said[0]
+    assert "kept offline" in said[1]

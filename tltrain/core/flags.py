@@ -77,13 +77,14 @@ class RunFlags:
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     """Mirror the metrics to Weights & Biases; online without a key becomes offline, with a message."""
     wandb_project: str = "tltrain"
-    """The Weights & Biases project."""
+    """The project in Weights & Biases and Trackio, and the experiment in MLflow."""
     wandb_group: str | None = None
-    """The Weights & Biases group; the default is the recipe's name, which groups its seeds."""
+    """The group in Weights & Biases and Trackio, and a tag in MLflow; the default is the recipe's name, which groups its seeds."""
     wandb_weights: bool = False
     """Also upload the best weights as an artifact; a student's artifact names its teacher's as input."""
     trackers: tuple[str, ...] = ()
-    """More trackers that get the metrics, plan and results, by the names under which installed packages register them."""
+    """Trackers that get the metrics, plan and results: tensorboard, mlflow, trackio, wandb, and those of installed packages; several with
+    spaces or commas between them."""
     cache: Literal["auto", "always", "never"] = "auto"
     """Cache the outputs of frozen blocks: auto where it saves time, always, or never. The result is the same bit for bit."""
     cache_images: Literal["auto", "always", "never"] = "auto"
@@ -104,7 +105,9 @@ class RunFlags:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
-        for name in self.trackers:
+        names = tuple(name for word in self.trackers for name in word.split(",") if name)
+        object.__setattr__(self, "trackers", names)  # --trackers tensorboard,wandb is one word
+        for name in names:
             registry.check("trackers", name, f"--trackers has {name!r}")
 
 

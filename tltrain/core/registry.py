@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, str]] = {
         "zip": "tltrain.data.containers.archives:ZIP",
         "tar": "tltrain.data.containers.archives:TAR",
         "parquet": "tltrain.data.containers.parquet:PARQUET",
+        "hf": "tltrain.data.containers.hugging_face:HF",
         "webdataset": "tltrain.data.containers.webdataset:WEBDATASET",
     },
     "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},
@@ -57,6 +58,9 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "trackers": {
         "wandb": "tltrain.runs.trackers.wandb:WandbTracker",
+        "tensorboard": "tltrain.runs.trackers.tensorboard:TensorBoardTracker",
+        "mlflow": "tltrain.runs.trackers.mlflow:MlflowTracker",
+        "trackio": "tltrain.runs.trackers.trackio:TrackioTracker",
     },
     "exporters": {
         "hf": "tltrain.evaluation.exporters.hf:EXPORTER",

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from tltrain.core.errors import UserError
 
-WRITTEN_IN = ("checkpoints", "stages", "generations", "jobs", "wandb")
+WRITTEN_IN = ("checkpoints", "stages", "generations", "jobs", "wandb", "tensorboard", "mlflow")
 """The subfolders in which a start or the launcher creates files."""
 
 

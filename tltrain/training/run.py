@@ -208,9 +208,8 @@ def _announce(run: Run, restored: State | None) -> None:
 
 def _open_trackers(run: Run) -> Trackers:
     """Open the trackers of this start. The time to wait for an answer stays below the time-out of the other ranks, which wait here."""
-    opened = Trackers(
-        chosen(run.start), run.console.say, min(ANSWER_S, 30 * run.start.timeout_minutes), lambda: run.stop.signal is not None
-    )
+    limit_s = min(ANSWER_S, 30 * run.start.timeout_minutes)
+    opened = Trackers(chosen(run.start), run.console.say, limit_s, lambda: run.stop.signal is not None)
     steps = [stage.num_steps for stage in run.plan]
     opened.open(TrackedRun(run.path, run.path.name, run.recipe.model_dump(mode="json"), steps, run.start, run.console.say))
     return opened
@@ -286,6 +285,8 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         run_dir.write_outcome(run.path, run.generation, details)
         page = results.report(run.path, run.console.say)
         run.console.say(f"report  {page}")
+        if page is not None:
+            run.trackers.report(page)
         if len(run.trackers) > 0:
             run.trackers.weights(run_dir.weights_file(run.path), run.recipe.name, _teacher(run.recipe))
     return details

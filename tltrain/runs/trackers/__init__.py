@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from tltrain.core import registry
+from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.runs.trackers.base import RunTracker, TrackedRun
 
@@ -31,9 +33,15 @@ Make = Callable[[], RunTracker]
 
 
 def chosen(flags: RunFlags) -> dict[str, Make]:
-    """The trackers that the flags name: name to class, imported. Raises UserError for one that is unknown or cannot be imported."""
+    """The trackers that the flags name: name to class, imported. Raises UserError for one that is unknown or lacks a package."""
     names = dict.fromkeys([*([] if flags.wandb == "disabled" else ["wandb"]), *flags.trackers])
-    return {name: registry.find("trackers", name, f"--trackers has {name!r}") for name in names}
+    classes = {name: registry.find("trackers", name, f"--trackers has {name!r}") for name in names}
+    for name, make in classes.items():
+        missing = [package for package in getattr(make, "packages", ()) if find_spec(package) is None]
+        if missing:
+            extra = f"'tltrain[{name}]'" if name in registry.KINDS["trackers"] else " ".join(missing)
+            raise UserError(f"--trackers {name} needs {', '.join(missing)}; install with: pip install {extra}")
+    return classes
 
 
 class Trackers(RunTracker):
@@ -73,6 +81,9 @@ class Trackers(RunTracker):
     def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
         for each in self.guarded:
             each.tell(lambda tracker: tracker.weights(weights, name, teacher), UPLOAD_S)
+
+    def report(self, page: Path) -> None:
+        self._tell(lambda tracker: tracker.report(page))
 
     def close(self) -> None:
         for each in self.guarded:

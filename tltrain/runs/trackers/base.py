@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tltrain.core.flags import RunFlags
 
@@ -35,12 +35,15 @@ class RunTracker:
     A method may raise anything: the error is printed once, only `close` is called after it, and the run goes on.
     """
 
+    packages: ClassVar[Sequence[str]] = ()
+    """Top-level packages without which it cannot work. A missing one is said before the first step."""
+
     def open(self, run: TrackedRun) -> None:
         """A start of a run begins. A resumed run has several. State that must outlive a start belongs in run.path."""
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of metrics-*.jsonl: kind (teacher, train, val, stage_end, test), stage, stage_index, step (within the stage), run_step,
-        epoch, and metrics. After a resume, rows after the checkpoint come a second time."""
+        epoch, and metrics. After a resume, rows after the checkpoint come a second time: `read_rows(run.path)` has those that stand."""
 
     def plan(self, text: str) -> None:
         """The text of plan.txt."""
@@ -59,6 +62,9 @@ class RunTracker:
 
     def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
         """The best weights of a finished run, and the recipe's name. teacher: the same two values, if the teacher is a tltrain run."""
+
+    def report(self, page: Path) -> None:
+        """The page report.html of a finished run. It holds its pictures."""
 
     def close(self) -> None:
         """This start of the run ends, finished or not. Also called after another method has raised."""

@@ -8,9 +8,9 @@ import importlib
 import io
 import netrc
 import os
+import shlex
 import tempfile
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from urllib.parse import urlparse
 from PIL import Image
 
 from tltrain.core import files
-from tltrain.runs.metrics_log import KIND_ORDER
+from tltrain.runs.metrics_log import KIND_ORDER, read_rows
 from tltrain.runs.trackers.base import RunTracker, TrackedRun
+from tltrain.runs.trackers.values import confusion_title, confusions, kept_id
 
 
 class WandbTracker(RunTracker):
@@ -37,6 +38,8 @@ class WandbTracker(RunTracker):
         self.uploads_weights = False
         self.stage_steps: Sequence[int] = ()
         self.folder = Path()
+        self.at_end: Callable[[], None] = lambda: None
+        """Prints where an offline run lies, and how it is uploaded."""
         self.variables: dict[str, str] = {}
         """Environment variables that this tracker has set."""
 
@@ -49,9 +52,7 @@ class WandbTracker(RunTracker):
             mode = "offline"
         self.online, self.uploads_weights, self.stage_steps = mode == "online", flags.wandb_weights, run.stage_steps
         self.folder = run.path.resolve() / "wandb"
-        id_file = run.path / "wandb_id"
-        if not id_file.exists():
-            files.write_atomic(id_file, uuid.uuid4().hex[:10])
+        identity = kept_id(run.path, "wandb")
         folders = {"WANDB_DATA_DIR": self.folder / "data", "WANDB_CACHE_DIR": self.folder / "cache"}  # else in the home folder
         self.variables = {name: str(path) for name, path in folders.items() if name not in os.environ}
         self.folder.mkdir(exist_ok=True)
@@ -61,11 +62,31 @@ class WandbTracker(RunTracker):
         settings = self.client.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
         self.run = self.client.init(
             settings=settings, dir=str(run.path), project=flags.wandb_project, group=flags.wandb_group or run.recipe["name"],
-            name=run.name, id=files.read_text(id_file), resume="allow", mode=mode, config=dict(run.recipe),
+            name=run.name, id=identity, resume="allow", mode=mode, config=dict(run.recipe),
         )  # fmt: skip
         self.run.define_metric("stages")
         for kind in KIND_ORDER:
             self.run.define_metric(f"{kind}/*", step_metric="stages")
+        self._go_on(run, identity)
+
+    def _go_on(self, run: TrackedRun, identity: str) -> None:
+        """Send the rows of earlier starts that W&B does not have, and set the offline folders of earlier starts aside.
+
+        W&B uploads every folder from line 0 of the run on, so that of two folders the second overwrites the first. One folder that has all
+        rows is uploaded whole. Online, W&B has the rows before its step.
+        """
+        first, kept = self.run.step, Path(self.run.dir).parent
+        for row in read_rows(run.path):
+            if row.get("run_step", -1) >= first:
+                self.log(row)
+        for earlier in self.folder.glob(f"offline-run-*-{identity}"):
+            if earlier.name != kept.name:
+                aside = self.folder / "replaced"
+                aside.mkdir(exist_ok=True)
+                earlier.rename(aside / earlier.name)
+        if not self.online:
+            path = run.path / "wandb" / kept.name
+            self.at_end = lambda: run.say(f"W&B     kept offline in {path}; this uploads it:\nwandb sync {shlex.quote(str(path))}")
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[None]:
@@ -79,7 +100,7 @@ class WandbTracker(RunTracker):
     def log(self, row: dict[str, Any]) -> None:
         """Log a row under its kind (train/loss, val/top1) at its run_step. The best val row also goes to the summary."""
         if "run_step" in row:
-            own = {"kind", "run_step", "stage"}
+            own = {"kind", "run_step", "stage", "time"}
             numbers = {k: v for k, v in row.items() if k not in own and isinstance(v, int | float)}
             values: dict[str, Any] = {f"{row['kind']}/{k}": v for k, v in numbers.items()}
             values |= {"stage": row.get("stage_index"), "epoch": row.get("epoch"), "stages": self._stages(row)}
@@ -103,12 +124,12 @@ class WandbTracker(RunTracker):
             self.run.log({"preview": self.client.Image(str(path))}, commit=False)
 
     def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
-        """Log the matrix as a W&B confusion-matrix chart."""
-        cells = [[t, p, n] for t, line in zip(classes, matrix, strict=True) for p, n in zip(classes, line, strict=True)]
+        """Log the matrix as a W&B confusion-matrix chart: the cells above zero, the worst confusions first."""
+        cells = confusions(matrix, classes)
         columns = ["Actual", "Predicted", "nPredictions"]
         with self._temporary():
-            table = self.client.Table(columns=columns, data=cells)
-            fields, texts = {name: name for name in columns}, {"title": "Test confusion"}
+            table = self.client.Table(columns=columns, data=[list(cell) for cell in cells])
+            fields, texts = {name: name for name in columns}, {"title": confusion_title(matrix, len(cells))}
             self.run.log({"test/confusion": self.client.plot_table("wandb/confusion_matrix/v1", table, fields, texts)})
 
     def mistakes(self, items: Sequence[Mapping[str, Any]]) -> None:
@@ -121,6 +142,11 @@ class WandbTracker(RunTracker):
     def summary(self, values: dict[str, Any]) -> None:
         with self._temporary():
             self.run.summary.update(values)
+
+    def report(self, page: Path) -> None:
+        """Log the page. It is one file with its pictures."""
+        with self._temporary():
+            self.run.log({"report": self.client.Html(str(page), inject=False)})
 
     def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
         """With --wandb-weights, log the weights as an output artifact, and a teacher's weights as an input artifact.
@@ -141,6 +167,7 @@ class WandbTracker(RunTracker):
             os.environ.pop(name, None)
         if self.run is not None:
             self.run.finish()
+            self.at_end()
 
     def _artifact(self, weights: Path, name: str, metadata: dict[str, Any]) -> Any:
         artifact = self.client.Artifact(_artifact_name(weights, name), type="model", metadata=metadata)
