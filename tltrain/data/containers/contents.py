@@ -36,6 +36,8 @@ class Extent(NamedTuple):
     """CRC-32 of the image's bytes. -1: none is known."""
     deflated: bool = False
     """Whether the bytes are compressed by zlib, as in most zip files."""
+    path: str = ""
+    """The file that is the image, where it lies in none of the container."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Contents:
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     """The classes that the container names, in its order. Empty: it names none."""
+    rows: int = 0
+    """Of a table: how many it has, with those that are left out."""
 
 
 def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
@@ -63,7 +67,8 @@ def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
         known = _load(cache, stamp)
         if known is None:
             known = look(file)
-            value = {"stamp": stamp, "file": str(known.file), "images": known.images, "notes": known.notes, "classes": known.classes}
+            value = {"stamp": stamp, "file": str(known.file), "images": known.images, "notes": known.notes}
+            value |= {"classes": known.classes, "rows": known.rows}
             write_atomic(cache, json.dumps(value))
         return known
 
@@ -91,10 +96,11 @@ def container(argument: str | None, source: str, what: str) -> Path:
 def _load(cache: Path, stamp: list[int]) -> Contents | None:
     try:
         value = json.loads(cache.read_text(encoding="utf-8"))
-        if value["stamp"] != stamp or not Path(value["file"]).is_file():
-            return None
         images = tuple(Extent(*row) for row in value["images"])
-        return Contents(Path(value["file"]), images, tuple(value["notes"]), tuple(value["classes"]))
+        end = max((image.start + image.length for image in images), default=0)
+        if value["stamp"] != stamp or not Path(value["file"]).is_file() or Path(value["file"]).stat().st_size < end:
+            return None
+        return Contents(Path(value["file"]), images, tuple(value["notes"]), tuple(value["classes"]), value["rows"])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
