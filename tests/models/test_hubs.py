@@ -126,7 +126,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path: Path, proce
 def test_what_cannot_be_fetched_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """A plan makes do with the name; a run says what to fetch, and where it belongs."""
     lines = _without_network(tmp_path, "vit-b16", "org/other", "resnet18", "DEFAULT", "vit", "org/other")
-    hub_plan, hub_run, torch_plan, _, torch_run, nameless, _ = lines  # torch itself prints a line before it downloads
+    hub_plan, hub_run, torch_plan, torch_run, nameless, _ = lines
     assert hub_plan.startswith("vit-b16 (0.5, 0.5, 0.5) hub org/other; it is not in the hub's cache")
     assert hub_run.startswith("refused weights 'org/other' are neither a folder here nor a hub repository that can be read")
     assert "hf download org/other" in hub_run

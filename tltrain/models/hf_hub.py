@@ -22,6 +22,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import MOST_PIXELS
 from tltrain.models.metadata import WeightsMetadata, checked
 from tltrain.models.weight_files import reading
+from tltrain.models.weight_files.download import hub_bar
 from tltrain.models.weight_files.names import listed
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
@@ -100,7 +101,7 @@ def download(repo: str, *, network: bool, weights: bool | None = None) -> Path:
         reason = why
     elif network:
         try:
-            folder = Path(snapshot_download(repo, allow_patterns=patterns))
+            folder = Path(snapshot_download(repo, allow_patterns=patterns, tqdm_class=hub_bar(repo, constants.ENDPOINT)))
         except GatedRepoError:
             reason = "it asks for conditions to be accepted: do so on its page, and log in with `hf auth login`"
         except RepositoryNotFoundError:

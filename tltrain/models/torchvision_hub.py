@@ -19,6 +19,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 from tltrain.core.errors import UserError
 from tltrain.core.files import downloading
 from tltrain.models.metadata import WeightsMetadata
+from tltrain.models.weight_files.download import fetch
 
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Networks with classifiers that serve training from random weights alone, and the beginnings of the names of their tensors."""
@@ -95,7 +96,8 @@ def read_state(entry: WeightsEnum) -> dict[str, Tensor]:
                 raise UserError(f"{entry} is not in torch's cache, and HF_HUB_OFFLINE is set: nothing is downloaded; {there}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with downloading(Path(f"{path}.lock"), f"downloads {path.name}"):  # the others wait, and read its file
-                return _read(entry)
+                if not path.exists():
+                    fetch(entry.url, path, next(iter(re.findall(r"-([a-f0-9]+)\.", path.name)), ""))  # as torch's hub names its files
         return _read(entry)
     except OSError as error:
         raise UserError(f"{entry} cannot be fetched ({error}); {there}") from error

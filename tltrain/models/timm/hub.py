@@ -18,6 +18,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.files import downloading, unresolved
 from tltrain.models.timm import networks
 from tltrain.models.weight_files import containers, reading
+from tltrain.models.weight_files.download import fetch, hub_bar
 
 CONFIG = "config.json"
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -115,7 +116,8 @@ def _hub_file(repo: str, names: tuple[str, ...], *, network: bool) -> Path:
         reason = f"the repository has no {' and no '.join(names)}"
         for name in names:
             try:
-                return Path(hf_hub_download(repo_id, name, revision=revision or None))
+                bar = hub_bar(f"{repo_id}/{name}", constants.ENDPOINT)
+                return Path(hf_hub_download(repo_id, name, revision=revision or None, tqdm_class=bar))
             except LocalEntryNotFoundError as error:  # no network
                 reason = str(error).splitlines()[0]
                 break
@@ -142,7 +144,7 @@ def _url_file(url: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with downloading(Path(f"{path}.lock"), f"downloads {path.name}"):  # the others wait, and read its file
             if not path.exists():
-                torch.hub.download_url_to_file(url, str(path), progress=False)
+                fetch(url, path)
     except OSError as error:
         raise UserError(f"{url} cannot be fetched ({error}); {there}") from error
     return path
