@@ -13,6 +13,7 @@ import pytest
 from container_files import Row, digit_rows, expected, looks, opened
 
 from tltrain.core.errors import UserError
+from tltrain.data.containers.contents import Contents
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,12 @@ def test_a_changed_shard_is_read_anew_and_the_others_are_not(tmp_path: Path, mon
     first = opened(source)
     looked: list[str] = []
     look = webdataset.look_through
-    monkeypatch.setattr(webdataset, "look_through", lambda file: looked.append(file.name) or look(file))
+
+    def noted(file: Path) -> Contents:
+        looked.append(file.name)
+        return look(file)
+
+    monkeypatch.setattr(webdataset, "look_through", noted)
     assert opened(source).fingerprint == first.fingerprint
     assert looked == []
     _shard(tmp_path / "digits-val-000.tar", _cls(_of("val")[:-1]))

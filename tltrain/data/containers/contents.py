@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tltrain.core.errors import UserError
 from tltrain.core.files import KINDS, locked, open_regular, write_atomic
@@ -67,8 +67,8 @@ def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
         known = _load(cache, stamp)
         if known is None:
             known = look(file)
-            value = {"stamp": stamp, "file": str(known.file), "images": known.images, "notes": known.notes}
-            value |= {"classes": known.classes, "rows": known.rows}
+            value: dict[str, Any] = {"stamp": stamp, "file": str(known.file), "images": known.images, "rows": known.rows}
+            value |= {"notes": known.notes, "classes": known.classes}
             write_atomic(cache, json.dumps(value))
         return known
 

@@ -24,8 +24,8 @@ from tltrain.data.containers.contents import Contents, Extent, stamp_of
 from tltrain.data.dataset import Source
 from tltrain.data.decode import describe, read_again
 from tltrain.data.pictures.warned import recorded
-from tltrain.data.sources import scan as scanning
 from tltrain.data.scans.found import Scanned
+from tltrain.data.sources import scan as scanning
 from tltrain.data.sources.image_list import from_files
 from tltrain.data.sources.scan import examined
 from tltrain.data.tables.listing import Listed
