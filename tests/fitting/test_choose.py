@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tltrain.core.recipe import parse
 from tltrain.fitting import choose, written
-from tltrain.fitting.choose import Backbone, Depth, depths, draft, shallowest
+from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, shallowest, with_rate
 from tltrain.fitting.facts import Facts
+from tltrain.fitting.looking import LEAST_PROBED, bounded, size_of, sizes_to_try, some_of
+from tltrain.fitting.lr_range import Found
 from tltrain.fitting.race import HEAD, judged
-from tltrain.fitting.speeds import Cut, Speeds
 
-BACKBONE = Backbone("resnet50", "DEFAULT", "ridge", "it won", "ridge 80 %")
-CUTS = (Cut("layer4.0", 0.08, 100_000), Cut("layer3.0", 0.05, 200_000), Cut("all", 0.0, 0))
-SPEEDS = Speeds("cpu", 2, 0.02, 0.1, CUTS, transformer=False)
+WHY = {"backbone.name": "it won", "data.size": "the weights' own", "stages.0.solve": "ridge 80 %"}
+CHOSEN = Chosen("resnet50", "DEFAULT", "ridge", False, "cpu", WHY)
+SECONDS = {"layer4.0": 100.0, "layer3.0": 200.0, "all": 400.0}
 HOURS = 3600.0
+
+
+def seconds_of(depth: Depth) -> float:
+    return SECONDS[depth.name]
 
 
 def facts(train: int, num_classes: int = 4, ratio: float = 1.0) -> Facts:
@@ -28,10 +34,10 @@ def facts(train: int, num_classes: int = 4, ratio: float = 1.0) -> Facts:
 @pytest.mark.parametrize("train", [30, 300, 3_000, 30_000])
 def test_every_choice_is_a_recipe_that_trains_enough(train: int, num_classes: int) -> None:
     data = facts(train, num_classes)
-    tried, _ = depths(data, SPEEDS, 1000 * HOURS)
-    assert tried[0].cut is None
+    tried, _ = depths(data, CHOSEN, list(SECONDS), seconds_of, 1000 * HOURS)
+    assert tried[0].is_head
     for depth in tried:
-        chosen = draft(data, BACKBONE, SPEEDS, depth, "photos-fit", "because").recipe
+        chosen = draft(data, CHOSEN, depth, "photos-fit", "because").recipe
         assert chosen.stages[0].solve == "ridge"
         for stage in chosen.stages[1:]:
             assert stage.steps is not None
@@ -42,7 +48,7 @@ def test_every_choice_is_a_recipe_that_trains_enough(train: int, num_classes: in
 
 def test_the_recipe_of_the_file_is_the_recipe_of_the_draft() -> None:
     data = facts(300, ratio=5.0)
-    made = draft(data, BACKBONE, SPEEDS, Depth(CUTS[0], 250, 90.0), "photos-fit", "it won\nthe race: \x1b[31m#1", seed=3)
+    made = draft(data, CHOSEN, Depth("layer4.0", 250, 90.0, 2e-4, "searched"), "photos-fit", "it won\nthe race: \x1b[31m#1", seed=3)
     text = written.text(made, ["Chosen for", "you."])
     assert parse(text, "test") == made.recipe
     assert made.recipe.data.balance == "weights"
@@ -57,20 +63,70 @@ def test_the_recipe_of_the_file_is_the_recipe_of_the_draft() -> None:
 
 def test_what_does_not_fit_into_the_time_is_named() -> None:
     data = facts(300)
-    everything, said = depths(data, SPEEDS, 100 * HOURS)
+    everything, said = depths(data, CHOSEN, list(SECONDS), seconds_of, 100 * HOURS)
     assert [depth.name for depth in everything] == ["head", "layer4.0", "layer3.0", "all"]
     assert said == ""
-    each = [depth.seconds for depth in everything[1:]]
-    assert each == sorted(each)
-    some, said = depths(data, SPEEDS, 3 * each[0] + 1)
+    some, said = depths(data, CHOSEN, list(SECONDS), seconds_of, 340.0)  # trained once, two thirds of it three times, and a range test
     assert [depth.name for depth in some] == ["head", "layer4.0"]
     assert "layer3.0" in said
     assert "all" in said
-    none, _ = depths(data, SPEEDS, 1.0)
+    none, _ = depths(data, CHOSEN, list(SECONDS), seconds_of, 320.0)
     assert [depth.name for depth in none] == ["head"]
-    few, said = depths(facts(30), SPEEDS, 100 * HOURS)
+    few, said = depths(facts(30), CHOSEN, list(SECONDS), seconds_of, 100 * HOURS)
     assert [depth.name for depth in few] == ["head"]
     assert "too few" in said
+    cut, said = depths(data, replace(CHOSEN, per_class=50), list(SECONDS), seconds_of, 100 * HOURS)
+    assert [depth.name for depth in cut] == ["head"], "where the time allows some of the images, it allows no deeper training"
+    assert draft(data, replace(CHOSEN, per_class=50), cut[0], "a", said).recipe.data.per_class == 50
+
+
+def test_a_probe_looks_at_as_much_as_the_time_allows() -> None:
+    """More backbones before more images, round numbers of each class, and the cheapest always."""
+    costs = {"dear": lambda num: 1.0 * num, "cheap": lambda num: 0.01 * num}
+    counts = [30_000, 20_000, 500]
+    everything = bounded(costs, counts, 55_000, 1e6)
+    assert (everything.names, everything.per_class, everything.beyond) == (("dear", "cheap"), None, "")
+    some = bounded(costs, counts, 55_000, 300.0)
+    assert (some.names, some.per_class) == (("dear", "cheap"), 50), "150 images of both take 152 s, and 300 would take 303 s"
+    assert "all 55,000 images" in some.beyond
+    assert some.seconds <= 300
+    few = bounded(costs, counts, 55_000, 20.0)
+    assert (few.names, few.per_class) == (("cheap",), 500), "1,500 images take 15 s"
+    assert "dear" in few.beyond
+    assert bounded(costs, counts, 55_000, 0.0).per_class == LEAST_PROBED
+    assert bounded(costs, [12, 9], 25, 0.0).names == ("cheap",)
+    assert some_of(counts, 0.1) == 2_000, "4,500 of 50,500 images; 5,000 of each class would be 10,500"
+
+
+def test_another_size_must_be_no_worse_or_better_by_more_than_luck() -> None:
+    assert sizes_to_try(224, 500) == [160, 288]
+    assert sizes_to_try(224, 150) == [160], "larger images than the pictures are would be blown up"
+    own = np.arange(400) < 300
+    worse, better, luck = np.arange(400) < 290, np.arange(400) < 330, np.where(np.arange(400) % 40 == 0, ~own, own)
+    assert size_of({224: own, 160: own, 288: own}, 224).size == 160
+    assert size_of({224: own, 160: worse, 288: own}, 224).size == 224
+    assert size_of({224: own, 160: worse, 288: better}, 224).size == 288
+    assert size_of({224: own, 160: own, 288: better}, 224).size == 288
+    assert size_of({224: own, 288: luck}, 224).size == 224
+    assert size_of({224: own}, 224).size is None, "nothing was chosen"
+    assert size_of({224: own, 160: own}, 224).right == tuple(own.tolist())
+    assert "72.5\u202f% at 160 px, 75.0\u202f% at 224 px" in size_of({224: own, 160: worse}, 224).why
+
+
+def test_a_range_test_moves_the_usual_rate_within_bounds() -> None:
+    def found(steepest: float | None, lowest: float) -> Found:
+        return Found(np.ones(3), np.ones(3), steepest, lowest)
+
+    depth, usual = Depth("layer4.0", 200), USUAL_LR[False]
+    taken = with_rate(depth, CHOSEN, found(2e-4, 1e-2))
+    assert taken.lr == 2e-4
+    assert "falls fastest at 2.0e-04" in taken.why_lr
+    assert with_rate(depth, CHOSEN, found(1.0, 20.0)).lr == pytest.approx(FAR * usual, rel=0.2)
+    assert with_rate(depth, CHOSEN, found(1e-7, 1e-6)).lr == pytest.approx(usual / FAR)
+    assert "kept within 3 times the usual" in with_rate(depth, CHOSEN, found(1.0, 20.0)).why_lr
+    assert with_rate(depth, CHOSEN, found(None, 1e-6)).lr == usual
+    assert "not searched" in with_rate(depth, CHOSEN, None).why_lr
+    assert with_rate(depth, replace(CHOSEN, transformer=True), None).lr == USUAL_LR[True]
 
 
 def test_what_a_small_test_split_can_say_is_said() -> None:
@@ -81,16 +137,16 @@ def test_what_a_small_test_split_can_say_is_said() -> None:
 
 
 def test_many_val_images_judge_in_place_of_a_race() -> None:
-    tried, _ = depths(facts(30_000), SPEEDS, 1000 * HOURS)
+    tried, _ = depths(facts(30_000), CHOSEN, list(SECONDS), seconds_of, 1000 * HOURS)
     assert [depth.name for depth in tried] == ["head", "layer4.0"]
-    assert draft(facts(30_000), BACKBONE, SPEEDS, tried[1], "a", "b").recipe.stages[1].carry == "best"
+    assert draft(facts(30_000), CHOSEN, tried[1], "a", "b").recipe.stages[1].carry == "best"
 
 
 def test_uneven_classes_and_characters() -> None:
-    even, uneven = (draft(facts(300, ratio=r), BACKBONE, SPEEDS, Depth(None), "a", "b").recipe for r in (2.0, 4.0))
+    even, uneven = (draft(facts(300, ratio=r), CHOSEN, Depth(HEAD), "a", "b").recipe for r in (2.0, 4.0))
     assert (even.data.balance, uneven.data.balance) == ("none", "weights")
     digits = replace(facts(300), source="digits")
-    assert not draft(digits, BACKBONE, SPEEDS, Depth(None), "a", "b").recipe.data.flip
+    assert not draft(digits, CHOSEN, Depth(HEAD), "a", "b").recipe.data.flip
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tltrain.core import recipe as recipes
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Data, Recipe
 from tltrain.data import open_images
-from tltrain.fitting import choose, speeds
+from tltrain.fitting import choose, timing
 from tltrain.fitting.fit import Wanted, _without_test
 from tltrain.many import one_by_one
 from tltrain.runs import run_dir
@@ -76,7 +76,7 @@ def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
     monkeypatch.setattr(choose, "LEAST_STEPS", 4)
     monkeypatch.setattr(choose, "LEAST_RACED", 10)
     monkeypatch.setattr(choose, "EPOCHS", ((1_000_000, 0.5),))
-    monkeypatch.setattr(speeds, "SHARES", (0.15,))
+    monkeypatch.setattr(timing, "SHARES", (0.15,))
     photos, folder = flat_folder(tmp_path / "photos", 20), tmp_path / "fit"
 
     def stopped(recipe: Recipe, start: RunFlags) -> dict[str, object]:

@@ -70,6 +70,17 @@ def test_what_is_stored_is_computed_once(speeds: None) -> None:
     assert found.stages[0] == pytest.approx(filled + 300 * 3 * trained_s + 30 * STEP_S + 2 * len(experiment.images.val) * trained_s)
 
 
+def test_a_head_is_worked_out_by_one_process(speeds: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    recipe = parse(RECIPE.replace("steps: 30, lr: 0.1, views: 1", "solve: ridge, views: 2, augment: light"), "r")
+    monkeypatch.setattr(run_time, "solve_s", lambda *arguments: asked.append(arguments) or 0.0)
+    without, experiment = expected(recipe, StageChoices(), world=4)
+    monkeypatch.setattr(run_time, "solve_s", lambda *arguments: 7.0)
+    found, _ = expected(recipe, StageChoices(), world=4)
+    assert found.stages == pytest.approx((without.stages[0] + 7.0, without.stages[1]))
+    assert asked == [("ridge", 2 * len(experiment.images.train), 64, 10)], "two views of each image, 64 features, 10 classes"
+
+
 def test_the_line_of_the_plan_says_how_sure_it_is() -> None:
     line = RunTime((60.0, 600.0), 60.0).line(["head", "all"])
     assert line == (

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, space
 
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 """What networks call the parameter that becomes the class token, the first of the tokens."""
@@ -15,7 +15,7 @@ CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 def pooled(chain: Chain, x: Tensor) -> Tensor:
     """(B, ...), the output of a block -> (B, D) float32: maps are averaged over space, tokens give their class token or their mean.
 
-    Maps: (B, C, H, W) or (B, H, W, C); the two equal sides are space. Tokens: (B, T, D). Vectors stay as they are.
+    Maps: (B, C, H, W) or (B, H, W, C), as `space` tells them apart. Tokens: (B, T, D). Vectors stay as they are.
     """
     x = x.float()
     if x.ndim == 2:
@@ -23,8 +23,7 @@ def pooled(chain: Chain, x: Tensor) -> Tensor:
     if x.ndim == 3:
         return x[:, 0] if has_class_token(chain, x.shape[1]) else x.mean(1)
     if x.ndim == 4:
-        last = x.shape[1] == x.shape[2] != x.shape[3]
-        return x.mean((1, 2) if last else (2, 3))
+        return x.mean(space(x))
     return x.flatten(1, -2).mean(1)
 
 

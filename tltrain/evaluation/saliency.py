@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, space
 
 LEAST_SIDE = 3
 """A map of fewer places each way shows nothing."""
@@ -65,19 +65,20 @@ def _last_map(chain: Chain, image: Tensor) -> int | None:
     """The last block that takes a map: of channels, or of tokens that stand for patches."""
     if chain.runs_whole:
         return None
+    last, features = None, image
     with torch.no_grad():
-        for cut in range(len(chain.blocks) - 1, 0, -1):
-            shown = _as_map(chain.forward(image, stop=cut))
+        for cut in range(1, len(chain.blocks)):
+            features = chain.forward(features, start=cut - 1, stop=cut)
+            shown = _as_map(features)
             if shown is not None and min(shown.shape[1:3]) >= LEAST_SIDE:
-                return cut
-    return None
+                last = cut
+    return last
 
 
 def _as_map(features: Tensor) -> Tensor | None:
     """Features as (B, h, w, C); None if they are no map. Takes (B, C, h, w), (B, h, w, C), and (B, tokens, C) of a square of patches."""
     if features.ndim == 4:
-        channels_last = features.shape[1] == features.shape[2] and features.shape[2] != features.shape[3]
-        return features if channels_last else features.permute(0, 2, 3, 1)
+        return features if space(features) == (1, 2) else features.permute(0, 2, 3, 1)
     if features.ndim != 3:
         return None
     side = math.isqrt(features.shape[1])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tltrain.core.output.console import duration
 from tltrain.core.recipe import Recipe, validate
 from tltrain.fitting.facts import UNEVEN, Facts
-from tltrain.fitting.speeds import Cut, Speeds
+from tltrain.fitting.lr_range import Found
 
 EPOCHS = ((2_000, 20.0), (20_000, 10.0), (10**12, 5.0))
 """(fewer training images than this, passes over them): small sets are seen more often."""
@@ -26,35 +26,55 @@ WRITTEN = ("digits", "printed")
 """Sources of characters."""
 LEAST_RACED = 50
 """Training images below which nothing deeper than the head is tried."""
+HEAD = "head"
 FOLDS = 3
 """Of the race between depths, where val is too small to judge."""
+LR_STEPS = 60
+"""Of the range test of a depth."""
+USUAL_LR = {True: 1e-4, False: 3e-4}
+"""For AdamW on pretrained transformers, and on other networks."""
+FAR = 3.0
+"""Times that the range test may move a learning rate from the usual one: it judges the first steps alone."""
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """The backbone that won the probe, and what the probe says of it."""
+class Chosen:
+    """The network, its head and its images, and why."""
 
     name: str | None
     weights: str | None
     head: str
-    """How its head is worked out best: ridge or logistic."""
-    why: str
-    """Why this backbone."""
-    why_head: str
+    """How the head is worked out best: ridge or logistic."""
+    transformer: bool
+    """Whether it is no network of convolutions, and wants a smaller learning rate."""
+    device: str
+    """On which it was timed."""
+    reasons: dict[str, str]
+    """Dotted path in the recipe to the reason, of what is chosen so far."""
+    size: int | None = None
+    """Side of the images, pixels. None: that of the weights."""
+    per_class: int | None = None
+    """Training images of each class at most, where the time does not allow all."""
 
 
 @dataclass(frozen=True)
 class Depth:
-    """A candidate: the head alone, or training from a cut on."""
+    """A candidate: the head alone, or training from a block on."""
 
-    cut: Cut | None
+    unfreeze: str
     steps: int = 0
     seconds: float = 0.0
-    """Estimated time of its training on all training images."""
+    """Estimated time of the whole run on all training images."""
+    lr: float = 0.0
+    why_lr: str = ""
 
     @property
     def name(self) -> str:
-        return "head" if self.cut is None else self.cut.unfreeze
+        return self.unfreeze
+
+    @property
+    def is_head(self) -> bool:
+        return self.unfreeze == HEAD
 
 
 @dataclass(frozen=True)
@@ -75,83 +95,101 @@ def batch_of(facts: Facts) -> int:
     return 32 if facts.train < 2_000 else 64 if facts.train < 20_000 else 256
 
 
-def depths(facts: Facts, speeds: Speeds, left_s: float) -> tuple[list[Depth], str]:
+def steps_of(facts: Facts) -> int:
+    """Steps of a stage that trains deeper than the head."""
+    epochs = next(passes for most, passes in EPOCHS if facts.train < most)
+    return max(LEAST_STEPS, math.ceil(epochs * facts.train / batch_of(facts)))
+
+
+def depths(
+    facts: Facts, chosen: Chosen, cuts: Sequence[str], seconds_of: Callable[[Depth], float], left_s: float
+) -> tuple[list[Depth], str]:
     """The depths that can be tried in `left_s` seconds, the head alone first, and a sentence on those that cannot.
 
-    Where val is too small to judge, each is also trained on FOLDS folds, beside the training that is kept.
+    cuts: the blocks from which training could begin, the shallowest first. seconds_of: the estimated time of a run of this depth. Where
+    val is too small to judge, each depth is also trained on FOLDS folds, beside the training that is kept.
     """
+    if chosen.per_class is not None:
+        return [Depth(HEAD)], "the time allows no more than the head, and of some of the images"
     if facts.train < LEAST_RACED:
-        return [Depth(None)], f"{facts.train:,} training images are too few to tell depths apart"
-    batch, judged = batch_of(facts), facts.val >= JUDGES
-    epochs = next(passes for most, passes in EPOCHS if facts.train < most)
-    steps = max(LEAST_STEPS, math.ceil(epochs * facts.train / batch))
-    tried, out_of_reach, spent_s = [Depth(None)], [], 0.0
-    for cut in speeds.cuts:
-        seconds = cost_s(facts, speeds, cut, steps, batch)
-        times = 1.0 if judged else 1.0 + FOLDS * 2 / 3  # a fold trains on two thirds of the images
-        others_s = 0.0 if judged else spent_s
-        if others_s + times * seconds > left_s:
-            out_of_reach.append(f"{cut.unfreeze} ({duration(times * seconds)})")
+        return [Depth(HEAD)], f"{facts.train:,} training images are too few to tell depths apart"
+    judged, steps = facts.val >= JUDGES, steps_of(facts)
+    tried, out_of_reach, spent_s = [Depth(HEAD)], [], 0.0
+    for cut in cuts:
+        depth = Depth(cut, steps, lr=USUAL_LR[chosen.transformer])
+        depth = replace(depth, seconds=seconds_of(depth))
+        looked = LR_STEPS / steps  # the range test
+        raced = looked if judged else looked + FOLDS * (FOLDS - 1) / FOLDS  # a fold trains on the others
+        if spent_s + (1 + raced) * depth.seconds > left_s:
+            out_of_reach.append(f"{cut} ({duration((1 + raced) * depth.seconds)})")
             continue
-        tried.append(Depth(cut, steps, seconds))
-        spent_s += (times - 1) * seconds
+        tried.append(depth)
+        spent_s += raced * depth.seconds
         if judged:
             break  # val decides between the head and one depth: the shallowest that fits
     said = f"out of reach in the time left, {duration(left_s)}: {', '.join(out_of_reach)}; more --minutes try them" if out_of_reach else ""
     return tried, said
 
 
-def cost_s(facts: Facts, speeds: Speeds, cut: Cut, steps: int, batch: int) -> float:
-    """Estimated seconds of a stage from a cut on."""
-    views = _views(facts)
-    rows = facts.train * (VIEWS if views is not None else 0)
-    frozen_s = speeds.fill_s(cut, rows) if rows else speeds.fill_s(cut, steps * batch)
-    return frozen_s + steps * speeds.step_s(cut, batch)
+def with_rate(depth: Depth, chosen: Chosen, found: Found | None) -> Depth:
+    """The depth with its learning rate. found: what the range test said. None: there was none.
+
+    The test sees the first steps alone, and so moves the usual rate by FAR times at most.
+    """
+    usual = USUAL_LR[chosen.transformer]
+    kind = "transformers" if chosen.transformer else "convolutions"
+    common = f"{usual:g} is usual for AdamW on pretrained {kind}"
+    if found is None:
+        return replace(depth, lr=usual, why_lr=f"{common}; not searched (tltrain lr looks)")
+    if found.suggested is None:
+        return replace(
+            depth, lr=usual, why_lr=f"{common}; in a range test of {LR_STEPS} steps the loss never fell, so that it said nothing"
+        )
+    lr = float(f"{min(max(found.suggested, usual / FAR), usual * FAR):.0e}")
+    told = f"a range test of {LR_STEPS} steps: the loss falls fastest at {found.steepest:.1e} and is lowest at {found.lowest:.1e}"
+    kept = "" if lr == found.suggested else f", which suggests {found.suggested:g}; kept within {FAR:g} times the usual"
+    return replace(depth, lr=lr, why_lr=f"{told}{kept}; {common}")
 
 
-def draft(facts: Facts, backbone: Backbone, speeds: Speeds, depth: Depth, name: str, why_depth: str, seed: int = 0) -> Draft:
+def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str, seed: int = 0) -> Draft:
     """The recipe of a depth. why_depth: why it is this one."""
     reasons = {
-        "backbone.name": backbone.why,
         "batch": f"{facts.train:,} training images: small enough for many steps an epoch, large enough for the device to be busy",
-        "stages.0.solve": backbone.why_head,
         "stages.0.views": "the evaluation view: its features are those of the probe, and are stored already",
+        **chosen.reasons,
     }
-    values: dict[str, Any] = {
-        "name": name,
-        "purpose": f"Chosen by tltrain fit for {facts.source}"[:200],
-        "seed": seed,
-        "batch": batch_of(facts),
-        "data": {"source": facts.source},
-        "backbone": {"name": backbone.name, "weights": backbone.weights},
-        "stages": [{"name": "head", "unfreeze": "head", "solve": backbone.head, "views": 1, "carry": "last"}],
-    }
+    data: dict[str, Any] = {"source": facts.source}
+    data |= {key: value for key, value in (("size", chosen.size), ("per_class", chosen.per_class)) if value is not None}
     if facts.source in WRITTEN:
-        values["data"]["flip"] = False
+        data["flip"] = False
         reasons["data.flip"] = "mirrored characters are others"
     if facts.ratio > UNEVEN:
-        values["data"]["balance"] = "weights"
+        data["balance"] = "weights"
         reasons["data.balance"] = f"{facts.largest} has {facts.ratio:.1f} times as many images as {facts.smallest}, and would drown it out"
-    if depth.cut is not None:
-        values["stages"].append(_deep(facts, speeds, depth))
-        reasons |= _deep_reasons(facts, speeds, depth, why_depth)
-    else:
+    stages: list[dict[str, Any]] = [{"name": "head", "unfreeze": HEAD, "solve": chosen.head, "views": 1, "carry": "last"}]
+    if depth.is_head:
         reasons["stages.0.unfreeze"] = why_depth
-    return Draft(values, reasons)
+    else:
+        stages.append(_deep(facts, chosen, depth))
+        reasons |= _deep_reasons(facts, depth, why_depth)
+    values = {
+        "name": name, "purpose": f"Chosen by tltrain fit for {facts.source}"[:200], "seed": seed, "batch": batch_of(facts), "data": data,
+        "backbone": {"name": chosen.name, "weights": chosen.weights}, "stages": stages,
+    }  # fmt: skip
+    return Draft(values, {path: reason for path, reason in reasons.items() if path != "data.size" or "size" in data})
 
 
 def _views(facts: Facts) -> int | None:
     return VIEWS if facts.train < MANY else None
 
 
-def _deep(facts: Facts, speeds: Speeds, depth: Depth) -> dict[str, Any]:
-    assert depth.cut is not None
+def _deep(facts: Facts, chosen: Chosen, depth: Depth) -> dict[str, Any]:
     return {
         "name": "deep",
-        "unfreeze": depth.cut.unfreeze,
+        "unfreeze": depth.unfreeze,
         "steps": depth.steps,
-        "lr": 1e-4 if speeds.transformer else 3e-4,
-        "layer_decay": 0.75 if speeds.transformer else 0.8,
+        "lr": depth.lr,
+        "layer_decay": 0.75 if chosen.transformer else 0.8,
         "weight_decay": 0.05,
         "warmup": 0.1,
         "augment": "light" if facts.train < MANY else "trivial",
@@ -161,16 +199,14 @@ def _deep(facts: Facts, speeds: Speeds, depth: Depth) -> dict[str, Any]:
     }
 
 
-def _deep_reasons(facts: Facts, speeds: Speeds, depth: Depth, why_depth: str) -> dict[str, str]:
-    epochs = depth.steps * batch_of(facts) / facts.train
-    kind = "transformers" if speeds.transformer else "convolutions"
-    at = "stages.1"
+def _deep_reasons(facts: Facts, depth: Depth, why_depth: str) -> dict[str, str]:
+    epochs, at = depth.steps * batch_of(facts) / facts.train, "stages.1"
     reasons = {
         f"{at}.unfreeze": why_depth,
-        f"{at}.steps": f"{epochs:.0f} epochs, and {LEAST_STEPS} steps at least; about {duration(depth.seconds)} on this machine",
-        f"{at}.lr": f"usual for AdamW on pretrained {kind}; not searched (tltrain lr looks)",
+        f"{at}.steps": f"{epochs:.0f} epochs, and {LEAST_STEPS} steps at least; the run takes about {duration(depth.seconds)} here",
+        f"{at}.lr": depth.why_lr,
         f"{at}.layer_decay": "blocks near the images know what all images share, and move less (BEiT)",
-        f"{at}.augment": "pictures are few: mild changes, stored" if facts.train < MANY else "many pictures: fresh views each epoch",
+        f"{at}.augment": _why_augment(facts, epochs),
     }
     if facts.train < MANY:
         reasons[f"{at}.views"] = f"what lies below {depth.name} is computed once for each of {VIEWS} views of an image"
@@ -179,6 +215,14 @@ def _deep_reasons(facts: Facts, speeds: Speeds, depth: Depth, why_depth: str) ->
     else:
         reasons[f"{at}.carry"] = f"{facts.val:,} val images are too few to choose weights by; the folds of the race chose"
     return reasons
+
+
+def _why_augment(facts: Facts, epochs: float) -> str:
+    """The rule: what is stored changes mildly, since few views must serve all epochs; fresh views may be any."""
+    if facts.train < MANY:
+        times = max(1.0, epochs / VIEWS)
+        return f"fewer than {MANY:,} images: mild changes, stored; each of {VIEWS} views of an image is seen {times:.0f} times"
+    return f"{MANY:,} images and more: another view of each image in each of {epochs:.0f} epochs, of any strength (arXiv 2103.10158)"
 
 
 def shallowest(order: Sequence[str], accuracy: dict[str, float], low: dict[str, float]) -> str:

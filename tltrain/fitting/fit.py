@@ -14,29 +14,34 @@ import numpy as np
 from tltrain.analysis import at_hand
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
-from tltrain.analysis.probe.judge import Ask, Probed, grouped, probe, recipe_of
+from tltrain.analysis.probe.judge import Ask, Probed, grouped, recipe_of, which_of
 from tltrain.core import files
 from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.recipe import Data
-from tltrain.data import open_images
+from tltrain.data import DataSplits, open_images
 from tltrain.data.splits import folds
 from tltrain.fitting import choose, written
-from tltrain.fitting.choose import Backbone, Depth, Draft
-from tltrain.fitting.facts import facts_of
+from tltrain.fitting.choose import FOLDS, HEAD, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
+from tltrain.fitting.facts import Facts, facts_of
+from tltrain.fitting.looking import K, looked, sized, some_of
+from tltrain.fitting.lr_range import measured, range_recipe
 from tltrain.fitting.memory import Memory, Plan
 from tltrain.fitting.race import race
-from tltrain.fitting.speeds import speeds_of
+from tltrain.fitting.timing import network_of, seconds_of
+from tltrain.heads.cost import solve_s
 from tltrain.heads.out_of_fold import out_of_fold
 from tltrain.heads.solve import Kind
 from tltrain.runs.report.formatting import percent
 from tltrain.training.run import train
-from tltrain.training.setup import num_workers
 
-K = 5
-"""Folds of the probe."""
-HEADS: tuple[Kind, ...] = ("ridge", "logistic")
+PROBE_SHARE, SIZE_SHARE, HEAD_SHARE = 0.25, 0.15, 0.15
+"""Of the time that is left: for the probe of backbones, for other sizes, and for logistic regression beside ridge."""
+HIGHEST = 100.0
+"""Times the usual learning rate at which a range test ends."""
+LOOKED_AT = 16
+"""Images that a range test is evaluated on: its loss in training says everything."""
 LEAST_DEEP = 200
 """Training images from which a dry run, which races nothing, writes a deep stage."""
 RECIPE, RUN, RACE, EXCLUDED = "recipe.yaml", "run", "race", "test_images.csv"
@@ -87,25 +92,39 @@ def _asked(wanted: Wanted) -> dict[str, Any]:
 
 def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) -> Plan:
     """Everything that is looked at before anything trains."""
+
+    def left_s() -> float:
+        return max(0.0, 60 * wanted.minutes - (clock() - began))
+
     images = open_images(Data(source=wanted.source))
     facts = facts_of(wanted.source, images)
     console.say(f"data    {facts.line()}")
     for note in facts.notes():
         console.say(f"data    {note}", style="yellow")
-    candidates = _candidates(wanted, console)
-    probed = probe(Ask(wanted.source, k=K, seed=wanted.seed), candidates, start, console)
+    candidates, ask = _candidates(wanted, console), Ask(wanted.source, k=K, seed=wanted.seed)
+    probed, limit = looked(ask, candidates, images, start, console, PROBE_SHARE * left_s())
     candidate = next(c for c in candidates if c.name == probed.knee.backbone)
-    with FeatureBank.open(recipe_of(Ask(wanted.source), candidate), start, console, images=images) as bank:
-        right = _judged(bank, wanted.seed)
-        speeds = speeds_of(bank, num_workers(images, start, 1))
+    own = network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
+    ask = replace(ask, per_class=limit.per_class)
+    size = sized(ask, candidate, probed, images, (own.size, facts.side), start, console, SIZE_SHARE * left_s())
+    recipe = recipe_of(replace(ask, size=size.size), candidate)
+    with FeatureBank.open(recipe, start, console, which=which_of(ask)) as bank:
+        heads = _heads(bank, np.array(size.right), facts.train, HEAD_SHARE * left_s(), wanted.seed)
         ids = bank.ids
-    kind = max(HEADS, key=lambda k: right[k].mean())
-    backbone = Backbone(candidate.spec.name, candidate.spec.weights, kind, _why_backbone(probed), _why_head(right, kind))
-    left_s = max(0.0, 60 * wanted.minutes - (clock() - began))
-    depths, beyond = choose.depths(facts, speeds, left_s)
+    reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": heads.why}
+    chosen = Chosen(candidate.spec.name, candidate.spec.weights, heads.kind, own.transformer, own.device, reasons, size.size)
+    facts, chosen, images = _affordable(wanted, facts, chosen, images, start, left_s())
+    plan = Plan(facts, chosen, (), "", _right_ids(ids, heads.right), tuple(probed_lines(probed)))
+    cuts = network_of(_draft(plan, wanted, Depth(HEAD), "").recipe, images, start).cuts
+    depths, beyond = choose.depths(
+        facts, chosen, cuts, lambda depth: seconds_of(_draft(plan, wanted, depth, "").recipe, images, start), left_s()
+    )
     console.say(f"depths  {', '.join(depth.name for depth in depths)}" + (f"; {beyond}" if beyond else ""))
-    right_ids = [name for name, is_right in zip(ids, right[kind].tolist(), strict=True) if is_right]
-    return Plan(facts, backbone, speeds, tuple(depths), beyond, tuple(right_ids), tuple(probed_lines(probed)))
+    return replace(plan, depths=tuple(depths), beyond=beyond)
+
+
+def _right_ids(ids: Sequence[str], right_N: np.ndarray) -> tuple[str, ...]:
+    return tuple(name for name, is_right in zip(ids, right_N.tolist(), strict=True) if is_right)
 
 
 def _candidates(wanted: Wanted, console: Console) -> Sequence[Candidate]:
@@ -117,13 +136,48 @@ def _candidates(wanted: Wanted, console: Console) -> Sequence[Candidate]:
     return known.found
 
 
-def _judged(bank: FeatureBank, seed: int) -> dict[Kind, np.ndarray]:
-    """Kind of head to whether each image (N,) is right, judged by a head that never saw its fold."""
-    features_ND, fold_N = bank.features(), folds(bank.labels, bank.groups, K, seed)
-    answers = {
-        kind: out_of_fold(kind, features_ND, bank.labels, fold_N, len(bank.classes), group_N=grouped(bank), seed=seed) for kind in HEADS
-    }
-    return {kind: logits_NK.argmax(1).numpy() == bank.labels for kind, logits_NK in answers.items()}
+@dataclass(frozen=True)
+class _Heads:
+    """How the head is worked out best."""
+
+    kind: Kind
+    right: np.ndarray
+    """(N,) whether each image that was looked at is right, judged by a head that never saw its fold."""
+    why: str
+
+
+def _heads(bank: FeatureBank, by_ridge_N: np.ndarray, num_train: int, left_s: float, seed: int) -> _Heads:
+    """Ridge, which the probe has judged already, or logistic regression, where there is time to try it and to use it."""
+    features_ND, num_classes = bank.features(), len(bank.classes)
+    num, num_columns = features_ND.shape
+    told = f"worked out, not trained: {percent(float(by_ridge_N.mean()))} out of fold"
+    tried_s = K * solve_s("logistic", num - num // K, num_columns, num_classes)
+    used_s = solve_s("logistic", num_train, num_columns, num_classes)
+    if max(tried_s, used_s) > left_s:
+        return _Heads("ridge", by_ridge_N, f"{told}; logistic would take {duration(tried_s)} to compare and {duration(used_s)} to work out")
+    fold_N = folds(bank.labels, bank.groups, K, seed)
+    logits_NK = out_of_fold("logistic", features_ND, bank.labels, fold_N, num_classes, group_N=grouped(bank), seed=seed)
+    right_N = logits_NK.argmax(1).numpy() == bank.labels
+    if right_N.mean() > by_ridge_N.mean():
+        told = f"worked out, not trained: {percent(float(right_N.mean()))} out of fold"
+        return _Heads("logistic", right_N, f"{told}, ridge {percent(float(by_ridge_N.mean()))}")
+    return _Heads("ridge", by_ridge_N, f"{told}, logistic {percent(float(right_N.mean()))}")
+
+
+def _affordable(
+    wanted: Wanted, facts: Facts, chosen: Chosen, images: DataSplits, start: RunFlags, left_s: float
+) -> tuple[Facts, Chosen, DataSplits]:
+    """The images that the head can be worked out from in the time: all, or some of each class."""
+    recipe = choose.draft(facts, chosen, Depth(HEAD), "fit", "", wanted.seed).recipe
+    whole_s = seconds_of(recipe, images, start)
+    counts = np.bincount(images.train.labels, minlength=facts.num_classes).tolist()
+    per_class = some_of(counts, left_s / max(whole_s, 1e-9))
+    if whole_s <= left_s or per_class >= max(counts):
+        return facts, chosen, images
+    why = f"all {facts.train:,} images would take {duration(whole_s)} and {duration(left_s)} are left; more --minutes learn from more"
+    chosen = replace(chosen, per_class=per_class, reasons={**chosen.reasons, "data.per_class": why})
+    images = open_images(Data(source=wanted.source, per_class=per_class))
+    return facts_of(wanted.source, images), chosen, images
 
 
 def probed_lines(probed: Probed) -> list[str]:
@@ -131,25 +185,23 @@ def probed_lines(probed: Probed) -> list[str]:
     return [f"{row.name} {percent(row.accuracy)}, {1000 * row.image_s:.1f} ms an image" for row in probed.rows]
 
 
-def _why_backbone(probed: Probed) -> str:
+def _why_backbone(probed: Probed, beyond: str) -> str:
     best, knee, others = probed.rows[0], probed.knee, len(probed.rows) - 1
     said = f"its solved head is right for {percent(knee.accuracy)} of {probed.num_images:,} images that it did not see ({K} folds; "
     said += f"the most frequent class: {percent(probed.baseline)})"
     if not others:
-        return f"{said}; no other was at hand"
-    if knee is best:
-        return f"{said}, the most of {others + 1} backbones"
-    return f"{said}; {best.name} has {percent(best.accuracy)}, which may be luck, and takes {best.image_s / knee.image_s:.1f} times as long"
-
-
-def _why_head(right: dict[Kind, np.ndarray], kind: Kind) -> str:
-    others = ", ".join(f"{k} {percent(float(r.mean()))}" for k, r in right.items() if k != kind)
-    return f"worked out, not trained: {percent(float(right[kind].mean()))} out of fold, {others}"
+        said += "; no other was looked at" if beyond else "; no other was at hand"
+    elif knee is best:
+        said += f", the most of {others + 1} backbones"
+    else:
+        slower = f"{best.image_s / knee.image_s:.1f} times as long"
+        said += f"; {best.name} has {percent(best.accuracy)}, which may be luck, and takes {slower}"
+    return f"{said}; {beyond}" if beyond else said
 
 
 def _dry(plan: Plan, wanted: Wanted) -> Draft:
     """The recipe that a rule of thumb chooses where nothing may train."""
-    deep = [depth for depth in plan.depths if depth.cut is not None]
+    deep = [with_rate(depth, plan.chosen, None) for depth in plan.depths if not depth.is_head]
     if deep and plan.facts.train >= LEAST_DEEP:
         why = "not raced, since --dry-run trains nothing: the shallowest depth that fits into the time"
         return _draft(plan, wanted, deep[0], why)
@@ -159,20 +211,43 @@ def _dry(plan: Plan, wanted: Wanted) -> Draft:
 
 def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Draft | None:
     """The recipe of the depth that the race chose. None if a signal stopped it."""
-    deep = [depth for depth in plan.depths if depth.cut is not None]
-    if not deep:
+    if all(depth.is_head for depth in plan.depths):
         return _draft(plan, wanted, plan.depths[0], f"the head alone: {plan.beyond}")
-    if plan.facts.val >= choose.JUDGES:
+    judged = plan.facts.val >= choose.JUDGES
+    hidden = {} if judged else _without_test(wanted)
+    deep = _with_rates(wanted, plan, hidden if judged else {**hidden, "data.folds": FOLDS, "data.fold": 0}, start, console)
+    if deep is None:
+        return None
+    if judged:
         why = f"the shallowest depth that fits into the time; {plan.facts.val:,} val images judge whether it paid"
         return _draft(plan, wanted, deep[0], why)
-    hidden = _without_test(wanted)
     recipes = {depth.name: _draft(plan, wanted, depth, "").recipe.override(hidden) for depth in deep}
     raced = race(wanted.folder / RACE, recipes, plan.right, start, console)
     if raced is None:
         return None
-    chosen = next(depth for depth in plan.depths if depth.name == raced.chosen)
     console.say(raced.sentence, style="bold")
-    return _draft(plan, wanted, chosen, raced.sentence)
+    chosen = next(depth for depth in (Depth(HEAD), *deep) if depth.name == raced.chosen)
+    return _draft(plan, wanted, chosen, raced.sentence + (f"; {plan.beyond}" if plan.beyond else ""))
+
+
+def _with_rates(wanted: Wanted, plan: Plan, changes: dict[str, Any], start: RunFlags, console: Console) -> list[Depth] | None:
+    """The deeper depths, each with the learning rate of its range test. None if a signal stopped one.
+
+    changes: to the recipe, so that the test reads the stores that the race, or the training, reads.
+    """
+    rated: list[Depth] = []
+    for depth in plan.depths:
+        if depth.is_head:
+            continue
+        console.say(f"rate    {depth.name}: {LR_STEPS} steps in which the learning rate rises", style="bold")
+        recipe = _draft(plan, wanted, depth, "").recipe.override({**changes, "data.eval_limit": LOOKED_AT})
+        rising = range_recipe(recipe, None, LR_STEPS, HIGHEST * USUAL_LR[plan.chosen.transformer])
+        outcome, found = measured(rising, replace(start, folder=wanted.folder / RACE / f"{depth.name}-lr"))
+        if outcome == "stopped":
+            return None
+        rated.append(with_rate(depth, plan.chosen, found))
+        console.say(f"rate    {depth.name}: {rated[-1].lr:g}, {rated[-1].why_lr}")
+    return rated
 
 
 def _without_test(wanted: Wanted) -> dict[str, Any]:
@@ -189,11 +264,11 @@ def _without_test(wanted: Wanted) -> dict[str, Any]:
 
 
 def _draft(plan: Plan, wanted: Wanted, depth: Depth, why: str) -> Draft:
-    return choose.draft(plan.facts, plan.backbone, plan.speeds, depth, wanted.folder.name or "fit", why, wanted.seed)
+    return choose.draft(plan.facts, plan.chosen, depth, wanted.folder.name or "fit", why, wanted.seed)
 
 
 def _head(wanted: Wanted, plan: Plan) -> list[str]:
     return [
-        f"Chosen by tltrain fit for {wanted.source}, in {duration(60 * wanted.minutes)} on {plan.speeds.device}: {plan.facts.line()}.",
+        f"Chosen by tltrain fit for {wanted.source}, in {duration(60 * wanted.minutes)} on {plan.chosen.device}: {plan.facts.line()}.",
         f"Probed: {'; '.join(plan.probed)}.",
     ]

@@ -56,13 +56,10 @@ def look(recipe: Recipe, start: RunFlags, stage: str | None, steps: int, highest
     """Run the test and say what it found. Returns finished, stopped or failed. Raises UserError."""
     rising = range_recipe(recipe, stage, steps, highest)
     path = start.folder or run_path(recipe, start).with_name(f"{run_path(recipe, start).name}-lr")
-    outcome = str(train(rising, replace(start, folder=path))["outcome"])
-    name = rising.stages[-1].name
-    rows = [row for row in read_rows(path) if row["kind"] == "train" and row["stage"] == name] if path.is_dir() else []
-    if outcome == "stopped" or len(rows) < LEAST_STEPS:
+    outcome, found = measured(rising, replace(start, folder=path))
+    if found is None:
         return outcome
-    found = judged([float(row["lr"]) for row in rows], [float(row["loss"]) for row in rows])
-    is_main = os.environ.get("RANK", "0") == "0"
+    name, is_main = rising.stages[-1].name, os.environ.get("RANK", "0") == "0"
     console = Console(enabled=is_main)
     if is_main:
         _write(path, name, found)
@@ -72,6 +69,18 @@ def look(recipe: Recipe, start: RunFlags, stage: str | None, steps: int, highest
         console.say(f"try     --stages.{name}.lr {found.suggested:g}")
     console.say(f"page    {path / 'lr.svg'}")
     return "finished"  # that the loss explodes at the end is what it is for
+
+
+def measured(rising: Recipe, start: RunFlags) -> tuple[str, Found | None]:
+    """Train a recipe of `range_recipe` into the folder that the flags name. Returns the outcome, and what its last stage says. None where
+    a signal stopped it, or where it took too few steps to say anything."""
+    assert start.folder is not None
+    outcome = str(train(rising, start)["outcome"])
+    name = rising.stages[-1].name
+    rows = [row for row in read_rows(start.folder) if row["kind"] == "train" and row["stage"] == name] if start.folder.is_dir() else []
+    if outcome == "stopped" or len(rows) < LEAST_STEPS:
+        return outcome, None
+    return outcome, judged([float(row["lr"]) for row in rows], [float(row["loss"]) for row in rows])
 
 
 def range_recipe(recipe: Recipe, stage: str | None, steps: int, highest: float) -> Recipe:

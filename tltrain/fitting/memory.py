@@ -8,9 +8,8 @@ from typing import Any, Self
 
 from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
-from tltrain.fitting.choose import Backbone, Depth
+from tltrain.fitting.choose import Chosen, Depth
 from tltrain.fitting.facts import Facts
-from tltrain.fitting.speeds import Cut, Speeds
 from tltrain.runs.links import check_links
 
 NAME = "fit.json"
@@ -21,8 +20,7 @@ class Plan:
     """Everything that is known before anything trains."""
 
     facts: Facts
-    backbone: Backbone
-    speeds: Speeds
+    chosen: Chosen
     depths: tuple[Depth, ...]
     beyond: str
     """Depths that do not fit into the time, as a sentence; empty if all do."""
@@ -91,10 +89,9 @@ def _plan(file: Path, raw: Any) -> Plan | None:
     if raw is None:
         return None
     try:
-        speeds = Speeds(**{**raw["speeds"], "cuts": tuple(Cut(**cut) for cut in raw["speeds"]["cuts"])})
-        depths = tuple(Depth(**{**depth, "cut": depth["cut"] and Cut(**depth["cut"])}) for depth in raw["depths"])
+        depths = tuple(Depth(**depth) for depth in raw["depths"])
         texts = {name: tuple(map(str, raw[name])) for name in ("right", "probed")}
-        return Plan(Facts(**raw["facts"]), Backbone(**raw["backbone"]), speeds, depths, str(raw["beyond"]), **texts)
+        return Plan(Facts(**raw["facts"]), Chosen(**raw["chosen"]), depths, str(raw["beyond"]), **texts)
     except (TypeError, KeyError, AttributeError) as error:
         raise _damaged(file) from error
 

@@ -209,6 +209,12 @@ class Chain(nn.Module):
         raise UserError(f"unfreeze is {where!r}, which no block of this network is called; its blocks: all, {names}")
 
 
+def space(maps: Tensor) -> tuple[int, int]:
+    """The two dimensions of space of maps (B, C, H, W) or (B, H, W, C): images are square, and so the two equal sides are space. Where all
+    are equal, channels come first."""
+    return (1, 2) if maps.shape[1] == maps.shape[2] != maps.shape[3] else (2, 3)
+
+
 def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from tltrain.cache.cost_model import Choice
 from tltrain.cache.measure import Machine, _Meter, timed
 from tltrain.cache.planner import Choices, StageChoices
@@ -13,6 +15,7 @@ from tltrain.core.output.console import duration
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
+from tltrain.heads.cost import solve_s
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 from tltrain.planning.compiling import TRAINING, forward_s
@@ -62,7 +65,7 @@ def run_time(
     clock = _Clock(recipe, images, student, teacher, machine, choices)
     if not clock.meter.readable:
         return None
-    stages = tuple(clock.stage(stage, chosen) / world for stage, chosen in zip(planned, choices.stages, strict=True))
+    stages = tuple(clock.stage(stage, chosen) / world + clock.solving(stage) for stage, chosen in zip(planned, choices.stages, strict=True))
     num_last = sum(len(split) for split in (images.test, images.val) if split is not None)
     limit = 2 * recipe.data.eval_limit if recipe.data.eval_limit else num_last
     filled = _filled(choices.images)
@@ -102,6 +105,13 @@ class _Clock:
         val_s = trained_s if _stored(chosen.val) else self._together(self.image_s("none"), frozen_s + trained_s)
         filled = sum(map(_filled, (chosen.train, chosen.val, chosen.teacher)))
         return filled + seconds + stage.num_steps * STEP_S + stage.num_evaluations * num_val * val_s
+
+    def solving(self, stage: StagePlan) -> float:
+        """Seconds in which one process works the head out."""
+        layers = [module for module in self.chain.net.modules() if isinstance(module, nn.Linear)]
+        if stage.spec.solve is None or not layers:
+            return 0.0
+        return solve_s(stage.spec.solve, stage.num_reads, layers[-1].in_features, len(self.images.classes))
 
     def image_s(self, augment: Augment) -> float:
         """Seconds of one view, where base images are stored without reading their files."""

@@ -133,7 +133,7 @@ def probe(
     if not candidates:
         raise UserError("no backbone is named, and none is at hand; name some with --backbones")
     images = open_images(recipe_of(ask, candidates[0]).data)
-    samples = samples_of(images, _which(ask))
+    samples = samples_of(images, which_of(ask))
     usual = min(10 if len(samples) < MANY else 5, len(np.unique(samples.groups)))
     ask = replace(ask, k=usual if ask.k is None else ask.k)
     notes = [*images.notes, *_notes(ask, samples)]
@@ -145,7 +145,7 @@ def probe(
     problems = dict(known_problems or {})
     for candidate in candidates:
         try:
-            with FeatureBank.open(recipe_of(ask, candidate), flags, console, images=images, which=_which(ask)) as bank:
+            with FeatureBank.open(recipe_of(ask, candidate), flags, console, images=images, which=which_of(ask)) as bank:
                 for cut in ask.cuts:
                     _tried(ask, candidate, bank, cut, fold_N, rows, problems, console)
         except UserError as error:
@@ -158,7 +158,8 @@ def probe(
     )
 
 
-def _which(ask: Ask) -> tuple[str, ...]:
+def which_of(ask: Ask) -> tuple[str, ...]:
+    """The names of the splits that are looked at."""
     return EVERY if ask.everything else WITHOUT_TEST if ask.per_class is None else ("train",)
 
 

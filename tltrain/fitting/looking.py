@@ -1,0 +1,189 @@
+"""Looks at backbones and at sizes of images within a given time: as many images of each class as it allows, the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tltrain.analysis.at_hand import Candidate
+from tltrain.analysis.probe.judge import Ask, Probed, probe, recipe_of
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console, duration
+from tltrain.data import DataSplits
+from tltrain.fitting.timing import Network, network_of
+from tltrain.heads.cost import neighbours_s, solve_s
+from tltrain.runs.report.formatting import percent
+from tltrain.runs.report.stats import bootstrap, gain
+
+K = 5
+"""Folds of the probe."""
+LEAST_PROBED = 20
+"""Images of each class without which a probe says nothing."""
+SMALLER, LARGER = 0.72, 1.28
+"""Other sizes that are tried, times that of the weights: 160 and 288 for 224. Networks like larger images than they learned on (Touvron
+et al. 2019), and smaller ones cost half."""
+MULTIPLE = 16
+"""Pixels that a size is a multiple of: patches of transformers, and most of the strides of others."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """What the time allows to probe."""
+
+    names: tuple[str, ...]
+    """Backbones that are looked at."""
+    per_class: int | None
+    """Training images of each class at most. None: all images of train and val."""
+    seconds: float
+    """Estimated."""
+    beyond: str
+    """What more time would look at, as a sentence. Empty: nothing."""
+
+
+def bounded(seconds_of: dict[str, Callable[[int], float]], counts: Sequence[int], num_all: int, left_s: float) -> Bounded:
+    """How much of a probe fits into `left_s` seconds: more backbones come before more images.
+
+    seconds_of: name to estimated seconds for so many images. counts: training images of each class. num_all: images of train and val.
+    The cheapest backbone is always looked at, with LEAST_PROBED images of each class at least.
+    """
+    least = min(num_all, _of(counts, LEAST_PROBED))
+    names: list[str] = []
+    beyond: list[str] = []
+    spent_s = 0.0
+    for name in sorted(seconds_of, key=lambda name: seconds_of[name](least)):
+        cost_s = seconds_of[name](least)
+        if names and spent_s + cost_s > left_s:
+            beyond.append(f"{name} ({duration(cost_s)} for {least:,} images)")
+            continue
+        names.append(name)
+        spent_s += cost_s
+
+    def total_s(num: int) -> float:
+        return sum(seconds_of[name](num) for name in names)
+
+    kept = tuple(name for name in seconds_of if name in names)
+    if total_s(num_all) <= left_s or max(counts) <= LEAST_PROBED:
+        return Bounded(kept, None, total_s(num_all), _beyond(beyond, left_s))
+    fits = (n for n in _steps(max(counts)) if n <= LEAST_PROBED or total_s(_of(counts, n)) <= left_s)
+    per_class = next(fits, LEAST_PROBED)
+    beyond.append(f"all {num_all:,} images ({duration(total_s(num_all))})")
+    return Bounded(kept, per_class, total_s(_of(counts, per_class)), _beyond(beyond, left_s))
+
+
+def _beyond(each: list[str], left_s: float) -> str:
+    return f"more --minutes look at {', '.join(each)}; here it may take {duration(left_s)}" if each else ""
+
+
+def _steps(most: int) -> Iterator[int]:
+    """Round numbers of images of a class, from the largest: the same on a machine that is a little slower."""
+    rounds = [lead * 10**k for k in range(7) for lead in (1, 2, 5)]
+    return iter([n for n in reversed(rounds) if LEAST_PROBED <= n < most])
+
+
+def _of(counts: Sequence[int], per_class: int) -> int:
+    return sum(min(n, per_class) for n in counts)
+
+
+def some_of(counts: Sequence[int], share: float) -> int:
+    """Images of each class at most, a round number, so that all classes together have this share of their images at most."""
+    return next((n for n in _steps(max(counts)) if _of(counts, n) <= share * sum(counts)), LEAST_PROBED)
+
+
+def looked(
+    ask: Ask, candidates: Sequence[Candidate], images: DataSplits, start: RunFlags, console: Console, left_s: float
+) -> tuple[Probed, Bounded]:
+    """Probe the backbones within `left_s` seconds. Raises UserError where none can be probed."""
+    num_all = len(images.train) + (0 if images.val is None else len(images.val))
+    costs = {each.name: _cost(network, len(images.classes)) for each in candidates if (network := _network(ask, each, images, start))}
+    problems = [each for each in candidates if each.name not in costs]
+    if not costs:
+        return probe(ask, candidates, start, console), Bounded((), None, 0.0, "")
+    limit = bounded(costs, np.bincount(images.train.labels, minlength=len(images.classes)).tolist(), num_all, left_s)
+    if limit.beyond:
+        console.say(f"probe   {limit.beyond}", style="yellow")
+    known = [each for each in candidates if each.name in limit.names] + problems
+    return probe(replace(ask, per_class=limit.per_class), known, start, console), limit
+
+
+def _network(ask: Ask, candidate: Candidate, images: DataSplits, start: RunFlags) -> Network | None:
+    """None for a backbone that cannot be built: the probe says why."""
+    try:
+        return network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
+    except UserError:
+        return None
+
+
+def _cost(network: Network, num_classes: int) -> Callable[[int], float]:
+    """Seconds of a probe of so many images: features, a head for each fold, neighbours."""
+
+    def seconds(num: int) -> float:
+        head_s = solve_s("ridge", num - num // K, network.num_features, num_classes)
+        return num * network.image_s + K * head_s + neighbours_s(num, network.num_features)
+
+    return seconds
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A size of images, and why."""
+
+    size: int | None
+    """Pixels. None: no other than that of the weights was tried."""
+    why: str
+    right: tuple[bool, ...]
+    """(N,) whether each image is right at this size, out of fold."""
+
+
+def sizes_to_try(own: int, side: int) -> list[int]:
+    """Other sizes than that of the weights, pixels. side: of the pictures, which larger sizes must not blow up."""
+    tried = [round(own * times / MULTIPLE) * MULTIPLE for times in (SMALLER, LARGER)]
+    return [size for size in tried if size >= 2 * MULTIPLE and (size < own or size <= side)]
+
+
+def sized(
+    ask: Ask, candidate: Candidate, own: Probed, images: DataSplits, sides: tuple[int, int], start: RunFlags, console: Console,
+    left_s: float,
+) -> Sized:  # fmt: skip
+    """Probe a backbone at other sizes, as far as `left_s` seconds allow. own: its probe at the size of its weights, with this `ask`.
+
+    sides: the weights' size, and the median side of the pictures, pixels.
+    """
+    base = next(row for row in own.rows if row.backbone == candidate.name)
+    right: dict[int, np.ndarray] = {sides[0]: np.array(base.right)}
+    beyond = []
+    for size in sizes_to_try(*sides):
+        asked = replace(ask, size=size, per_class=own.ask.per_class)
+        network = _network(asked, candidate, images, start)
+        if network is None:
+            continue  # it takes no other size
+        cost_s = _cost(network, own.num_classes)(own.num_images)
+        if cost_s > left_s:
+            beyond.append(f"{size} px ({duration(cost_s)})")
+            continue
+        left_s -= cost_s
+        console.say(f"size    {size} px beside {sides[0]}")
+        try:
+            right[size] = np.array(probe(asked, [candidate], start, console).rows[0].right)
+        except UserError as error:
+            console.say(f"left    {size} px: {error}", style="yellow")
+    return size_of(right, sides[0], f"; more --minutes try {', '.join(beyond)}" if beyond else "")
+
+
+def size_of(right: dict[int, np.ndarray], own: int, beyond: str = "") -> Sized:
+    """The smallest size that is right at least as often as that of the weights, unless a larger one leads by more than luck.
+
+    right: size to whether each image (N,) is right, out of fold; of the same images.
+    """
+    share = {size: float(each.mean()) for size, each in sorted(right.items())}
+    told = f"out of fold {', '.join(f'{percent(share[size])} at {size} px' for size in share)}"
+    if len(share) == 1:
+        return Sized(None, "", tuple(right[own].tolist()))
+    chosen = next(size for size in share if size == own or (size < own and share[size] >= share[own]))
+    why = "that of the weights" if chosen == own else "no worse, and cheaper"
+    larger = max((size for size in share if size > own), key=share.__getitem__, default=None)
+    if larger is not None and bootstrap(gain, right[chosen].astype(float), right[larger].astype(float))[0] > 0:
+        chosen, why = larger, "more by more than luck"
+    return Sized(chosen, f"{told}: {why}{beyond}", tuple(right[chosen].tolist()))
