@@ -34,9 +34,14 @@ def _logs(trackio: Any, run: Path) -> list[dict[str, Any]]:
     return trackio.SQLiteStorage.get_logs("tltrain", run.name, run_id=(run / "trackio_id").read_text())
 
 
-def test_after_resumes_each_row_stands_once_and_none_is_lost(trackio: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", ["sqlite", "jsonl"])  # the second is how Trackio keeps rows on a network disk
+def test_after_resumes_each_row_stands_once_and_none_is_lost(
+    storage: str, trackio: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_STORAGE_MODE", storage)
     run = tmp_path / "run"
     assert all(line.startswith("Trackio kept in") for line in resumed(run, "trackio"))
+    trackio.fragments.import_inbox_dir()
     names = ("train/loss", "val/loss", "val/top1")
     assert Counter((name, log["step"], log[name]) for log in _logs(trackio, run) for name in names if name in log) == values(
         run, "loss", "top1"

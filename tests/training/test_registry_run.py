@@ -202,7 +202,10 @@ def test_an_exporter_is_checked_like_ours(launched: tuple[Path, str], installed:
     ("words", "says"),
     [
         (["train", "RECIPE", "--trackers", "line"], "--trackers has 'line'; did you mean lines?"),
-        (["plan", "RECIPE", "--trackers", "lines", "xyz"], "--trackers has 'xyz'; it can be wandb, tensorboard, mlflow, trackio, absent, broken, lines, "),
+        (
+            ["plan", "RECIPE", "--trackers", "lines", "xyz"],
+            "--trackers has 'xyz'; it can be wandb, tensorboard, mlflow, trackio, absent, broken, lines, ",
+        ),
         (["launch", "slurm", "--dry-run", "--", "train", "RECIPE", "--trackers", "line"], "--trackers has 'line'; did you mean lines?"),
         (["train", "RECIPE", "--trackers", "absent"], "--trackers has 'absent', which toy_run:Absent of another package provides, and"),
         (["launch", "toi", "--", "train", "RECIPE"], "launch knows no 'toi'; did you mean toy?"),

@@ -25,8 +25,13 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 """What MLflow takes in one call."""
 LONGEST_PARAM = 500
 """Characters of a parameter that every store keeps."""
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}
-"""No message to MLflow's makers. A store of files, which needs no database and may lie on a network disk."""
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # no message to MLflow's makers
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # a store of files needs no database, and may lie on a network disk
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # of its own, MLflow tries a server that is gone for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Environment variables for MLflow, where the user has not set them."""
 
 
 class MlflowTracker(RunTracker):
@@ -48,8 +53,8 @@ class MlflowTracker(RunTracker):
 
     def open(self, run: TrackedRun) -> None:
         """Begin the MLflow run, or go on with the one whose id is in the run folder. Rows that it does not have yet are sent."""
-        self.variables = [name for name in QUIET if name not in os.environ]
-        os.environ.update({name: QUIET[name] for name in self.variables})
+        self.variables = [name for name in SETTINGS if name not in os.environ]
+        os.environ.update({name: SETTINGS[name] for name in self.variables})
         self.module = importlib.import_module("mlflow")
         store = run.path.resolve() / "mlflow"
         address = os.environ.get("MLFLOW_TRACKING_URI") or store.as_uri()
@@ -140,11 +145,13 @@ class MlflowTracker(RunTracker):
         self.finished = True
 
     def close(self) -> None:
-        for name in self.variables:  # first, since a server may never answer
-            os.environ.pop(name, None)
-        if self.id:
-            self._send()
-            self.client.set_terminated(self.id, "FINISHED" if self.finished else "KILLED")
+        try:
+            if self.id:
+                self._send()
+                self.client.set_terminated(self.id, "FINISHED" if self.finished else "KILLED")
+        finally:
+            for name in self.variables:
+                os.environ.pop(name, None)
 
     def _table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         text = io.StringIO()

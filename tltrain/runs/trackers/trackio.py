@@ -35,6 +35,7 @@ class TrackioTracker(RunTracker):
         """Write the rows that stand, in the place of those of earlier starts of this run."""
         self.client = importlib.import_module("trackio")
         project, identity = run.flags.wandb_project, kept_id(run.path, "trackio")
+        self.client.fragments.import_inbox_dir()  # on a network disk, rows of earlier starts may lie beside the database still
         with contextlib.suppress(ValueError):  # the project is new
             for earlier in self.client.Api().runs(project):
                 if earlier.id == identity and not earlier.delete():
