@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -227,3 +229,39 @@ def trace_places(folder: str) -> None:
     wrap(staging, "_chain", between)
     wrap(watchdog.Watch, "at", at)
     wrap(checkpoint, "save", save)
+
+
+def count_reads(folder: str, silent: str = "") -> None:
+    """Each file that this rank's scan reads is a line in read.RANK; opened.RANK is there if it opens the data set. So is the cache.
+
+    silent: a class whose files never answer. Then results are kept four at a time, and rank 1 gets SIGTERM once some are.
+    """
+    from pathlib import Path
+
+    from tltrain.data.sources import scan
+
+    setup: Any = import_module("tltrain.training.setup")
+    os.environ["TLTRAIN_CACHE"] = f"{folder}/cache"
+    lock, read, opened = threading.Lock(), scan._read, setup.open_images
+
+    def noted(path: Any, white: int | None) -> Any:
+        if path.parent.name == silent:
+            threading.Event().wait()
+        with lock, open(f"{folder}/read.{own_rank()}", "a") as file:
+            file.write(f"{path}\n")
+        return read(path, white)
+
+    def open_noted(*arguments: Any) -> Any:
+        Path(folder, f"opened.{own_rank()}").touch()
+        return opened(*arguments)
+
+    def stop_when_kept() -> None:
+        while not list(Path(folder, "cache").glob("scans/*.scan")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    scan._read, setup.open_images = noted, open_noted  # type: ignore[assignment]
+    if silent:
+        scan.KEPT = 4
+        if own_rank() == 1:
+            threading.Thread(target=stop_when_kept, daemon=True).start()

@@ -31,11 +31,11 @@ def recorded(path: Path, generation: int, rank: int) -> Iterator[None]:
         raise
 
 
-def stop_early(path: Path, recipe: Recipe, start: RunFlags, stopped: StoppedAtOnce) -> dict[str, Any]:
-    """The outcome of a start that a signal ended before its first step. It is written unless the run is another's."""
+def stop_early(path: Path, recipe: Recipe, start: RunFlags, stopped: StoppedAtOnce, writes: bool = True) -> dict[str, Any]:
+    """The outcome of a start that a signal ended before its first step. It is written, by one process, unless the run is another's."""
     details = {"outcome": "stopped", "signal": str(stopped), "stage": "", "step": 0}
     with suppress(OSError, UserError):
-        if not stopped.recorded:
+        if writes and not stopped.recorded:
             run_dir.check_owner(path, start.take_over, start.stale_seconds)
             run_dir.create(path, recipe)
             run_dir.write_outcome(path, run_dir.claim(path), details)

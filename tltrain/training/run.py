@@ -102,12 +102,12 @@ def _one_start(
 ) -> dict[str, Any] | None:
     """Run from the newest checkpoint to the outcome. None: out of memory, and this process can start again with smaller batches."""
     try:
-        # Several processes stop together, at their first step.
+        # Several processes stop together: while images are read, or at their first step.
         with stop.ending_at_once() if runtime.world == 1 else contextlib.nullcontext():
             run = open_run(path, recipe, start, runtime, console, stop)
     except StoppedAtOnce as stopped:
         console.say(f"stopped by {stopped} before the first step; the same command goes on", style="bold")
-        return stop_early(path, recipe, start, stopped)
+        return stop_early(path, recipe, start, stopped, writes=runtime.is_main)
     run.on_step, run.stop = on_step, stop
     try:
         return _run_stages(run, stop)

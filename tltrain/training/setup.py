@@ -18,6 +18,7 @@ from tltrain.cache.planner import Choices, finds_place_matters
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
+from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Augment, Recipe, Stage
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
@@ -28,6 +29,7 @@ from tltrain.data.views import PIXELS_VERSION, BaseImages, Views
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
+from tltrain.distributed.together import once_a_machine
 from tltrain.distributed.watchdog import Watch
 from tltrain.evaluation import kept_data
 from tltrain.evaluation.kept_data import Decision
@@ -166,7 +168,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     check_apart(recipe.data.source, path)
     sources: dict[str, WeightsSource] = {}
     with console.doing(f"reading the images of {recipe.data.source}"):
-        images, kept_images = _open_images(path, recipe, start, runtime, sources)
+        images, kept_images = _open_images(path, recipe, start, runtime, stop, sources)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
     with console.doing("reading the weights"):
@@ -225,13 +227,13 @@ def _watched(
 
 
 def _open_images(
-    path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, sources: dict[str, WeightsSource]
+    path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, stop: StopSignal, sources: dict[str, WeightsSource]
 ) -> tuple[DataSplits, Decision]:
     """Open the images in the splits of the first start of the run. Raises UserError if they have changed or differ between ranks.
 
     sources: gets the weights whose fingerprints were taken, by "weights" and "teacher", so that they are not read again. On rank 0 only.
     """
-    drawn = open_images(recipe.data)
+    drawn = once_a_machine(runtime, stop, cache_root(), lambda: open_images(recipe.data), lambda images: not images.in_memory)
 
     def decide() -> Decision:
         specs = {"weights": recipe.backbone, "teacher": recipe.distill.teacher if recipe.distill else None}

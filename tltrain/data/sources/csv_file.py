@@ -3,41 +3,105 @@
 from __future__ import annotations
 
 import os
+import re
+from array import array
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from tltrain.core.errors import UserError, some
+from tltrain.core.output import progress
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Source, SourceKind
-from tltrain.data.sources.image_list import Listed, from_files
+from tltrain.data.sources.image_list import from_files
 from tltrain.data.sources.layout import split_of
 from tltrain.data.sources.names import MISSING, counted
-from tltrain.data.tables.rows import Row, read_rows
+from tltrain.data.tables.listing import Listing, Names
+from tltrain.data.tables.rows import stream_rows
+from tltrain.data.tables.texts import Growing, Texts, same_as
 
+REPORTED = 10_000
+"""Lines between two reports of progress."""
 COLUMNS = ("path", "label", "split", "group")
 FORM = "path,label[,split][,group]"
+
+
+_ODD = re.compile(r"^~|\\|//|(^|/)\.\.?(/|$)|/$")
+"""Paths that pathlib writes in another way, or that may be another path: ~, \\, // and . or .. between slashes."""
 
 
 def open_csv(argument: str, spec: Data) -> Source:
     """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table."""
     file = Path(argument).expanduser().absolute()
-    rows, columns = read_rows(file, COLUMNS[:2], f"data.source is csv:{file}", FORM)
-    if not rows:
+    columns, rows = stream_rows(file, COLUMNS[:2], f"data.source is csv:{file}", FORM)
+    table = _Table(file, columns)
+    for line, values in rows:
+        table.add(line, values)
+        if line % REPORTED == 0:
+            progress.report(f"{line:,} lines read")
+    if not table.lines:
         raise UserError(f"{file} has no line below the names of its columns; each further line names an image: {FORM}")
-    listed = [_listed(file, line, row, "split" in columns) for line, row in rows]
-    _check(file, rows, listed)
-    return from_files(listed, f"csv:{file}", spec, _notes(rows, columns, listed))
+    listing = table.listing()
+    _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing)
+    return from_files(listing, f"csv:{file}", spec, _notes(columns, table.num_with_slashes, listing))
 
 
-def _listed(file: Path, line: int, row: dict[str, str], has_split: bool) -> Listed:
-    empty = [column for column in COLUMNS[:2] if not row[column]]
-    if empty:
-        raise UserError(f"{file}, line {line}: {some(empty)} is empty; every line needs a path and a label")
-    split_name = row["split"] if has_split else "train"
-    split = split_of(split_name)
-    if split is None:
-        raise UserError(f"{file}, line {line}: split is {split_name!r}; it must be train, val or test")
-    path, name = _resolve(file.parent, row["path"])
-    return Listed(path, name, split, row["label"], row.get("group", ""))
+class _Table:
+    """The rows of a table as columns."""
+
+    def __init__(self, file: Path, columns: list[str]) -> None:
+        self.file, self.folder = file, str(file.parent).rstrip("/")
+        self.place = {name: columns.index(name) for name in COLUMNS if name in columns}
+        self.ids, self.groups, self.labels, self.splits = Growing(), Growing(), Names(), Names()
+        self.label_numbers, self.split_numbers = array("q"), array("q")
+        self.lines = array("q")
+        """The line of each row, from 1."""
+        self.keys = array("q")
+        """A hash of each path, whichever way it is written."""
+        self.odd: dict[int, str] = {}
+        """Paths that are not the folder and the id, by row."""
+        self.num_with_slashes = 0
+        self._split_of: dict[str, int] = {}
+        self._key_of = os.path.normpath(self.folder or "/").rstrip("/")
+
+    def add(self, line: int, values: list[str]) -> None:
+        place = self.place
+        written, label = values[place["path"]], values[place["label"]]
+        if not written or not label:
+            empty = [column for column in COLUMNS[:2] if not values[place[column]]]
+            raise UserError(f"{self.file}, line {line}: {some(empty)} is empty; every line needs a path and a label")
+        self.split_numbers.append(self._split(line, values[place["split"]]) if "split" in place else self.splits("train"))
+        self.label_numbers.append(self.labels(label))
+        if "group" in place:
+            self.groups.add(values[place["group"]])
+        if _ODD.search(written) is None and written[0] != "/":
+            self.ids.add(written)
+            self.keys.append(hash(f"{self._key_of}/{written}"))
+        else:
+            path, name = _resolve(self.file.parent, written)
+            self.odd[len(self.lines)] = str(path)
+            self.num_with_slashes += name != written
+            self.ids.add(name)
+            self.keys.append(hash(os.path.normpath(path)))
+        self.lines.append(line)
+
+    def _split(self, line: int, name: str) -> int:
+        if name not in self._split_of:
+            split = split_of(name)
+            if split is None:
+                raise UserError(f"{self.file}, line {line}: split is {name!r}; it must be train, val or test")
+            self._split_of[name] = self.splits(split)
+        return self._split_of[name]
+
+    def listing(self) -> Listing:
+        ids, prefix = self.ids.texts(), f"{self.folder}/"
+        paths = ids.with_prefix(prefix)
+        if self.odd:
+            paths = Texts.of(self.odd.get(i) or prefix + name for i, name in enumerate(ids))
+        split_N, label_N = np.array(self.split_numbers), np.array(self.label_numbers)
+        groups = self.groups.texts() if self.groups.data else None
+        return Listing(paths, ids, split_N, tuple(self.splits), label_N, tuple(self.labels), groups)
 
 
 def _resolve(folder: Path, written: str) -> tuple[Path, str]:
@@ -53,22 +117,32 @@ def _resolve(folder: Path, written: str) -> tuple[Path, str]:
     return path, written
 
 
-def _check(file: Path, rows: list[Row], listed: list[Listed]) -> None:
-    """Raise UserError for a path listed twice, a group in two splits, or a class without training images."""
-    paths: dict[str, tuple[Listed, int]] = {}
-    groups: dict[str, tuple[str, int]] = {}
-    for (line, _), sample in zip(rows, listed, strict=True):
-        other, first = paths.setdefault(os.path.normpath(sample.path), (sample, line))
-        if first != line and _is_same(other.path, sample.path):
-            spelt = "" if other.id == sample.id else f" as {other.id}"
-            raise UserError(f"{file}, line {line}: {sample.id} stands in line {first} already{spelt}; list each image once")
-        split, first = groups.setdefault(sample.group, (sample.split, line))
-        if sample.group and split != sample.split:
+def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing) -> None:
+    """Raise UserError for a path listed twice, a group in two splits, or a class without training images.
+
+    key_N: (N,) a hash of each path.
+    """
+    _, first_N, inverse_N, count_N = np.unique(key_N, return_index=True, return_inverse=True, return_counts=True)
+    firsts: dict[str, int] = {}
+    for i in np.flatnonzero(count_N[inverse_N.ravel()] > 1).tolist():
+        first = firsts.setdefault(os.path.normpath(listing.paths[i]), i)
+        if first != i and _is_same(Path(listing.paths[first]), Path(listing.paths[i])):
+            spelt = "" if listing.ids[first] == listing.ids[i] else f" as {listing.ids[first]}"
             raise UserError(
-                f"{file}, line {line}: group {sample.group} is in {sample.split}, and in line {first} in {split}; "
+                f"{file}, line {line_N[i]}: {listing.ids[i]} stands in line {line_N[first]} already{spelt}; list each image once"
+            )
+    if listing.groups is not None and len(listing.splits) > 1:
+        first_N = same_as(listing.groups)
+        for i in np.flatnonzero(listing.split_N != listing.split_N[first_N]).tolist():
+            if (group := listing.groups[i]) == "":
+                continue
+            split, other = listing.splits[listing.split_N[i]], listing.splits[listing.split_N[first_N[i]]]
+            raise UserError(
+                f"{file}, line {line_N[i]}: group {group} is in {split}, and in line {line_N[first_N[i]]} in {other}; "
                 "a group stays in one split"
             )
-    absent = sorted({s.label for s in listed} - {s.label for s in listed if s.split == "train"})
+    train = listing.splits.index("train") if "train" in listing.splits else -1
+    absent = sorted(set(listing.labels) - {listing.labels[k] for k in np.unique(listing.label_N[listing.split_N == train]).tolist()})
     if absent:
         raise UserError(f"{file}: no line of split train for class {some(absent)}; every class needs training images")
 
@@ -81,16 +155,14 @@ def _is_same(path: Path, other: Path) -> bool:
         return True
 
 
-def _notes(rows: list[Row], columns: list[str], listed: list[Listed]) -> tuple[str, ...]:
+def _notes(columns: list[str], num_with_slashes: int, listing: Listing) -> tuple[str, ...]:
     notes = []
     unused = [column or "one without a name" for column in columns if column not in COLUMNS]
     if unused:
         notes.append(f"columns that are not used: {some(unused)}")
-    num_with_slashes = sum(row["path"] != sample.id for (_, row), sample in zip(rows, listed, strict=True))
     if num_with_slashes:
         notes.append(f"{num_with_slashes} of the paths are written with \\ and are read with /")
-    for group in sorted({sample.group for sample in listed if sample.group.casefold() in MISSING}):
-        num = sum(sample.group == group for sample in listed)
+    for group, num in sorted(Counter(group for group in listing.groups or () if group.casefold() in MISSING).items()):
         notes.append(f"{counted(num)} of group {group!r}, which reads like a missing value: they stay together as one group")
     return tuple(notes)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.files import read_bytes
@@ -30,21 +32,44 @@ def read_rows(file: Path, needed: Sequence[str], what: str, form: str) -> tuple[
     Raises UserError, with the line where there is one, for a table that cannot be read, lacks a column of `needed`, names a column
     twice, or has a line with more values than columns.
     """
-    text = _text(file, what)
-    delimiter, first = _delimiter(text, needed)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
+    columns, rows = stream_rows(file, needed, what, form)
+    return [(line, {name: value for name, value in zip(columns, values, strict=True) if name}) for line, values in rows], columns
+
+
+def stream_rows(file: Path, needed: Sequence[str], what: str, form: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """As `read_rows`, for a million rows: the column names, and (line number, a value for each column), one row at a time."""
+    content, encoding = _content(file, what)
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
+    delimiter, first = _delimiter(lines.readline(), needed)
+    lines.seek(0)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    columns: list[str] = []
+    with _said(file, reader):
         for _ in range(first + 1):
             columns = [name.strip().lower() for name in next(reader, [])]
-        _check_columns(file, columns, needed, form)
-        rows = [(reader.line_num, row) for values in reader if any(row := [value.strip() for value in values])]
+    _check_columns(file, columns, needed, form)
+    return columns, _rows(file, reader, columns)
+
+
+def _rows(file: Path, reader: Any, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    num = len(columns)
+    with _said(file, reader):
+        for values in reader:
+            row = [value.strip() for value in values]
+            if any(row):
+                yield reader.line_num, row if len(row) == num else _of_length(file, reader.line_num, row, columns)
+
+
+@contextmanager
+def _said(file: Path, reader: Any) -> Iterator[None]:
+    try:
+        yield
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: {error}; quotes belong around a whole value, and are doubled in it") from error
-    return [(line, _by_column(file, line, row, columns)) for line, row in rows], columns
 
 
-def _text(file: Path, what: str) -> str:
-    """The file decoded as UTF-8, or by its byte order mark. Raises UserError, with the line, for anything else."""
+def _content(file: Path, what: str) -> tuple[bytes, str]:
+    """The file, and its encoding: UTF-8, or that of its byte order mark. Raises UserError, with the line, for anything else."""
     try:
         content = read_bytes(file)
     except OSError as error:
@@ -65,12 +90,12 @@ def _text(file: Path, what: str) -> str:
         utf16 = text.count("\0") > len(text) // 3
         remedy = f"it looks like UTF-16: `iconv -f UTF-16LE -t UTF-8 {file.name}`" if utf16 else "remove it"
         raise UserError(f"{file}, line {line}: a NUL byte, which no path and no label can have; {remedy}")
-    return text
+    return content, encoding
 
 
-def _delimiter(text: str, needed: Sequence[str]) -> tuple[str, int]:
-    """The delimiter, and the index of the header line. Excel may write a line sep=; above the header."""
-    first = io.StringIO(text, newline="").readline().rstrip("\r\n")
+def _delimiter(first: str, needed: Sequence[str]) -> tuple[str, int]:
+    """The delimiter by the first line, and the index of the header line. Excel may write a line sep=; above the header."""
+    first = first.rstrip("\r\n")
     if first.lower().startswith("sep=") and len(first) == 5:
         return first[4], 1
     for delimiter in DELIMITERS:
@@ -89,13 +114,12 @@ def _check_columns(file: Path, columns: Sequence[str], needed: Sequence[str], fo
         raise UserError(f"{file}, line 1: column {some(twice)} stands there more than once; keep one of them")
 
 
-def _by_column(file: Path, line: int, values: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
-    """Values by column. Missing values at the end are empty. Raises UserError for too many values: an unquoted comma would cut a label."""
+def _of_length(file: Path, line: int, values: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """As many values as columns; missing ones at the end are empty. Raises UserError for too many: an unquoted comma would cut a label."""
     more = [value for value in values[len(columns) :] if value]
     if more:
         raise UserError(
             f"{file}, line {line}: {len(values)} values for {len(columns)} columns, {some(more)} too many; put a value that holds the "
             'delimiter into quotes ("cat, black")'
         )
-    padded = [*values, *[""] * (len(columns) - len(values))]
-    return {column: value for column, value in zip(columns, padded, strict=False) if column}
+    return [*values[: len(columns)], *[""] * (len(columns) - len(values))]

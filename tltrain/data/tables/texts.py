@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from typing import overload
@@ -90,6 +91,20 @@ class Texts(Sequence[str]):
 
     def __reduce__(self) -> tuple[type[Texts], tuple[bytes, np.ndarray, str]]:
         return Texts, (self.data, self.starts, self.prefix)
+
+
+class Growing:
+    """Texts that are added one at a time."""
+
+    def __init__(self) -> None:
+        self.data, self.starts = bytearray(), array("q", [0])
+
+    def add(self, text: str) -> None:
+        self.data += text.encode("utf-8", "surrogateescape")
+        self.starts.append(len(self.data))
+
+    def texts(self, prefix: str = "") -> Texts:
+        return Texts(bytes(self.data), np.frombuffer(self.starts, np.int64).copy(), prefix)
 
 
 def joined(parts: Sequence[Texts]) -> Texts:
