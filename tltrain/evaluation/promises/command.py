@@ -27,22 +27,21 @@ def doubt_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """What the figures say of sets, answers withheld, strangers and views, for a terminal."""
     for sets in figures.get("sets", ()):
         said = f"set of {100 * sets['coverage']:g} %"
-        worst = min(sets["per_class"], key=lambda row: (row["covered"] / row["n"], -row["n"]))
-        yield (
-            f"{said:18} {_share(sets['covered'], sets['n'])} hold the true class, {sets['mean_size']:.2f} classes in the mean; "
-            f"least {escape.line(worst['name'])}, {worst['covered']:,} of {worst['n']:,}"
-        )
+        yield f"{said:18} {_share(sets['covered'], sets['n'])} hold the true class, mean size {sets['mean_size']:.2f}"
+        for row in sets["per_class"]:
+            if wilson(row["covered"] / row["n"], row["n"])[1] < sets["coverage"]:  # clearly less than what is promised for all together
+                yield f"{'':18} {_share(row['covered'], row['n'])} of class {escape.line(row['name'])}"
     for rule in figures.get("abstain", ()):
-        said = f"abstain {100 * rule['target']:g} %"
-        right = _share(rule["right"], rule["answered"]) if rule["answered"] else "none"
-        yield f"{said:18} {rule['answered']:,} of {rule['n']:,} answered, of those {right} right; promised {100 * rule['least']:.1f} %"
+        said, answered = f"abstain {100 * rule['target']:g} %", rule["answered"]
+        right = f"{_share(rule['right'], answered)} right" if answered else "none"
+        yield f"{said:18} {100 * answered / rule['n']:.1f} % answered, {right}, promised {100 * rule['least']:.1f} %"
     if (strangers := figures.get("strangers")) is not None:
         for name, rows in (("known images", strangers["known"]), ("strangers", strangers["strange"])):
             if rows is not None:
-                yield f"{name:18} {_share(rows['marked'], rows['n'])} are marked as strangers"
+                yield f"{name:18} {_share(rows['marked'], rows['n'])} of {rows['n']:,} are marked as strangers"
         if strangers["auroc"] is not None:
-            missed = f"{100 * strangers['strangers_missed_at_95']:.1f} % missed where 95 % of the known are kept"
-            yield f"{'AUROC':18} {strangers['auroc']:.4f} of strangeness between the two, {missed}"
+            yield f"{'AUROC':18} {strangers['auroc']:.4f} of strangeness between the two"
+            yield f"{'FPR at 95 %':18} {100 * strangers['strangers_missed_at_95']:.1f} % of strangers kept where 95 % of the known are"
     if (views := figures.get("views")) is not None:
         low, high = (100 * end for end in views["interval"])
         gained = f"{100 * views['difference']:+.2f} points of accuracy ({low:+.2f} to {high:+.2f})"
@@ -51,4 +50,4 @@ def doubt_lines(figures: Mapping[str, Any]) -> Iterator[str]:
 
 def _share(part: int, of: int) -> str:
     low, high = wilson(part / of, of)
-    return f"{100 * part / of:.1f} % of {of:,} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * part / of:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

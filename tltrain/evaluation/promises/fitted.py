@@ -84,16 +84,14 @@ def promised(asked: Asked) -> list[str]:
     """What each rule promises, and on what that rests, a line each."""
     lines = []
     for sets in asked.sets:
-        low, high = sets.between
-        lines.append(
-            f"sets    hold the true class with a probability of at least {100 * sets.coverage:g} %, fitted on {sets.num_val:,} val images: "
-            f"by the luck of which images are in val, {100 * low:.1f} to {100 * high:.1f} %"
-        )
+        low, high = (100 * end for end in sets.between)
+        luck = f"by the luck of its {sets.num_val:,} val images {low:.1f} to {high:.1f} %"
+        lines.append(f"sets    at least {100 * sets.coverage:g} % hold the true class; {luck}")
     for rule in asked.abstentions:
-        lines.append(
-            f"abstain at a confidence up to {rule.threshold:.4f}: on val {rule.answered:,} of {rule.num_val:,} images were answered, "
-            f"{100 * rule.right / rule.answered:.1f} % of them right; elsewhere at least {100 * rule.least:.1f} % (95 % sure)"
-        )
+        how = f"up to a confidence of {rule.threshold:.4f}" if rule.threshold else "from nothing: all of val reach it"
+        on_val = f"on val {rule.answered:,} of {rule.num_val:,} answered, {100 * rule.right / rule.answered:.1f} % right"
+        lines.append(f"abstain {how}; {on_val}")
+        lines.append(f"abstain promised for other images, with 95 % confidence: at least {100 * rule.least:.1f} % of the answers are right")
     if lines:
         lines.append(
             "note    both hold for images like those of val; val also chose the weights and the temperature, which flatters it a little"

@@ -8,7 +8,7 @@ from typing import Any
 from tltrain.runs.record import RunRecord
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, axis, line_chart
-from tltrain.runs.report.formatting import DASH, count, decimal, percent, plural, tenths
+from tltrain.runs.report.formatting import DASH, count, percent, plural, tenths
 from tltrain.runs.report.html import Html, el
 from tltrain.runs.report.stats import wilson
 
@@ -34,18 +34,16 @@ def _too_few() -> Html:
 
 def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
     text = (
-        "tltrain predict --coverage gives each image the classes whose probability reaches a threshold. The promise is one for all images "
-        f"together: a class may be covered less. Val's {plural(int(sets[0]['num_val']), 'image')} leave the promise as uncertain as the "
-        "third column says."
+        "tltrain predict --coverage gives each image the classes whose probability reaches a threshold, and always the most probable "
+        "one. The promise is one for all images together: a class may be covered less. The second column says what it comes to by the "
+        f"luck of which {plural(int(sets[0]['num_val']), 'image')} are in val."
     )
     rows = []
     for row in sets:
         low, high = row["between"]
-        rows.append([
-            percent(row["coverage"], 0), f"{decimal(row['threshold'], 4)}", f"{100 * low:.0f} to {100 * high:.0f}",
-            tenths(row["covered"] / row["n"]), _ends(row["covered"], row["n"]), f"{row['mean_size']:.2f}", tenths(_single(row)),
-        ])  # fmt: skip
-    head = ["Promised", "Threshold", "By the luck of val", "On test, %", "95\u202f%", "Classes", "Single, %"]
+        test = tenths(row["covered"] / row["n"]), _ends(row["covered"], row["n"])
+        rows.append([percent(row["coverage"], 0), f"{100 * low:.0f} to {100 * high:.0f}", *test, f"{row['mean_size']:.2f}"])
+    head = ["Promised", "Luck of val, %", "On test, %", "95\u202f%", "Classes"]
     first = sets[0]
     by_class = [
         [str(c["name"]), count(c["n"]), tenths(c["covered"] / c["n"]), _ends(c["covered"], c["n"]), f"{c['mean_size']:.2f}"]
@@ -61,30 +59,33 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
     )
 
 
-def _single(row: Mapping[str, Any]) -> float:
-    """The share of sets of one class."""
-    return float(row["sizes"].get("1", 0) / row["n"])
-
-
 def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, float]]) -> Html:
     text = "tltrain predict --abstain answers where the confidence is above a threshold, the one that reaches the wanted accuracy on val."
     points = [(100 * share, accuracy) for share, accuracy in curve]
     low = min(accuracy for _, accuracy in curve)
     y = axis(low, 1.0)
     y = Axis(max(0.0, y.low), 1.0, [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
+    answering = [rule for rule in rules if rule["answered"]]
+    chosen = None
+    if answering:  # the strictest
+        rule = answering[-1]
+        point = 100 * rule["answered"] / rule["n"], rule["right"] / rule["answered"]
+        chosen = point, f"where {percent(rule['target'], 0)} are wanted"
     chart = line_chart(
-        "Accuracy of the answers, %", [Line("", points, "s1")], y, lambda v: f"{100 * v:.4g}", x_label="images answered, %", x_top=100
+        "Accuracy of the answers, %",
+        [Line("", points, "s1")],
+        y,
+        lambda v: f"{100 * v:.4g}",
+        x_label="images answered, %",
+        x_top=100,
+        best=chosen,
     )
     rows = []
     for rule in rules:
         answered, right = int(rule["answered"]), int(rule["right"])
         shown = [tenths(right / answered), _ends(right, answered)] if answered else [DASH, DASH]
-        val = rule["val"]
-        rows.append([
-            percent(rule["target"], 0), decimal(rule["threshold"], 4), tenths(val["answered"] / val["n"]), tenths(rule["least"]),
-            tenths(answered / rule["n"]), *shown,
-        ])  # fmt: skip
-    head = ["Wanted", "Threshold", "Answered on val, %", "Promised, %", "Answered on test, %", "Right, %", "95\u202f%"]
+        rows.append([percent(rule["target"], 0), tenths(rule["least"]), tenths(answered / rule["n"]), *shown])
+    head = ["Wanted", "Promised, %", "Answered, %", "Right, %", "95\u202f%"]
     table = parts.table(head, rows) if rows else el("p", "No threshold reaches 90\u202f% on val.")
     promise = (
         "Promised: at least so many of the answers are right, with 95\u202f% confidence (Clopper and Pearson's bound, for all of the "
