@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tltrain.cli.corruptions import corruption_arguments, under_corruptions
 from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape
@@ -39,11 +40,14 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
     parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
+    corruption_arguments(parser)
     doubt_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
     split = arguments.split or ("test" if arguments.data is None else "all")
+    if (code := under_corruptions(parser, arguments, split)) is not None:
+        return code
     from tltrain.evaluation.promises.command import doubt_lines, figures_of
     from tltrain.evaluation.promises.fitted import Wanted
 
