@@ -5,6 +5,7 @@ From Python: `run = tltrain.load("runs/a")`, `run.predict("x.jpg")`, `tltrain.tr
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,9 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'tltrain' has no attribute {name!r}")
     try:
-        return getattr(import_module(home), name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, in a notebook without widgets: no bar of its is shown
+            return getattr(import_module(home), name)
     except RuntimeError as error:
         from tltrain.core.errors import AFTER_THE_END, UserError
 

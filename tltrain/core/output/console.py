@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from tltrain.core.output import escape, progress
+from tltrain.core.output import escape, notebook, progress
 
 LOG_S = 60.0
 """Seconds between two lines about progress in a log."""
@@ -27,7 +27,14 @@ METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "los
 
 
 class Terminal(RichConsole):
-    """Rich's console with control characters in text escaped. Only rich's own control codes reach the terminal."""
+    """Rich's console with control characters in text escaped. Only rich's own control codes reach the terminal.
+
+    In a notebook too it writes text to its file: rich would show each line as HTML of its own, tables several times, and nothing in files.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        plain = {"force_terminal": False, "color_system": None} if notebook.in_notebook() else {}
+        super().__init__(force_jupyter=False, **{**arguments, **plain})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -37,12 +44,13 @@ class Terminal(RichConsole):
 class Console:
     """Prints on the main process. On the other processes every method does nothing.
 
-    On a terminal a status line and a progress bar move. In a log, lines with the time stand in their place: one as a long work begins, and
-    one a minute while it goes on.
+    On a terminal a status line and a progress bar move, in a notebook a line of the cell. In a log, lines with the time stand in their
+    place: one as a long work begins, and one a minute while it goes on.
     """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
+        self.notebook = notebook.Line() if notebook.in_notebook() else None
         self.rich = Terminal(file=sys.stdout, highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.task: Any = None
@@ -52,6 +60,11 @@ class Console:
         self.later: Mapping[str, float] = {}
         self.hidden: frozenset[str] = frozenset()
 
+    @property
+    def moves(self) -> bool:
+        """Whether something is shown that changes in place. In a log nothing does."""
+        return self.rich.is_terminal or self.notebook is not None
+
     def expect(self, later: Mapping[str, float], hide_top5: bool) -> None:
         """later: seconds that are expected behind each stage, by name, for the ETA of the run."""
         self.later, self.hidden = later, frozenset({"top5"} if hide_top5 else ())
@@ -59,7 +72,7 @@ class Console:
     @contextlib.contextmanager
     def doing(self, text: str, log: bool = True) -> Iterator[None]:
         """Say what a step before training does, and how far it is. log: in a log too, as it begins; there it is heard of once a minute."""
-        if log and self.enabled and not self.rich.is_terminal:
+        if log and self.enabled and not self.moves:
             self._log(text)
         self.busy(text)
         try:
@@ -71,6 +84,9 @@ class Console:
     def busy(self, text: str | None) -> None:
         """Show a temporary status line, for slow steps. None removes it. In a log it is a line a minute."""
         if not self.enabled:
+            return
+        if self.notebook is not None:
+            self.notebook.clear() if text is None else self.notebook.show(escape.line(text))
             return
         if not self.rich.is_terminal:
             if text is None or clock() - self.said_at >= LOG_S:
@@ -120,9 +136,10 @@ class Console:
         self.stage.step += 1
         if self.bar is not None:
             self.bar.update(self.task, advance=1, left=self.stage.left(self.later))
-        elif self.enabled and clock() - self.said_at >= LOG_S:
+        elif self.enabled and (self.notebook is not None or clock() - self.said_at >= LOG_S):
             s = self.stage
-            self._log("  ".join(filter(None, (f"{s.name:>8}", f"step {s.step:,}/{s.num_steps:,}", s.figures, s.left(self.later)))))
+            text = "  ".join(filter(None, (f"{s.name:>8}", f"step {s.step:,}/{s.num_steps:,}", s.figures, s.left(self.later))))
+            self._log(text) if self.notebook is None else self.notebook.show(text.strip(), s.step / s.num_steps)
 
     def figures(self, loss: float, images_per_s: float) -> None:
         """Show the loss and the throughput beside the progress."""
@@ -141,13 +158,15 @@ class Console:
         begin = f"{row['stage']:>8}  epoch {row['epoch']:5.1f}/{num_epochs:.3g}"
         wide = "  ".join((begin, *parts))
         line = wide if len(wide) <= self.rich.width else " ".join((begin, *parts))
-        self.say(line) if self.rich.is_terminal else self._log(line)
+        self.say(line) if self.moves else self._log(line)
 
     def close_stage(self) -> None:
         """Remove the progress bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+        if self.notebook is not None:
+            self.notebook.clear()
 
 
 @dataclass

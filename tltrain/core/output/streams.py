@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import UnsupportedOperation
+from io import TextIOWrapper, UnsupportedOperation
 from typing import Any, TextIO
 
 from tltrain.core.output import escape
@@ -22,10 +22,9 @@ class Lasting:
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.gone = stream, False
         self.flush()
-        try:
-            self.handle: int | None = stream.fileno()
-        except (AttributeError, UnsupportedOperation, OSError, ValueError):
-            self.handle = None  # a notebook or a test has no file descriptor
+        self.handle: int | None = None  # the descriptor of a notebook's stream is that of its server, where nobody reads
+        with suppress(UnsupportedOperation, OSError, ValueError):
+            self.handle = stream.fileno() if isinstance(stream, TextIOWrapper | Lasting) else None
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
