@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tltrain.cli import main
-from tltrain.commands.predict import table, write_csv
+from tltrain.commands.predict import Columns, table, write_csv
 from tltrain.core import files
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
@@ -59,7 +59,7 @@ def test_a_spreadsheet_computes_nothing_and_a_program_reads_the_name_again(text:
     assert not re.match(r"[=+@\t\r-](?![0-9.]+$)", cell)
     assert escape.from_csv(cell) == text
     out = io.StringIO()
-    write_csv([Prediction(text, ((text, 1.0),))], out, 1)
+    write_csv([Prediction(text, ((text, 1.0),))], out, Columns(1))
     (row,) = csv.DictReader(io.StringIO(out.getvalue(), newline=""))
     assert (row["path"], row["label"]) == (cell, cell)
 

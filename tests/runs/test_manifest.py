@@ -39,7 +39,7 @@ def test_everything_that_is_read_again_is_covered(run: Path) -> None:
     stages = {f"stages/{stage}/weights.safetensors" for stage in ("0-head", "1-all")}
     assert names == stages | {
         "recipe.yaml", "env.json", "plan.txt", "preview.png", "metrics-000001.jsonl", "weights.safetensors", "test_metrics.json",
-        "test_predictions.csv", "mistakes.json", "right_answers.json",
+        "test_predictions.csv", "mistakes.json", "right_answers.json", "uncertainty/val.safetensors",
     }  # fmt: skip
     assert evaluate(run, None, "test", 64)["notes"] == [], "and what is whole is read as ever"
     read_run(run)

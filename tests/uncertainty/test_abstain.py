@@ -58,7 +58,7 @@ def test_a_target_that_val_never_reaches_is_refused() -> None:
 
 def test_equally_sure_images_are_answered_together() -> None:
     same = made(np.array([1.0, 1.0, 1.0, 0.5]), np.array([True, False, True, True]))
-    assert curve(same) == [(0.75, pytest.approx(2 / 3)), (1.0, 0.75)]
+    assert np.array(curve(same)) == pytest.approx(np.array([(0.75, 2 / 3), (1.0, 0.75)]))
     assert fit_abstention(same, 0.6).answered == 4
     with pytest.raises(UserError, match="75"):
         fit_abstention(same, 0.9)

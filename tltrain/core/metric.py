@@ -12,8 +12,9 @@ from tltrain.core.errors import UserError
 RESERVED = frozenset({
     "kind", "time", "stage", "stage_index", "step", "run_step", "epoch", "split", "n", "best", "share", "curve",
     "weights", "seconds", "classes", "per_class", "confusion", "reliability", "calibration",
+    "sets", "abstain", "answered_curve", "views", "strangers",
 })  # fmt: skip
-"""Keys that stand beside the metrics in a row of metrics-*.jsonl and in test_metrics.json. No metric may have such a name."""
+"""Keys that stand beside the metrics in a row of metrics-*.jsonl, in test_metrics.json and in what evaluate gives: names for no metric."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.evaluation.evaluate import PLAIN, Asked, seen_again
 from tltrain.evaluation.evaluator import mean_over_views
-from tltrain.evaluation.trained import TrainedModel, probabilities_and_features
+from tltrain.evaluation.trained import TrainedModel, probabilities, probabilities_and_features
 
 Picture = str | Path | Image.Image | Tensor
 """A file, a PIL image, or a tensor (3, H, W) of uint8 or of floats in [0, 1]."""
@@ -96,18 +96,25 @@ def predict(
         rows: Iterator[Prediction] = iter(())
         if readable:
             x_BVCHW = torch.stack([view if view.ndim == 4 else view[None] for view in readable])
-            (p_BK, features_BD), batch = _answers(trained, x_BVCHW, batch)
+            (p_BK, features_BD), batch = _answers(trained, x_BVCHW, batch, asked.strangers is not None)
             rows = _rows(trained.classes, p_BK, features_BD, top, asked)
         for name, view in zip(names, views, strict=True):
             yield Prediction(name, (), view) if isinstance(view, str) else replace(next(rows), id=name)
 
 
-def _answers(trained: TrainedModel, x_BVCHW: Tensor, at_a_time: int) -> tuple[tuple[Tensor, Tensor], int]:
-    """((probabilities (B, K), the mean over views; features of view 0 (B, D)), how many images at a time fitted on the device)."""
+def _answers(trained: TrainedModel, x_BVCHW: Tensor, at_a_time: int, features: bool) -> tuple[tuple[Tensor, Tensor], int]:
+    """((probabilities (B, K), the mean over views; features of view 0 (B, D)), how many images at a time fitted on the device).
+
+    features: whether they are wanted; else D is 0.
+    """
     num_views = x_BVCHW.shape[1]
 
     def answered(size: int) -> tuple[Tensor, Tensor]:
-        parts = [probabilities_and_features(trained, part) for part in x_BVCHW.flatten(0, 1).split(size)]
+        split = x_BVCHW.flatten(0, 1).split(size)
+        if not features:
+            p_BK = mean_over_views(torch.cat([probabilities(trained, part) for part in split]), num_views)
+            return p_BK, p_BK[:, :0]
+        parts = [probabilities_and_features(trained, part) for part in split]
         p_BK, features_BD = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean_over_views(p_BK, num_views), features_BD[::num_views]
 
