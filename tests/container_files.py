@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import tarfile
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +37,17 @@ def digit_rows(num_classes: int = 3) -> tuple[Row, ...]:
                 digit_image(int(n)).save(file, "PNG")
                 rows.append(Row(split, label, file.getvalue()))
     return tuple(rows)
+
+
+def tar_file(file: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
+    """A tar archive by tarfile, of names and their bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file
 
 
 def opened(source: str, **options: object) -> DataSplits:

@@ -277,6 +277,8 @@ def _find(source: str) -> tuple[SourceKind, str | None]:
         return _kind(name), argument if colon else None
     forms = {_form(other): other for other in known}
     near = [form for form, other in forms.items() if other == name] or get_close_matches(source, forms, n=1)
+    alike = [] if near else get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    near = near or [form for form, other in forms.items() if other in alike]
     hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(forms)}"
     raise UserError(f"data.source is {source!r}; {hint}")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from container_files import digit_rows, opened
+from container_files import digit_rows, opened, tar_file
 
 from tltrain.core.errors import UserError
 from tltrain.data.containers import packed
@@ -40,12 +40,7 @@ def _zip(file: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED
 
 
 def _tar(file: Path, files: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(file, mode) as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file
+    return tar_file(file, files.items(), mode)
 
 
 def _refused(source: str, match: str) -> None:
@@ -178,3 +173,10 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_unreadable(tmp_path: Path, mo
     file = _zip(tmp_path / "a.zip", _files() | {"train/digit 0/bomb.png": bytes(20_000)})
     images = opened(f"zip:{file}", max_unreadable=0.03)
     assert any("bomb.png (damaged in its archive (more than 10,000 bytes))" in note for note in images.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("ZIP:a.zip", "zip:FILE"), ("webdatasets:data/x.tar", "webdataset:GLOB"), ("paquet:d/*.parquet", "parquet:GLOB")]
+)
+def test_a_mistyped_kind_is_suggested(given: str, meant: str) -> None:
+    _refused(given, rf"data.source is '.*'; did you mean {meant}\?")

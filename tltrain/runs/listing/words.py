@@ -15,8 +15,8 @@ def state_of(line: RunLine) -> str:
 
 
 def data_name(source: str) -> str:
-    """A data source by its last name: photos for folder:/data/photos."""
-    return source.rstrip("/").rpartition("/")[2].removeprefix("folder:").removeprefix("csv:")
+    """A data source by its last name: photos for folder:/data/photos, DTD for torchvision:DTD."""
+    return (source.partition(":")[2] or source).rstrip("/").rpartition("/")[2]
 
 
 def ago(when: float, now: float) -> str:
