@@ -162,6 +162,18 @@ def test_several_views_are_a_mean_of_probabilities_in_predict_and_evaluate(run: 
     assert len(own) == 16
 
 
+def test_the_command_says_it_in_lines_of_a_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--views", "2", "--abstain", "0.5", "--coverage", "0.8", "--strangers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = {line[:18].strip(): line[18:] for line in lines}
+    assert {"set of 80 %", "abstain 50 %", "known images", "2  views"} <= set(said)
+    assert "hold the true class, mean size" in said["set of 80 %"]
+    assert "against one view" in said["2  views"]
+    assert max(map(len, lines)) <= 80 + 15
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sets"][0]["coverage"] == 0.9, "without being asked, what the run kept"
+
+
 def subset(images: Path, out: Path, renamed: dict[str, str]) -> Path:
     """The test images of some classes, under other names, in the order of those names."""
     for name, new in renamed.items():
