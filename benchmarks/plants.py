@@ -260,7 +260,7 @@ def count_reads(folder: str, silent: str = "") -> None:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    scan._read, setup.open_images = noted, open_noted  # type: ignore[assignment]
+    scan._read, setup.open_images = noted, open_noted
     if silent:
         scan.KEPT = 4
         if own_rank() == 1:

@@ -136,11 +136,12 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
     room_K = (count_K - 1).tolist()
     taken_K = [0] * len(count_K)
     labels = label_N.tolist()
-    if len(np.unique(group_N)) == len(group_N):
+    by_group_N = np.argsort(group_N, kind="stable")
+    if np.all(np.diff(group_N[by_group_N]) > 0):
         for c, wanted in enumerate(wanted_K):  # each image alone: by the same rule, and a million take a second
             while taken_K[c] < room_K[c] and abs(wanted - taken_K[c]) > abs(wanted - taken_K[c] - 1):
                 taken_K[c] += 1
-        return first_of_each(label_N, np.argsort(group_N, kind="stable")[shuffled(seed, len(group_N))], taken_K)
+        return first_of_each(label_N, by_group_N[shuffled(seed, len(group_N))], taken_K)
     for members in _groups(group_N, seed):
         counts = Counter([labels[i] for i in members])
         gain = sum(abs(wanted_K[c] - taken_K[c]) - abs(wanted_K[c] - taken_K[c] - n) for c, n in counts.items())

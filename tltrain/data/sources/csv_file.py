@@ -142,7 +142,9 @@ def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing) 
                 "a group stays in one split"
             )
     train = listing.splits.index("train") if "train" in listing.splits else -1
-    absent = sorted(set(listing.labels) - {listing.labels[k] for k in np.unique(listing.label_N[listing.split_N == train]).tolist()})
+    absent = sorted(
+        set(listing.labels) - {listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N[listing.split_N == train])).tolist()}
+    )
     if absent:
         raise UserError(f"{file}: no line of split train for class {some(absent)}; every class needs training images")
 

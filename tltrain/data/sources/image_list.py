@@ -65,7 +65,7 @@ def from_files(
         listing = listing.take(kept).with_labels(changed.labels)
         notes += changed.notes
     place = {name: k for k, name in enumerate(order)}
-    present = [listing.labels[k] for k in np.unique(listing.label_N).tolist()]
+    present = [listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N)).tolist()]
     classes = tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
     if len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
@@ -80,14 +80,15 @@ def from_files(
     readable, digests = listing.take(numbers), found.take(numbers).digests("" if look is not None or spec.check == "full" else "~")
     number_of = np.array([classes.index(name) if name in present else -1 for name in listing.labels], np.int64)
     label_N = number_of[readable.label_N]
-    notes += (*doubtful(classes, label_N), *_two_labels(readable, digests))
+    first_N = same_as(digests)
+    notes += (*doubtful(classes, label_N), *_two_labels(readable, digests, first_N))
     return Source(
         classes=classes,
         labels=label_N,
         ids=readable.ids,
         numbers=numbers,
         declared=np.array(readable.splits)[readable.split_N],
-        groups=_groups(readable, digests),
+        groups=_groups(readable, digests, first_N),
         read=read,
         fingerprint=_fingerprint(readable, digests, spec.white),
         digests=digests,
@@ -103,9 +104,8 @@ def _looked(listing: Listing, kept: np.ndarray, origin: str, spec: Data, look: L
     return scan(listing.paths, origin, spec.white, spec.check), FileReader(listing.paths, spec.white, spec.check)
 
 
-def _two_labels(samples: Listing, digests: Texts) -> tuple[str, ...]:
+def _two_labels(samples: Listing, digests: Texts, first_N: np.ndarray) -> tuple[str, ...]:
     """A note on byte-identical images with different labels, in any split."""
-    first_N = same_as(digests)
     pairs = np.flatnonzero(samples.label_N[first_N] != samples.label_N)
     shown = [(samples[first], samples[i]) for i, first in zip(pairs[:LISTED].tolist(), first_N[pairs[:LISTED]].tolist(), strict=True)]
     names = [f"{other.id} ({other.label}) = {sample.id} ({sample.label})" for other, sample in shown]
@@ -114,12 +114,14 @@ def _two_labels(samples: Listing, digests: Texts) -> tuple[str, ...]:
     return (f"{counted}, so that one of them is wrong: {some(names, len(pairs))}",) if len(pairs) else ()
 
 
-def _groups(samples: Listing, digests: Texts) -> np.ndarray:
-    """Group numbers (N,) int64, in order of first appearance. Images without a group are one with those of the same bytes."""
-    keys: Sequence[str] = digests
+def _groups(samples: Listing, digests: Texts, first_N: np.ndarray) -> np.ndarray:
+    """Group numbers (N,) int64, in order of first appearance. Images without a group are one with those of the same bytes.
+
+    first_N: (N,) the first image of the same bytes.
+    """
     if samples.groups is not None:
-        keys = [f"group {group}" if group else digest for group, digest in zip(samples.groups, digests, strict=True)]
-    return np.unique(same_as(keys), return_inverse=True)[1].ravel().astype(np.int64)
+        first_N = same_as([f"group {group}" if group else digest for group, digest in zip(samples.groups, digests, strict=True)])
+    return (np.cumsum(first_N == np.arange(len(first_N))) - 1)[first_N]
 
 
 def _fingerprint(samples: Listing, digests: Texts, white: int | None) -> str:

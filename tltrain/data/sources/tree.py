@@ -95,7 +95,8 @@ class Tree:
         folders, images, others = [], [], []
         above: set[Identity] | None = None
         for entry in _entries(folder):
-            name, is_image = entry.name, _suffix(entry.name) in SUFFIXES
+            name = entry.name
+            is_image = name[name.rfind(".") :].lower() in SUFFIXES and name.rfind(".") > 0
             is_folder = _is_folder(entry)
             if is_image and not is_folder and not name.startswith("."):
                 images.append(name)

@@ -72,8 +72,12 @@ class Texts(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for begin in range(0, len(self), PART):
             bounds = self.starts[begin : begin + PART + 1].tolist()
-            for first, end in pairwise(bounds):
-                yield self.prefix + self.data[first:end].decode("utf-8", "surrogateescape")
+            part = self.data[bounds[0] : bounds[-1]]
+            if part.isascii():  # bytes and characters are counted alike: one decoding for all of them
+                text, low = part.decode(), bounds[0]
+                yield from [self.prefix + text[first - low : end - low] for first, end in pairwise(bounds)]
+            else:
+                yield from [self.prefix + self.data[first:end].decode("utf-8", "surrogateescape") for first, end in pairwise(bounds)]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Texts) and other.prefix == self.prefix:
@@ -117,14 +121,24 @@ def same_as(texts: Sequence[str]) -> np.ndarray:
     """(N,) int64: for each text the position of the first that equals it, which is its own where none before does."""
     if len(texts) == 0:
         return np.zeros(0, np.int64)
-    keys = np.array(texts, dtype=object) if not isinstance(texts, Texts) else _keys(texts)
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    if isinstance(texts, Texts) and (first_N := _same_hashes(texts)) is not None:
+        return first_N
+    _, first, group = np.unique(np.array(list(texts), dtype=object), return_index=True, return_inverse=True)
     return first[group.ravel()].astype(np.int64)
 
 
-def _keys(texts: Texts) -> np.ndarray:
-    """What sorts as fast as numbers where all texts are as long as each other, as hashes are."""
-    length = len(texts.data) // len(texts)
-    if length and np.all(np.diff(texts.starts) == length):
-        return np.frombuffer(texts.data, f"S{length}")  # hexadecimal digits: no zero at the end, which numpy would take off
-    return np.array(list(texts), dtype=object)
+def _same_hashes(texts: Texts) -> np.ndarray | None:
+    """`same_as` for texts of one length that eight divides, as hashes have: they are sorted as numbers. None for others."""
+    num, length = len(texts), len(texts.data) // len(texts)
+    if length == 0 or length % 8 or not np.all(np.diff(texts.starts) == length):
+        return None
+    word_NW = np.frombuffer(texts.data, np.uint64).reshape(num, -1)
+    key_N = np.zeros(num, np.uint64)
+    for word_N in word_NW.T:
+        key_N = key_N * np.uint64(0x9E3779B97F4A7C15) + word_N
+    order_N = np.argsort(key_N, kind="stable")
+    sorted_N = key_N[order_N]
+    is_new_N = np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])
+    first_N = np.empty(num, np.int64)
+    first_N[order_N] = order_N[np.maximum.accumulate(np.where(is_new_N, np.arange(num), 0))]
+    return first_N if np.array_equal(word_NW[first_N], word_NW) else None  # None: two of them share a key by chance
