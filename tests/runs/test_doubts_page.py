@@ -49,6 +49,13 @@ def test_the_section_says_what_was_counted(tmp_path: Path) -> None:
     assert "Accuracy of the answers" in text
 
 
+def test_a_network_that_is_always_right_has_a_chart(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", 20)
+    file = run / "test_metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"answered_curve": [[0.5, 1.0], [1.0, 1.0]]}))
+    assert " 96 97 98 99 100 " in re.sub(r"\s+", " ", text_of(run))
+
+
 def test_a_val_that_is_too_small_is_said_and_older_runs_have_no_section(tmp_path: Path) -> None:
     assert "fewer than 9 images" in text_of(made(tmp_path / "small", 8))
     assert doubts(read_run(fake_run(tmp_path / "old", ["a", "b"]))) is None

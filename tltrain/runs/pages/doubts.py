@@ -62,8 +62,7 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
 def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, float]]) -> Html:
     text = "tltrain predict --abstain answers where the confidence is above a threshold, the one that reaches the wanted accuracy on val."
     points = [(100 * share, accuracy) for share, accuracy in curve]
-    low = min(accuracy for _, accuracy in curve)
-    y = axis(low, 1.0)
+    y = axis(min(0.95, *(accuracy for _, accuracy in curve)), 1.0)  # where all answers are right too
     y = Axis(max(0.0, y.low), 1.0, [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
     answering = [rule for rule in rules if rule["answered"]]
     chosen = None
