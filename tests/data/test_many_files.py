@@ -288,9 +288,11 @@ def test_headers_see_what_is_cut_off_and_what_is_no_image_but_not_damage_in_betw
 
 
 def test_a_change_at_the_end_of_a_file_is_other_data_to_every_check(tmp_path: Path) -> None:
-    root = _large(tmp_path / "d")
+    root = _folder(tmp_path / "d", num=10, side=110, suffix="bmp")
     first = {check: _open(root, check=check).fingerprint for check in ("full", "sample", "headers")}
-    (root / "a" / "000.png").write_bytes((root / "b" / "000.png").read_bytes())
+    content = (root / "a" / "000.bmp").read_bytes()
+    (root / "a" / "000.bmp").write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    os.utime(root / "a" / "000.bmp", ns=(1, 1))
     assert all(_open(root, check=check).fingerprint != first[check] for check in first)
 
 
@@ -323,13 +325,13 @@ def test_a_log_hears_of_a_scan_once_a_minute(monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_files_take_little_memory(tmp_path: Path) -> None:
+def test_sixty_thousand_files_take_little_memory(tmp_path: Path) -> None:
     """Hard links to forty pictures. The margins are wide: only an object for each file passes them."""
     base = _folder(tmp_path / "base")
     sources = sorted(base.rglob("*.png"))
     for k in range(10):
         (tmp_path / "d" / f"{k}").mkdir(parents=True)
-        for i in range(10_000):
+        for i in range(6000):
             os.link(sources[4 * k + i % 4], tmp_path / "d" / f"{k}" / f"{i}.png")
     code = """
 import sys
@@ -348,8 +350,8 @@ def read(path, white):
 scan._read = read
 before = peak()
 images = open_images(Data(source=sys.argv[1]))
-assert len(images.train) == 72_000
+assert len(images.train) == 43_200
 print(peak() - before)
 """
     run = [sys.executable, "-c", code, f"folder:{tmp_path / 'd'}"]
-    assert int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) < 180 * 2**20, "290 MB with objects"
+    assert int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) < 120 * 2**20, "174 MB with objects"
