@@ -35,6 +35,8 @@ def test_everything_stands_in_the_offline_file(tmp_path: Path) -> None:
     mirror.confusion([[3, 1], [0, 4]], ["a", "b"])
     mirror.mistakes([{"id": "x/1.png", "png": png(), "label": "a", "predicted": "b", "confidence": 0.9}])
     mirror.summary({"test/top1": 0.65})
+    (tmp_path / "report.html").write_text("<!doctype html><p>The page</p>")
+    mirror.report(tmp_path / "report.html")
     mirror.weights(tmp_path / "w.safetensors", "student", (tmp_path / "t.safetensors", "teacher"))
     mirror.close()
     assert ["\nwandb sync " in line for line in said] == [True]
@@ -59,6 +61,7 @@ def test_everything_stands_in_the_offline_file(tmp_path: Path) -> None:
     tables = [json.loads(p.read_text()) for p in tmp_path.glob("wandb/offline-run-*/files/media/table/test/mistakes*.json")]
     assert tables[0]["columns"] == ["id", "seen", "label", "predicted", "confidence"]
     assert tables[0]["data"][0][2:] == ["a", "b", 0.9]
+    assert [p.read_text() for p in tmp_path.glob("wandb/offline-run-*/files/media/html/report*.html")] == ["<!doctype html><p>The page</p>"]
     assert [p.read_text() for p in tmp_path.glob("wandb/offline-run-*/files/media/html/plan*.html")] == ["<pre>head  &lt;0.01&gt;</pre>"]
 
 
@@ -75,7 +78,7 @@ def test_after_resumes_one_folder_has_each_row_once_and_all_of_them(tmp_path: Pa
     best = {u.key: json.loads(u.value_json) for r in records if r.HasField("summary") for u in r.summary.update if u.key}
     assert best["best/step"] == 8, "the summary is that of the whole run"
     assert {record.run.run_id for record in records if record.HasField("run")} == {(tmp_path / "wandb_id").read_text()}
-    assert len(list(tmp_path.glob("wandb/replaced/offline-run-*/run-*.wandb"))) == 2, "nothing that W&B had written is deleted"
+    assert len(list(tmp_path.glob("wandb/replaced/*-offline-run-*/run-*.wandb"))) == 2, "nothing that W&B had written is deleted"
 
 
 def test_a_start_killed_before_its_rows_were_written_loses_none(tmp_path: Path) -> None:

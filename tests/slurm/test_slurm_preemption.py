@@ -50,7 +50,7 @@ def test_preempted_in_the_middle_of_a_stage(cluster: Cluster, cwd: Path, undistu
     assert "resume  from stage all, step" in job.log
     (wandb_id,) = {path.name.rpartition("-")[2] for path in job.run.glob("wandb/offline-run-*")}
     assert wandb_id == (job.run / "wandb_id").read_text()
-    assert len(list(job.run.glob("wandb/replaced/offline-run-*"))) == 1
+    assert len(list(job.run.glob("wandb/replaced/*-offline-run-*"))) == 1
 
 
 def test_preempted_while_it_starts(cluster: Cluster, cwd: Path, undisturbed: Path) -> None:

@@ -57,6 +57,7 @@ class WandbTracker(RunTracker):
         self.variables = {name: str(path) for name, path in folders.items() if name not in os.environ}
         self.folder.mkdir(exist_ok=True)
         os.environ.update(self.variables)
+        self._set_aside(identity)
         with self._temporary():
             self.client = importlib.import_module("wandb")
         settings = self.client.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=True)
@@ -67,26 +68,29 @@ class WandbTracker(RunTracker):
         self.run.define_metric("stages")
         for kind in KIND_ORDER:
             self.run.define_metric(f"{kind}/*", step_metric="stages")
-        self._go_on(run, identity)
+        self._go_on(run)
 
-    def _go_on(self, run: TrackedRun, identity: str) -> None:
-        """Send the rows of earlier starts that W&B does not have, and set the offline folders of earlier starts aside.
+    def _set_aside(self, identity: str) -> None:
+        """Move the offline folders of earlier starts to RUN/wandb/replaced: the folder of this start gets their rows.
 
-        W&B uploads every folder from line 0 of the run on, so that of two folders the second overwrites the first. One folder that has all
-        rows is uploaded whole. Online, W&B has the rows before its step.
+        W&B uploads every folder from line 0 of the run on, so that of two folders the second overwrites the first. They go before W&B makes
+        its folder, whose name it takes from the second.
         """
+        aside = self.folder / "replaced"
+        for earlier in sorted(self.folder.glob(f"offline-run-*-{identity}")):
+            aside.mkdir(exist_ok=True)
+            earlier.rename(aside / f"{len(list(aside.iterdir()))}-{earlier.name}")
+
+    def _go_on(self, run: TrackedRun) -> None:
+        """Send the rows of earlier starts that W&B does not have. Online, it has those before its step."""
         first, kept = self.run.step, Path(self.run.dir).parent
         for row in read_rows(run.path):
             if row.get("run_step", -1) >= first:
                 self.log(row)
-        for earlier in self.folder.glob(f"offline-run-*-{identity}"):
-            if earlier.name != kept.name:
-                aside = self.folder / "replaced"
-                aside.mkdir(exist_ok=True)
-                earlier.rename(aside / earlier.name)
         if not self.online:
-            path = run.path / "wandb" / kept.name
-            self.at_end = lambda: run.say(f"W&B     kept offline in {path}; this uploads it:\nwandb sync {shlex.quote(str(path))}")
+            folder = run.path / "wandb"
+            command = f"wandb sync {shlex.quote(str(folder / kept.name))}"
+            self.at_end = lambda: run.say(f"W&B     kept offline in {folder}; this uploads it:\n{command}")
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[None]:
@@ -145,8 +149,8 @@ class WandbTracker(RunTracker):
 
     def report(self, page: Path) -> None:
         """Log the page. It is one file with its pictures."""
-        with self._temporary():
-            self.run.log({"report": self.client.Html(str(page), inject=False)})
+        with self._temporary(), page.open(encoding="utf-8") as text:
+            self.run.log({"report": self.client.Html(text, inject=False)})
 
     def weights(self, weights: Path, name: str, teacher: tuple[Path, str] | None = None) -> None:
         """With --wandb-weights, log the weights as an output artifact, and a teacher's weights as an input artifact.
