@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import HEAD
-from digit_files import digit_image, run_with_weights
+from digit_files import digit_folder, digit_image, run_with_weights
 
 import tltrain
 from tltrain.commands.cache import verify
@@ -31,6 +32,31 @@ def test_import_is_quick_and_brings_no_torch() -> None:
     assert done.stdout.split() == ["False", "False", "load", "True"]
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         _ = tltrain.lode
+
+
+def test_names_and_parameters_are_there_to_be_seen() -> None:
+    """What `dir`, the completion of a notebook and `tltrain.train?` show; nothing heavy is imported for the names."""
+    code = "import sys, tltrain; print(*dir(tltrain)); print('torch' in sys.modules)"
+    names, torch_came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    public = {"Prediction", "Run", "chain", "fit", "load", "probe", "share", "train"}
+    assert {name for name in names.split() if not name.startswith("_")} == public
+    assert torch_came == "False"
+    for name in sorted(public - {"Run", "Prediction", "share"}):
+        function = getattr(tltrain, name)
+        doc = inspect.getdoc(function) or ""
+        unsaid = [p for p in inspect.signature(function).parameters if p not in doc]
+        assert not unsaid, f"{name} has {unsaid}, of which its docstring says nothing"
+        assert "Raises UserError" in doc
+    assert {"folder", "data", "backbone", "stages", "workers"} <= inspect.signature(tltrain.train).parameters.keys()
+
+
+def test_data_may_be_a_folder(made_recipe: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the data is 'nowhere', which is no folder"):
+        tltrain.train(made_recipe(), data="nowhere", folder=tmp_path / "run")
+    photos = digit_folder(tmp_path / "photos", 2)
+    run = tltrain.train(made_recipe(), data=photos, folder=tmp_path / "run", workers=0, smoke=True)
+    assert run.recipe.data.source == f"folder:{photos}"
+    assert run.recipe.data.size == 32, "the recipe's other values stay"
 
 
 def test_a_run_is_opened_and_asked(finished_run: Path, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def fit(
     images: a folder of class folders, or a list of files. labels: the class of each file, strings or whole numbers; a class is called by
         its text. They are kept as a table beside the folder, and split into train, val and test.
     minutes: time that it may take, about. backbones: NAME or NAME=WEIGHTS; none for those that are on this machine.
-    folder: where everything is kept; None for runs/NAME-fit. The same call again goes on where it stopped.
+    folder: where everything is kept; None for runs/NAME-fit. The same call again goes on where it stopped. seed: of folds, order and new
+        weights. workers: data workers; None for the processor cores, 0 for none.
     Raises UserError for images that cannot be trained on, if the run fails, and if it was stopped (Ctrl-C) before there is a run.
     """
     listed: list[str | Path] = [] if isinstance(images, str | Path) else [*images]

@@ -99,7 +99,7 @@ class Run:
 
 
 def load(path: str | Path, backbone: OwnNetwork | None = None) -> Run:
-    """Open a run folder. Raises UserError if it is not a run folder.
+    """Open the run folder at `path`. Raises UserError if it is not a run folder.
 
     backbone: `chain(module, ...)` as it was given to `train`, where the run trained a module of yours. No run folder keeps its code.
     """

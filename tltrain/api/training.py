@@ -48,6 +48,7 @@ def chain(
     head: path of its classifier, an nn.Linear; None takes the last one.
     name: what the recipe and the run folder call it; None takes the name of its class.
     mean, std: per channel, of images in [0, 1]; None takes ImageNet's. resize: shorter side before the crop; None takes size.
+        interpolation: of the resizing, bilinear or bicubic.
     Raises UserError for a module that is no such classifier.
 
     To go on with a stopped run, or to load it, build the module again with the same weights (a seed, or a file) and give it again. A
@@ -116,6 +117,7 @@ def probe(
 
     source: a folder of class folders, or a `data.source`. backbones: NAME, NAME=WEIGHTS or weights; none for those that are on this
     machine. cuts: blocks whose input is judged. k: folds; None for 10, and 5 from 2,000 images on. everything: the test split too.
+    head: how it is worked out. size: of the images, pixels; None for each backbone's own. seed: of folds. workers: data workers.
     A backbone that cannot be judged is named in a warning. Raises UserError where none can.
     """
     console = Console(enabled=False)

@@ -193,7 +193,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def demo(argv: Sequence[str]) -> int:
-    """Transfer learning in four minutes, without data or network.
+    """Transfer learning in a minute or two, without data or network.
 
     From printed characters to handwritten digits.
     """

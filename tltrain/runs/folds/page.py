@@ -117,7 +117,7 @@ def _figures(pooled: Pooled) -> list[tuple[str, str, str]]:
     if len(by_repeat := pooled.by_repeat) > 1:
         values = list(by_repeat.values())
         items.append(("From repeat to repeat", points(max(values) - min(values)), f"{percent(min(values))} to {percent(max(values))}"))
-    if test["top5"] is not None:
+    if test["top5"] is not None and len(test["classes"]) > 10:  # of few classes it is always nearly right
         items.append(("Top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
     items.append(("Loss", decimal(number(test, "loss")), "cross entropy"))
     if math.isfinite(record.seconds):
