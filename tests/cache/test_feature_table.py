@@ -127,6 +127,18 @@ def test_a_teachers_logits_are_stored_for_a_student_that_trains_fully(watched: W
     assert trials.differences(second, run(other, tmp_path / "second-online", cache="never")) == []
 
 
+def test_the_mean_prediction_of_several_teachers_is_stored(watched: Watched, finished_run: Path, tmp_path: Path) -> None:
+    """A student of an ensemble waits for none of its teachers, and learns what it would learn with them in the loop."""
+    second = run(trials.recipe(backbone=trials.NETS["vit-tiny"], stages=[LAST]), tmp_path / "second", cache="never")
+    distill = {"teacher": {"weights": str(finished_run)}, "ensemble": [str(second)], "temperature": 2.0, "weight": 0.5}
+    spec = trials.recipe(distill=distill, stages=[LAST | {"steps": 10, "views": 2, "augment": "light"}])
+    undisturbed = run(spec, tmp_path / "online", cache="never")
+    assert trials.differences(run(spec, tmp_path / "stored", cache="always"), undisturbed) == []
+    assert [name.partition("-")[0] for name in watched.written] == ["logits"] * (2 * 2)
+    alone = run(spec | {"distill": distill | {"ensemble": []}}, tmp_path / "alone", cache="never")
+    assert trials.differences(alone, undisturbed) != []
+
+
 def test_five_seeds_share_a_store(watched: Watched, finished_run: Path, tmp_path: Path) -> None:
     spec = trials.recipe(backbone={"weights": str(finished_run)}, stages=stages("resnet-tiny"))
     run(spec, tmp_path / "0", cache="always")

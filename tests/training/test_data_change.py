@@ -245,17 +245,18 @@ def test_a_run_of_an_older_version_is_compared_by_its_hash(root: Path) -> None:
     assert "not what this run was trained on" in evaluate(run, None, "test", 64)["notes"][0]
 
 
-@pytest.mark.parametrize("changed", ["weights", "teacher"])
+@pytest.mark.parametrize("changed", ["weights", "teacher", "teacher 2"])
 def test_other_weights_than_the_run_began_with_are_refused(changed: str, tmp_path: Path) -> None:
     classes = tuple("0123456789")
     backbone = Backbone(name=None, weights="shipped:resnet-tiny-printed")
     given = {
-        name: run_with_weights(tmp_path / name, made_recipe(backbone=backbone.model_dump()), classes) for name in ("weights", "teacher")
+        name: run_with_weights(tmp_path / name, made_recipe(backbone=backbone.model_dump()), classes)
+        for name in ("weights", "teacher", "teacher 2")
     }
     recipe = made_recipe(
         backbone={"weights": str(given["weights"])},
         stages=[HEAD | {"steps": 1}],
-        distill={"teacher": {"weights": str(given["teacher"])}, "temperature": 2.0, "weight": 0.5},
+        distill={"teacher": {"weights": str(given["teacher"])}, "ensemble": [str(given["teacher 2"])], "temperature": 2.0, "weight": 0.5},
     )
     assert again(recipe, tmp_path)["outcome"] == "finished"
     (tmp_path / "run" / "outcome.json").unlink()
@@ -263,3 +264,27 @@ def test_other_weights_than_the_run_began_with_are_refused(changed: str, tmp_pat
     run_with_weights(given[changed], made_recipe(backbone=backbone.model_dump()), classes, seed=1)
     with pytest.raises(UserError, match=f"the {changed} are not those that this run began with"):
         again(recipe, tmp_path, accept=True)
+
+
+def test_weights_that_learned_from_test_images_are_named(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the bytes of the images, whatever they are called. Another seed draws another split; the same one is as it should be."""
+    assert again(of(root), root)["outcome"] == "finished"
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    for path in data.rglob("*.png"):
+        path.rename(path.with_name(f"renamed {path.name}"))
+    (root / "run").rename(tmp_path / "earlier")
+    recipe = made_recipe(
+        stages=[HEAD | {"steps": 1}],
+        data=SPLITS | {"source": f"folder:{root / 'data'}", "per_class": None, "seed": 7},
+        backbone={"weights": str(tmp_path / "earlier")},
+        distill={"teacher": {"weights": str(tmp_path / "earlier")}},
+    )
+    assert again(recipe.override({"data.source": f"folder:{data}"}), tmp_path)["outcome"] == "finished"
+    trained = {s.digest for s in data_record.read_samples(tmp_path / "earlier") if s.split in ("train", "val")}
+    tested = {s.digest for s in data_record.read_samples(tmp_path / "run") if s.split == "test"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert 0 < len(trained & tested) < len(tested)
+    for name in ("weights", "teacher"):
+        assert f"the {name}, {tmp_path / 'earlier'}, learned from {len(trained & tested)} of the {len(tested)} test images" in said
+    assert again(recipe.override({"data.seed": 0}), root)["outcome"] == "finished"
+    assert "learned from" not in capsys.readouterr().out

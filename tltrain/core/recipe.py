@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tltrain.core import errors, untrusted
 from tltrain.core import files as regular
 from tltrain.core.errors import UserError
 from tltrain.core.registry import named
+from tltrain.core.schema.backbone import Backbone as Backbone
 from tltrain.core.schema.data import MOST_PIXELS as MOST_PIXELS
 from tltrain.core.schema.data import Data as Data
 from tltrain.core.schema.data import Model
@@ -31,29 +32,6 @@ LOSS, DISTILL_LOSS = "cross_entropy", "kd"
 
 Solve = Literal["ridge", "logistic", "nearest_mean"]
 Augment = Literal["none", "light", "strong", "trivial", "rand"]
-
-
-class Backbone(Model):
-    """A network family, and where its weights come from."""
-
-    name: Annotated[str | None, BeforeValidator(lambda v: None if str(v).lower() in ("none", "null") else v)] = None
-    """resnet50, vit-b16, timm:NAME, torchvision:NAME, hf:ID, ... (`tltrain recipes --backbones`); null: read from the weights."""
-    weights: Annotated[str | None, BeforeValidator(lambda v: None if str(v).lower() in ("none", "null", "random") else v)] = None
-    """A run folder, a file (.safetensors, .pth, ...), a hub id, a folder of save_pretrained, a torchvision name, DEFAULT; null: random."""
-    mean: tuple[float, float, float] | None = None
-    """Per-channel mean that is subtracted from images in [0, 1]; null takes the weights' own."""
-    std: tuple[float, float, float] | None = None
-    """Per-channel standard deviation that images in [0, 1] are divided by; null takes the weights' own."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability of dropping a feature in front of the head while it trains."""
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if self.name is None and self.weights is None:
-            raise ValueError("name and weights are both null; name a backbone, or weights that say what they are")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; each value must be above 0")
-        return self
 
 
 class Distill(Model):
@@ -69,6 +47,12 @@ class Distill(Model):
     """The teacher's term of the loss: kd, or one of another package."""
     logits: Literal["float16", "float32"] = "float16"
     """Precision that the teacher's logits are rounded to, cached or not."""
+    ensemble: tuple[str, ...] = ()
+    """Run folders or weights of more teachers, such as the folds; the student learns the mean of their predictions and the teacher's."""
+
+    @property
+    def teachers(self) -> tuple[Backbone, ...]:
+        return (self.teacher, *(Backbone(weights=weights) for weights in self.ensemble))
 
 
 class Stage(Model):
@@ -77,7 +61,7 @@ class Stage(Model):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """A short name, for folders, plots and the log."""
     unfreeze: str
-    """The first block that trains; all blocks after it train too: a block (layer4.0), a group (layer4), head, or all."""
+    """The first block that trains; all after it train too: a block (layer4.0), a group (layer4), head, all, or auto, which races depths."""
     epochs: float | None = Field(None, gt=0)
     """Length in passes over the training data; either this or steps."""
     steps: int | None = Field(None, ge=1)

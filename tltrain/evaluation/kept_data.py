@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tltrain.core.errors import UserError, some
-from tltrain.data import DataSplits, assign, split_names
+from tltrain.core.recipe import Backbone, Data
+from tltrain.data import DataSplits, Source, assign, split_names
 from tltrain.runs import data_record, run_dir
 from tltrain.runs.data_record import UNUSED, DataRecord, Difference, Sample
 
@@ -109,6 +110,41 @@ def write(run: Path, decision: Decision, images: DataSplits) -> None:
     """Write the record of the images, if the decision has one."""
     if decision.record is not None:
         data_record.write(run, decision.record, _samples(images, [name or UNUSED for name in split_names(images)]))
+
+
+def learned(weights: str | None, data: Data, source: Source) -> set[int]:
+    """Positions of the source's images that the run of these weights was trained or chosen on. Empty if they belong to no run.
+
+    weights: as in `backbone.weights`; a run folder, or a file in it. data: what the source was opened from. Images are known by the hashes
+    of their bytes, or by their ids where the source has no hashes and is the run's own.
+    """
+    places = [] if weights is None else [Path(weights).expanduser(), *Path(weights).expanduser().parents][:4]  # RUN/stages/0-head/...
+    run = next((place for place in places if (place / data_record.NAME).is_file()), None)
+    if run is None:
+        return set()
+    known = [sample for sample in data_record.read_samples(run) if sample.split in ("train", "val")]
+    if source.digests:
+        digests = {sample.digest for sample in known}
+        return {i for i, digest in enumerate(source.digests) if digest in digests}
+    ids = {sample.id for sample in known} if run_dir.read_recipe(run).data.source == data.source else set()
+    return {i for i, name in enumerate(source.ids) if name in ids}
+
+
+def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbone]) -> list[str]:
+    """Notes about test images that the weights of another run have learned from. inputs: start weights and teachers, by name."""
+    if images.source is None or images.test is None:
+        return []
+    notes = []
+    for name, spec in inputs.items():
+        if not (positions := learned(spec.weights, data, images.source)):
+            continue
+        tested = {i for i, split in enumerate(split_names(images)) if split == "test"}
+        if seen := len(tested & positions):
+            notes.append(
+                f"the {name}, {spec.weights}, learned from {seen:,} of the {len(tested):,} test images, so that test figures are too good "
+                "to be true: give both runs the same split (data.seed, data.fold), or test on other images"
+            )
+    return notes
 
 
 def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]:

@@ -14,9 +14,9 @@ from tltrain.core.output.console import Terminal
 from tltrain.core.recipe import Recipe
 from tltrain.data import DataSplits, open_images
 from tltrain.data.splits import split
+from tltrain.evaluation.kept_data import learned
 from tltrain.many.one_by_one import OneRun, train_one_by_one
 from tltrain.many.side_by_side import jobs_at_a_time, train_side_by_side
-from tltrain.runs import data_record, run_dir
 from tltrain.runs.folds import folder, page
 from tltrain.runs.folds.folder import FoldsFolder
 from tltrain.runs.folds.pooled import Pooled, pool
@@ -96,18 +96,14 @@ def _check_data(recipes: Sequence[Recipe]) -> None:
 
 def _check_weights(recipe: Recipe, images: DataSplits) -> None:
     """Check that no run whose weights are used has learned from these images, and so knows the fold it is tested on. Raises UserError."""
-    source, teacher = images.source, recipe.distill.teacher.weights if recipe.distill else None
-    for name, weights in (("backbone.weights", recipe.backbone.weights), ("distill.teacher.weights", teacher)):
-        places = [] if weights is None else [Path(weights), *Path(weights).parents][:4]  # RUN/stages/0-head/weights.safetensors
-        run = next((place for place in places if (place / data_record.NAME).is_file()), None)
-        if run is None or source is None:
-            continue
-        learned = [sample for sample in data_record.read_samples(run) if sample.split in ("train", "val")]
-        if source.digests:
-            num = len({sample.digest for sample in learned} & set(source.digests))
-        else:
-            same = run_dir.read_recipe(run).data.source == recipe.data.source
-            num = len({sample.id for sample in learned} & set(source.ids)) if same else 0
+    if (source := images.source) is None:
+        return
+    teachers = () if recipe.distill is None else recipe.distill.teachers
+    given = {"backbone.weights": recipe.backbone.weights} | {
+        "distill.teacher.weights" if k == 0 else f"distill.ensemble.{k - 1}": spec.weights for k, spec in enumerate(teachers)
+    }
+    for name, weights in given.items():
+        num = len(learned(weights, recipe.data, source))
         if num:
             raise UserError(
                 f"{name} is {weights}, a run that has learned from {num:,} of these {len(source.ids):,} images, so that their folds would "

@@ -279,4 +279,7 @@ def _check_owned_once(net: nn.Module, blocks: tuple[Block, ...]) -> None:
 def on_device(chain: Chain, device: torch.device) -> Chain:
     """Move the chain to a device, and its weights to the memory format that is faster there. Returns the same chain."""
     chain.to(device)
-    return chain.to(memory_format=torch.channels_last) if chain.channels_last else chain
+    for each in chain.modules():  # an ensemble has chains as its members
+        if isinstance(each, Chain) and each.channels_last:
+            each.to(memory_format=torch.channels_last)
+    return chain

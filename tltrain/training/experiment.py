@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tltrain.core import metric, registry, stage_plan
 from tltrain.core.errors import UserError
-from tltrain.core.recipe import Recipe
+from tltrain.core.recipe import Backbone, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
 from tltrain.data.views import PIXELS_VERSION
@@ -17,6 +17,7 @@ from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
 from tltrain.runs import checkpoint, run_dir
 from tltrain.training.losses import objective
+from tltrain.training.losses.ensemble import ensemble
 from tltrain.training.weights import solved, trained
 
 
@@ -35,7 +36,7 @@ class Experiment:
     def open(cls, recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSource] | None = None) -> Experiment:
         """Load the networks with their weights. Raises UserError if the recipe cannot be trained on these images.
 
-        sources: those of the weights that were opened before, by "weights" and "teacher". They are taken out, so that they go when used.
+        sources: those of the weights that were opened before, by the names of `inputs`. They are taken out, so that they go when used.
         """
         return cls._with(recipe, images, *open_nets(recipe, images, sources))
 
@@ -50,7 +51,9 @@ class Experiment:
         if recipe.distill is not None and say is not None:
             view = student.preprocess
             try:
-                teacher = factory.skeleton(recipe.distill.teacher, num_classes, view.size, view.resize)
+                teacher = _together(
+                    [factory.skeleton(spec, num_classes, view.size, view.resize) for spec in recipe.distill.teachers], recipe
+                )
             except UserError as error:
                 say(f"teacher planned without it: {error}")
         return cls._with(recipe, images, student, teacher)
@@ -71,18 +74,35 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
     data, sources = recipe.data, sources or {}
     student = factory.load(
         recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed,
-        source=sources.pop("weights", None),
+        source=sources.pop(STUDENT, None),
     )  # fmt: skip
     if recipe.distill is None:
         return student, None
     view = student.preprocess
-    spec = recipe.distill.teacher
-    teacher = factory.load(
-        spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed,
-        source=sources.pop("teacher", None),
-    )  # fmt: skip
+    teachers = [
+        factory.load(
+            spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed, source=sources.pop(name, None),
+        )
+        for name, spec in inputs(recipe).items() if name != STUDENT
+    ]  # fmt: skip
+    teacher = _together(teachers, recipe)
     teacher.chain.freeze(len(teacher.chain.blocks), norm_stats=False).eval()
     return student, teacher
+
+
+STUDENT = "weights"
+"""The name of the student's weights among `inputs`."""
+
+
+def inputs(recipe: Recipe) -> dict[str, Backbone]:
+    """The weights that a recipe starts from, by the names that messages and the run's record give them."""
+    teachers = () if recipe.distill is None else recipe.distill.teachers
+    return {STUDENT: recipe.backbone} | {"teacher" if k == 0 else f"teacher {k + 1}": spec for k, spec in enumerate(teachers)}
+
+
+def _together(teachers: list[Loaded], recipe: Recipe) -> Loaded:
+    assert recipe.distill is not None
+    return teachers[0] if len(teachers) == 1 else ensemble(teachers, recipe.distill.temperature)
 
 
 def check_objective(recipe: Recipe, images: DataSplits) -> None:

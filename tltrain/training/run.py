@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tltrain.cache.frozen import WHOLE
 from tltrain.core import files
-from tltrain.core.errors import AFTER_THE_END, MachineError, StoppedAtOnce, UserError
+from tltrain.core.errors import MachineError, StoppedAtOnce
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
-from tltrain.data.workers import heard_while_waiting, refuse_in_worker
+from tltrain.data.workers import heard_while_waiting
 from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.distributed.signals import NoAnswer, StopSignal
@@ -38,35 +38,17 @@ from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.report.formatting import learned_nothing
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
-from tltrain.training.failures import explain, failure_location, leave, left, record_failure, root_cause, smaller
+from tltrain.training.depths.race import racing_first
+from tltrain.training.failures import explain, failure_location, leave, left, one_at_a_time, record_failure, root_cause, smaller
 from tltrain.training.loop import OnStep, StageResult, ignore_step
 from tltrain.training.losses.finite import NotFinite, check_finite
 from tltrain.training.setup import TAKEN_OVER, Run, open_run
 from tltrain.training.stage import run_stage, save_stage_weights
 from tltrain.training.stage_cache import base_images
 
-_TRAINING = threading.Lock()
 
-
-@contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """One run at a time in a process. Raises UserError for a second one, and where the main program has ended meanwhile."""
-    if not _TRAINING.acquire(blocking=False):
-        raise UserError(
-            "another training goes on in this process, and torch's settings are the process's; wait for it, or start a second process"
-        )
-    try:
-        refuse_in_worker()
-        yield
-    except RuntimeError as error:
-        if threading.main_thread().is_alive():
-            raise
-        raise UserError(AFTER_THE_END) from error
-    finally:
-        _TRAINING.release()
-
-
-@_one_at_a_time()
+@racing_first
+@one_at_a_time()
 @lasting_output()
 @torch_settings_kept()
 def train(recipe: Recipe, start: RunFlags, on_step: OnStep = ignore_step) -> dict[str, Any]:
@@ -293,7 +275,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
 
 
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:
-    """(weights, name) of a teacher that is itself a run, else None. Trackers use this name for the artifact of that run too."""
-    folder_ = Path((recipe.distill.teacher.weights if recipe.distill else None) or "")
+    """(weights, name) of one teacher that is itself a run, else None. Trackers use this name for the artifact of that run too."""
+    folder_ = Path((recipe.distill.teacher.weights if recipe.distill and not recipe.distill.ensemble else None) or "")
     weights = run_dir.weights_file(folder_)
     return (weights, run_dir.read_recipe(folder_).name) if weights.is_file() and run_dir.recipe_file(folder_).is_file() else None

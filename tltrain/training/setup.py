@@ -44,7 +44,7 @@ from tltrain.runs.early_end import recorded
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
-from tltrain.training.experiment import Experiment, check_objective, check_pixels
+from tltrain.training.experiment import Experiment, check_objective, check_pixels, inputs
 from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     sources: dict[str, WeightsSource] = {}
     with console.doing(f"reading the images of {recipe.data.source}"):
         images, kept_images = _open_images(path, recipe, start, runtime, stop, sources)
-    for note in images.notes:
+    for note in (*images.notes, *_shared(runtime, lambda: kept_data.seen_in_training(images, recipe.data, inputs(recipe)))):
         console.say(f"data    {note}", style="yellow")
     with console.doing("reading the weights"):
         experiment = Experiment.open(recipe, images, sources)
@@ -231,16 +231,15 @@ def _open_images(
 ) -> tuple[DataSplits, Decision]:
     """Open the images in the splits of the first start of the run. Raises UserError if they have changed or differ between ranks.
 
-    sources: gets the weights whose fingerprints were taken, by "weights" and "teacher", so that they are not read again. On rank 0 only.
+    sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
     """
     drawn = once_a_machine(runtime, stop, cache_root(), lambda: open_images(recipe.data), lambda images: not images.in_memory)
 
     def decide() -> Decision:
-        specs = {"weights": recipe.backbone, "teacher": recipe.distill.teacher if recipe.distill else None}
-        sources.update({name: weights.open_once(spec) for name, spec in specs.items() if spec is not None})
+        sources.update({name: weights.open_once(spec) for name, spec in inputs(recipe).items()})
         hashes = {name: weights.fingerprint(source) for name, source in sources.items()}
-        inputs = {name: digest for name, digest in hashes.items() if digest is not None}
-        return kept_data.decide(path, drawn, inputs, start.accept_data_change)
+        known = {name: digest for name, digest in hashes.items() if digest is not None}
+        return kept_data.decide(path, drawn, known, start.accept_data_change)
 
     decision = _shared(runtime, decide)
     others = runtime.gather(torch.tensor([drawn.fingerprint != decision.fingerprint], device=runtime.device)).flatten().tolist()

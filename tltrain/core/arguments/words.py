@@ -16,7 +16,9 @@ from tltrain.core.recipe import Recipe
 SHORT = ("--data", "--epochs", "--lr", "--size")
 _SWITCHES = {f"--{no}{field.name.replace('_', '-')}" for field in fields(RunFlags) if field.default is False for no in ("", "no-")}
 
-_SEVERAL = ("--trackers", "--backbone.mean", "--backbone.std", "--distill.teacher.mean", "--distill.teacher.std")
+_SEVERAL = (
+    "--trackers", "--backbone.mean", "--backbone.std", "--distill.teacher.mean", "--distill.teacher.std", "--distill.ensemble",
+)  # fmt: skip
 """Flags that take every word behind them."""
 
 

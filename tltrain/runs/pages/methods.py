@@ -75,8 +75,9 @@ def _distilled(recipe: Recipe) -> str:
     if (spec := recipe.distill) is None:
         return ""
     teacher = spec.teacher.weights or spec.teacher.name
+    whose = f"an ensemble of {len(spec.teachers)} teachers, {teacher} and others" if spec.ensemble else f"the teacher {teacher}"
     return (
-        f"The network also learned the softened answers of the teacher {teacher} ({spec.loss} loss, temperature {spec.temperature:g}, "
+        f"The network also learned the softened answers of {whose} ({spec.loss} loss, temperature {spec.temperature:g}, "
         f"weight {spec.weight:g})."
     )
 
