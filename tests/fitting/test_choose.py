@@ -9,11 +9,12 @@ import pytest
 
 from tltrain.core.recipe import parse
 from tltrain.fitting import choose, written
-from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, shallowest, with_rate
+from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, with_rate
 from tltrain.fitting.facts import Facts
 from tltrain.fitting.looking import LEAST_PROBED, bounded, size_of, sizes_to_try, some_of
 from tltrain.fitting.lr_range import Found
-from tltrain.fitting.race import HEAD, judged
+from tltrain.fitting.race import against_head
+from tltrain.training.depths.judge import HEAD, shallowest
 
 WHY = {"backbone.name": "it won", "data.size": "the weights' own", "stages.0.solve": "ridge 80 %"}
 CHOSEN = Chosen("resnet50", "DEFAULT", "ridge", False, "cpu", WHY)
@@ -168,9 +169,9 @@ def test_a_race_is_paired_image_by_image() -> None:
     better = {name: float(name in by_head or i < 190) for i, name in enumerate(ids)}
     noise = {name: float((name in by_head) != (i % 50 == 0)) for i, name in enumerate(ids)}
     a_little = {name: float(name in by_head or i < 157) for i, name in enumerate(ids)}
-    assert judged({"deep": better}, by_head).chosen == "deep"
-    assert judged({"deep": a_little}, by_head).chosen == "deep", "seven images more, and none lost: no luck"
-    assert judged({"deep": noise}, by_head).chosen == HEAD
-    assert judged({"deep": better, "all": better}, by_head).chosen == "deep"
-    assert judged({}, by_head).chosen == HEAD
-    assert "95.0\u202f%" in judged({"deep": better}, by_head).sentence
+    assert against_head({"deep": better}, by_head).chosen == "deep"
+    assert against_head({"deep": a_little}, by_head).chosen == "deep", "seven images more, and none lost: no luck"
+    assert against_head({"deep": noise}, by_head).chosen == HEAD
+    assert against_head({"deep": better, "all": better}, by_head).chosen == "deep"
+    assert against_head({}, by_head).chosen == HEAD
+    assert "95.0\u202f%" in against_head({"deep": better}, by_head).sentence

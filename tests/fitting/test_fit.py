@@ -20,9 +20,10 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Data, Recipe
 from tltrain.data import open_images
 from tltrain.fitting import choose, timing
-from tltrain.fitting.fit import Wanted, _without_test
+from tltrain.fitting.fit import NO_SPLITS
 from tltrain.many import one_by_one
 from tltrain.runs import run_dir
+from tltrain.training.depths.hidden import without_test
 from tltrain.training.run import train
 
 
@@ -123,8 +124,8 @@ def test_images_are_hidden_by_their_names_as_they_are(tmp_path: Path) -> None:
     photos.joinpath("digit 0").rename(photos / "=digit 0")
     (tmp_path / "fit").mkdir()
     data = {"source": f"folder:{photos}"}
-    hidden = _without_test(Wanted(data["source"], tmp_path / "fit"))
     before = open_images(Data.model_validate(data))
+    hidden = without_test(Data.model_validate(data), tmp_path / "fit" / "test_images.csv") | NO_SPLITS
     after = open_images(Data.model_validate(data | {key.removeprefix("data."): value for key, value in hidden.items()}))
     assert before.test is not None
     assert before.val is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,14 +12,17 @@ from tltrain.cache.measure import Machine
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console
+from tltrain.core.output.console import Console, duration
 from tltrain.core.recipe import Recipe
-from tltrain.data import open_images, outline_images
+from tltrain.core.stage_plan import AUTO, deepest
+from tltrain.data import DataSplits, open_images, outline_images
 from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
+from tltrain.fitting.timing import seconds_of
 from tltrain.planning.ahead import look_ahead
 from tltrain.runs.listing.folders import run_folder
 from tltrain.training import optim, plan_table
+from tltrain.training.depths.race import FOLDS, raced_recipes
 from tltrain.training.experiment import Experiment, check_objective
 from tltrain.training.setup import DEVICE_BATCH, num_workers
 
@@ -30,6 +34,9 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
         images = outline_images(recipe.data)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
+    for line in _races(recipe, images, start):
+        console.say(line)
+    recipe = deepest(recipe)
     experiment = Experiment.outline(recipe, images, lambda text: console.say(text, style="yellow"))
     student, planned = experiment.student, experiment.plan
     check_objective(recipe, images)
@@ -43,6 +50,19 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     console.show(plan_table.render(recipe, student.chain, planned, 1, micro, about, ahead.choices.lines()))
 
 
+def _races(recipe: Recipe, images: DataSplits, start: RunFlags) -> Iterator[str]:
+    """A line on each race of depths, and what it costs."""
+    for index, stage in enumerate(recipe.stages):
+        if stage.unfreeze == AUTO:
+            tried = raced_recipes(deepest(recipe), index, images, {})
+            share = (FOLDS - 1) / FOLDS  # a fold trains on the others
+            spent = {name: share * sum(seconds_of(run, images, start) for run in runs) for name, runs in tried.items()}
+            runs = next(iter(tried.values()))
+            each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items())
+            told = f"{runs[0].stages[index].steps:,} steps each on {len(runs)} of {FOLDS} folds, about {duration(sum(spent.values()))}"
+            yield f"race    stage {stage.name}, before the run begins: {told} ({each}); the plan shows it as deep as it may become"
+
+
 def preview(recipe: Recipe, out: Path, rows: int = 8) -> Path:
     """`tltrain preview`: write an image of a recipe's training data as the network gets it, `rows` rows. Reads no weights.
 
@@ -50,7 +70,7 @@ def preview(recipe: Recipe, out: Path, rows: int = 8) -> Path:
     """
     if rows < 1:
         raise UserError(f"--rows is {rows}; it must be at least 1")
-    images = open_images(recipe.data)
+    recipe, images = deepest(recipe), open_images(recipe.data)
     from tltrain.planning.preview import picture  # matplotlib is slow to import, and `tltrain plan` does not need it
 
     experiment = Experiment.outline(recipe, images)

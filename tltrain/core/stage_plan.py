@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage
 
+AUTO = "auto"
+"""An `unfreeze` that a race settles before the run begins (tltrain/training/depths)."""
 RANGE = 1e-6
 """Where the schedule range begins, as a share of lr."""
 
@@ -102,6 +104,20 @@ class StagePlan:
             return True
         period = self.spec.eval_epochs * self.num_samples
         return math.floor(step * self.batch / period + 1e-9) > math.floor((step - 1) * self.batch / period + 1e-9)
+
+
+def as_kept(recipe: Recipe, kept: Recipe) -> Recipe:
+    """The recipe with the depths that were chosen for a run of it. kept: the recipe in the run's folder."""
+    if len(recipe.stages) != len(kept.stages):
+        return recipe
+    chosen = {f"stages.{i}.unfreeze": kept.stages[i].unfreeze for i, stage in enumerate(recipe.stages) if stage.unfreeze == AUTO}
+    return recipe.override(chosen) if chosen else recipe
+
+
+def deepest(recipe: Recipe) -> Recipe:
+    """The recipe with the whole network in place of each depth that is still to be chosen: the most that it can become."""
+    chosen = {f"stages.{i}.unfreeze": "all" for i, stage in enumerate(recipe.stages) if stage.unfreeze == AUTO}
+    return recipe.override(chosen) if chosen else recipe
 
 
 def scales(blocks: Sequence[Any], first: int, layer_decay: float) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from tltrain.core.output.console import duration
 from tltrain.core.recipe import Recipe, validate
 from tltrain.fitting.facts import UNEVEN, Facts
 from tltrain.fitting.lr_range import Found
+from tltrain.training.depths.judge import HEAD
 
 EPOCHS = ((2_000, 20.0), (20_000, 10.0), (10**12, 5.0))
 """(fewer training images than this, passes over them): small sets are seen more often."""
@@ -26,7 +27,6 @@ WRITTEN = ("digits", "printed")
 """Sources of characters."""
 LEAST_RACED = 50
 """Training images below which nothing deeper than the head is tried."""
-HEAD = "head"
 FOLDS = 3
 """Of the race between depths, where val is too small to judge."""
 LR_STEPS = 60
@@ -223,12 +223,3 @@ def _why_augment(facts: Facts, epochs: float) -> str:
         times = max(1.0, epochs / VIEWS)
         return f"fewer than {MANY:,} images: mild changes, stored; each of {VIEWS} views of an image is seen {times:.0f} times"
     return f"{MANY:,} images and more: another view of each image in each of {epochs:.0f} epochs, of any strength (arXiv 2103.10158)"
-
-
-def shallowest(order: Sequence[str], accuracy: dict[str, float], low: dict[str, float]) -> str:
-    """The shallowest depth that the best cannot be told from.
-
-    order: the names, shallow first. accuracy: of each. low: the lower end of the interval of the best's lead over each, paired.
-    """
-    best = max(order, key=lambda name: (accuracy[name], -order.index(name)))
-    return next(name for name in order if name == best or low[name] <= 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from tltrain.analysis import at_hand
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
 from tltrain.analysis.probe.judge import Ask, Probed, grouped, recipe_of, which_of
-from tltrain.core import files
 from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
@@ -23,7 +20,7 @@ from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images
 from tltrain.data.splits import folds
 from tltrain.fitting import choose, written
-from tltrain.fitting.choose import FOLDS, HEAD, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
+from tltrain.fitting.choose import FOLDS, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
 from tltrain.fitting.facts import Facts, facts_of
 from tltrain.fitting.looking import K, looked, sized, some_of
 from tltrain.fitting.lr_range import measured, range_recipe
@@ -34,12 +31,16 @@ from tltrain.heads.cost import solve_s
 from tltrain.heads.out_of_fold import out_of_fold
 from tltrain.heads.solve import Kind
 from tltrain.runs.report.formatting import percent
+from tltrain.training.depths.hidden import without_test
+from tltrain.training.depths.judge import HEAD
 from tltrain.training.run import train
 
 PROBE_SHARE, SIZE_SHARE, HEAD_SHARE = 0.25, 0.15, 0.15
 """Of the time that is left: for the probe of backbones, for other sizes, and for logistic regression beside ridge."""
 HIGHEST = 100.0
 """Times the usual learning rate at which a range test ends."""
+NO_SPLITS = {"data.val_fraction": 0, "data.test_fraction": 0}
+"""Of the race: its folds judge."""
 LOOKED_AT = 16
 """Images that a range test is evaluated on: its loss in training says everything."""
 LEAST_DEEP = 200
@@ -214,7 +215,7 @@ def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Dra
     if all(depth.is_head for depth in plan.depths):
         return _draft(plan, wanted, plan.depths[0], f"the head alone: {plan.beyond}")
     judged = plan.facts.val >= choose.JUDGES
-    hidden = {} if judged else _without_test(wanted)
+    hidden = {} if judged else {**without_test(Data(source=wanted.source), wanted.folder / EXCLUDED), **NO_SPLITS}
     deep = _with_rates(wanted, plan, hidden if judged else {**hidden, "data.folds": FOLDS, "data.fold": 0}, start, console)
     if deep is None:
         return None
@@ -248,19 +249,6 @@ def _with_rates(wanted: Wanted, plan: Plan, changes: dict[str, Any], start: RunF
         rated.append(with_rate(depth, plan.chosen, found))
         console.say(f"rate    {depth.name}: {rated[-1].lr:g}, {rated[-1].why_lr}")
     return rated
-
-
-def _without_test(wanted: Wanted) -> dict[str, Any]:
-    """What hides the test images from a recipe, path to value: a choice must not see them. Those that the source itself declares are in no
-    fold anyway."""
-    images, alone = open_images(Data(source=wanted.source)), {"data.val_fraction": 0, "data.test_fraction": 0}
-    if images.test is None or (images.source is not None and "test" in images.source.declared):
-        return alone
-    path = wanted.folder / EXCLUDED
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["path"], *([name] for name in images.test.ids)])  # paths are read as they stand
-    files.write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
-    return {**alone, "data.exclude": str(path)}
 
 
 def _draft(plan: Plan, wanted: Wanted, depth: Depth, why: str) -> Draft:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tltrain.core import files
+from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.recipe import Recipe
@@ -21,6 +21,10 @@ from tltrain.runs import manifest, run_dir
 from tltrain.runs.metrics_log import read_rows
 
 Row = dict[str, Any]
+
+
+RACE = "race.json"
+"""In a run folder: what the race of `unfreeze: auto` said."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,22 @@ def prediction_rows(run: Path) -> list[dict[str, str]]:
             return [{key: escape.from_csv(row[key]) for key in ("id", "label", "predicted", "confidence")} for row in csv.DictReader(file)]
     except (OSError, csv.Error, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); copy it from a backup, or delete it") from error
+
+
+def write_race(run: Path, told: Mapping[str, str]) -> None:
+    """Keep what the races of depths said, by stage. Raises UserError."""
+    try:
+        files.write_json(run / RACE, dict(told))
+    except OSError as error:
+        raise UserError(f"{run / RACE} cannot be written: {error}; choose another folder with --folder") from error
+
+
+def read_race(run: Path) -> dict[str, str]:
+    """What the races of depths said, by stage. Empty where none was run. Raises UserError for a damaged file."""
+    raw = untrusted.read_json(run / RACE) if (run / RACE).is_file() else {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{run / RACE} is damaged; copy it from a backup, or delete it")
+    return {str(stage): str(sentence) for stage, sentence in raw.items()}
 
 
 def number(row: Mapping[str, Any], key: str) -> float:

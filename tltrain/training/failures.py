@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from tltrain.core import files
-from tltrain.core.errors import UserError
+from tltrain.core.errors import AFTER_THE_END, UserError
+from tltrain.data.workers import refuse_in_worker
 from tltrain.distributed.out_of_memory import ChunkTooLarge, first_line, is_out_of_memory
 from tltrain.distributed.strategies.consistency import ConsistencyError
 from tltrain.evaluation import results
@@ -23,11 +26,31 @@ from tltrain.runs.run_dir import OUT_OF_MEMORY
 from tltrain.training.loop import SaveFailed
 from tltrain.training.setup import Run
 
+_TRAINING = threading.Lock()
+
 TRAINING = ("train", "agree", "save", "hand on")
 
 
 EVALUATION = ("evaluate", "teacher", "test", "calibrate")
 """Phases of a run (as given to `Watch.at`) whose memory use depends on the number of images in a forward pass."""
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """One run at a time in a process. Raises UserError for a second one, and where the main program has ended meanwhile."""
+    if not _TRAINING.acquire(blocking=False):
+        raise UserError(
+            "another training goes on in this process, and torch's settings are the process's; wait for it, or start a second process"
+        )
+    try:
+        refuse_in_worker()
+        yield
+    except RuntimeError as error:
+        if threading.main_thread().is_alive():
+            raise
+        raise UserError(AFTER_THE_END) from error
+    finally:
+        _TRAINING.release()
 
 
 def smaller(run: Run, error: BaseException) -> dict[str, int] | None:

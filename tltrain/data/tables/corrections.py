@@ -67,6 +67,11 @@ def corrected(spec: Data, ids: Sequence[str], labels: Sequence[str], paths: Sequ
     return Corrected(kept, result, tuple(notes))
 
 
+def left_out(spec: Data) -> list[str]:
+    """The images that data.exclude names, as it names them. Raises UserError for a table that cannot be read."""
+    return [] if spec.exclude is None else [entry.path for entry in _entries(EXCLUDE, spec.exclude)]
+
+
 def _check_classes(entries: Sequence[_Entry], known: Collection[str]) -> None:
     for entry in entries:
         if entry.label not in known:

@@ -13,7 +13,7 @@ from tltrain.core.metric import metric
 from tltrain.core.recipe import Stage
 from tltrain.runs.pages import background
 from tltrain.runs.pages.doubts import doubts
-from tltrain.runs.record import RunRecord, number, read_predictions
+from tltrain.runs.record import RunRecord, number, read_predictions, read_race
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
 from tltrain.runs.report.formatting import (
@@ -227,7 +227,8 @@ def _stage_table(run: RunRecord) -> Html:
         before = number(end, "seconds") if end else math.nan
         rows.append([stage.name, stage.unfreeze, _peak(stage), count(run.stage_steps[i]), how, time, metric_value(select, best)])
     table = parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
-    texts = [f"{row['stage']} was worked out, not trained: {'; '.join(map(str, row['notes']))}." for row in run.of_kind("solve")]
+    texts = [f"{stage}: {sentence}." for stage, sentence in read_race(run.path).items()]
+    texts += [f"{row['stage']} was worked out, not trained: {'; '.join(map(str, row['notes']))}." for row in run.of_kind("solve")]
     kept = [row["stage"] for row in run.of_kind("stage_end") if row.get("unchanged")]
     if kept:
         texts.append(

@@ -1,0 +1,55 @@
+"""Judges depths by what each says of the same images, paired image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tltrain.runs.report.formatting import percent
+from tltrain.runs.report.stats import bootstrap, gain
+
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Raced:
+    """Who won, and what to say of it."""
+
+    chosen: str
+    accuracy: Mapping[str, float]
+    sentence: str
+
+
+def judged(right: Mapping[str, Mapping[str, float]]) -> Raced:
+    """The shallowest depth that the best cannot be told from.
+
+    right: name of a depth, shallow first, to image to whether it is right. Images that not all depths predicted are left out.
+    """
+    ids = sorted(set.intersection(*(set(each) for each in right.values())))
+    answers = {name: np.array([each[i] for i in ids]) for name, each in right.items()}
+    order, accuracy = list(answers), {name: float(answer.mean()) for name, answer in answers.items()}
+    best = max(order, key=lambda name: (accuracy[name], -order.index(name)))
+    low = {name: 0.0 if name == best else bootstrap(gain, answers[name], answers[best])[0] for name in order}
+    chosen = shallowest(order, accuracy, low)
+    return Raced(chosen, accuracy, _sentence(order, accuracy, best, chosen, len(ids)))
+
+
+def shallowest(order: Sequence[str], accuracy: Mapping[str, float], low: Mapping[str, float]) -> str:
+    """The shallowest depth that the best cannot be told from.
+
+    order: the names, shallow first. accuracy: of each. low: the lower end of the interval of the best's lead over each, paired.
+    """
+    best = max(order, key=lambda name: (accuracy[name], -order.index(name)))
+    return next(name for name in order if name == best or low[name] <= 0)
+
+
+def _sentence(order: list[str], accuracy: Mapping[str, float], best: str, chosen: str, num: int) -> str:
+    each = ", ".join(f"{name} {percent(accuracy[name])}" for name in order)
+    told = f"race on {num:,} images, each judged by a network that never saw it: {each}"
+    if chosen == HEAD:
+        pays = "training deeper does not pay here" if best == HEAD else "training deeper pays no more than luck would"
+        return f"{told}; {pays}: the head alone"
+    others = "" if chosen == best else f", which {best} leads by no more than luck would"
+    return f"{told}; chosen: {chosen}{others}"
