@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import tltrain
 from launcher.command import parse, split
 from tltrain.cli.main import VERBS, main
 from tltrain.core.arguments import parsing
-from tltrain.core.recipe import shipped
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe, shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,3 +109,20 @@ def test_commands_within_the_text_parse_too() -> None:
 
 def test_the_readme_is_read_to_its_end() -> None:
     assert len(README.splitlines()) <= 150
+
+
+def test_python_in_the_pages_calls_what_there_is() -> None:
+    """Every `tltrain.NAME(...)` in docs/python.md and the README: the name is public, and takes these arguments."""
+    blocks = [
+        block
+        for name in ("README.md", "docs/python.md")
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    ]
+    calls = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    ours = [c for c in calls if isinstance(c.func, ast.Attribute) and isinstance(c.func.value, ast.Name) and c.func.value.id == "tltrain"]
+    assert len(ours) >= 7
+    more = {field.name for field in fields(RunFlags)} | set(Recipe.model_fields)
+    for call in ours:
+        function = getattr(tltrain, call.func.attr)  # type: ignore[attr-defined]
+        taken = set(inspect.signature(function).parameters) | (more if function is tltrain.train else set())
+        assert {keyword.arg for keyword in call.keywords if keyword.arg} <= taken, ast.unparse(call)

@@ -167,11 +167,11 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     """Open a run and check everything that can be checked before the first step. Raises UserError."""
     check_apart(recipe.data.source, path)
     sources: dict[str, WeightsSource] = {}
-    with console.doing(f"reading the images of {recipe.data.source}"):
+    with console.doing(f"reading the images of {recipe.data.source}, and the weights"):
         images, kept_images = _open_images(path, recipe, start, runtime, stop, sources)
     for note in (*images.notes, *_shared(runtime, lambda: kept_data.seen_in_training(images, recipe.data, inputs(recipe)))):
         console.say(f"data    {note}", style="yellow")
-    with console.doing("reading the weights"):
+    with console.doing("building the networks"):
         experiment = Experiment.open(recipe, images, sources)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     check_objective(recipe, images)
