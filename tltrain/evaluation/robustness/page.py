@@ -31,7 +31,7 @@ def corruptions_page(name: str, about: str, figures: Figures, examples: Html) ->
             el("div", about, class_="soft"),
             el("p", verdict(figures), class_="verdict"),
         ),
-        el("section", el("h2", "Accuracy"), _heat(figures), _means(figures)),
+        el("section", el("h2", "Accuracy"), el("div", _heat(figures), _means(figures), class_="pair")),
         _curves(figures),
         examples,
         _method(figures),
@@ -72,12 +72,12 @@ def _heat(figures: Figures) -> Html:
     )
     grid = el("table", el("thead", head), el("tbody", *body), class_="confusion flat", style="--cell:46px")
     text = f"Right answers in\u202f%, by severity. Clean: {percent(figures.clean.value)}. The deeper the colour, the more is right."
-    return join(el("p", text, class_="note"), el("div", grid, class_="scroll"))
+    return el("div", el("p", text, class_="note"), el("div", grid, class_="scroll"))
 
 
 def _cell(row: Row, severity: int) -> Html:
     share = row.by_severity[severity].value
-    kind = "right" + (" deep" if share > 0.55 else "")
+    kind = "right" + (" deep" if share > 0.62 else "")
     said = f"{title(row.name)} {severity}: {percent(share)}, {_ends(row.by_severity[severity])}"
     return el("td", tenths(share), class_=kind, style=f"--share:{100 * share:.0f}%", title=said)
 
@@ -89,15 +89,15 @@ def _means(figures: Figures) -> Html:
     shown = [
         [
             {"all": "All, mean", "clean": "Clean"}.get(row.name, title(row.name)),
-            tenths(row.mean.value),
             tables.strip(*row.mean, low, high),
-            f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}",
+            join(tenths(row.mean.value), el("small", f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}", class_="below")),
             "" if row.name == "clean" else f"{100 * (row.mean.value - figures.clean.value):+.1f}",
         ]
         for row in rows
     ]
-    head = ["Mean of the severities", "Right, %", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "95\u202f% interval", "Against clean"]
-    return el("div", tables.table(head, shown, class_="wide"), class_="gap")
+    head = ["Corruption", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "Right, %", "Points"]
+    note = el("p", "The mean of the severities with its 95\u202f% interval, and how it differs from the clean images.", class_="note")
+    return el("div", note, tables.table(head, shown))
 
 
 def _curves(figures: Figures) -> Html:
@@ -196,7 +196,10 @@ def against_verdict(names: tuple[str, str], rows: Sequence[Difference]) -> str:
     if high == low:
         return f"Under corruptions {better} and {worse} get the same share right, {percent(high)}."
     judged = "the difference may be luck" if overall.p >= 0.05 else "more than the luck of these images explains"
-    ends = f"{points(overall.gain.low)} to {points(overall.gain.high)}"
+    low_end, high_end = sorted(
+        (overall.gain.low, overall.gain.high) if overall.gain.value >= 0 else (-overall.gain.low, -overall.gain.high)
+    )
+    ends = f"{100 * low_end:.1f} to {points(high_end)}"
     return (
         f"Under corruptions {better} gets {percent(high)} right in the mean, against {percent(low)} for {worse}; {judged} "
         f"(95\u202f% interval of the difference {ends})."
