@@ -17,6 +17,7 @@ import PIL
 from PIL import Image
 
 from tltrain.core.files import in_parallel, locked, open_regular, write_atomic
+from tltrain.core.output.progress import Pace
 from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Data
 from tltrain.data import decode as decoder
@@ -30,6 +31,8 @@ from tltrain.data.sources.image_list import from_files
 from tltrain.data.sources.scan import examined
 from tltrain.data.tables.listing import Listed
 
+KEPT = 50_000
+"""Results of one file that are kept at a time: a process that is killed loses fewer."""
 MOST_BYTES = 2**30
 """The largest file of an image that is unpacked. A few kilobytes that say they are gigabytes would fill the memory."""
 
@@ -121,6 +124,7 @@ def _scan(used: Sequence[Packed], read: PackedReader, origin: str) -> list[Scann
     by_file: dict[Path, list[int]] = {}
     for i, image in enumerate(used):
         by_file.setdefault(image.file, []).append(i)
+    pace = Pace("images read", len(used))
     for file, numbers in by_file.items():
         name = f"{file}|{PIL.__version__}|{decoder.VERSION}|{scanning.VERSION}|{read.white}"
         cache = cache_root() / "scans" / f"{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}.json"
@@ -129,10 +133,12 @@ def _scan(used: Sequence[Packed], read: PackedReader, origin: str) -> list[Scann
             known = _load(cache, stamp := stamp_of(file))
             new = [i for i in numbers if _key(used[i].extent) not in known]
             temporary: dict[str, Scanned] = {}
+            pace.advance(len(numbers) - len(new))
             if new:
                 _log.info("%s: reading %d images of %s once (%d known from before)", origin, len(new), file, len(numbers) - len(new))
+            for part in (new[i : i + KEPT] for i in range(0, len(new), KEPT)):
                 try:
-                    temporary = _read_all(used, new, read, known)
+                    temporary |= _read_all(used, part, read, known, pace)
                 finally:  # an interrupted scan keeps its results so far
                     write_atomic(cache, json.dumps({"stamp": stamp, "images": {key: astuple(value) for key, value in known.items()}}))
             for i in numbers:
@@ -141,7 +147,7 @@ def _scan(used: Sequence[Packed], read: PackedReader, origin: str) -> list[Scann
     return [result for result in results if result is not None]
 
 
-def _read_all(used: Sequence[Packed], new: Sequence[int], read: PackedReader, known: dict[str, Scanned]) -> dict[str, Scanned]:
+def _read_all(used: Sequence[Packed], new: Sequence[int], read: PackedReader, known: dict[str, Scanned], pace: Pace) -> dict[str, Scanned]:
     """Add the results to `known`. Returns temporary failures, which must not be kept: the disk may recover."""
     temporary: dict[str, Scanned] = {}
     with recorded() as warned:
@@ -150,6 +156,7 @@ def _read_all(used: Sequence[Packed], new: Sequence[int], read: PackedReader, kn
             if result.note is None and (said := warned.get(str(used[i].listed.path))):
                 result = Scanned(result.digest, result.problem, f"of which Pillow warns ({said})", result.highest)
             (known if permanent else temporary)[_key(used[i].extent)] = result
+            pace.advance()
     return temporary
 
 

@@ -19,7 +19,7 @@ from tltrain.core.recipe import Data
 from tltrain.data.containers.columns import NEEDED, Columns, classes_of, find_columns
 from tltrain.data.containers.contents import Contents, Extent, kept
 from tltrain.data.containers.packed import from_packed, numbers_first, of_contents
-from tltrain.data.containers.several import files_of, names_of, splits_of
+from tltrain.data.containers.several import files_of, names_of, splits_of, told
 from tltrain.data.dataset import Source, SourceKind
 from tltrain.data.sources.layout import split_of
 
@@ -35,7 +35,7 @@ def open_parquet(argument: str | None, spec: Data) -> Source:
     names = names_of(files)
     splits, notes = splits_of(names, f"data.source is {origin}")
     what = f"parquet|{spec.image_column}|{spec.label_column}"
-    tables = [kept(file, what, lambda file: _look_through(file, spec, _place(file, what))) for file in files]
+    tables = [kept(file, what, lambda file: _look_through(file, spec, _place(file, what))) for file in told(files)]
     images = [
         image
         for file, name, split, table in zip(files, names, splits, tables, strict=True)

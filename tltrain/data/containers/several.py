@@ -6,10 +6,11 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tltrain.core.errors import UserError, some
+from tltrain.core.output.progress import Pace
 from tltrain.core.paths import absolute
 from tltrain.data.sources.layout import SPLITS
 from tltrain.data.sources.names import check_utf8
@@ -74,6 +75,14 @@ def splits_of(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str, .
         raise UserError(f"{whole}: no file is called train, only {some(sorted(counts))}; give the training images too")
     listed = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test") if counts[name])
     return said, (f"splits by the names of the files: {listed}",)
+
+
+def told(files: Sequence[Path]) -> Iterator[Path]:
+    """The files one after another, with a word on how far it is for one who waits."""
+    pace = Pace("files looked through", len(files))
+    for file in files:
+        yield file
+        pace.advance()
 
 
 def _split_in(name: str) -> str:
