@@ -24,6 +24,7 @@ def test_the_threshold_by_hand() -> None:
     assert fit_sets(of_own(own), 0.9).threshold == 0.05  # of nine images the ninth: ceil(10 * 0.9)
     assert fit_sets(of_own(own), 0.8).threshold == 0.2
     assert fit_sets(of_own(own[::-1]), 0.5).threshold == 0.5
+    assert fit_sets(of_own(own), 0.85).threshold == 0.05  # ceil(10 * 0.85) is 9, and ceil(9 * 0.85) would be 8
     sets = fit_sets(of_own(own), 0.8)
     members = sets.members(np.array([[0.2, 0.7, 0.1], [0.19, 0.19, 0.62], [0.15, 0.1, 0.19]]))
     assert members.tolist() == [[True, True, False], [False, False, True], [False, False, True]]  # the last: the most probable at least
