@@ -47,7 +47,7 @@ def measured(probed: Probed) -> list[str]:
     return [
         f"right: by {HEADS[ask.head]} on the features; {probed.num_images:,} images ({which}) in {ask.k} folds, each judged once, "
         f"by a head that never saw its fold; the heads took {duration(sum(row.solve_s for row in probed.rows))}",
-        f"to best: the difference on the same images. {NEIGHBOURS} NN: the vote of the nearest images of other folds",
+        f"to best: the difference on the same images (bootstrap over them). {NEIGHBOURS} NN: the vote of the nearest images of other folds",
         "time in ms: one image in the network, the median of passes of 1 image and of a few, whichever is less; store: bytes an image",
     ]
 
