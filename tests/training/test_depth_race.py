@@ -102,6 +102,17 @@ def test_a_race_that_is_stopped_goes_on_to_the_same_end_and_is_run_once(tmp_path
         train(recipe.override({"stages.1.steps": 7}), start)
 
 
+def test_several_processes_take_the_choice_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, start = recipe_of(), RunFlags(folder=tmp_path / "run", workers=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="raced by one process, whose choice several then train with"):
+        settled(recipe, start, train)
+    assert not (tmp_path / "run").exists()
+    chosen = recipe.override({"stages.1.unfreeze": "layer4.0"})
+    run_dir.create(tmp_path / "run", chosen)
+    assert settled(recipe, start, train) == chosen
+
+
 def test_the_plan_says_what_a_race_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "MOST_CUTS", 1)
     file = tmp_path / "recipe.yaml"

@@ -6,9 +6,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
@@ -16,7 +16,6 @@ from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe, Stage
 from tltrain.core.stage_plan import AUTO, as_kept
 from tltrain.data import DataSplits, open_images
-from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.models import factory
 from tltrain.runs import run_dir
 from tltrain.runs.listing.folders import check_recipe, run_folder
@@ -24,7 +23,6 @@ from tltrain.runs.record import read_predictions, write_race
 from tltrain.training.depths.hidden import without_test
 from tltrain.training.depths.judge import HEAD, judged
 
-T = TypeVar("T")
 Train = Callable[..., dict[str, Any]]
 FOLDS = 3
 ENOUGH = 3_000
@@ -56,9 +54,13 @@ def settled(recipe: Recipe, start: RunFlags, train: Train) -> Recipe | dict[str,
     """
     path = run_folder(recipe, start)
     check_recipe(path, recipe, start)
-    kept = _agreed(recipe, start, lambda: run_dir.read_recipe(path) if run_dir.recipe_file(path).is_file() else None)
-    if kept is not None:
-        return as_kept(recipe, kept)
+    if run_dir.recipe_file(path).is_file():
+        return as_kept(recipe, run_dir.read_recipe(path))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "unfreeze: auto is raced by one process, whose choice several then train with; start the same command once without the "
+            "launcher, stop it when the race has ended (Ctrl-C), and go on with the launcher. Or name the depth"
+        )
     told: dict[str, str] = {}
     for index, stage in enumerate(recipe.stages):
         if stage.unfreeze == AUTO:
@@ -67,19 +69,15 @@ def settled(recipe: Recipe, start: RunFlags, train: Train) -> Recipe | dict[str,
                 return raced
             chosen, told[stage.name] = raced
             recipe = recipe.override({f"stages.{index}.unfreeze": chosen})
-
-    def write() -> None:
-        run_dir.create(path, recipe)
-        write_race(path, told)
-
-    _agreed(recipe, start, write)
+    run_dir.create(path, recipe)
+    write_race(path, told)
     return recipe
 
 
 def _race(recipe: Recipe, index: int, folder: Path, start: RunFlags, train: Train) -> tuple[str, str] | dict[str, Any]:
     """(the depth of stage `index`, what to say of the race), or the outcome of a training that was stopped."""
-    stage, console = recipe.stages[index], Console(os.environ.get("RANK", "0") == "0")
-    hidden = _agreed(recipe, start, lambda: without_test(recipe.data, (folder / "test_images.csv").absolute()))
+    stage, console = recipe.stages[index], Console(enabled=True)
+    hidden = without_test(recipe.data, (folder / "test_images.csv").absolute())
     tried = raced_recipes(recipe, index, open_images(recipe.data), hidden)
     right: dict[str, dict[str, float]] = {}
     for name, runs in tried.items():
@@ -89,7 +87,7 @@ def _race(recipe: Recipe, index: int, folder: Path, start: RunFlags, train: Trai
         if outcome.get("outcome") == "stopped":
             return outcome
         if outcome.get("outcome") == "finished":
-            right[name] = _agreed(recipe, start, partial(_right, places))
+            right[name] = _right(places)
         else:
             console.say(f"race    {name} failed, and is out", style="yellow")
     if not right:
@@ -149,24 +147,3 @@ def candidates(names: Sequence[str], stage: Stage) -> list[str]:
     num = min(MOST_CUTS, len(starts))
     cuts = [starts[len(starts) - 1 - i * len(starts) // num] for i in range(num)]
     return [*([HEAD] if stage.trains == "all" else []), *cuts, "all"]
-
-
-def _agreed(recipe: Recipe, start: RunFlags, value: Callable[[], T]) -> T:
-    """What process 0 finds, in every process. Its UserError is everybody's."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return value()
-    with torch_settings_kept():
-        runtime = Runtime(recipe.deterministic, 60 * start.timeout_minutes)
-        try:
-            found: tuple[T | None, str | None] = (None, None)
-            if runtime.is_main:
-                try:
-                    found = value(), None
-                except UserError as error:
-                    found = None, str(error)
-            answer, wrong = runtime.share(found)
-        finally:
-            runtime.close()
-    if wrong is not None:
-        raise UserError(wrong)
-    return cast(T, answer)
