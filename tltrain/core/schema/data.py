@@ -20,12 +20,7 @@ class Data(Model):
     """Where images come from, how they are split, and the size the network sees."""
 
     source: str
-    """folder:PATH, csv:FILE, zip:FILE, tar:FILE, parquet:GLOB, hf:NAME, webdataset:GLOB, torchvision:NAME, cifar10, cifar100, digits
-    (scikit-learn) or printed (the demo's source task)."""
-    image_column: str | None = None
-    """For parquet and hf: the column of images; null finds it by its type and name."""
-    label_column: str | None = None
-    """For parquet and hf: the column of classes; null finds it by what the table says of it, else by its name."""
+    """folder:PATH, csv:FILE, zip:FILE, tar:FILE, parquet:GLOB, hf:NAME, webdataset:GLOB, torchvision:NAME, cifar10, digits or printed."""
     seed: int = 0
     """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
     size: int | None = Field(None, ge=8, le=MOST_PIXELS)
@@ -55,6 +50,10 @@ class Data(Model):
     at least 1,000) or 64 images. Only full sees damage in the middle of a file."""
     white: int | None = Field(None, ge=1, le=65535)
     """For grey images of 16 bits: the stored value that is white, such as 4095 for 12 bits stored in 16; null is 65535."""
+    image_column: str | None = None
+    """For parquet and hf: the column of images; null finds it by its type and name."""
+    label_column: str | None = None
+    """For parquet and hf: the column of classes; null finds it by what the table says of it, else by its name."""
     exclude: str | None = None
     """A CSV file of images to leave out: a column path, or the table of `tltrain doctor SOURCE`, where its suggestion is exclude."""
     relabel: str | None = None
