@@ -216,8 +216,14 @@ def _digest(module: nn.Module) -> str:
 
 
 def _code(cls: type) -> str:
+    """The methods of a class. Of a class in a notebook Python finds the source of its methods alone."""
+    found = {name: getattr(value, "__func__", value) for name, value in vars(cls).items()}
+    return "\n".join(f"{name} {_source(method)}" for name, method in sorted(found.items()) if inspect.isfunction(method))
+
+
+def _source(method: Callable[..., Any]) -> str:
     try:
-        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(cls))))
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(method))))
     except (OSError, TypeError, SyntaxError):  # at the prompt of Python before 3.13, which keeps no source
-        methods: list[Callable[..., Any]] = [f for f in vars(cls).values() if inspect.isfunction(f)]
-        return " ".join(f"{f.__name__} {f.__code__.co_code.hex()} {f.__code__.co_names}" for f in methods)
+        code = method.__code__
+        return f"{code.co_code.hex()} {code.co_names} {code.co_consts}"
