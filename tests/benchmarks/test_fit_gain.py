@@ -155,12 +155,12 @@ def test_figures_are_read_where_each_leaves_them(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_ours_run(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The probe of two seeds, from a file of weights to figures."""
+def test_ours_run(pictures: Path, tmp_path: Path) -> None:
+    """The probe, from a file of weights to figures."""
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "random.pth")
-    words = [str(pictures), "--weights", str(tmp_path / "random.pth"), "--out", str(tmp_path / "out"), "--seeds", "2"]
-    fit_gain.main([*words, "--only", "ridge"])
-    found = json.loads((tmp_path / "out" / "seed-1" / "ridge.json").read_text(encoding="utf-8"))
+    fit_gain.prepare(pictures, tmp_path / "random.pth", tmp_path)
+    found = fit_gain.run(fit_gain.contestants(5, None, None)["ridge"], replace(task(tmp_path), folder=tmp_path / "ridge"))
     assert 0 <= found["top1"] <= 1
-    assert not (tmp_path / "out" / "seed-1" / "ridge" / "cache").exists()
+    assert found["cpu_seconds"] > 1
+    assert not (tmp_path / "ridge" / "cache").exists()
