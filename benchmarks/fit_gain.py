@@ -215,8 +215,9 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def _of_fit(folder: Path) -> dict[str, Any]:
-    stages = yaml.safe_load((folder / "fit" / "recipe.yaml").read_text(encoding="utf-8"))["stages"]
-    chose = ", then ".join(stage.get("solve") or stage["unfreeze"] for stage in stages)
+    recipe = yaml.safe_load((folder / "fit" / "recipe.yaml").read_text(encoding="utf-8"))
+    size = recipe["data"].get("size")
+    chose = ", then ".join(stage.get("solve") or stage["unfreeze"] for stage in recipe["stages"]) + (f" at {size} px" if size else "")
     return {"top1": read_figures(folder / "fit" / "run")["top1"], "chose": chose}
 
 

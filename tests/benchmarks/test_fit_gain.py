@@ -147,8 +147,8 @@ def test_figures_are_read_where_each_leaves_them(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fit_gain, "read_figures", lambda path: {"top1": 0.75} if path == tmp_path / "fit" / "run" else {})
     (tmp_path / "fit").mkdir()
     stages = [{"unfreeze": "head", "solve": "ridge"}, {"unfreeze": "blocks.5"}]
-    (tmp_path / "fit" / "recipe.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
-    assert fit_gain._of_fit(tmp_path) == {"top1": 0.75, "chose": "ridge, then blocks.5"}
+    (tmp_path / "fit" / "recipe.yaml").write_text(yaml.safe_dump({"data": {"size": 288}, "stages": stages}), encoding="utf-8")
+    assert fit_gain._of_fit(tmp_path) == {"top1": 0.75, "chose": "ridge, then blocks.5 at 288 px"}
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "summary.csv").write_text("epoch,eval_top1\n0,90.0\n1,62.5\n", encoding="utf-8")
     assert fit_gain._of_timm(tmp_path) == {"top1": 0.625}, "the last, not the best"
