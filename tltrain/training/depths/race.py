@@ -36,11 +36,11 @@ def racing_first(train: Train) -> Train:
     """A `train` that settles the depths of a recipe first. A race that a signal stopped is its outcome."""
 
     @wraps(train)
-    def after_the_race(recipe: Recipe, start: RunFlags, *more: Any) -> dict[str, Any]:
+    def after_the_race(recipe: Recipe, start: RunFlags, *more: Any, **named: Any) -> dict[str, Any]:
         if all(stage.unfreeze != AUTO for stage in recipe.stages):
-            return train(recipe, start, *more)
+            return train(recipe, start, *more, **named)
         found = settled(recipe, start, train)
-        return train(found, start, *more) if isinstance(found, Recipe) else found
+        return train(found, start, *more, **named) if isinstance(found, Recipe) else found
 
     return cast(Train, after_the_race)
 
