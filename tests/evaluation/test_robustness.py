@@ -22,6 +22,7 @@ from tltrain.data import open_images
 from tltrain.data.corruptions import OPERATIONS, SEVERITIES, corrupt
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell
 from tltrain.data.views import Views
+from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.evaluator import predict
 from tltrain.evaluation.robustness import terminal
 from tltrain.evaluation.robustness.asked import cells_of
@@ -30,6 +31,8 @@ from tltrain.evaluation.robustness.figures import differences, figures
 from tltrain.evaluation.robustness.measured import Measured, answers_file, read
 from tltrain.evaluation.trained import load_trained
 from tltrain.runs import run_dir
+from tltrain.runs.pages.comparison import compared_run
+from tltrain.runs.record import read_run
 from tltrain.runs.report.stats import wilson
 
 NAMES = "impulse_noise,jpeg"
@@ -73,6 +76,12 @@ def test_answers_are_those_of_the_network_on_the_corrupted_views(run: Path, caps
     test = run_dir.test_metrics(run)
     assert test is not None
     assert measured.right(CLEAN).mean() == test["top1"], "as in the run's own test"
+    again = evaluate(run, None, "test", 16)
+    shown = json.loads((run / "corruptions" / "figures.json").read_text())
+    entry = compared_run("run", read_run(run)).accuracy
+    assert entry is not None
+    assert [again["top1"], again["top1_low"], again["top1_high"]] == pytest.approx(list(entry))
+    assert shown["clean"] == pytest.approx(list(entry)), "one interval, wherever it stands"
     with (run / "corruptions" / "figures.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:

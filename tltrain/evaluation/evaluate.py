@@ -26,7 +26,7 @@ from tltrain.models import factory
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import read_card
 from tltrain.runs import run_dir
-from tltrain.runs.report.stats import gain_interval, mcnemar
+from tltrain.runs.report.stats import accuracy_interval, gain_interval, mcnemar
 from tltrain.uncertainty.abstain import Abstention
 from tltrain.uncertainty.conformal import Sets
 from tltrain.uncertainty.strangers import Strangers, found
@@ -85,11 +85,14 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
     predictions, alone = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
     predictions, notes = replace(predictions, present=opened.present), opened.notes
     figures = metrics.summary(predictions, len(opened.classes))
+    top1 = accuracy_interval(predictions.predicted == predictions.label)
     if source is None and opened.split.name == "test" and not notes and asked.num_views == 1:
         notes = _differs_from_test(path, figures)
     return {
         "split": opened.split.name,
         **figures,
+        "top1_low": top1.low,
+        "top1_high": top1.high,
         **metrics.details(predictions, opened.classes),
         **metrics.doubts(predictions, asked.sets, asked.abstentions, opened.classes),
         **({} if asked.num_views == 1 else {"views": _gain(asked.num_views, alone, predictions)}),
