@@ -46,8 +46,7 @@ class Data(Model):
     max_unreadable: float = Field(0.01, ge=0, le=1)
     """Part of the images that may be unreadable. They are listed and left out; the run is refused if there are more."""
     check: Literal["full", "sample", "headers"] = "full"
-    """What is read of each image file before the first step: all of it, decoded; or its beginning and end, and a sample is decoded (2 %,
-    at least 1,000) or 64 images. Only full sees damage in the middle of a file."""
+    """What is read of each file at first: all; or its ends, with 2 % (1,000 or more) or 64 decoded. Only full sees damage in the middle."""
     white: int | None = Field(None, ge=1, le=65535)
     """For grey images of 16 bits: the stored value that is white, such as 4095 for 12 bits stored in 16; null is 65535."""
     image_column: str | None = None
