@@ -37,6 +37,8 @@ from tltrain.training.run import train
 
 PROBE_SHARE, SIZE_SHARE, HEAD_SHARE = 0.25, 0.15, 0.15
 """Of the time that is left: for the probe of backbones, for other sizes, and for logistic regression beside ridge."""
+TRAIN_SHARE = 0.25
+"""Of all the time, for the training that is kept, also where choosing took longer, such as on a busy machine."""
 HIGHEST = 100.0
 """Times the usual learning rate at which a range test ends."""
 NO_SPLITS = {"data.val_fraction": 0, "data.test_fraction": 0}
@@ -114,7 +116,7 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
         ids = bank.ids
     reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": heads.why}
     chosen = Chosen(candidate.spec.name, candidate.spec.weights, heads.kind, own.transformer, own.device, reasons, size.size)
-    facts, chosen, images = _affordable(wanted, facts, chosen, images, start, left_s())
+    facts, chosen, images = _affordable(wanted, facts, chosen, images, start, max(left_s(), TRAIN_SHARE * 60 * wanted.minutes))
     plan = Plan(facts, chosen, (), "", _right_ids(ids, heads.right), tuple(probed_lines(probed)))
     cuts = network_of(_draft(plan, wanted, Depth(HEAD), "").recipe, images, start).cuts
     depths, beyond = choose.depths(
@@ -175,7 +177,7 @@ def _affordable(
     per_class = some_of(counts, left_s / max(whole_s, 1e-9))
     if whole_s <= left_s or per_class >= max(counts):
         return facts, chosen, images
-    why = f"all {facts.train:,} images would take {duration(whole_s)} and {duration(left_s)} are left; more --minutes learn from more"
+    why = f"all {facts.train:,} images would take {duration(whole_s)}, and {duration(left_s)} are left; more --minutes learn from more"
     chosen = replace(chosen, per_class=per_class, reasons={**chosen.reasons, "data.per_class": why})
     images = open_images(Data(source=wanted.source, per_class=per_class))
     return facts_of(wanted.source, images), chosen, images
