@@ -308,6 +308,14 @@ def test_unreadable_images_of_a_sample_are_held_against_the_limit(tmp_path: Path
         _open(root, check="sample", max_unreadable=0.02)
 
 
+def test_a_source_that_is_read_in_full_says_so(tmp_path: Path) -> None:
+    _folder(tmp_path / "d")
+    archive = shutil.make_archive(str(tmp_path / "d"), "zip", tmp_path / "d")
+    (note,) = open_images(Data(source=f"zip:{archive}", check="headers")).notes
+    assert note.startswith("data.check is headers, and zip:")
+    assert note.endswith("is read in full: the check is of folder: and csv:")
+
+
 # --- progress
 
 

@@ -74,7 +74,7 @@ def from_files(
         *check_readable(found, listing.paths, spec.max_unreadable, origin),
         *odd_ones(found, listing.paths),
         *white_notes(found, listing.paths, spec.white),
-        *check_notes(found, spec.check if look is None else "full"),
+        *(check_notes(found, spec.check) if look is None else _unused_check(origin, spec)),
     )
     numbers = np.flatnonzero(found.problem_N == 0)
     readable, digests = listing.take(numbers), found.take(numbers).digests("" if look is not None or spec.check == "full" else "~")
@@ -102,6 +102,10 @@ def _looked(listing: Listing, kept: np.ndarray, origin: str, spec: Data, look: L
         scanned, read = look(kept.tolist())
         return Found.of(scanned), read
     return scan(listing.paths, origin, spec.white, spec.check), FileReader(listing.paths, spec.white, spec.check)
+
+
+def _unused_check(origin: str, spec: Data) -> tuple[str, ...]:
+    return (f"data.check is {spec.check}, and {origin} is read in full: the check is of folder: and csv:",) if spec.check != "full" else ()
 
 
 def _two_labels(samples: Listing, digests: Texts, first_N: np.ndarray) -> tuple[str, ...]:
