@@ -91,8 +91,8 @@ def test_the_model_is_a_plain_module_of_images(made_recipe: Made, tmp_path: Path
 
 
 def test_train_takes_a_recipe_and_overrides(made_recipe: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags: dict[str, Any] = {"folder": str(tmp_path / "run"), "workers": 0, "store": "never"}
-    run = tltrain.train(made_recipe(), **flags, data={"per_class": 3}, **{"stages.1.lr": 0.003})
+    more: dict[str, Any] = {"store": "never", "stages.1.lr": 0.003}
+    run = tltrain.train(made_recipe(), folder=str(tmp_path / "run"), workers=0, data={"per_class": 3}, **more)
     assert "store is now called cache" in capsys.readouterr().err
     assert run.path == tmp_path / "run"
     assert run.recipe.data.per_class == 3
@@ -150,7 +150,7 @@ def test_torchs_own_switches_are_as_before(
         ({"data": {"sorce": "x"}}, "did you mean source"),
     ],
 )
-def test_a_mistake_in_the_overrides_is_said(overrides: dict[str, object], says: str, made_recipe: Made, tmp_path: Path) -> None:
+def test_a_mistake_in_the_overrides_is_said(overrides: dict[str, Any], says: str, made_recipe: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         tltrain.train(made_recipe(), folder=tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()

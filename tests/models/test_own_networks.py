@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_with_the_module_alone_that_it_began_with(made_rec
     with pytest.raises(Pulled):
         training.train(whole.recipe, start, pull)
     other = Net()
-    nn.init.ones_(other.first.bias)
+    nn.init.ones_(other.first.weight)
     with pytest.raises(UserError, match="weights are not those that this run began with"):
         twice(made_recipe, tmp_path / "cut", other)
     with pytest.raises(UserError, match="weights are not those that this run began with"):

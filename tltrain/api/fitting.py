@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tltrain.analysis.probe.command import asked_source
 from tltrain.api.run import Run
@@ -27,7 +27,7 @@ SUFFIX = ".images.csv"
 
 def fit(
     images: str | Path | Sequence[str | Path],
-    labels: Sequence[str | int] | None = None,
+    labels: Sequence[str | SupportsIndex] | None = None,
     *,
     minutes: float = 10.0,
     backbones: Sequence[str] = (),
