@@ -7,7 +7,7 @@ split.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def _notes_without_record(run: Path, drawn: DataSplits, accept: bool) -> tuple[s
 def write(run: Path, decision: Decision, images: DataSplits) -> None:
     """Write the record of the images, if the decision has one."""
     if decision.record is not None:
-        data_record.write(run, decision.record, _samples(images, [name or UNUSED for name in split_names(images)]))
+        data_record.write(run, decision.record, _each(images, [name or UNUSED for name in split_names(images)]))
 
 
 def learned(weights: str | None, data: Data, source: Source) -> set[int]:
@@ -183,8 +183,13 @@ def _missing(known: Sequence[Sample], difference: Difference) -> list[str]:
 
 
 def _samples(images: DataSplits, splits: Sequence[str]) -> list[Sample]:
+    return list(_each(images, splits))
+
+
+def _each(images: DataSplits, splits: Sequence[str]) -> Iterator[Sample]:
+    """The samples one at a time: a million of them as objects take 300 MB."""
     source = images.source
     assert source is not None
     digests = source.digests or [""] * len(source.ids)
     labels = [source.classes[k] for k in source.labels.tolist()]
-    return list(map(Sample, source.ids, splits, labels, digests))
+    return map(Sample, source.ids, splits, labels, digests)
