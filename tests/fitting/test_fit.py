@@ -94,7 +94,10 @@ def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
     assert run_dir.outcome(folder / "run")["outcome"] == "finished"
     tested = ids(folder / "run" / "test_predictions.csv")
     assert len(tested) == 12
-    for depth in ("layer4.0", "all"):
+    raced_depths = {path.parent.name for path in (folder / "race").glob("*/folds.json")}
+    assert "all" in raced_depths
+    assert len(raced_depths) == 2, "which block is near 15 % of the time depends on the machine"
+    for depth in raced_depths:
         raced = [ids(folder / "race" / depth / f"r0-f{fold}" / "test_predictions.csv") for fold in range(choose.FOLDS)]
         assert sum(map(len, raced)) == len(set.union(*raced)) == 48
         assert not set.union(*raced) & tested, "the race saw none of the images that the chosen network is tested on"
