@@ -191,8 +191,12 @@ def test_verify_names_a_row_that_differs_by_one_bit(root: Path, said: Said) -> N
     assert "120 of 120 rows computed again, 119 equal bit for bit" in text
     assert text.endswith("1 with something wrong\n")
     assert said("verify", name, "--rows", "0")[0] == 0, "its checksum is right"
-    seeds = {said("verify", name, "--rows", "60", "--seed", str(seed))[0] for seed in range(4)}
-    assert seeds == {0, 1}, "other rows are drawn"
+    codes: set[int] = set()
+    for seed in range(40):  # half of the rows each time
+        codes.add(said("verify", name, "--rows", "60", "--seed", str(seed))[0])
+        if len(codes) == 2:
+            break
+    assert codes == {0, 1}, "other rows are drawn"
 
 
 def test_verify_removes_a_damaged_shard_which_the_next_run_makes_again(root: Path, said: Said) -> None:

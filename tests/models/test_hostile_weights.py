@@ -68,7 +68,7 @@ def test_no_code_is_run(tmp_path: Path, state: dict[str, Tensor], form: str, fil
     [
         (argparse.Namespace(lr=1), r"argparse\.Namespace"),
         (np.float64(0.5), r"numpy\.\w*core\.multiarray\.scalar"),
-        (Path("x"), r"pathlib\.\w+"),
+        (Path("x"), r"pathlib\.[\w.]+"),
         (nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear"),
     ],
     ids=["Namespace", "numpy scalar", "Path", "module"],
