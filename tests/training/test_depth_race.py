@@ -20,6 +20,7 @@ from tltrain.data import open_images
 from tltrain.runs import run_dir
 from tltrain.runs.record import read_race
 from tltrain.training.depths import race
+from tltrain.training.depths.hidden import without_test
 from tltrain.training.depths.race import candidates, raced_recipes, settled
 from tltrain.training.run import train
 
@@ -51,7 +52,7 @@ def test_candidates_differ_in_depth_alone_and_see_no_test_image(tmp_path: Path) 
     recipe = made_recipe(stages=[RIDGE, DEEP | {"steps": 1_000}])
     images = open_images(recipe.data)
     assert images.test is not None
-    hidden = race.without_test(recipe.data, tmp_path / "table.csv")
+    hidden = without_test(recipe.data, tmp_path / "table.csv")
     tried = raced_recipes(recipe, 1, images, hidden)
     depths = {name: {run.stages[1].unfreeze for run in runs} for name, runs in tried.items()}
     assert depths == {name: {name} for name in tried}
@@ -64,7 +65,7 @@ def test_candidates_differ_in_depth_alone_and_see_no_test_image(tmp_path: Path) 
     seen = [open_images(run.data) for run in first]
     tested = [set(each.test.ids) for each in seen if each.test is not None]
     assert len(set.union(*tested)) == sum(map(len, tested)), "each image is judged once"
-    assert not set(images.test.ids) & set.union(*tested, *(set(each.train.ids) for each in seen))
+    assert not set(images.test.ids) & set[str]().union(*tested, *(each.train.ids for each in seen))
 
 
 @pytest.fixture
