@@ -73,7 +73,12 @@ def test_what_is_stored_is_computed_once(speeds: None) -> None:
 def test_a_head_is_worked_out_by_one_process(speeds: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
     recipe = parse(RECIPE.replace("steps: 30, lr: 0.1, views: 1", "solve: ridge, views: 2, augment: light"), "r")
-    monkeypatch.setattr(run_time, "solve_s", lambda *arguments: asked.append(arguments) or 0.0)
+
+    def free(*arguments: object) -> float:
+        asked.append(arguments)
+        return 0.0
+
+    monkeypatch.setattr(run_time, "solve_s", free)
     without, experiment = expected(recipe, StageChoices(), world=4)
     monkeypatch.setattr(run_time, "solve_s", lambda *arguments: 7.0)
     found, _ = expected(recipe, StageChoices(), world=4)

@@ -136,9 +136,9 @@ def _runs(pooled: Pooled) -> Html:
     each, together = (" of each repeat", ", each with all of its predictions") if repeats > 1 else ("", "")
     counted = " Confusion and confidence below count every prediction." if repeats > 1 else ""
     note = (
-        f"Each image stands in the test split of one fold{each}. The 95\u202f% interval of all images ({kind}) counts the luck of these images{together}. "
-        "It does not count the luck of what the networks learned from: two folds share most of their training images, and no interval "
-        "from them alone is exact (Bengio and Grandvalet 2004). A network that learns from all images is likely a little better."
+        f"Each image stands in the test split of one fold{each}. The 95\u202f% interval of all images ({kind}) counts the luck of these "
+        f"images{together}. It does not count the luck of what the networks learned from: two folds share most of their training images, "
+        "and no interval from them alone is exact (Bengio and Grandvalet 2004). A network that learns from all images is likely a little better."
         f"{counted}"
     )
     missing = [f"r{m.repeat}-f{m.fold}" for m in pooled.folder.members if m not in [member for member, _ in pooled.runs]]

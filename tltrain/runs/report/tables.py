@@ -50,7 +50,9 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
         n = int(r["support"])
         mark = strip(r["recall"], *wilson(r["recall"], n), low) if n else ""
         cells.append([str(r["name"]), count(n), tenths(r["recall"]) if n else DASH, mark, tenths(r["precision"]), tenths(r["f1"])])
-    note = el("p", f"{'Worst first. ' if many else ''}In\u202f%. The strip shows recall with its 95\u202f% interval (Wilson).", class_="note")
+    note = el(
+        "p", f"{'Worst first. ' if many else ''}In\u202f%. The strip shows recall with its 95\u202f% interval (Wilson).", class_="note"
+    )
     head = ["Class", "Images", "Recall", f"{100 * low:.0f} to 100\u202f%", "Precision", "F1"]
     return join(note, table(head, cells, class_="tall"))
 
