@@ -138,8 +138,8 @@ def _runs(pooled: Pooled) -> Html:
     note = (
         f"Each image stands in the test split of one fold{each}. The 95\u202f% interval of all images ({kind}) counts the luck of these "
         f"images{together}. It does not count the luck of what the networks learned from: two folds share most of their training images, "
-        "and no interval from them alone is exact (Bengio and Grandvalet 2004). A network that learns from all images is likely a little better."
-        f"{counted}"
+        "and no interval from them alone is exact (Bengio and Grandvalet 2004). A network that learns from all images is "
+        f"likely a little better.{counted}"
     )
     missing = [f"r{m.repeat}-f{m.fold}" for m in pooled.folder.members if m not in [member for member, _ in pooled.runs]]
     absent = el("p", f"Not finished: {', '.join(missing)}.", class_="note under") if missing else None
