@@ -141,6 +141,42 @@ def test_a_stopped_run_goes_on_with_the_module_alone_that_it_began_with(made_rec
     assert (tmp_path / "cut" / "weights.safetensors").read_bytes() == (tmp_path / "whole" / "weights.safetensors").read_bytes()
 
 
+SCALE = 1.0
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * SCALE
+
+
+class Scaled(Net):
+    """An attribute, a helper's constant, a closure and a layer of torch whose text does not say all."""
+
+    def __init__(self, scale: float = 2.0, heads: int = 2, act: Callable[[Tensor], Tensor] = torch.relu, once: float = 1.0) -> None:
+        super().__init__()
+        self.scale, self.act = scale, act
+        self.attend = nn.MultiheadAttention(32, heads)
+        self.register_buffer("once", torch.tensor(once), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.act(scaled(x)) * self.scale)
+
+
+def test_whatever_changes_the_answers_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def code(**arguments: Any) -> str:
+        torch.manual_seed(0)
+        return str(tltrain.chain(Scaled(**arguments), size=32, head="fc").card.config["code"])
+
+    def times(factor: float) -> Callable[[Tensor], Tensor]:
+        return lambda x: x * factor
+
+    same = code()
+    assert code() == same
+    others = [code(scale=5.0), code(heads=4), code(act=times(2)), code(act=times(3)), code(once=2.0)]
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    others.append(code())
+    assert len({same, *others}) == 7
+
+
 def test_a_run_of_a_module_is_loaded_and_exported_with_it(
     made_recipe: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
+import dataclasses
 import hashlib
 import inspect
 import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import CodeType, FunctionType
 from typing import Any, Literal
 
 import torch
@@ -121,8 +124,8 @@ class OwnFamily(Family):
         own = _given(card.name)
         if own.card.config != card.config:
             raise UserError(
-                f"{card.name} is another network than the one that this run was trained with: its code, its layers, its head or its cuts "
-                "have changed; give the module as it was then"
+                f"{card.name} is another network than the one that this run was trained with: its code, its layers, their attributes, its "
+                "head or its cuts have changed; give the module as it was then"
             )
         net = copy.deepcopy(own.module).to(torch.get_default_device())
         old = net.get_submodule(own.head)
@@ -208,17 +211,75 @@ def _check_logits(module: nn.Module, head: str, size: int) -> None:
 
 
 def _digest(module: nn.Module) -> str:
-    """Hash of a module's layers and of the code of their classes, without comments and layout. Its weights have their own."""
-    lines = [f"{path} {type(m).__qualname__} {m.extra_repr()}" for path, m in module.named_modules()]
-    classes = {cls for m in module.modules() for cls in type(m).__mro__ if cls.__module__.partition(".")[0] not in _LIBRARIES}
-    lines += sorted(f"{cls.__qualname__} {_code(cls)}" for cls in classes)
+    """Hash of a module's layers and settings, and of the code that they run, without comments and layout. Its weights have their own.
+
+    Code is that of the classes, and of the functions and constants which that code names. What a library holds is not looked into.
+    """
+    seen: set[int] = set()
+    lines = [f"{path} {type(m).__qualname__} {m.extra_repr()} {_settings(m, seen)}" for path, m in module.named_modules()]
+    passing = (name for name, _ in module.named_buffers() if name not in module.state_dict())
+    lines += [f"{name} {_plain(module.get_buffer(name), seen)}" for name in passing]
+    classes = {cls for m in module.modules() for cls in type(m).__mro__ if not _of_library(cls)}
+    lines += [f"{cls.__qualname__} {_code(cls, seen)}" for cls in sorted(classes, key=lambda cls: f"{cls.__module__}.{cls.__qualname__}")]
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def _code(cls: type) -> str:
-    """The methods of a class. Of a class in a notebook Python finds the source of its methods alone."""
-    found = {name: getattr(value, "__func__", value) for name, value in vars(cls).items()}
-    return "\n".join(f"{name} {_source(method)}" for name, method in sorted(found.items()) if inspect.isfunction(method))
+_INNER = frozenset(vars(nn.Module()))
+"""What every module has: its parameters, its hooks, whether it trains."""
+
+
+def _of_library(of: Any) -> bool:
+    return (getattr(of, "__module__", None) or "").partition(".")[0] in _LIBRARIES
+
+
+def _settings(module: nn.Module, seen: set[int]) -> str:
+    """The attributes of a module that are no tensors of its own. Of a library's, those that its constructor is given, such as num_heads."""
+    named = set(inspect.signature(type(module).__init__).parameters) if _of_library(type(module)) else set(vars(module))
+    held = {name: value for name, value in vars(module).items() if name in named - _INNER}
+    return " ".join(f"{name}={_plain(held[name], seen)}" for name in sorted(held))
+
+
+def _plain(value: Any, seen: set[int]) -> str:
+    """A value as text that is the same in every process. Objects of unknown kinds count by their type alone."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype)):
+        return repr(value)
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype}{tuple(value.shape)}{hashlib.blake2b(raw, digest_size=16).hexdigest()}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_plain(of, seen)}" for key, of in value.items() if isinstance(key, (str, int))) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_plain(of, seen) for of in value)}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(_plain(of, seen) for of in value))}}}"
+    if inspect.isfunction(value):
+        return value.__qualname__ if _of_library(value) else _function(value, seen)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__qualname__} {_plain(vars(value), seen)}" if hasattr(value, "__dict__") else repr(value)
+    return type(value).__qualname__
+
+
+def _code(cls: type, seen: set[int]) -> str:
+    """The methods and values of a class. Of a class in a notebook Python finds the source of its methods alone."""
+    found = {name: getattr(value, "__func__", getattr(value, "fget", value)) for name, value in vars(cls).items()}
+    kept = {name: of for name, of in found.items() if inspect.isfunction(of) or not name.startswith("__")}
+    return "\n".join(f"{name} {_plain(of, seen)}" for name, of in sorted(kept.items()))
+
+
+def _function(function: FunctionType, seen: set[int]) -> str:
+    """The source of a function, and what it names outside of itself: functions, and plain values. Each once."""
+    if id(function) in seen:
+        return function.__qualname__
+    seen.add(id(function))
+    names, codes = set[str](), [function.__code__]
+    for code in codes:  # those of functions inside it are added on the way
+        names |= set(code.co_names)
+        codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+    outside = {name: of for name, of in function.__globals__.items() if name in names}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            outside[name] = cell.cell_contents
+    return "\n".join([_source(function), *(f"{name}={_plain(outside[name], seen)}" for name in sorted(outside))])
 
 
 def _source(method: Callable[..., Any]) -> str:
