@@ -11,7 +11,7 @@ from tltrain.core.recipe import parse
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, with_rate
 from tltrain.fitting.facts import Facts
-from tltrain.fitting.looking import LEAST_PROBED, bounded, size_of, sizes_to_try, some_of
+from tltrain.fitting.looking import LEAST_PROBED, balance, bounded, preferred, size_of, sizes_to_try, some_of
 from tltrain.fitting.lr_range import Found
 from tltrain.fitting.race import against_head
 from tltrain.training.depths.judge import HEAD, shallowest
@@ -48,8 +48,8 @@ def test_every_choice_is_a_recipe_that_trains_enough(train: int, num_classes: in
 
 
 def test_the_recipe_of_the_file_is_the_recipe_of_the_draft() -> None:
-    data = facts(300, ratio=5.0)
-    made = draft(data, CHOSEN, Depth("layer4.0", 250, 90.0, 2e-4, "searched"), "photos-fit", "it won\nthe race: \x1b[31m#1", seed=3)
+    data, chosen = facts(300, ratio=5.0), replace(CHOSEN, balanced=True, reasons={**WHY, "data.balance": "it paid"})
+    made = draft(data, chosen, Depth("layer4.0", 250, 90.0, 2e-4, "searched"), "photos-fit", "it won\nthe race: \x1b[31m#1", seed=3)
     text = written.text(made, ["Chosen for", "you."])
     assert parse(text, "test") == made.recipe
     assert made.recipe.data.balance == "weights"
@@ -71,7 +71,7 @@ def test_what_does_not_fit_into_the_time_is_named() -> None:
     assert [depth.name for depth in some] == ["head", "layer4.0"]
     assert "layer3.0" in said
     assert "all" in said
-    none, _ = depths(data, CHOSEN, list(SECONDS), seconds_of, 320.0)
+    none, _ = depths(data, CHOSEN, list(SECONDS), seconds_of, 190.0)
     assert [depth.name for depth in none] == ["head"]
     few, said = depths(facts(30), CHOSEN, list(SECONDS), seconds_of, 100 * HOURS)
     assert [depth.name for depth in few] == ["head"]
@@ -79,6 +79,26 @@ def test_what_does_not_fit_into_the_time_is_named() -> None:
     cut, said = depths(data, replace(CHOSEN, per_class=50), list(SECONDS), seconds_of, 100 * HOURS)
     assert [depth.name for depth in cut] == ["head"], "where the time allows some of the images, it allows no deeper training"
     assert draft(data, replace(CHOSEN, per_class=50), cut[0], "a", said).recipe.data.per_class == 50
+
+
+def test_the_shallowest_depth_is_tried_with_less_before_none_is() -> None:
+    data = facts(387)  # 242 steps
+
+    def by_steps(depth: Depth) -> float:
+        return SECONDS[depth.name] * depth.steps / 242
+
+    def tried(left_s: float, data: Facts = data) -> list[tuple[str, int, int]]:
+        return [(depth.name, depth.steps, depth.folds) for depth in depths(data, CHOSEN, list(SECONDS), by_steps, left_s)[0][1:]]
+
+    assert tried(330.0) == [("layer4.0", 242, 3)]
+    assert tried(280.0) == [("layer4.0", 200, 3)], "200 steps, trained once, two thirds of them three times, and a range test: 273 s"
+    assert tried(195.0) == [("layer4.0", 242, 1)], "191 s"
+    assert tried(170.0) == [("layer4.0", 200, 1)], "163 s"
+    assert tried(160.0) == []
+    said = depths(data, CHOSEN, list(SECONDS), by_steps, 170.0)[1]
+    assert said.endswith("so layer4.0 is tried with less: 200 steps in place of 242, raced on 1 of 3 folds")
+    assert tried(170.0, replace(data, val=500)) == [("layer4.0", 242, 3)], "val judges, and no fold is trained"
+    assert tried(110.0, replace(data, val=500)) == [("layer4.0", 200, 3)]
 
 
 def test_a_probe_looks_at_as_much_as_the_time_allows() -> None:
@@ -114,6 +134,37 @@ def test_another_size_must_be_no_worse_or_better_by_more_than_luck() -> None:
     assert "72.5\u202f% at 160 px, 75.0\u202f% at 224 px" in size_of({224: own, 160: worse}, 224).why
 
 
+def test_a_larger_size_that_leads_in_one_group_alone_may_be_luck() -> None:
+    own, larger = np.arange(60) >= 12, np.ones(60, bool)
+    assert size_of({224: own, 288: larger}, 224).size == 288, "twelve images more, and none lost"
+    assert size_of({224: own, 288: larger}, 224, group_N=np.arange(60) // 12).size == 224, "twelve photographs of one object"
+
+
+def test_logistic_regression_must_lead_by_more_than_luck() -> None:
+    ridge = np.arange(400) < 300
+    better, luck = np.arange(400) < 320, (np.arange(400) >= 7) & (np.arange(400) < 310)
+    assert luck.mean() > ridge.mean()
+    assert preferred(ridge, luck, None)[0] == "ridge"
+    kind, why = preferred(ridge, better, None)
+    assert (kind, why) == ("logistic", "worked out, not trained: 80.0\u202f% out of fold, ridge 75.0\u202f%")
+    assert preferred(better, ridge, None)[0] == "ridge"
+    assert preferred(ridge, better, np.arange(400) // 20)[0] == "ridge", "all twenty are of one group"
+
+
+def test_classes_are_weighted_only_where_that_raises_f1_by_more_than_luck() -> None:
+    label = np.repeat([0, 1], [300, 60])
+    plain = np.where(np.arange(360) < 320, 0, 1)  # a third of the rare class is drowned out
+    few = np.where(np.arange(360) < 319, 0, 1)
+    told = facts(360, 2, ratio=5.0)
+    assert balance(label, plain, label, told)[0]
+    assert balance(label, plain, few, told)[0] is False, "one image more"
+    assert balance(label, plain, plain, told)[0] is False
+    assert balance(label, label, plain, told)[0] is False
+    why = balance(label, label, plain, told)[1]
+    assert "cat has 5.0 times as many images as owl" in why
+    assert "without 100.0\u202f%: no more than luck would give" in why
+
+
 def test_a_range_test_moves_the_usual_rate_within_bounds() -> None:
     def found(steepest: float | None, lowest: float) -> Found:
         return Found(np.ones(3), np.ones(3), steepest, lowest)
@@ -144,8 +195,11 @@ def test_many_val_images_judge_in_place_of_a_race() -> None:
 
 
 def test_uneven_classes_and_characters() -> None:
-    even, uneven = (draft(facts(300, ratio=r), CHOSEN, Depth(HEAD), "a", "b").recipe for r in (2.0, 4.0))
-    assert (even.data.balance, uneven.data.balance) == ("none", "weights")
+    untried, left, weighted = (
+        draft(facts(300, ratio=4.0), replace(CHOSEN, balanced=pays, reasons=reasons), Depth(HEAD), "a", "b").values["data"].get("balance")
+        for pays, reasons in ((False, WHY), (False, {**WHY, "data.balance": "luck"}), (True, {**WHY, "data.balance": "it paid"}))
+    )
+    assert (untried, left, weighted) == (None, "none", "weights")
     digits = replace(facts(300), source="digits")
     assert not draft(digits, CHOSEN, Depth(HEAD), "a", "b").recipe.data.flip
 
@@ -165,13 +219,17 @@ def test_the_shallowest_within_noise_of_the_best_wins(accuracy: dict[str, float]
 
 def test_a_race_is_paired_image_by_image() -> None:
     ids = [f"{i}.png" for i in range(200)]
-    by_head = set(ids[:150])
-    better = {name: float(name in by_head or i < 190) for i, name in enumerate(ids)}
-    noise = {name: float((name in by_head) != (i % 50 == 0)) for i, name in enumerate(ids)}
-    a_little = {name: float(name in by_head or i < 157) for i, name in enumerate(ids)}
+    by_head = {name: float(i < 150) for i, name in enumerate(ids)}
+    better = {name: float(i < 190) for i, name in enumerate(ids)}
+    noise = {name: float((i < 150) != (i % 50 == 0)) for i, name in enumerate(ids)}
+    a_little = {name: float(i < 157) for i, name in enumerate(ids)}
     assert against_head({"deep": better}, by_head).chosen == "deep"
     assert against_head({"deep": a_little}, by_head).chosen == "deep", "seven images more, and none lost: no luck"
     assert against_head({"deep": noise}, by_head).chosen == HEAD
     assert against_head({"deep": better, "all": better}, by_head).chosen == "deep"
     assert against_head({}, by_head).chosen == HEAD
     assert "95.0\u202f%" in against_head({"deep": better}, by_head).sentence
+    some = {name: by_head[name] for name in ids[:100]}
+    assert against_head({"deep": better}, some).chosen == HEAD, "images that the head did not judge are not counted as its mistakes"
+    assert against_head({HEAD: better, "deep": better}, None).chosen == HEAD, "a head that was raced too"
+    assert against_head({HEAD: by_head, "deep": better}, None).chosen == "deep"

@@ -57,7 +57,8 @@ def test_a_dry_run_ends_at_a_recipe_with_reasons(tmp_path: Path, capsys: pytest.
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no folder and no data source" in mistake(["fit", str(tmp_path / "nothing")], capsys)
     photos = flat_folder(tmp_path / "photos", 12)
-    assert "--minutes is 0" in mistake(asked(photos, tmp_path / "fit", "--minutes", "0"), capsys)
+    for minutes in ("0", "inf", "nan", "-1"):
+        assert f"--minutes is {minutes}" in mistake(asked(photos, tmp_path / "fit", f"--minutes={minutes}"), capsys)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     assert "no folder of a fit" in mistake(asked(photos, tmp_path / "full"), capsys)

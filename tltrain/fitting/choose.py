@@ -9,7 +9,7 @@ from typing import Any
 
 from tltrain.core.output.console import duration
 from tltrain.core.recipe import Recipe, validate
-from tltrain.fitting.facts import UNEVEN, Facts
+from tltrain.fitting.facts import Facts
 from tltrain.fitting.lr_range import Found
 from tltrain.training.depths.judge import HEAD
 
@@ -55,6 +55,8 @@ class Chosen:
     """Side of the images, pixels. None: that of the weights."""
     per_class: int | None = None
     """Training images of each class at most, where the time does not allow all."""
+    balanced: bool = False
+    """Whether classes are weighted: it was tried, and paid."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Depth:
     """Estimated time of the whole run on all training images."""
     lr: float = 0.0
     why_lr: str = ""
+    folds: int = FOLDS
+    """Of FOLDS, on which it is raced: 1 where the time allows no more."""
 
     @property
     def name(self) -> str:
@@ -107,28 +111,52 @@ def depths(
     """The depths that can be tried in `left_s` seconds, the head alone first, and a sentence on those that cannot.
 
     cuts: the blocks from which training could begin, the shallowest first. seconds_of: the estimated time of a run of this depth. Where
-    val is too small to judge, each depth is also trained on FOLDS folds, beside the training that is kept.
+    val is too small to judge, each depth is also trained on FOLDS folds, beside the training that is kept. If none fits, the shallowest is
+    tried with LEAST_STEPS steps, and on one fold.
     """
     if chosen.per_class is not None:
         return [Depth(HEAD)], "the time allows no more than the head, and of some of the images"
     if facts.train < LEAST_RACED:
         return [Depth(HEAD)], f"{facts.train:,} training images are too few to tell depths apart"
     judged, steps = facts.val >= JUDGES, steps_of(facts)
+
+    def timed(cut: str, steps: int, folds: int) -> Depth:
+        depth = Depth(cut, steps, lr=USUAL_LR[chosen.transformer], folds=folds)
+        return replace(depth, seconds=seconds_of(depth))
+
     tried, out_of_reach, spent_s = [Depth(HEAD)], [], 0.0
     for cut in cuts:
-        depth = Depth(cut, steps, lr=USUAL_LR[chosen.transformer])
-        depth = replace(depth, seconds=seconds_of(depth))
-        looked = LR_STEPS / steps  # the range test
-        raced = looked if judged else looked + FOLDS * (FOLDS - 1) / FOLDS  # a fold trains on the others
-        if spent_s + (1 + raced) * depth.seconds > left_s:
-            out_of_reach.append(f"{cut} ({duration((1 + raced) * depth.seconds)})")
+        depth = timed(cut, steps, FOLDS)
+        trying_s = _trying(depth, judged) * depth.seconds
+        if spent_s + trying_s + depth.seconds > left_s:
+            out_of_reach.append(f"{cut} ({duration(trying_s + depth.seconds)})")
             continue
         tried.append(depth)
-        spent_s += raced * depth.seconds
+        spent_s += trying_s
         if judged:
             break  # val decides between the head and one depth: the shallowest that fits
-    said = f"out of reach in the time left, {duration(left_s)}: {', '.join(out_of_reach)}; more --minutes try them" if out_of_reach else ""
-    return tried, said
+    said = []
+    if out_of_reach:
+        said.append(f"out of reach in the time left, {duration(left_s)}: {', '.join(out_of_reach)}; more --minutes try them")
+    if len(tried) == 1 and cuts:
+        ways = ((LEAST_STEPS, FOLDS),) if judged else ((LEAST_STEPS, FOLDS), (steps, 1), (LEAST_STEPS, 1))
+        less = (timed(cuts[0], *way) for way in ways if way != (steps, FOLDS))
+        if fits := next((each for each in less if (1 + _trying(each, judged)) * each.seconds <= left_s), None):
+            tried.append(fits)
+            said.append(f"so {_less(fits, steps, judged)}")
+    return tried, "; ".join(said)
+
+
+def _trying(depth: Depth, judged: bool) -> float:
+    """Times that a depth's own training is spent on trying it: a range test, and folds, each of which trains on the others."""
+    return LR_STEPS / depth.steps + (0.0 if judged else depth.folds * (FOLDS - 1) / FOLDS)
+
+
+def _less(depth: Depth, steps: int, judged: bool) -> str:
+    """What is spared so that a depth fits into the time."""
+    spared = [f"{depth.steps:,} steps in place of {steps:,}"] if depth.steps < steps else []
+    spared += [f"raced on {depth.folds} of {FOLDS} folds"] if depth.folds < FOLDS and not judged else []
+    return f"{depth.name} is tried with less: {', '.join(spared)}"
 
 
 def with_rate(depth: Depth, chosen: Chosen, found: Found | None) -> Depth:
@@ -163,9 +191,8 @@ def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str,
     if facts.source in WRITTEN:
         data["flip"] = False
         reasons["data.flip"] = "mirrored characters are others"
-    if facts.ratio > UNEVEN:
-        data["balance"] = "weights"
-        reasons["data.balance"] = f"{facts.largest} has {facts.ratio:.1f} times as many images as {facts.smallest}, and would drown it out"
+    if "data.balance" in chosen.reasons:
+        data["balance"] = "weights" if chosen.balanced else "none"
     stages: list[dict[str, Any]] = [{"name": "head", "unfreeze": HEAD, "solve": chosen.head, "views": 1, "carry": "last"}]
     if depth.is_head:
         reasons["stages.0.unfreeze"] = why_depth

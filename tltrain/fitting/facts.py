@@ -16,7 +16,7 @@ FEW_TESTED = 50
 LOOKED_AT = 24
 """Pictures whose size is looked at."""
 UNEVEN = 3.0
-"""Times that the largest class may be larger than the smallest before classes are balanced."""
+"""Times that the largest class may be larger than the smallest before it is tried to balance them."""
 
 
 @dataclass(frozen=True)

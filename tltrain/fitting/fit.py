@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,27 +13,25 @@ import numpy as np
 from tltrain.analysis import at_hand
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
-from tltrain.analysis.probe.judge import Ask, Probed, grouped, recipe_of, which_of
+from tltrain.analysis.probe.judge import Ask, Probed, recipe_of, which_of
 from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images
-from tltrain.data.splits import folds
+from tltrain.evaluation.kept_data import learned
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FOLDS, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
 from tltrain.fitting.facts import Facts, facts_of
-from tltrain.fitting.looking import K, looked, sized, some_of
+from tltrain.fitting.looking import K, heads, looked, sized, some_of
 from tltrain.fitting.lr_range import measured, range_recipe
 from tltrain.fitting.memory import Memory, Plan
 from tltrain.fitting.race import race
 from tltrain.fitting.timing import network_of, seconds_of
-from tltrain.heads.cost import solve_s
-from tltrain.heads.out_of_fold import out_of_fold
-from tltrain.heads.solve import Kind
 from tltrain.runs.report.formatting import percent
+from tltrain.runs.run_dir import outcome
 from tltrain.training.depths.hidden import without_test
-from tltrain.training.depths.judge import HEAD
+from tltrain.training.depths.judge import HEAD, Raced
 from tltrain.training.run import train
 
 PROBE_SHARE, SIZE_SHARE, HEAD_SHARE = 0.25, 0.15, 0.15
@@ -69,9 +68,11 @@ def fit(wanted: Wanted, start: RunFlags, console: Console) -> str:
 
     The folder keeps what is known: what was probed, the race, the recipe, the run. The same call goes on from there.
     """
-    if wanted.minutes <= 0:
+    if not (math.isfinite(wanted.minutes) and wanted.minutes > 0):
         raise UserError(f"--minutes is {wanted.minutes:g}; give the time that it may take, such as 10")
     memory = Memory.open(wanted.folder, _asked(wanted))
+    if memory.of_another:
+        return _of_another(wanted.folder, console)
     try:
         plan = memory.plan or memory.keep(_planned(wanted, start, console, clock()))
     except StoppedAtOnce as stopped:
@@ -86,6 +87,17 @@ def fit(wanted: Wanted, start: RunFlags, console: Console) -> str:
         console.say(f"train it: tltrain train {where}")
         return "finished"
     return str(train(draft.recipe, replace(start, folder=wanted.folder / RUN))["outcome"])
+
+
+def _of_another(folder: Path, console: Console) -> str:
+    """What becomes of a folder whose plan cannot be read. Raises UserError where its run is not finished."""
+    if outcome(folder / RUN).get("outcome") != "finished":
+        raise UserError(
+            f"{folder} holds a fit of another version of tltrain, which is not finished; go on with that version, or choose another folder "
+            "with --folder"
+        )
+    console.say(f"run     {folder / RUN} is finished, by another version of tltrain")
+    return "finished"
 
 
 def _asked(wanted: Wanted) -> dict[str, Any]:
@@ -105,6 +117,7 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     for note in facts.notes():
         console.say(f"data    {note}", style="yellow")
     candidates, ask = _candidates(wanted, console), Ask(wanted.source, k=K, seed=wanted.seed)
+    _check_new(candidates, images, wanted.source)
     probed, limit = looked(ask, candidates, images, start, console, PROBE_SHARE * left_s())
     candidate = next(c for c in candidates if c.name == probed.knee.backbone)
     own = network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
@@ -112,22 +125,20 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     size = sized(ask, candidate, probed, images, (own.size, facts.side), start, console, SIZE_SHARE * left_s())
     recipe = recipe_of(replace(ask, size=size.size), candidate)
     with FeatureBank.open(recipe, start, console, which=which_of(ask)) as bank:
-        heads = _heads(bank, np.array(size.right), facts.train, HEAD_SHARE * left_s(), wanted.seed)
-        ids = bank.ids
-    reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": heads.why}
-    chosen = Chosen(candidate.spec.name, candidate.spec.weights, heads.kind, own.transformer, own.device, reasons, size.size)
+        head = heads(bank, np.array(size.right), facts, HEAD_SHARE * left_s(), wanted.seed)
+    reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": head.why}
+    reasons |= {"data.balance": head.why_balance} if head.why_balance else {}
+    spec = candidate.spec
+    chosen = Chosen(spec.name, spec.weights, head.kind, own.transformer, own.device, reasons, size.size, balanced=head.balanced)
     facts, chosen, images = _affordable(wanted, facts, chosen, images, start, max(left_s(), TRAIN_SHARE * 60 * wanted.minutes))
-    plan = Plan(facts, chosen, (), "", _right_ids(ids, heads.right), tuple(probed_lines(probed)))
+    right = tuple(name for name, is_right in zip(head.ids, head.right.tolist(), strict=True) if is_right)
+    plan = Plan(facts, chosen, (), "", head.ids, right, tuple(probed_lines(probed)))
     cuts = network_of(_draft(plan, wanted, Depth(HEAD), "").recipe, images, start).cuts
     depths, beyond = choose.depths(
         facts, chosen, cuts, lambda depth: seconds_of(_draft(plan, wanted, depth, "").recipe, images, start), left_s()
     )
     console.say(f"depths  {', '.join(depth.name for depth in depths)}" + (f"; {beyond}" if beyond else ""))
     return replace(plan, depths=tuple(depths), beyond=beyond)
-
-
-def _right_ids(ids: Sequence[str], right_N: np.ndarray) -> tuple[str, ...]:
-    return tuple(name for name, is_right in zip(ids, right_N.tolist(), strict=True) if is_right)
 
 
 def _candidates(wanted: Wanted, console: Console) -> Sequence[Candidate]:
@@ -139,32 +150,15 @@ def _candidates(wanted: Wanted, console: Console) -> Sequence[Candidate]:
     return known.found
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """How the head is worked out best."""
-
-    kind: Kind
-    right: np.ndarray
-    """(N,) whether each image that was looked at is right, judged by a head that never saw its fold."""
-    why: str
-
-
-def _heads(bank: FeatureBank, by_ridge_N: np.ndarray, num_train: int, left_s: float, seed: int) -> _Heads:
-    """Ridge, which the probe has judged already, or logistic regression, where there is time to try it and to use it."""
-    features_ND, num_classes = bank.features(), len(bank.classes)
-    num, num_columns = features_ND.shape
-    told = f"worked out, not trained: {percent(float(by_ridge_N.mean()))} out of fold"
-    tried_s = K * solve_s("logistic", num - num // K, num_columns, num_classes)
-    used_s = solve_s("logistic", num_train, num_columns, num_classes)
-    if max(tried_s, used_s) > left_s:
-        return _Heads("ridge", by_ridge_N, f"{told}; logistic would take {duration(tried_s)} to compare and {duration(used_s)} to work out")
-    fold_N = folds(bank.labels, bank.groups, K, seed)
-    logits_NK = out_of_fold("logistic", features_ND, bank.labels, fold_N, num_classes, group_N=grouped(bank), seed=seed)
-    right_N = logits_NK.argmax(1).numpy() == bank.labels
-    if right_N.mean() > by_ridge_N.mean():
-        told = f"worked out, not trained: {percent(float(right_N.mean()))} out of fold"
-        return _Heads("logistic", right_N, f"{told}, ridge {percent(float(by_ridge_N.mean()))}")
-    return _Heads("ridge", by_ridge_N, f"{told}, logistic {percent(float(right_N.mean()))}")
+def _check_new(candidates: Sequence[Candidate], images: DataSplits, source: str) -> None:
+    """Check that no network has learned from the images that a probe would judge it by. Raises UserError."""
+    for weights in () if images.source is None else dict.fromkeys(each.spec.weights for each in candidates):
+        assert images.source is not None
+        if num := len(learned(weights, Data(source=source), images.source)):
+            raise UserError(
+                f"--backbones: {weights} is of a run that has learned from {num:,} of these {len(images.source.ids):,} images, so that "
+                "they would not be new to it, and no probe could judge it; give weights that have not seen them"
+            )
 
 
 def _affordable(
@@ -224,13 +218,23 @@ def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Dra
     if judged:
         why = f"the shallowest depth that fits into the time; {plan.facts.val:,} val images judge whether it paid"
         return _draft(plan, wanted, deep[0], why)
-    recipes = {depth.name: _draft(plan, wanted, depth, "").recipe.override(hidden) for depth in deep}
-    raced = race(wanted.folder / RACE, recipes, plan.right, start, console)
+    raced = _against_head(wanted, plan, deep, hidden, start, console)
     if raced is None:
         return None
     console.say(raced.sentence, style="bold")
     chosen = next(depth for depth in (Depth(HEAD), *deep) if depth.name == raced.chosen)
     return _draft(plan, wanted, chosen, raced.sentence + (f"; {plan.beyond}" if plan.beyond else ""))
+
+
+def _against_head(
+    wanted: Wanted, plan: Plan, deep: Sequence[Depth], hidden: dict[str, Any], start: RunFlags, console: Console
+) -> Raced | None:
+    """The race. A head of the probe that learned from some of the images alone is no match for depths that learn from all: it is raced."""
+    all_judged = len(plan.judged) >= plan.facts.train + plan.facts.val
+    by_head = {name: 0.0 for name in plan.judged} | {name: 1.0 for name in plan.right} if all_judged else None
+    depths = deep if all_judged else [Depth(HEAD, folds=deep[0].folds), *deep]
+    recipes = [(depth, _draft(plan, wanted, depth, "").recipe.override(hidden)) for depth in depths]
+    return race(wanted.folder / RACE, recipes, by_head, start, console)
 
 
 def _with_rates(wanted: Wanted, plan: Plan, changes: dict[str, Any], start: RunFlags, console: Console) -> list[Depth] | None:

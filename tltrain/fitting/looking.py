@@ -1,4 +1,4 @@
-"""Looks at backbones and at sizes of images within a given time: as many images of each class as it allows, the same for all."""
+"""Looks at backbones, sizes of images and heads within a given time: as many images of each class as it allows, the same for all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from tltrain.analysis.at_hand import Candidate
-from tltrain.analysis.probe.judge import Ask, Probed, probe, recipe_of
+from tltrain.analysis.features import FeatureBank
+from tltrain.analysis.probe.judge import Ask, Probed, grouped, probe, recipe_of, which_of
+from tltrain.analysis.samples import samples_of
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, duration
-from tltrain.data import DataSplits
+from tltrain.data import DataSplits, open_images
+from tltrain.data.dataset import class_weights
+from tltrain.data.splits import folds
+from tltrain.fitting.facts import UNEVEN, Facts
 from tltrain.fitting.timing import Network, network_of
 from tltrain.heads.cost import neighbours_s, solve_s
+from tltrain.heads.out_of_fold import out_of_fold
+from tltrain.heads.solve import Kind
 from tltrain.runs.report.formatting import percent
-from tltrain.runs.report.stats import bootstrap, gain
+from tltrain.runs.report.stats import bootstrap, f1_macro, gain_interval
 
 K = 5
 """Folds of the probe."""
@@ -169,13 +177,14 @@ def sized(
             right[size] = np.array(probe(asked, [candidate], start, console).rows[0].right)
         except UserError as error:
             console.say(f"left    {size} px: {error}", style="yellow")
-    return size_of(right, sides[0], f"; more --minutes try {', '.join(beyond)}" if beyond else "")
+    group_N = grouped(samples_of(open_images(recipe_of(own.ask, candidate).data), which_of(own.ask))) if len(right) > 1 else None
+    return size_of(right, sides[0], f"; more --minutes try {', '.join(beyond)}" if beyond else "", group_N)
 
 
-def size_of(right: dict[int, np.ndarray], own: int, beyond: str = "") -> Sized:
+def size_of(right: dict[int, np.ndarray], own: int, beyond: str = "", group_N: np.ndarray | None = None) -> Sized:
     """The smallest size that is right at least as often as that of the weights, unless a larger one leads by more than luck.
 
-    right: size to whether each image (N,) is right, out of fold; of the same images.
+    right: size to whether each image (N,) is right, out of fold; of the same images. group_N: (N,) which are alike. None: none.
     """
     share = {size: float(each.mean()) for size, each in sorted(right.items())}
     told = f"out of fold {', '.join(f'{percent(share[size])} at {size} px' for size in share)}"
@@ -184,6 +193,75 @@ def size_of(right: dict[int, np.ndarray], own: int, beyond: str = "") -> Sized:
     chosen = next(size for size in share if size == own or (size < own and share[size] >= share[own]))
     why = "that of the weights" if chosen == own else "no worse, and cheaper"
     larger = max((size for size in share if size > own), key=share.__getitem__, default=None)
-    if larger is not None and bootstrap(gain, right[chosen].astype(float), right[larger].astype(float))[0] > 0:
+    if larger is not None and gain_interval(right[chosen], right[larger], group_N).low > 0:
         chosen, why = larger, "more by more than luck"
     return Sized(chosen, f"{told}: {why}{beyond}", tuple(right[chosen].tolist()))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the head is worked out best."""
+
+    kind: Kind
+    why: str
+    balanced: bool
+    """Whether its images are weighted, so that classes count alike."""
+    why_balance: str
+    """Empty where the classes are about even, and weights were not tried."""
+    ids: tuple[str, ...]
+    """(N,) the images that were looked at."""
+    right: np.ndarray
+    """(N,) whether each is right, judged by a head that never saw its fold."""
+
+
+def heads(bank: FeatureBank, by_ridge_N: np.ndarray, facts: Facts, left_s: float, seed: int) -> Heads:
+    """Ridge, unless logistic regression leads by more than luck; without class weights, unless they raise macro F1 by more than luck.
+
+    by_ridge_N: whether ridge, which the probe has judged already, is right. left_s: seconds for each of the two questions.
+    """
+    num, num_columns, num_classes = len(bank.labels), bank.features().shape[1], len(bank.classes)
+    tried_s, used_s = (solve_s("logistic", rows, num_columns, num_classes) for rows in (num - num // K, facts.train))
+    kind: Kind = "ridge"
+    right_N, why = by_ridge_N, f"worked out, not trained: {percent(float(by_ridge_N.mean()))} out of fold"
+    if max(K * tried_s, used_s) > left_s:
+        why += f"; logistic would take {duration(K * tried_s)} to compare and {duration(used_s)} to work out"
+    else:
+        other_N = _said(bank, "logistic", seed).argmax(1).numpy() == bank.labels
+        kind, why = preferred(by_ridge_N, other_N, grouped(bank))
+        right_N = other_N if kind == "logistic" else by_ridge_N
+    if facts.ratio <= UNEVEN:
+        return Heads(kind, why, False, "", bank.ids, right_N)
+    if (balance_s := 2 * K * solve_s(kind, num, num_columns, num_classes)) > left_s:
+        return Heads(kind, why, False, f"weights of classes would take {duration(balance_s)} to try", bank.ids, right_N)
+    weight_N = class_weights(bank.labels, num_classes)[bank.labels]
+    plain_N, weighted_N = (_said(bank, kind, seed, each).argmax(1).numpy() for each in (None, weight_N))
+    balanced, why_balance = balance(bank.labels, plain_N, weighted_N, facts)
+    return Heads(kind, why, balanced, why_balance, bank.ids, (weighted_N if balanced else plain_N) == bank.labels)
+
+
+def preferred(by_ridge_N: np.ndarray, by_logistic_N: np.ndarray, group_N: np.ndarray | None) -> tuple[Kind, str]:
+    """(the kind of head, and why). by_...: (N,) whether each image is right, out of fold. group_N: which are alike."""
+    gain = gain_interval(by_ridge_N, by_logistic_N, group_N)
+    ridge, logistic = (percent(float(right_N.mean())) for right_N in (by_ridge_N, by_logistic_N))
+    if gain.low > 0:
+        return "logistic", f"worked out, not trained: {logistic} out of fold, ridge {ridge}"
+    luck = ", which may be luck" if gain.value > 0 else ""
+    return "ridge", f"worked out, not trained: {ridge} out of fold, logistic {logistic}{luck}"
+
+
+def balance(label_N: np.ndarray, plain_N: np.ndarray, weighted_N: np.ndarray, facts: Facts) -> tuple[bool, str]:
+    """(whether to weight classes, and why). plain_N, weighted_N: (N,) the classes that heads without and with weights name, out of fold."""
+
+    def gained(label: np.ndarray, plain: np.ndarray, weighted: np.ndarray, axis: int = -1) -> np.ndarray:
+        return f1_macro(label, weighted) - f1_macro(label, plain)
+
+    without, with_weights = (percent(float(f1_macro(label_N, each))) for each in (plain_N, weighted_N))
+    pays = (plain_N != weighted_N).any() and bootstrap(gained, label_N, plain_N, weighted_N)[0] > 0
+    told = f"{facts.largest} has {facts.ratio:.1f} times as many images as {facts.smallest}; with weights macro F1 out of fold is "
+    return bool(pays), f"{told}{with_weights}, without {without}: {'more by more than luck' if pays else 'no more than luck would give'}"
+
+
+def _said(bank: FeatureBank, kind: Kind, seed: int, weight_N: np.ndarray | None = None) -> Tensor:
+    """Logits (N, K) of heads that never saw the fold, in the folds of the probe."""
+    fold_N = folds(bank.labels, bank.groups, K, seed)
+    return out_of_fold(kind, bank.features(), bank.labels, fold_N, len(bank.classes), weight_N=weight_N, group_N=grouped(bank), seed=seed)

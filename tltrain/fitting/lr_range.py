@@ -22,6 +22,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
+from tltrain.core.stage_plan import AUTO
 from tltrain.runs.metrics_log import read_rows
 from tltrain.runs.pages.figures import STYLE, new_figure, saved
 from tltrain.training.run import train
@@ -95,6 +96,11 @@ def range_recipe(recipe: Recipe, stage: str | None, steps: int, highest: float) 
     at = len(names) - 1 if stage is None else names.index(stage)
     if recipe.stages[at].solve is not None:
         raise UserError(f"stage {names[at]} is solved, and has no learning rate; name another with --stage")
+    if (still_open := next((each.name for each in recipe.stages[: at + 1] if each.unfreeze == AUTO), None)) is not None:
+        raise UserError(
+            f"stage {still_open} has unfreeze: auto, and a race at a rising rate would choose no depth; name one, such as "
+            f"--stages.{still_open}.unfreeze all, the deepest that it may become"
+        )
     rising = {"schedule": "range", "steps": steps, "epochs": None, "lr": highest, "warmup": 0, "patience": None, "carry": "last",
               "ema": None, "eval_epochs": 1e9}  # fmt: skip
     stages = [each.model_dump(mode="json") for each in recipe.stages[: at + 1]]

@@ -13,6 +13,8 @@ from tltrain.fitting.facts import Facts
 from tltrain.runs.links import check_links
 
 NAME = "fit.json"
+VERSION = 2
+"""Of what the file holds. The first had none, and did not say which images were looked at."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,10 @@ class Plan:
     depths: tuple[Depth, ...]
     beyond: str
     """Depths that do not fit into the time, as a sentence; empty if all do."""
+    judged: tuple[str, ...]
+    """Images that were looked at: all of train and val, or some."""
     right: tuple[str, ...]
-    """Images that the solved head gets right, each by a head that never saw it."""
+    """Those that the solved head gets right, each by a head that never saw it."""
     probed: tuple[str, ...]
     """A line for each backbone."""
 
@@ -37,6 +41,8 @@ class Memory:
     folder: Path
     asked: dict[str, Any]
     plan: Plan | None
+    of_another: bool = False
+    """Whether another version of this program wrote it, so that its plan cannot be read."""
 
     @classmethod
     def open(cls, folder: Path, asked: dict[str, Any]) -> Self:
@@ -54,6 +60,8 @@ class Memory:
         if changed:
             raise UserError(f"{folder} holds a fit of something else (its own -> yours):\n  " + "\n  ".join(changed)
                             + "\nchoose another folder with --folder, or delete it")  # fmt: skip
+        if raw.get("version") != VERSION:
+            return cls(folder, asked, None, of_another=True)
         return cls(folder, asked, _plan(file, raw.get("plan")))
 
     def keep(self, plan: Plan) -> Plan:
@@ -61,7 +69,7 @@ class Memory:
         self.plan = plan
         self._made()
         try:
-            files.write_json(self.folder / NAME, {"asked": self.asked, "plan": asdict(plan)})
+            files.write_json(self.folder / NAME, {"version": VERSION, "asked": self.asked, "plan": asdict(plan)})
         except OSError as error:
             raise self._unwritable(error) from error
         return plan
@@ -90,7 +98,7 @@ def _plan(file: Path, raw: Any) -> Plan | None:
         return None
     try:
         depths = tuple(Depth(**depth) for depth in raw["depths"])
-        texts = {name: tuple(map(str, raw[name])) for name in ("right", "probed")}
+        texts = {name: tuple(map(str, raw[name])) for name in ("judged", "right", "probed")}
         return Plan(Facts(**raw["facts"]), Chosen(**raw["chosen"]), depths, str(raw["beyond"]), **texts)
     except (TypeError, KeyError, AttributeError) as error:
         raise _damaged(file) from error

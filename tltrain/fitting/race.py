@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
-from tltrain.fitting.choose import FOLDS
+from tltrain.fitting.choose import FOLDS, Depth
 from tltrain.many.folds import run_folds
 from tltrain.runs.folds.folder import FoldsFolder, changes
 from tltrain.runs.folds.pooled import pool
+from tltrain.runs.record import read_predictions
 from tltrain.training.depths.judge import HEAD, Raced, judged
+from tltrain.training.run import train
 
 
-def race(folder: Path, recipes: Mapping[str, Recipe], right_by_head: tuple[str, ...], start: RunFlags, console: Console) -> Raced | None:
-    """Train the recipe of each depth on FOLDS folds, and choose the shallowest that the best cannot be told from.
+def race(
+    folder: Path, recipes: Sequence[tuple[Depth, Recipe]], by_head: Mapping[str, float] | None, start: RunFlags, console: Console
+) -> Raced | None:
+    """Train the recipe of each depth on folds, and choose the shallowest that the best cannot be told from.
 
-    recipes: name of a depth to its recipe, shallow first. right_by_head: the ids of the images that the solved head alone gets right.
-    Returns None if a signal stopped it. What is finished is not trained again.
+    recipes: of each depth, shallow first. by_head: image to whether the solved head gets it right, by a head that never saw it. None: the
+    head is among the recipes. Returns None if a signal stopped it. What is finished is not trained again.
     """
     right: dict[str, dict[str, float]] = {}
-    for name, recipe in recipes.items():
-        console.say(f"race    {name}: {FOLDS} folds", style="bold")
-        wanted = FoldsFolder(folder / name, FOLDS, 1)
-        parsed = [(recipe.override(change), replace(start, folder=wanted.path)) for change in changes(FOLDS, 1)]
-        outcome = run_folds(wanted, parsed, None)
+    for depth, recipe in recipes:
+        console.say(f"race    {depth.name}: {depth.folds} of {FOLDS} folds", style="bold")
+        outcome, answers = _folded(folder / depth.name, recipe, depth.folds, start)
         if outcome == "stopped":
             return None
-        pooled = pool(wanted.path) if outcome == "finished" else None
-        if pooled is None:  # it failed, such as by a loss that is not finite: the other depths are still there
-            console.say(f"race    {name} {outcome}, and is out", style="yellow")
+        if answers is None:  # it failed, such as by a loss that is not finite: the other depths are still there
+            console.say(f"race    {depth.name} {outcome}, and is out", style="yellow")
             continue
-        right[name] = dict(zip(pooled.predictions.ids, pooled.predictions.right.tolist(), strict=True))
-    return against_head(right, set(right_by_head))
+        right[depth.name] = answers
+    return against_head(right, by_head)
 
 
-def against_head(right: Mapping[str, Mapping[str, float]], right_by_head: set[str]) -> Raced:
-    """Who wins among the solved head and deeper depths. right: name of a depth, shallow first, to image to whether it is right."""
-    if not right:
+def _folded(folder: Path, recipe: Recipe, num: int, start: RunFlags) -> tuple[str, dict[str, float] | None]:
+    """Train on the first fold, or on all. Returns the outcome, and image to whether a network that never saw it was right."""
+    if num == FOLDS:
+        wanted = FoldsFolder(folder, FOLDS, 1)
+        outcome = run_folds(wanted, [(recipe.override(change), replace(start, folder=folder)) for change in changes(FOLDS, 1)], None)
+        pooled = pool(folder) if outcome == "finished" else None
+        if pooled is None:
+            return outcome, None
+        return outcome, dict(zip(pooled.predictions.ids, pooled.predictions.right.tolist(), strict=True))
+    one = FoldsFolder(folder, FOLDS, 1).members[0].path
+    outcome = str(train(recipe.override(changes(FOLDS, 1)[0]), replace(start, folder=one))["outcome"])
+    found = read_predictions(one) if outcome == "finished" else None
+    if found is None:
+        return outcome, None
+    return outcome, {name: float(is_right) for (name, _), is_right in zip(found.samples, found.right.tolist(), strict=True)}
+
+
+def against_head(right: Mapping[str, Mapping[str, float]], by_head: Mapping[str, float] | None) -> Raced:
+    """Who wins among the solved head and deeper depths, on the images that all of them judged.
+
+    right: name of a depth, shallow first, to image to whether it is right. by_head: the same of the head. None: it is in `right`.
+    """
+    if not set(right) - {HEAD}:
         return Raced(HEAD, {}, "every deeper training failed: the head alone is kept")
-    images = set.intersection(*(set(each) for each in right.values()))
-    return judged({HEAD: {name: float(name in right_by_head) for name in images}, **right})
+    return judged(right if by_head is None else {HEAD: by_head, **right})
