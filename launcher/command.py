@@ -13,8 +13,10 @@ from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
+from tltrain.core.stage_plan import check_one_races
 from tltrain.runs import run_dir
 from tltrain.runs.listing.folders import AUTO, check_recipe, run_folder
+from tltrain.runs.record import as_chosen
 
 
 class FinishedRun(UserError):
@@ -89,6 +91,11 @@ def read_array(argv: Sequence[str], key: str, values: Sequence[str]) -> tuple[Pa
         return parent, [_checked(run) for run in runs]
     except FinishedRun as error:
         raise UserError(f"{error}. Leave that value out of --array") from None
+
+
+def check_processes(training: Training, num_processes: int) -> None:
+    """Check that this many processes can train it, before any of them waits in a queue. Raises UserError."""
+    check_one_races(as_chosen(training.recipe, training.run), num_processes)
 
 
 def flags(start: RunFlags) -> list[str]:

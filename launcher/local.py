@@ -13,7 +13,7 @@ import yaml
 from launcher import accelerate as processes
 from launcher import shell
 from launcher.accelerate import World
-from launcher.command import read, split
+from launcher.command import check_processes, read, split
 from launcher.slurm.batch import outcome_since
 from launcher.supervise import supervise
 from launcher.target import Target
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("launch local starts one command; start the next one when it is done: a && b")
     training = read(trainings[0])
     world = local_world(processes.local_gpus(), arguments.accelerate, arguments.processes)
+    check_processes(training, world.num_processes)
     config = processes.config_file(arguments.accelerate, world)
     precision, why, override = pick_precision(config, world, None if not world.gpus else capability())
     command = processes.arguments(config, world, 0, trainings[0])

@@ -13,7 +13,7 @@ import tyro
 
 from launcher import accelerate, jobs, shell
 from launcher.accelerate import World
-from launcher.command import FinishedRun, Training, read, read_array, split
+from launcher.command import FinishedRun, Training, check_processes, read, read_array, split
 from launcher.slurm import client, script, site
 from launcher.slurm.job import Job, sbatch_arguments
 from launcher.target import Target
@@ -94,6 +94,8 @@ def prepare(job: Job, argv: Sequence[str], command: Sequence[str]) -> Submission
 
 def prepare_runs(job: Job, parent: Path, runs: Sequence[Training], command: Sequence[str]) -> Submission:
     """Render the job script of one run, or of an array of runs in `parent`. Writes no files. Raises UserError."""
+    for run in runs:
+        check_processes(run, job.nodes * job.processes_here)
     job_argv = script.argv_of_array(parent, runs) if job.array else script.argv_of(runs[0])
     accelerate.config_file(job.accelerate, World(job.nodes, job.processes_here, job.gpus_per_node > 0, threads=1))
     arguments = sbatch_arguments(job, _job_name(runs[0].recipe.name), script.log_pattern(parent, job.array is not None))

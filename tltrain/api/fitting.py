@@ -118,7 +118,8 @@ def _can_be_kept(text: str) -> bool:
 
 def _kept(folder: Path, table: str) -> Path:
     """The table beside the folder of the fit. Raises UserError where that folder is of other images."""
-    file = folder.with_name(f"{folder.name}{SUFFIX}")
+    beside = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))  # `.` has no name
+    file = beside.with_name(f"{beside.name}{SUFFIX}")
     try:
         if file.exists() and file.read_text(encoding="utf-8") != table:
             raise UserError(f"{file} lists other images or labels than these; choose another folder, or delete it and {folder}")

@@ -21,6 +21,7 @@ from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
 from tltrain.heads.solve import Kind
 from tltrain.models.families.own import OwnNetwork, give, own_network
+from tltrain.runs import run_dir
 from tltrain.runs.listing.folders import run_folder
 from tltrain.training.run import train as train_run
 
@@ -81,8 +82,8 @@ def train(
     workers: data workers; None for the processor cores, 0 for none. smoke: a test of two steps a stage.
     more: any other key of the recipe, also by path (`**{"stages.0.lr": 1e-3}`), and any other start-up flag (`compile=True`).
         `tltrain train --help all` lists both.
-    Raises UserError for invalid arguments, or if the run fails. A stopped run (Ctrl-C) is returned with its best weights so far; in a
-    thread no signal is heard.
+    Raises UserError for invalid arguments, if the run fails, and if a race of `unfreeze: auto` was stopped. A stopped run (Ctrl-C) is
+    returned with its best weights so far; in a thread no signal is heard.
     """
     flags, changes = _sorted(more)
     own = backbone if isinstance(backbone, OwnNetwork) else None
@@ -98,7 +99,10 @@ def train(
     ended = train_run(learned, start)
     if ended["outcome"] == "failed":
         raise UserError(f"the run failed: {ended['error']}")
-    return Run(run_folder(learned, start), own)
+    path = run_folder(learned, start)
+    if ended["outcome"] == "stopped" and not run_dir.recipe_file(path).is_file():  # in a race of depths
+        raise UserError("stopped before the run began; the same call goes on")
+    return Run(path, own)
 
 
 def probe(

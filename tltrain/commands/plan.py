@@ -21,6 +21,7 @@ from tltrain.data.sources.folder import check_apart
 from tltrain.fitting.timing import seconds_of
 from tltrain.planning.ahead import look_ahead
 from tltrain.runs.listing.folders import run_folder
+from tltrain.runs.record import as_chosen
 from tltrain.training import optim, plan_table
 from tltrain.training.depths.race import FOLDS, raced_recipes
 from tltrain.training.experiment import Experiment, check_objective
@@ -30,6 +31,7 @@ from tltrain.training.setup import DEVICE_BATCH, num_workers
 def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     """`tltrain plan`: print the table of stages, the caching planned for each, and notes on the data. Raises UserError."""
     check_apart(recipe.data.source, run_folder(recipe, start))
+    recipe = as_chosen(recipe, run_folder(recipe, start))
     with console.doing(f"reading the images of {recipe.data.source}", log=False):
         images = outline_images(recipe.data)
     for note in images.notes:
@@ -54,7 +56,7 @@ def _races(recipe: Recipe, images: DataSplits, start: RunFlags) -> Iterator[str]
     """A line on each race of depths, and what it costs."""
     for index, stage in enumerate(recipe.stages):
         if stage.unfreeze == AUTO:
-            tried = raced_recipes(deepest(recipe), index, images, {})
+            tried = raced_recipes(deepest(recipe), index, images, {}, start.smoke)
             share = (FOLDS - 1) / FOLDS  # a fold trains on the others
             spent = {name: share * sum(seconds_of(run, images, start) for run in runs) for name, runs in tried.items()}
             runs = next(iter(tried.values()))

@@ -6,7 +6,7 @@ Pure functions of a recipe, a chain and the number of training samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from tltrain.core.recipe import Recipe, Stage
 
 AUTO = "auto"
 """An `unfreeze` that a race settles before the run begins (tltrain/training/depths)."""
+RACE = "race.json"
+"""In a run folder: what the races of depths said, by stage."""
 RANGE = 1e-6
 """Where the schedule range begins, as a share of lr."""
 
@@ -106,11 +108,29 @@ class StagePlan:
         return math.floor(step * self.batch / period + 1e-9) > math.floor((step - 1) * self.batch / period + 1e-9)
 
 
-def as_kept(recipe: Recipe, kept: Recipe) -> Recipe:
-    """The recipe with the depths that were chosen for a run of it. kept: the recipe in the run's folder."""
+def is_open(recipe: Recipe) -> bool:
+    """Whether a depth is still to be chosen."""
+    return any(stage.unfreeze == AUTO for stage in recipe.stages)
+
+
+def check_one_races(recipe: Recipe, num_processes: int) -> None:
+    """Check that no depth is left for several processes to choose. Raises UserError."""
+    if num_processes > 1 and is_open(recipe):
+        raise UserError(
+            "unfreeze: auto is raced by one process, whose choice several then train with; start the same `tltrain train` once without the "
+            "launcher, stop it when the race has ended (Ctrl-C), and go on with the launcher. Or name the depth"
+        )
+
+
+def as_kept(recipe: Recipe, kept: Recipe, raced: Container[str]) -> Recipe:
+    """The recipe with the depths that races chose for a run of it. A depth that somebody named is not one of them.
+
+    kept: the recipe in the run's folder. raced: names of the stages whose depth a race chose.
+    """
     if len(recipe.stages) != len(kept.stages):
         return recipe
-    chosen = {f"stages.{i}.unfreeze": kept.stages[i].unfreeze for i, stage in enumerate(recipe.stages) if stage.unfreeze == AUTO}
+    stages = enumerate(zip(recipe.stages, kept.stages, strict=True))
+    chosen = {f"stages.{i}.unfreeze": own.unfreeze for i, (stage, own) in stages if stage.unfreeze == AUTO and own.name in raced}
     return recipe.override(chosen) if chosen else recipe
 
 

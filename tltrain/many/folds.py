@@ -12,9 +12,8 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
 from tltrain.core.recipe import Recipe
-from tltrain.data import DataSplits, open_images
+from tltrain.data import open_images
 from tltrain.data.splits import split
-from tltrain.evaluation.kept_data import learned
 from tltrain.many.one_by_one import OneRun, train_one_by_one
 from tltrain.many.side_by_side import jobs_at_a_time, train_side_by_side
 from tltrain.runs.folds import folder, page
@@ -22,6 +21,7 @@ from tltrain.runs.folds.folder import FoldsFolder
 from tltrain.runs.folds.pooled import Pooled, pool
 from tltrain.runs.record import number
 from tltrain.runs.report.formatting import count, duration, interval, percent, points
+from tltrain.training.depths.hidden import check_weights
 
 
 def run_folds(wanted: FoldsFolder, parsed: Sequence[tuple[Recipe, RunFlags]], jobs: int | None) -> str:
@@ -85,27 +85,10 @@ def _table(pooled: Pooled) -> Table:
 def _check_data(recipes: Sequence[Recipe]) -> None:
     """Draw the splits of every fold, so that one which cannot be trained is refused before the first. Raises UserError."""
     first = open_images(recipes[0].data)
-    _check_weights(recipes[0], first)
+    check_weights(recipes[0], first, "begin with weights that have not seen them")
     for recipe in recipes[1:] if first.source is not None else ():
         assert first.source is not None
         try:
             split(first.source, recipe.data)
         except UserError as error:
             raise UserError(f"fold {recipe.data.fold} of repeat {recipe.data.repeat}: {error}") from error
-
-
-def _check_weights(recipe: Recipe, images: DataSplits) -> None:
-    """Check that no run whose weights are used has learned from these images, and so knows the fold it is tested on. Raises UserError."""
-    if (source := images.source) is None:
-        return
-    teachers = () if recipe.distill is None else recipe.distill.teachers
-    given = {"backbone.weights": recipe.backbone.weights} | {
-        "distill.teacher.weights" if k == 0 else f"distill.ensemble.{k - 1}": spec.weights for k, spec in enumerate(teachers)
-    }
-    for name, weights in given.items():
-        num = len(learned(weights, recipe.data, source))
-        if num:
-            raise UserError(
-                f"{name} is {weights}, a run that has learned from {num:,} of these {len(source.ids):,} images, so that their folds would "
-                "not be new to it; begin with weights that have not seen them"
-            )

@@ -17,14 +17,11 @@ from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.recipe import Recipe
+from tltrain.core.stage_plan import RACE, as_kept
 from tltrain.runs import manifest, run_dir
 from tltrain.runs.metrics_log import read_rows
 
 Row = dict[str, Any]
-
-
-RACE = "race.json"
-"""In a run folder: what the race of `unfreeze: auto` said."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,11 @@ def write_race(run: Path, told: Mapping[str, str]) -> None:
         files.write_json(run / RACE, dict(told))
     except OSError as error:
         raise UserError(f"{run / RACE} cannot be written: {error}; choose another folder with --folder") from error
+
+
+def as_chosen(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with the depths that races have chosen for the run in this folder, if there is one. Raises UserError."""
+    return as_kept(recipe, run_dir.read_recipe(run), read_race(run)) if run_dir.recipe_file(run).is_file() else recipe
 
 
 def read_race(run: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from tltrain import __version__
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, parse
-from tltrain.core.stage_plan import as_kept
+from tltrain.core.stage_plan import RACE, as_kept
 from tltrain.runs import heartbeat, manifest
 from tltrain.runs.links import check_links
 
@@ -158,7 +158,8 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
         if run.is_dir() and not all(files.is_temporary(path, recipe_file(run)) for path in run.iterdir()):
             raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
         return
-    if differences := (kept := read_recipe(run)).differences(as_kept(recipe, kept)):
+    raced = manifest.read_json(run / RACE, dict) or {}
+    if differences := (kept := read_recipe(run)).differences(as_kept(recipe, kept, raced)):
         lines = "\n  ".join(differences)
         remedy = "choose another folder with --folder, or delete it"
         raise UserError(f"{run} holds a run of another recipe (its own -> yours):\n  {lines}\n{remedy}")

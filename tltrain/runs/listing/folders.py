@@ -16,6 +16,8 @@ AUTO = Path("auto")
 """The value of --folder that takes runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is free."""
 MOST_DEPTH = 4
 """Levels below a folder at which runs are looked for: runs/NAME-sweep/rung-0/seed-1 is three below runs."""
+OF_A_RACE = "of-a-race.txt"
+"""In a folder of trainings that chose a depth: they are no runs of the user's, so that they are found only where one asks for them."""
 _TRACES = ("generations", "checkpoints", "outcome.json", "test_metrics.json")
 """Names in a folder that a run has left there, whatever became of its recipe."""
 
@@ -56,7 +58,7 @@ def _may_take(path: Path, recipe: Recipe) -> bool:
 def find(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Run folders at and below `root`, each with None, or with why it cannot be one although a run has left traces there.
 
-    Nothing is looked for inside of a run folder.
+    Nothing is looked for inside of a run folder, nor inside of a race of depths below `root`.
     """
     yield from _find(root, MOST_DEPTH)
 
@@ -72,6 +74,8 @@ def _find(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:
         return
     if {each.name for each in inside} & set(_TRACES):
         yield path, f"it has no {run_dir.recipe_file(path).name}"
+        return
+    if depth < MOST_DEPTH and (path / OF_A_RACE).is_file():
         return
     if depth > 0:
         for each in inside:

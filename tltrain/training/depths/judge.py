@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tltrain.runs.report.formatting import percent
-from tltrain.runs.report.stats import bootstrap, gain
+from tltrain.runs.report.stats import gain_interval
 
 HEAD = "head"
 
@@ -22,16 +22,20 @@ class Raced:
     sentence: str
 
 
-def judged(right: Mapping[str, Mapping[str, float]]) -> Raced:
+def judged(right: Mapping[str, Mapping[str, float]], groups: Mapping[str, int] | None = None) -> Raced:
     """The shallowest depth that the best cannot be told from.
 
     right: name of a depth, shallow first, to image to whether it is right. Images that not all depths predicted are left out.
+    groups: image to its group, where images of a group are alike. None or empty: each stands alone.
     """
     ids = sorted(set.intersection(*(set(each) for each in right.values())))
     answers = {name: np.array([each[i] for i in ids]) for name, each in right.items()}
     order, accuracy = list(answers), {name: float(answer.mean()) for name, answer in answers.items()}
     best = max(order, key=lambda name: (accuracy[name], -order.index(name)))
-    low = {name: 0.0 if name == best else bootstrap(gain, answers[name], answers[best])[0] for name in order}
+    group_N = np.array([groups[i] for i in ids]) if groups else None
+    if group_N is not None and len(np.unique(group_N)) == len(ids):
+        group_N = None
+    low = {name: 0.0 if name == best else gain_interval(answers[name], answers[best], group_N).low for name in order}
     chosen = shallowest(order, accuracy, low)
     return Raced(chosen, accuracy, _sentence(order, accuracy, best, chosen, len(ids)))
 
