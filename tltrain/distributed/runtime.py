@@ -22,6 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor
 
 from tltrain.core.errors import UserError
+from tltrain.distributed.memory import keep_freed_memory, return_freed_memory
 
 
 @contextlib.contextmanager
@@ -77,6 +78,8 @@ class Runtime:
         if self.tf32:
             torch.backends.cuda.matmul.allow_tf32 = True  # as convolutions have it by default
         self.is_main = self.rank == 0
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.reset_peak()
         self.local_rank = self.accelerator.local_process_index
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world)
@@ -140,4 +143,5 @@ class Runtime:
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def close(self) -> None:
+        return_freed_memory()
         self.accelerator.end_training()
