@@ -229,6 +229,8 @@ def test_a_race_is_paired_image_by_image() -> None:
     assert against_head({"deep": better, "all": better}, by_head).chosen == "deep"
     assert against_head({}, by_head).chosen == HEAD
     assert "95.0\u202f%" in against_head({"deep": better}, by_head).sentence
+    twenty = {name: i // 50 for i, name in enumerate(ids)}
+    assert against_head({"deep": better}, by_head, twenty).chosen == HEAD, "all that it gains are of one group"
     some = {name: by_head[name] for name in ids[:100]}
     assert against_head({"deep": better}, some).chosen == HEAD, "images that the head did not judge are not counted as its mistakes"
     assert against_head({HEAD: better, "deep": better}, None).chosen == HEAD, "a head that was raced too"

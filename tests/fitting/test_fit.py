@@ -17,10 +17,14 @@ from sklearn.datasets import load_digits
 from tltrain.cli.main import main
 from tltrain.core import recipe as recipes
 from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console
 from tltrain.core.recipe import Data, Recipe
 from tltrain.data import open_images
-from tltrain.fitting import choose, timing
+from tltrain.fitting import choose, fit, timing
+from tltrain.fitting.choose import Chosen, Depth
+from tltrain.fitting.facts import Facts
 from tltrain.fitting.fit import NO_SPLITS
+from tltrain.fitting.memory import VERSION, Plan
 from tltrain.many import one_by_one
 from tltrain.runs import run_dir
 from tltrain.training.depths.hidden import without_test
@@ -69,6 +73,44 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (kept / "fit.json").write_text("[1")
     assert "fit.json" in mistake(asked(photos, kept), capsys)
     assert not (kept / "run").exists()
+
+
+def test_a_folder_of_another_version_is_gone_on_with_by_that_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, folder = flat_folder(tmp_path / "photos", 4), tmp_path / "fit"
+    (folder / "run").mkdir(parents=True)
+    first = {"source": f"folder:{photos}", "minutes": 10, "backbones": ["resnet-tiny"], "seed": 0}
+    (folder / "fit.json").write_text(json.dumps({"asked": first, "plan": {"facts": {}}}))
+    assert "a fit of another version of tltrain, which is not finished" in mistake(asked(photos, folder), capsys)
+    (folder / "run" / "outcome.json").write_text(json.dumps({"outcome": "finished"}))
+    assert main(asked(photos, folder)) == 0
+    assert "is finished, by another version" in capsys.readouterr().out
+    (folder / "fit.json").write_text(json.dumps({"version": VERSION, "asked": first, "plan": {"facts": {}}}))
+    assert "is damaged" in mistake(asked(photos, folder), capsys)
+
+
+def test_a_network_that_has_learned_from_these_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, first = flat_folder(tmp_path / "photos", 12), tmp_path / "first"
+    stage = {"name": "head", "unfreeze": "head", "solve": "ridge", "views": 1, "carry": "last"}
+    raw = {"name": "first", "data": {"source": f"folder:{photos}"}, "backbone": {"name": "resnet-tiny"}, "batch": 8, "stages": [stage]}
+    assert train(recipes.validate(raw, "test"), RunFlags(folder=first, workers=0))["outcome"] == "finished"
+    capsys.readouterr()
+    said = mistake(["fit", str(photos), "--backbones", f"resnet-tiny={first}", "--folder", str(tmp_path / "fit")], capsys)
+    assert "is of a run that has learned from" in said
+    assert "of these 36 images" in said
+    assert not (tmp_path / "fit").exists(), "before anything is probed"
+
+
+def test_a_head_that_judged_some_of_the_images_is_raced_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its heads learned from fewer images than the deeper depths, and would lose for that alone."""
+    raced: list[tuple[list[str], object]] = []
+    monkeypatch.setattr(fit, "race", lambda folder, recipes, by_head, *_: raced.append(([d.name for d, _ in recipes], by_head)))
+    source = f"folder:{flat_folder(tmp_path / 'photos', 4)}"
+    facts = Facts(source, 2, 3, 1, 0, "owl", 1, "cat", 2, 300)
+    deep = [Depth("layer4.0", 200, 9.0, 1e-4, "usual", folds=1)]
+    for judged in (("a", "b", "c", "d"), ("a", "b")):
+        plan = Plan(facts, Chosen("resnet18", "DEFAULT", "ridge", False, "cpu", {}), (), "", judged, ("a",), ())
+        fit._against_head(fit.Wanted(source, tmp_path), plan, deep, {}, RunFlags(), Console(enabled=False))
+    assert raced == [(["layer4.0"], {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0}), (["head", "layer4.0"], None)]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from tltrain.analysis import at_hand
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
 from tltrain.analysis.probe.judge import Ask, Probed, recipe_of, which_of
+from tltrain.analysis.samples import WITHOUT_TEST, samples_of
 from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
@@ -234,7 +235,9 @@ def _against_head(
     by_head = {name: 0.0 for name in plan.judged} | {name: 1.0 for name in plan.right} if all_judged else None
     depths = deep if all_judged else [Depth(HEAD, folds=deep[0].folds), *deep]
     recipes = [(depth, _draft(plan, wanted, depth, "").recipe.override(hidden)) for depth in depths]
-    return race(wanted.folder / RACE, recipes, by_head, start, console)
+    samples = samples_of(open_images(Data(source=wanted.source)), WITHOUT_TEST)
+    groups = dict(zip(samples.ids, samples.groups.tolist(), strict=True))
+    return race(wanted.folder / RACE, recipes, by_head, groups, start, console)
 
 
 def _with_rates(wanted: Wanted, plan: Plan, changes: dict[str, Any], start: RunFlags, console: Console) -> list[Depth] | None:

@@ -19,12 +19,18 @@ from tltrain.training.run import train
 
 
 def race(
-    folder: Path, recipes: Sequence[tuple[Depth, Recipe]], by_head: Mapping[str, float] | None, start: RunFlags, console: Console
+    folder: Path,
+    recipes: Sequence[tuple[Depth, Recipe]],
+    by_head: Mapping[str, float] | None,
+    groups: Mapping[str, int],
+    start: RunFlags,
+    console: Console,
 ) -> Raced | None:
     """Train the recipe of each depth on folds, and choose the shallowest that the best cannot be told from.
 
     recipes: of each depth, shallow first. by_head: image to whether the solved head gets it right, by a head that never saw it. None: the
-    head is among the recipes. Returns None if a signal stopped it. What is finished is not trained again.
+    head is among the recipes. groups: image to its group, where those of a group are alike. Returns None if a signal stopped it. What is
+    finished is not trained again.
     """
     right: dict[str, dict[str, float]] = {}
     for depth, recipe in recipes:
@@ -36,7 +42,7 @@ def race(
             console.say(f"race    {depth.name} {outcome}, and is out", style="yellow")
             continue
         right[depth.name] = answers
-    return against_head(right, by_head)
+    return against_head(right, by_head, groups)
 
 
 def _folded(folder: Path, recipe: Recipe, num: int, start: RunFlags) -> tuple[str, dict[str, float] | None]:
@@ -56,11 +62,14 @@ def _folded(folder: Path, recipe: Recipe, num: int, start: RunFlags) -> tuple[st
     return outcome, {name: float(is_right) for (name, _), is_right in zip(found.samples, found.right.tolist(), strict=True)}
 
 
-def against_head(right: Mapping[str, Mapping[str, float]], by_head: Mapping[str, float] | None) -> Raced:
+def against_head(
+    right: Mapping[str, Mapping[str, float]], by_head: Mapping[str, float] | None, groups: Mapping[str, int] | None = None
+) -> Raced:
     """Who wins among the solved head and deeper depths, on the images that all of them judged.
 
     right: name of a depth, shallow first, to image to whether it is right. by_head: the same of the head. None: it is in `right`.
+    groups: as of `judged`.
     """
     if not set(right) - {HEAD}:
         return Raced(HEAD, {}, "every deeper training failed: the head alone is kept")
-    return judged(right if by_head is None else {HEAD: by_head, **right})
+    return judged(right if by_head is None else {HEAD: by_head, **right}, groups)
