@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -261,6 +262,11 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = REA
     for _ in range(min(len(items), num_threads or (os.cpu_count() or 1) + 4)):
         threading.Thread(target=take, daemon=True, name="tltrain-read").start()  # daemons: a dead network mount holds them for ever
     return _in_order(items, futures, over, limit_s)
+
+
+def waited(work: Callable[[], R]) -> R:
+    """The result of a long call that reports nothing, such as a library's download. It runs on a thread; this one gives signs of life."""
+    return next(in_parallel(lambda call: call(), [work], limit_s=math.inf))
 
 
 def _in_order(items: Sequence[T], futures: Sequence[Future[R]], over: threading.Event, limit_s: float) -> Iterator[R]:

@@ -139,6 +139,8 @@ def read_again(content: Callable[[], bytes], name: str, white: int | None = None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the scan has reported Pillow's warnings
                 return decode(content(), white)
+        except UserError:
+            raise
         except Exception as error:  # Pillow's errors for broken files have no common base class
             problem = describe(error)
         if attempt + 1 < tries:

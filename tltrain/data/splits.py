@@ -33,8 +33,7 @@ def split(source: Source, spec: Data) -> DataSplits:
     """
     source = corrected_source(source, spec)
     train = np.flatnonzero(source.declared == "train")
-    parts: dict[str, np.ndarray] = {}
-    fold_notes: list[str] = []
+    parts, fold_notes = dict[str, np.ndarray](), list[str]()
     if spec.folds is not None:
         train, parts["test"], fold_notes = _fold(source, spec, train)
     for name, fraction in (("test", spec.test_fraction), ("val", spec.val_fraction)):
@@ -255,10 +254,9 @@ def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
 
 
 def open_images(spec: Data, root: Path | None = None) -> DataSplits:
-    """Open, scan and split the data set that a recipe names.
+    """Open, scan and split the data set that a recipe names. Raises UserError for one that cannot be trained on.
 
     root: folder of downloads. Default: TLTRAIN_DATA, else the user's cache folder.
-    Raises UserError for a data set that cannot be trained on.
     """
     kind, argument = _find(spec.source)
     if not kind.columns and (spec.image_column or spec.label_column):
@@ -270,6 +268,11 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
     return split(source, spec)
 
 
+def has_columns(source: str) -> bool:
+    """Whether a source is of tables, whose columns the recipe may name. Raises UserError as `open_images` for an unknown kind."""
+    return _find(source)[0].columns
+
+
 def _find(source: str) -> tuple[SourceKind, str | None]:
     """The source kind, and the part after the colon. Raises UserError for an unknown kind, and for a missing or unexpected argument."""
     name, colon, argument = source.partition(":")
@@ -278,8 +281,7 @@ def _find(source: str) -> tuple[SourceKind, str | None]:
         return _kind(name), argument if colon else None
     forms = {_form(other): other for other in known}
     near = [form for form, other in forms.items() if other == name] or get_close_matches(source, forms, n=1)
-    alike = [] if near else get_close_matches(name.lower(), known, n=1, cutoff=0.7)
-    near = near or [form for form, other in forms.items() if other in alike]
+    near = near or [form for form, other in forms.items() if other in get_close_matches(name.lower(), known, n=1, cutoff=0.7)]
     hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(forms)}"
     raise UserError(f"data.source is {source!r}; {hint}")
 

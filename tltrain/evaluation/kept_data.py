@@ -116,15 +116,18 @@ def learned(weights: str | None, data: Data, source: Source) -> set[int]:
     """Positions of the source's images that the run of these weights was trained or chosen on. Empty if they belong to no run.
 
     weights: as in `backbone.weights`; a run folder, or a file in it. data: what the source was opened from. Images are known by the hashes
-    of their bytes, or by their ids where the source has no hashes and is the run's own.
+    of their bytes; where the source has none, or data.check made them of other parts, by their ids if the source is the run's own.
     """
-    places = [] if weights is None else [Path(weights).expanduser(), *Path(weights).expanduser().parents][:4]  # RUN/stages/0-head/...
+    given = Path(weights or "").expanduser()
+    if weights is None or not given.exists():  # a name such as imagenet: the working folder may be a run, and is above every name
+        return set()
+    places = [given, *given.parents][:4]  # RUN/stages/0-head/...
     run = next((place for place in places if (place / data_record.NAME).is_file()), None)
     if run is None:
         return set()
     known = [sample for sample in data_record.read_samples(run) if sample.split in ("train", "val")]
-    if source.digests:
-        digests = {sample.digest for sample in known}
+    digests = {sample.digest for sample in known}
+    if source.digests and {digest[:1] == "~" for digest in digests} == {source.digests[0][:1] == "~"}:  # hashes of parts are no others'
         return {i for i, digest in enumerate(source.digests) if digest in digests}
     ids = {sample.id for sample in known} if run_dir.read_recipe(run).data.source == data.source else set()
     return {i for i, name in enumerate(source.ids) if name in ids}

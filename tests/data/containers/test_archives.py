@@ -160,12 +160,32 @@ def test_what_is_broken_is_refused_in_one_message(tmp_path: Path) -> None:
     _refused(f"zip:{_zip(tmp_path / 'f.zip', strange)}", r"test/bird has no counterpart below train; every class needs training images")
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_replaced_while_it_is_read_is_said(tmp_path: Path) -> None:
     images = opened(FORMS["stored"](tmp_path, _files()))
     (tmp_path / "a.zip").write_bytes(b"")
-    monkeypatch.setattr("tltrain.data.decode.time.sleep", lambda _: None)
-    with pytest.raises(UserError, match=r"the image at byte \d+ of .*a.zip could be read when the data was scanned, and now cannot"):
+    with pytest.raises(UserError, match=r"a.zip has changed since it was looked through"):
         images.train.read(0)
+
+
+def test_a_class_without_images_is_refused_as_in_a_folder(tmp_path: Path) -> None:
+    """By its folder alone, and by a file that is no image."""
+    _refused(f"zip:{_zip(tmp_path / 'a.zip', _files() | {'train/digit 9/': b''})}", "class folder .*digit 9 has no image")
+    _refused(f"tar:{_tar(tmp_path / 'b.tar', _files() | {'train/digit 9/x.gif2': b''})}", "class folder .*digit 9 has no image")
+    with tarfile.open(tmp_path / "b.tar", "a") as archive:
+        archive.addfile(member := tarfile.TarInfo("train/digit 8"))
+        member.type = tarfile.DIRTYPE
+        archive.addfile(member)
+    _refused(f"tar:{tmp_path / 'b.tar'}", "class folder .*digit 8 has no image")
+
+
+def test_files_of_a_tar_without_their_zeros_are_refused(tmp_path: Path) -> None:
+    file, name = _tar(tmp_path / "a.tar", _files()), "train/digit 0/sparse.png"
+    with tarfile.open(file, "a", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo(name)
+        member.pax_headers = {"GNU.sparse.map": "0,4", "GNU.sparse.size": "4096", "GNU.sparse.name": name}
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"abcd"))
+    _refused(f"tar:{file}", r"sparse ones, train/digit 0/sparse.png")
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

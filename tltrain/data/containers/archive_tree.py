@@ -52,16 +52,18 @@ class ArchiveTree(Tree):
                     self._skipped[kind].append(name)
                 return
         path = self.root.joinpath(*parts)
-        if not is_image:
-            self._others[path.parent].append(os.path.splitext(name)[1].lower())
+        place = path.relative_to(self.root)
+        for folder in (*place.parents[:-1], *([place] if name.endswith("/") and parts else ())):  # of files that are no images too
+            self._folders[(self.root / folder).parent].add(self.root / folder)
+        if not is_image or name.endswith("/"):
+            if not name.endswith("/"):
+                self._others[path.parent].append(os.path.splitext(name)[1].lower())
             return
         check_utf8(path)
         if path in self.number:
             self._skipped["an earlier file of the same name"].append(name)
         self.number[path] = number
         self._images[path.parent].add(path)
-        for folder in path.relative_to(self.root).parents[:-1]:
-            self._folders[(self.root / folder).parent].add(self.root / folder)
 
     def _enter(self) -> str:
         """Go down into the folder that holds everything. Returns its name; empty: there is none."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.files import open_regular
+from tltrain.core.output import progress
 from tltrain.core.recipe import Data
 from tltrain.data.containers.archive_tree import ArchiveTree
 from tltrain.data.containers.contents import Contents, Extent, container, kept
@@ -30,7 +31,7 @@ def open_archive(kind: str, argument: str | None, spec: Data) -> Source:
     contents = kept(file, kind, look)
     tree = ArchiveTree(file, [extent.name for extent in contents.images])
     listed, notes = in_classes(tree)
-    images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]]) for sample in listed]
+    images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]], contents.stamp) for sample in listed]
     return from_packed(images, f"{kind}:{file}", spec, (*contents.notes, *notes))
 
 
@@ -38,7 +39,7 @@ def look_through_zip(file: Path) -> Contents:
     """The files of a zip archive, stored or deflated. Raises UserError for one that is damaged, encrypted or packed in another way."""
     try:
         with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = archive.infolist()
             locked = [info.filename for info in infos if info.flag_bits & 1]
             if locked:
                 raise UserError(f"{file} is encrypted ({some(locked)}); unpack it, and give the folder as folder:PATH")
@@ -53,6 +54,8 @@ def look_through_zip(file: Path) -> Contents:
 
 
 def _extent(opened: BufferedReader, info: zipfile.ZipInfo, size: int) -> Extent:
+    if info.is_dir():
+        return Extent(info.filename, 0, 0)  # by its / a folder to `ArchiveTree`: one without images is refused
     opened.seek(info.header_offset)
     signature, name_length, extra_length = _LOCAL.unpack(opened.read(_LOCAL.size))
     start = info.header_offset + _LOCAL.size + name_length + extra_length
@@ -73,7 +76,9 @@ def look_through_tar(file: Path) -> Contents:
         elif member.isfile():
             files[member.name] = Extent(member.name, member.offset_data, member.size)
             images.append(files[member.name])
-        elif not member.isdir():
+        elif member.isdir():
+            images.append(Extent(f"{member.name}/", 0, 0))
+        else:
             links.append(member.name)
     notes = (f"links and devices in the archive are passed over: {some(links)}",) if links else ()
     return Contents(file, tuple(images), notes)
@@ -91,7 +96,15 @@ def members(file: Path) -> list[tarfile.TarInfo]:
         opened.seek(0)
         try:
             with tarfile.open(fileobj=opened, mode="r:") as archive:
-                found = archive.getmembers()
+                found = []
+                for member in archive:
+                    found.append(member)
+                    progress.report(f"{file.name}: {len(found):,} files found")
+                if sparse := [member.name for member in found if member.issparse()]:
+                    raise UserError(
+                        f"{file} holds files without the zeros in them (sparse ones, {some(sparse)}), which are not read; pack it anew "
+                        "without --sparse"
+                    )
                 opened.seek(archive.offset)
                 end = opened.read(20 * 512)  # tarfile ends without a word where a header is damaged or missing
                 if len(end) < 512 or end.strip(b"\0"):
@@ -99,6 +112,8 @@ def members(file: Path) -> list[tarfile.TarInfo]:
                     raise tarfile.ReadError(what)
                 return found
         except (tarfile.TarError, OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{file} is not a whole tar archive: {error}; copy or download it again, or pack it anew") from error
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.files import KINDS, locked, open_regular, write_atomic
 from tltrain.core.paths import absolute, cache_root
 
-VERSION = 1
+VERSION = 2
 """Of what is noted of a container. It is part of the name of what is kept, so that containers are looked through again."""
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class Contents:
     """The classes that the container names, in its order. Empty: it names none."""
     rows: int = 0
     """Of a table: how many it has, with those that are left out."""
+    stamp: tuple[int, int] = (-1, -1)
+    """Size and time of `file`, from before it was looked through."""
 
 
 def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
@@ -70,7 +72,8 @@ def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
             value: dict[str, Any] = {"stamp": stamp, "file": str(known.file), "images": known.images, "rows": known.rows}
             value |= {"notes": known.notes, "classes": known.classes}
             write_atomic(cache, json.dumps(value))
-        return known
+        size, time_ns = stamp if known.file == file else stamp_of(known.file)
+        return replace(known, stamp=(size, time_ns))
 
 
 def stamp_of(file: Path) -> list[int]:

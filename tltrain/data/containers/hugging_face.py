@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tltrain.core.errors import UserError, some
-from tltrain.core.files import unresolved
+from tltrain.core.files import unresolved, waited
+from tltrain.core.output import progress
 from tltrain.core.paths import absolute
 from tltrain.core.recipe import Data
 from tltrain.data.containers.columns import find_columns
@@ -22,7 +24,6 @@ from tltrain.data.containers.contents import Contents, Extent, kept
 from tltrain.data.containers.packed import Packed, from_packed, numbers_first
 from tltrain.data.containers.parquet import arrow, class_notes, entries, untold
 from tltrain.data.dataset import Source, SourceKind
-from tltrain.data.sources.image_list import from_files
 from tltrain.data.sources.layout import split_of
 from tltrain.data.tables.listing import Listed
 
@@ -42,7 +43,7 @@ def open_hf(argument: str | None, spec: Data) -> Source:
         first = 0
         for file in _files(data, f"hf:{argument}"):
             table = kept(file, what, lambda file: _look_through(file, spec))
-            images += [Packed(_listed(e, file, name, split, first), table.file, e) for e in table.images]
+            images += [Packed(_listed(e, file, name, split, first), table.file, e, table.stamp) for e in table.images]
             first += table.rows
             tables.append(table)
         if first != len(data):
@@ -51,13 +52,6 @@ def open_hf(argument: str | None, spec: Data) -> Source:
             )
     order = tables[0].classes or numbers_first([image.listed.label for image in images])
     notes += class_notes(tables)
-    apart = sum(bool(image.extent.path) for image in images)
-    if apart == len(images):
-        return from_files([image.listed for image in images], f"hf:{argument}", spec, notes, order=order)
-    if apart:
-        raise UserError(
-            f"data.source is hf:{argument}; {apart:,} of its {len(images):,} images lie in files of their own and the others do not"
-        )
     return from_packed(images, f"hf:{argument}", spec, notes, order)
 
 
@@ -75,11 +69,12 @@ def _opened(argument: str) -> dict[str, Any]:
     try:
         if path.is_dir():
             is_saved = any((path / name).is_file() for name in SAVED)
-            opened = datasets.load_from_disk(str(path)) if is_saved else datasets.load_dataset(str(path), keep_in_memory=False)
+            load = datasets.load_from_disk if is_saved else partial(datasets.load_dataset, keep_in_memory=False)
+            opened = waited(partial(load, str(path)))
         else:
             name, _, config = argument.partition(":")
             with _offline(datasets):
-                opened = datasets.load_dataset(name, config or None, keep_in_memory=False)
+                opened = waited(partial(datasets.load_dataset, name, config or None, keep_in_memory=False))
     except Exception as error:  # what it raises has no common base: of the network, of the hub, of a builder
         raise UserError(f"data.source is hf:{argument}, which cannot be opened: {_said(error)}; {_remedy(argument)}") from error
     return dict(opened) if isinstance(opened, dict) else {str(opened.split or "train"): opened}
@@ -171,6 +166,7 @@ def _places(reader: Any, address: int, size: int, file: Path, spec: Data) -> Con
             apart = "" if length else _path(pictures[row - rows].as_py())
             images.append(said._replace(start=start, length=length, path=apart))
         rows += len(values)
+        progress.report(f"{file.name}: {rows:,} rows looked through")
     return Contents(file, tuple(images), untold(rows - len(images), file.name), columns.classes, rows)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from tltrain.core.errors import UserError
 from tltrain.core.files import in_parallel, locked, open_regular, write_atomic
 from tltrain.core.output.progress import Pace
 from tltrain.core.paths import cache_root
@@ -45,6 +46,8 @@ class Packed(NamedTuple):
     listed: Listed
     file: Path
     extent: Extent
+    stamp: tuple[int, int]
+    """Size and time of the file when it was looked through."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class PackedReader:
     """Reads the image with a number from the bytes of its file. Pickled as four arrays and the names of the files."""
 
     files: tuple[str, ...]
+    stamps: tuple[tuple[int, int], ...]
+    """Size and time (ns) of each file when it was looked through."""
     file_N: np.ndarray
     start_N: np.ndarray
     length_N: np.ndarray
@@ -64,9 +69,15 @@ class PackedReader:
         return read_again(lambda: self.content(number), name, self.white)
 
     def content(self, number: int) -> bytes:
-        """The image's bytes. Raises OSError, and zlib.error for what cannot be unpacked."""
-        length = int(self.length_N[number])
-        with open_regular(Path(self.files[self.file_N[number]])) as file:
+        """The image's bytes. Raises OSError, zlib.error for what cannot be unpacked, and UserError where the file is another one now."""
+        length, which = int(self.length_N[number]), int(self.file_N[number])
+        with open_regular(Path(self.files[which])) as file:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != self.stamps[which]:  # other images would lie at these places
+                raise UserError(
+                    f"{self.files[which]} has changed since it was looked through, so that its images lie elsewhere; "
+                    "start again once nobody writes it"
+                )
             stored = os.pread(file.fileno(), length, int(self.start_N[number]))  # Linux gives up to 2 GiB at once
         if len(stored) != length:
             raise OSError(f"the file ends {length - len(stored)} bytes before the image does")
@@ -76,8 +87,14 @@ class PackedReader:
 def from_packed(images: Sequence[Packed], origin: str, spec: Data, notes: tuple[str, ...] = (), order: Sequence[str] = ()) -> Source:
     """The source of these images. Raises UserError for too many unreadable ones, and for fewer than two classes.
 
-    origin: the user's name of the source. order: of the classes, where it is not that of the alphabet.
+    origin: the user's name of the source. order: of the classes, where it is not that of the alphabet. Tables may name files in place of
+    bytes; those are read where they lie, and refused beside bytes.
     """
+    if apart := sum(bool(image.extent.path) for image in images):
+        if apart < len(images):
+            raise UserError(f"{origin}: {apart:,} of its {len(images):,} images lie in files of their own and the others do not; write the "
+                            "bytes of all of them into the tables")  # fmt: skip
+        return from_files([image.listed for image in images], origin, spec, notes, order=order)
 
     def look(kept: Sequence[int]) -> tuple[list[Scanned], PackedReader]:
         used = [images[i] for i in kept]
@@ -90,15 +107,23 @@ def from_packed(images: Sequence[Packed], origin: str, spec: Data, notes: tuple[
 def of_contents(contents: Contents, prefix: str, place: Path, split: str) -> list[Packed]:
     """The images of a container under the names prefix/NAME. place: what messages call it. split: where an image names none itself."""
     return [
-        Packed(Listed(place / e.name, f"{prefix}/{e.name}", e.split or split, e.label, e.group), contents.file, e) for e in contents.images
+        Packed(
+            Listed(Path(e.path) if e.path else place / e.name, f"{prefix}/{e.name}", e.split or split, e.label, e.group),
+            contents.file,
+            e,
+            contents.stamp,
+        )
+        for e in contents.images
     ]
 
 
 def numbers_first(labels: Sequence[str]) -> tuple[str, ...]:
     """The classes in their order: by value where all are whole numbers, else empty, which is the order of the alphabet."""
     names = set(labels)
-    is_number = all(name.isdecimal() and name.isascii() for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name), name))) if is_number else ()
+    if not all(name.isdecimal() and name.isascii() for name in names):
+        return ()
+    plain = {name: name.lstrip("0") for name in names}  # Python makes no number of thousands of digits
+    return tuple(sorted(names, key=lambda name: (len(plain[name]), plain[name], name)))
 
 
 def _inflated(stored: bytes) -> bytes:
@@ -111,11 +136,11 @@ def _inflated(stored: bytes) -> bytes:
 
 
 def _reader(used: Sequence[Packed], white: int | None) -> PackedReader:
-    files = tuple(dict.fromkeys(str(image.file) for image in used))
-    number = {name: i for i, name in enumerate(files)}
-    columns = [(number[str(file)], e.start, e.length, e.deflated) for _, file, e in used]
+    stamps = {str(image.file): image.stamp for image in used}
+    number = {name: i for i, name in enumerate(stamps)}
+    columns = [(number[str(file)], e.start, e.length, e.deflated) for _, file, e, _ in used]
     file_N, start_N, length_N, deflated_N = np.array(columns, dtype=np.int64).reshape(-1, 4).T
-    return PackedReader(files, file_N, start_N, length_N, deflated_N.astype(bool), white)
+    return PackedReader(tuple(stamps), tuple(stamps.values()), file_N, start_N, length_N, deflated_N.astype(bool), white)
 
 
 def _scan(used: Sequence[Packed], read: PackedReader, origin: str) -> list[Scanned]:

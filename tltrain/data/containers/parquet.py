@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.files import remedy, replacing
+from tltrain.core.output import progress
 from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Data
 from tltrain.data.containers.columns import NEEDED, Columns, classes_of, find_columns
-from tltrain.data.containers.contents import Contents, Extent, kept
+from tltrain.data.containers.contents import Contents, Extent, kept, stamp_of
 from tltrain.data.containers.packed import from_packed, numbers_first, of_contents
 from tltrain.data.containers.several import files_of, names_of, splits_of, told
 from tltrain.data.dataset import Source, SourceKind
@@ -41,8 +42,8 @@ def open_parquet(argument: str | None, spec: Data) -> Source:
         for file, name, split, table in zip(files, names, splits, tables, strict=True)
         for image in of_contents(table, name, file, split)
     ]
-    copied = sum(table.file.stat().st_size for table in tables)
-    notes += (f"the images are laid out once in {cache_root() / 'packs'}, {copied / 1e6:,.1f} MB: Parquet gives no single image",)
+    if copied := sum(table.file.stat().st_size for table in tables):
+        notes += (f"the images are laid out once in {cache_root() / 'packs'}, {copied / 1e6:,.1f} MB: Parquet gives no single image",)
     order = tables[0].classes or numbers_first([image.listed.label for image in images])
     return from_packed(images, origin, spec, (*notes, *class_notes(tables)), order)
 
@@ -90,13 +91,16 @@ def untold(num: int, place: str) -> tuple[str, ...]:
 
 
 def _place(file: Path, what: str) -> Path:
-    name = hashlib.blake2b(os.fsencode(f"{file}|{what}"), digest_size=8).hexdigest()
-    return cache_root() / "packs" / f"{name}.bin"
+    """The pack of a table as it is now. One that has changed gets another: who reads the old one goes on with it."""
+    name, state = (hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest() for text in (f"{file}|{what}", str(stamp_of(file))))
+    return cache_root() / "packs" / f"{name}-{state}.bin"
 
 
 def _look_through(file: Path, spec: Data, pack: Path) -> Contents:
     pa = arrow()
     pack.parent.mkdir(exist_ok=True)
+    for left in pack.parent.glob(f".{pack.name.partition('-')[0]}-*.tmp"):  # by a process that was killed: one at a time looks
+        left.unlink(missing_ok=True)
     try:
         with pa.parquet.ParquetFile(file) as table, replacing(pack) as temporary, temporary.open("wb") as out:
             columns = find_columns(table.schema_arrow, spec, str(file))
@@ -116,23 +120,24 @@ def _lay_out(table: Any, columns: Columns, file: Path, pack: Path, out: BinaryIO
     for batch in table.iter_batches(batch_size=ROWS, columns=columns.names()):
         values = batch.to_pylist()
         for row, said in entries(values, columns, str(file), first):
-            content = _content(values[row - first][columns.image], file, row)
-            images.append(said._replace(start=out.tell(), length=len(content)))
+            content, path = _content(values[row - first][columns.image], file, row)
+            images.append(said._replace(start=out.tell(), length=len(content), path=path))
             out.write(content)
         first += len(values)
+        progress.report(f"{file.name}: {first:,} rows laid out")
     return Contents(pack, tuple(images), untold(first - len(images), file.name), columns.classes)
 
 
-def _content(value: Any, file: Path, row: int) -> bytes:
-    """The bytes of an image: themselves, or of the file that the row names. Nothing is empty, which the scan calls unreadable."""
+def _content(value: Any, file: Path, row: int) -> tuple[bytes, str]:
+    """(the bytes of an image, the file that the row names in their place). Nothing is empty, which the scan calls unreadable."""
     if not isinstance(value, dict):
-        return value or b""
+        return value or b"", ""
     if value.get("bytes") is None and value.get("path"):
         path = file.parent / value["path"]
         if not path.is_file():
             raise UserError(f"{file}, row {row}: the image lies in {value['path']}, which is not there; write the bytes into the table")
-        return path.read_bytes()
-    return value.get("bytes") or b""
+        return b"", str(path)
+    return value.get("bytes") or b"", ""
 
 
 def _line(error: Exception) -> str:

@@ -29,8 +29,9 @@ def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list
         found = [path for suffix in suffixes for path in Path(pattern).rglob(f"*{suffix}") if not path.name.startswith(".")]
     elif argument:
         parts = _ranged(pattern)
-        found = [Path(name) for part in parts for name in ([part] if os.path.isfile(part) else glob.glob(part, recursive=True))]
-        missing = [part for part in parts if len(parts) > 1 and not os.path.isfile(part)]
+        by_part = {part: [part] if os.path.isfile(part) else glob.glob(part, recursive=True) for part in parts}
+        found = [Path(name) for names in by_part.values() for name in names]
+        missing = [part for part, names in by_part.items() if len(parts) > 1 and not names]
         if missing:
             raise UserError(f"{whole}; of its {len(parts):,} files {len(missing):,} are not there: {some(missing)}")
     found = sorted({path for path in found if path.is_file()}) if argument else []

@@ -71,16 +71,20 @@ def look_through(file: Path) -> Contents:
 def _label(file: Path, name: str, suffix: str, content: bytes) -> str:
     """The class that a .cls or a .json says; empty: it says none. Raises UserError if it cannot be read."""
     try:
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
         if suffix == "cls":
             return text
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {name} cannot be read as {'text' if suffix == 'cls' else 'JSON'}: {error}") from error
     known = {str(key).lower(): said for key, said in value.items()} if isinstance(value, dict) else {}
     said = next((known[key] for key in KEYS if key in known), None)
     if isinstance(said, bool) or not isinstance(said, str | int):
         return ""
+    try:
+        str(said).encode()
+    except UnicodeEncodeError as error:  # JSON may write half of a pair, \ud800
+        raise UserError(f"{file}: {name} names a class that is no text: {said!r}") from error
     return str(said).strip()
 
 

@@ -127,7 +127,7 @@ def _brought(name: str, root: Path) -> dict[str, Any]:
     if why is None:
         try:
             with files.downloading(root / f".{name}.lock", f"downloads {name}"):  # one process downloads, the others wait
-                return _here(name, root, download=True)
+                return files.waited(lambda: _here(name, root, download=True))
         except Exception as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Record:
     found: Found
     one_block: bool = True
     """Whether the file holds one block. Others are left by a scan that was interrupted."""
+    end: int = 0
+    """The first byte behind the whole blocks of the file."""
 
     def part(self, at: np.ndarray, found: Found) -> Record:
         """The files at these places (M,), of which this was found."""
@@ -62,19 +65,28 @@ def load(file: Path) -> Record | None:
         old = file.with_suffix(".json")
         return _old(old) if old.is_file() else None
     blocks = list(_blocks(file, memoryview(read_bytes(file))))
-    if len(blocks) == 1:
-        return blocks[0]
-    if not blocks:
-        return None
+    if len(blocks) <= 1:
+        return next(iter(blocks), None)
     paths = Texts.of(path for block in blocks for path in block.paths)
     size_N, time_N = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("size_N", "time_N"))
-    return Record(paths, size_N, time_N, Found.joined([block.found for block in blocks]), one_block=False)
+    return Record(paths, size_N, time_N, Found.joined([block.found for block in blocks]), one_block=False, end=blocks[-1].end)
 
 
 def replace(file: Path, record: Record) -> None:
     """Write the file anew, with this record alone. A file of an earlier version beside it goes."""
     write_atomic(file, _packed(record))
     file.with_suffix(".json").unlink(missing_ok=True)
+
+
+def make_ready(file: Path, known: Record | None) -> None:
+    """Before the first `append`, under the lock: what is behind the whole blocks goes, since `load` reads nothing behind it.
+
+    known: what `load` gave. If it is of an earlier version, it becomes the first block, since that file counts alone.
+    """
+    if file.is_file():
+        os.truncate(file, 0 if known is None else known.end)
+    elif known is not None:
+        replace(file, known)
 
 
 def append(file: Path, record: Record) -> None:
@@ -108,11 +120,11 @@ def _blocks(file: Path, raw: memoryview) -> Iterator[Record]:
         if not whole or hashlib.blake2b(content, digest_size=_HASH_BYTES).digest() != check:
             _log.warning("%s is damaged from byte %d on, or was cut off; the images that it named there are read again", file, at)
             return
-        yield _unpacked(content)
         at = begin + length + _HASH_BYTES
+        yield _unpacked(content, at)
 
 
-def _unpacked(content: memoryview) -> Record:
+def _unpacked(content: memoryview, end: int) -> Record:
     at = 8 + int.from_bytes(content[:8], "little")
     head = json.loads(bytes(content[8:at]))
     num, columns = head["rows"], {}
@@ -123,7 +135,7 @@ def _unpacked(content: memoryview) -> Record:
     paths = Texts(bytes(content[at : at + head["bytes"]]), columns["starts"], head["prefix"])
     shown = columns["problem"], columns["note"], columns["highest"], columns["decoded"]
     found = Found(columns["digest"].reshape(num, DIGEST_BYTES), *shown, tuple(head["words"]), head["full_per_s"])
-    return Record(paths, columns["size"], columns["time"], found)
+    return Record(paths, columns["size"], columns["time"], found, end=end)
 
 
 def _old(file: Path) -> Record | None:

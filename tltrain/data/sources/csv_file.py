@@ -14,12 +14,12 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.output import progress
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Source, SourceKind
-from tltrain.data.sources.image_list import from_files
+from tltrain.data.sources.image_list import from_files, torn_group
 from tltrain.data.sources.layout import split_of
 from tltrain.data.sources.names import MISSING, counted
 from tltrain.data.tables.listing import Listing, Names
 from tltrain.data.tables.rows import stream_rows
-from tltrain.data.tables.texts import Growing, Texts, same_as
+from tltrain.data.tables.texts import Growing, Texts
 
 REPORTED = 10_000
 """Lines between two reports of progress."""
@@ -122,7 +122,7 @@ def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing) 
 
     key_N: (N,) a hash of each path.
     """
-    _, first_N, inverse_N, count_N = np.unique(key_N, return_index=True, return_inverse=True, return_counts=True)
+    _, inverse_N, count_N = np.unique(key_N, return_inverse=True, return_counts=True)
     firsts: dict[str, int] = {}
     for i in np.flatnonzero(count_N[inverse_N.ravel()] > 1).tolist():
         first = firsts.setdefault(os.path.normpath(listing.paths[i]), i)
@@ -131,16 +131,12 @@ def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing) 
             raise UserError(
                 f"{file}, line {line_N[i]}: {listing.ids[i]} stands in line {line_N[first]} already{spelt}; list each image once"
             )
-    if listing.groups is not None and len(listing.splits) > 1:
-        first_N = same_as(listing.groups)
-        for i in np.flatnonzero(listing.split_N != listing.split_N[first_N]).tolist():
-            if (group := listing.groups[i]) == "":
-                continue
-            split, other = listing.splits[listing.split_N[i]], listing.splits[listing.split_N[first_N[i]]]
-            raise UserError(
-                f"{file}, line {line_N[i]}: group {group} is in {split}, and in line {line_N[first_N[i]]} in {other}; "
-                "a group stays in one split"
-            )
+    if (torn := torn_group(listing)) is not None:
+        image, other = listing[torn[0]], listing[torn[1]]
+        raise UserError(
+            f"{file}, line {line_N[torn[0]]}: group {image.group} is in {image.split}, and in line {line_N[torn[1]]} in {other.split}; "
+            "a group stays in one split"
+        )
     train = listing.splits.index("train") if "train" in listing.splits else -1
     absent = sorted(
         set(listing.labels) - {listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N[listing.split_N == train])).tolist()}

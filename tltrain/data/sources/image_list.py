@@ -64,6 +64,7 @@ def from_files(
         kept = np.array(changed.kept, dtype=np.int64)
         listing = listing.take(kept).with_labels(changed.labels)
         notes += changed.notes
+    _check_groups(listing, origin)
     place = {name: k for k, name in enumerate(order)}
     present = [listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N)).tolist()]
     classes = tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
@@ -95,6 +96,24 @@ def from_files(
         notes=notes,
         corrected=True,
     )
+
+
+def _check_groups(listing: Listing, origin: str) -> None:
+    if (torn := torn_group(listing)) is not None:
+        image, other = listing[torn[0]], listing[torn[1]]
+        raise UserError(
+            f"{origin}: group {image.group} is in {image.split} ({image.id}) and in {other.split} ({other.id}); a group stays in one "
+            "split: move it, or leave those images out with data.exclude"
+        )
+
+
+def torn_group(listing: Listing) -> tuple[int, int] | None:
+    """(an image, the first one of its group), where the two are declared in different splits. None: there is no such group."""
+    if listing.groups is None or len(listing.splits) < 2:
+        return None
+    first_N = same_as(listing.groups)
+    torn = (i for i in np.flatnonzero(listing.split_N != listing.split_N[first_N]).tolist() if listing.groups[i] != "")
+    return next(((i, int(first_N[i])) for i in torn), None)
 
 
 def _looked(listing: Listing, kept: np.ndarray, origin: str, spec: Data, look: Look | None) -> tuple[Found, Read]:

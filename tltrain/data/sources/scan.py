@@ -94,7 +94,8 @@ def _complete(cache: Path, now: Record, known: Record | None, row_N: np.ndarray,
         if (chosen_M := lasting_N[at]).any():
             records.append(cache, now.part(at[chosen_M], parts[-1].take(np.flatnonzero(chosen_M))))
 
-    decoded_M = np.ones(len(new), bool) if check == "full" else chosen(now.paths.take(new).with_prefix(""), len(new), check)
+    decoded_M = np.ones(len(new), bool) if check == "full" else chosen(now.paths.with_prefix(""), len(now.paths), check)[new]
+    records.make_ready(cache, known)
     pace = Pace("images read", int(decoded_M.sum()))
     _read_all(_read if check == "full" else _sketched, now.paths, new[decoded_M], white, pace, keep)
     per_s = pace.per_s if pace.total >= LEAST_TIMED else per_s
