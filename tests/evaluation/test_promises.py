@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from tltrain.cli.main import main
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
+from tltrain.data import open_images
+from tltrain.data.views import PIXELS_VERSION
 from tltrain.evaluation.evaluate import evaluate, seen_again
 from tltrain.evaluation.predict import evaluation_view, predict, several_views
 from tltrain.evaluation.promises import kept
 from tltrain.evaluation.promises.command import figures_of
-from tltrain.evaluation.promises.fitted import Wanted, rules_for, strangers_of, val_answers
+from tltrain.evaluation.promises.fitted import Wanted, groups_of, rules_for, strangers_of, val_answers
 from tltrain.evaluation.trained import load_trained
 from tltrain.runs import manifest, run_dir
 from tltrain.training.run import train
@@ -97,8 +100,64 @@ def test_what_is_worked_out_again_is_what_the_run_kept(run: Path) -> None:
     flipped = bytearray(kept.val_file(run).read_bytes())
     flipped[-1] ^= 1
     kept.val_file(run).write_bytes(flipped)
-    with pytest.raises(UserError, match="not as its run wrote it"):
+    with pytest.raises(UserError, match=r"not as its run wrote it.*delete it: it is made again"):
         kept.read_val(run)
+    figures = figures_of(run, None, "test", 16, Wanted())
+    assert "sets" not in figures
+    assert "delete it: it is made again" in figures["notes"][-1], "nobody asked for it"
+
+
+def test_a_rule_on_the_images_that_it_was_fitted_on_says_so(run: Path) -> None:
+    for split, says in (("val", "fitted on these very images"), ("train", "trained on these"), ("all", "among these are")):
+        assert "sets" not in figures_of(run, None, split, 16, Wanted())
+        assert says in figures_of(run, None, split, 16, Wanted(coverage=0.9))["notes"][-1]
+    assert figures_of(run, None, "test", 16, Wanted(coverage=0.9))["notes"] == []
+
+
+def test_changed_data_is_said_and_what_it_gives_is_not_kept(run: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
+    images = Path(shutil.copytree(made[1], tmp_path / "images"))
+    recipe = run / "recipe.yaml"
+    manifest.uncover(run, [recipe])
+    recipe.write_text(recipe.read_text().replace(str(made[1]), str(images)))
+    next((images / "val").rglob("*.png")).unlink()
+    kept.val_file(run).unlink()
+    said: list[str] = []
+    assert len(val_answers(run, said.append)) == 11
+    strangers_of(run, said.append)
+    assert sum("images keep the splits of the training (32 of 32 train, 11 of 12 val" in line for line in said) == 2
+    assert sum("not kept, since the data has changed" in line for line in said) == 2
+    assert not kept.val_file(run).exists()
+    assert not kept.strangers_file(run).exists()
+    (run / "data.jsonl.gz").unlink()
+    with pytest.raises(UserError, match=r"promise nothing.*which image was in which split is not known"):
+        val_answers(run, said.append)
+
+
+def test_groups_of_val_are_counted_kept_and_said(run: Path) -> None:
+    runtime_images = open_images(run_dir.read_recipe(run).data)
+    assert groups_of(runtime_images, runtime_images.val) is None, "each image is drawn by itself"
+    source = runtime_images.source
+    assert source is not None
+    alike = replace(runtime_images, source=replace(source, groups=source.numbers // 4))
+    assert groups_of(alike, alike.val) == len(set((alike.val.source_index // 4).tolist()) if alike.val is not None else ())
+    val = kept.read_val(run)
+    assert val is not None
+    kept.write_val(run, replace(val, num_groups=3))
+    said: list[str] = []
+    rules_for(run, Wanted(coverage=0.9, abstain=0.5), said.append)
+    assert sum("lie in 3 groups" in line for line in said) == 1
+    figures = figures_of(run, None, "test", 16, Wanted())
+    assert sum("lie in 3 groups" in note for note in figures["notes"]) == 1
+
+
+def test_views_with_other_pixels_are_answered_anew(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    val = kept.read_val(run)
+    assert val is not None
+    kept.write_val(run, val, 3)
+    assert kept.read_val(run, 3) is not None
+    monkeypatch.setitem(PIXELS_VERSION, "light", 99)
+    assert kept.read_val(run, 3) is None
+    assert kept.read_val(run) is not None
 
 
 def test_answers_of_other_weights_are_not_used(run: Path) -> None:
@@ -228,8 +287,10 @@ def test_a_class_that_the_run_does_not_know_is_refused_or_counted_as_strange(
     assert sum(marked) == figures["strangers"]["strange"]["marked"] + figures["strangers"]["known"]["marked"]
     assert all(m for m, s in zip(marked, strange, strict=True) if s), "noise is like no digit"
     only = subset(made[1], tmp_path / "only", {"digit 0": "zero", "digit 1": "one"})
+    kept.strangers_file(run).unlink()
     with pytest.raises(UserError, match="no image is of a class of the run"):
         figures_of(run, f"folder:{only}", "all", 16, Wanted(strangers=True))
+    assert not kept.strangers_file(run).exists(), "refused before the run's features are computed"
 
 
 def test_strangers_are_told_by_what_the_head_is_given(run: Path, made: tuple[Path, Path]) -> None:
@@ -256,6 +317,13 @@ def test_strangers_are_told_by_what_the_head_is_given(run: Path, made: tuple[Pat
 def test_a_value_that_cannot_be_had_is_refused_before_anything_is_read(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         rules_for(Path("/no/run"), Wanted(**changes), quiet)
+
+
+@pytest.mark.parametrize("word", ["--batch", "--top"])
+def test_no_image_at_a_time_is_refused(run: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kept.val_file(run).unlink()
+    assert main(["predict", str(run), "x", word, "0", "--coverage", "0.9"]) == 2
+    assert f"{word[2:]} is 0; it must be at least 1" in capsys.readouterr().err
 
 
 def test_a_run_without_val_promises_nothing(made_recipe: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,14 @@ def test_the_section_says_what_was_counted(tmp_path: Path) -> None:
     assert "Accuracy of the answers" in text
 
 
+def test_groups_of_val_are_said(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", 20)
+    assert "groups" not in text_of(run)
+    file = run / "test_metrics.json"
+    file.write_text(file.read_text().replace('"num_groups": null', '"num_groups": 5'))
+    assert "lie in 5 groups of images that are alike" in text_of(run)
+
+
 def test_a_network_that_is_always_right_has_a_chart(tmp_path: Path) -> None:
     run = made(tmp_path / "run", 20)
     file = run / "test_metrics.json"

@@ -40,6 +40,9 @@ def predict_files(
     if all_shares and form == "table":
         raise UserError("--probabilities are too wide for a table; add --csv or --json")
     wanted.check()
+    for name, value in (("top", top), ("batch", batch)):  # before val is answered, if it has to be
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
     trained = load_trained(run)
     files = find_files(paths, sys.stdin)
     asked = rules_for(run, wanted, lambda text: print(escape.line(text), file=sys.stderr), batch)

@@ -26,7 +26,7 @@ from tltrain.distributed.signals import NoAnswer, StopSignal
 from tltrain.evaluation import metrics, results
 from tltrain.evaluation.evaluator import logits, predict
 from tltrain.evaluation.promises import kept
-from tltrain.evaluation.promises.fitted import fit_answers, usual
+from tltrain.evaluation.promises.fitted import fit_answers, groups_of, usual
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.planning import preview
@@ -155,7 +155,10 @@ def _stages(run: Run, state: State, stop: StopSignal, resumed: bool) -> dict[str
         fit, last = run_stage(run, stage, state, teacher, stop)
         if fit.reason not in ("finished", "early"):
             return _stopped(run, fit)
-        state = State(fit.progress.next_stage(), save_stage_weights(run, stage, fit, last), fit.best)
+        weights = save_stage_weights(run, stage, fit, last)
+        state = State(fit.progress.next_stage(), weights, fit.best)
+        if stage.spec.carry == "last":  # what was best before is not on the way that was chosen, and comes back in no later stage
+            state = State(replace(state.progress, best=None), weights)
         run.save(state)
     if run.saver is not None:
         run.saver.wait()
@@ -238,7 +241,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
     """Calibrate and test the final weights once, then write the weights, the test results, the outcome and the report."""
     began, last = clock(), run.plan[-1]
     said = None if run.images.val is None else logits(run.runtime, chain.eval(), run.eval_batches(run.images.val), _alive(run, "calibrate"))
-    temperature, val = fit_answers(said)
+    temperature, val = fit_answers(said, groups_of(run.images, run.images.val))
     test, rules = run.images.test, usual(val)
     if test is not None:
         predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, WHOLE, _alive(run, "test"), rules.thresholds)

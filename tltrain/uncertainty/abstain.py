@@ -36,10 +36,12 @@ class Abstention:
     """Of them, those above the threshold."""
     right: int
     """Of those, the right ones."""
+    num_groups: int | None = None
+    """As in `Answers`."""
 
     @property
     def least(self) -> float:
-        """With SURE, at least this share of the answers is right for images drawn as those of val.
+        """With SURE, at least this share of the answers is right for images drawn as those of val, one by one.
 
         Clopper and Pearson's (1934) one-sided bound at (1 - SURE) / SHARES: it holds for all SHARES thresholds together, and so also for
         the one that was chosen by looking at val.
@@ -59,7 +61,7 @@ def fit_abstention(val: Answers, target: float) -> Abstention:
         answered = val.confidence > threshold
         right = int(val.right[answered].sum())
         if right >= target * answered.sum() - 1e-9:
-            return Abstention(target, threshold, len(val), int(answered.sum()), right)
+            return Abstention(target, threshold, len(val), int(answered.sum()), right, val.num_groups)
     best = max(float(val.right[val.confidence > threshold].mean()) for threshold in looked_at)
     raise UserError(
         f"no threshold makes {100 * target:g} % of the answers on val right: the surest reach {100 * best:.1f} %; ask for less, or train "
@@ -82,7 +84,7 @@ def shown(rule: Abstention, on: Answers) -> dict[str, Any]:
     answered = on.confidence > rule.threshold
     return {
         "target": rule.target, "threshold": rule.threshold, "least": rule.least,
-        "val": {"n": rule.num_val, "answered": rule.answered, "right": rule.right},
+        "val": {"n": rule.num_val, "answered": rule.answered, "right": rule.right}, "num_groups": rule.num_groups,
         "n": len(on), "answered": int(answered.sum()), "right": int(on.right[answered].sum()),
     }  # fmt: skip
 

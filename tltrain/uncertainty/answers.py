@@ -19,9 +19,18 @@ class Answers:
     """(N,) float64, the probability of the image's own class."""
     right: np.ndarray
     """(N,) bool, whether the most probable class is the image's own."""
+    num_groups: int | None = None
+    """Groups of images that are alike, such as frames of one film. None: each image is drawn by itself, or it is not known."""
 
     def __len__(self) -> int:
         return len(self.own)
+
+
+GROUPED = (
+    "the images of val lie in {:,} groups of images that are alike. What is said of its luck, and with 95 % confidence, is for images "
+    "drawn one by one, and does not hold here: think of val as of so many images"
+)
+"""To be formatted with the number of groups."""
 
 
 def share(name: str, value: float) -> float:

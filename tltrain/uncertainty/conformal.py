@@ -42,6 +42,8 @@ class Sets:
     """The least calibrated probability of a class in a set."""
     num_val: int
     """Images that it was fitted on."""
+    num_groups: int | None = None
+    """As in `Answers`."""
 
     @property
     def between(self) -> tuple[float, float]:
@@ -69,7 +71,7 @@ def fit_sets(val: Answers, coverage: float) -> Sets:
             f"val has {len(val):,} images, and sets that hold the true class for {100 * coverage:g} % need at least "
             f"{least_images(coverage):,}; ask for less, or train with a larger data.val_fraction"
         )
-    return Sets(coverage, float(np.sort(val.own)[-rank]), len(val))
+    return Sets(coverage, float(np.sort(val.own)[-rank]), len(val), val.num_groups)
 
 
 def reachable(val: Answers, levels: Sequence[float] = LEVELS) -> list[Sets]:
@@ -91,6 +93,7 @@ def shown(sets: Sets, on: Answers, size_N: np.ndarray, label_N: np.ndarray, clas
     sizes = np.bincount(size_N.astype(np.int64))
     return {
         "coverage": sets.coverage, "threshold": sets.threshold, "num_val": sets.num_val, "between": list(sets.between),
+        "num_groups": sets.num_groups,
         "n": len(on), "covered": int(in_N.sum()), "mean_size": float(size_N.mean()),
         "sizes": {str(size): int(count) for size, count in enumerate(sizes) if count}, "per_class": per_class,
     }  # fmt: skip

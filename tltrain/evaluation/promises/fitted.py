@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import softmax
 
 from tltrain.core.errors import UserError
+from tltrain.data import DataSplits, Split
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation.calibration import fit_temperature
@@ -17,9 +18,9 @@ from tltrain.evaluation.evaluate import Asked, NoSplit, Opened, opened_run
 from tltrain.evaluation.evaluator import features, predict, predict_views
 from tltrain.evaluation.metrics import Predictions
 from tltrain.evaluation.promises import kept
-from tltrain.runs import run_dir
+from tltrain.runs import data_record, run_dir
 from tltrain.uncertainty import abstain, answers, conformal
-from tltrain.uncertainty.answers import Answers
+from tltrain.uncertainty.answers import GROUPED, Answers
 from tltrain.uncertainty.strangers import MOST_IMAGES, Strangers, fit_strangers
 
 Say = Callable[[str], None]
@@ -44,6 +45,8 @@ class Wanted:
 
 
 MOST_VIEWS = 64
+ALONE = 0.95
+"""Groups for each image of val from which it counts as drawn one by one: a few copies move no bound by much."""
 
 
 def rules_for(run: Path, wanted: Wanted, say: Say, device_batch: int = 128) -> Asked:
@@ -92,6 +95,8 @@ def promised(asked: Asked) -> list[str]:
         on_val = f"on val {rule.answered:,} of {rule.num_val:,} answered, {100 * rule.right / rule.answered:.1f} % right"
         lines.append(f"abstain {how}; {on_val}")
         lines.append(f"abstain promised for other images, with 95 % confidence: at least {100 * rule.least:.1f} % of the answers are right")
+    if groups := num_groups(asked):
+        lines.append(f"note    {GROUPED.format(groups)}")
     if lines:
         lines.append(
             "note    both hold for images like those of val; val also chose the weights and the temperature, which flatters it a little"
@@ -99,14 +104,31 @@ def promised(asked: Asked) -> list[str]:
     return lines
 
 
-def fit_answers(said: tuple[np.ndarray, np.ndarray] | None) -> tuple[float, Answers | None]:
-    """(the calibration temperature, answers with it) from logits (N, K) of val and labels (N,). (1, None) without val."""
+def num_groups(asked: Asked) -> int | None:
+    """Of val, where that makes what the rules promise too good."""
+    found = [rule.num_groups for rule in asked.sets] + [rule.num_groups for rule in asked.abstentions]
+    return next((num for num in found if num is not None), None)
+
+
+def groups_of(images: DataSplits, split: Split | None) -> int | None:
+    """How many groups the images of a split lie in. None where nearly each image is a group, and where the groups are not known."""
+    if split is None or images.source is None:
+        return None
+    num = len(np.unique(images.source.groups[np.isin(images.source.numbers, split.source_index)]))
+    return num if num < ALONE * len(split) else None
+
+
+def fit_answers(said: tuple[np.ndarray, np.ndarray] | None, num_groups: int | None = None) -> tuple[float, Answers | None]:
+    """(the calibration temperature, answers with it) from logits (N, K) of val and labels (N,). (1, None) without val.
+
+    num_groups: as in `Answers`.
+    """
     if said is None:
         return 1.0, None
     logits_NK, label_N = said
     temperature = fit_temperature(logits_NK, label_N)
     p_NK = softmax(logits_NK / temperature, axis=1)
-    return temperature, Answers(p_NK.max(1), p_NK[np.arange(len(label_N)), label_N], p_NK.argmax(1) == label_N)
+    return temperature, Answers(p_NK.max(1), p_NK[np.arange(len(label_N)), label_N], p_NK.argmax(1) == label_N, num_groups)
 
 
 def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128) -> Answers:
@@ -114,9 +136,9 @@ def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128
     if (held := kept.read_val(run, num_views)) is not None:
         return held
     with torch_settings_kept():
-        runtime, opened = _on_val(run)
+        runtime, opened = _on_val(run, say)
         seen = "" if num_views == 1 else f", {num_views} views each"
-        say(f"val     its {len(opened.split):,} images are answered once{seen}, to fit on; the answers are kept in the run folder")
+        say(f"val     its {len(opened.split):,} images are answered once{seen}, to fit on")
 
         def answered(batch: int) -> Predictions:
             batches = opened.loader(runtime, opened.split, batch, num_views)
@@ -126,8 +148,8 @@ def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128
 
         p = fitting(answered, device_batch)[0] if runtime.world == 1 else answered(device_batch)
     assert p.own is not None
-    found = Answers(p.calibrated, p.own, p.predicted == p.label)
-    _keep(runtime, say, lambda: kept.write_val(run, found, num_views))
+    found = Answers(p.calibrated, p.own, p.predicted == p.label, groups_of(opened.images, opened.split))
+    _keep(runtime, opened, say, lambda: kept.write_val(run, found, num_views))
     return found
 
 
@@ -136,10 +158,10 @@ def strangers_of(run: Path, say: Say, device_batch: int = 128) -> Strangers:
     if (held := kept.read_strangers(run)) is not None:
         return held
     with torch_settings_kept():
-        runtime, opened = _on_val(run)
+        runtime, opened = _on_val(run, say)
         train, val = opened.images.train, opened.split
         num = min(len(train), MOST_IMAGES) + len(val)
-        say(f"strangers  features of {num:,} train and val images are computed once, and kept in the run folder")
+        say(f"strangers  features of {num:,} train and val images are computed once")
 
         def computed(batch: int) -> list[np.ndarray]:
             loaders = [opened.loader(runtime, split, batch, limit=MOST_IMAGES) for split in (train, val)]
@@ -147,23 +169,31 @@ def strangers_of(run: Path, say: Say, device_batch: int = 128) -> Strangers:
 
         parts = fitting(computed, device_batch)[0] if runtime.world == 1 else computed(device_batch)
     found = fit_strangers(*parts)
-    _keep(runtime, say, lambda: kept.write_strangers(run, found))
+    _keep(runtime, opened, say, lambda: kept.write_strangers(run, found))
     return found
 
 
-def _on_val(run: Path) -> tuple[Runtime, Opened]:
-    """The run with its own val images. Raises UserError for a run without any."""
+def _on_val(run: Path, say: Say) -> tuple[Runtime, Opened]:
+    """The run with its own val images. Raises UserError for a run without any, and where it is not known which they were."""
     try:
-        return opened_run(run, None, "val")
+        runtime, opened = opened_run(run, None, "val")
     except NoSplit as error:
         raise UserError(
             f"{run} has no val images, and what it can promise is fitted on them; train with data.val_fraction above 0"
         ) from error
+    if opened.notes and (opened.images.source is None or data_record.read(run) is None):
+        raise UserError(f"{run} can promise nothing: {opened.notes[0]}; put the data back as it was, or train again")
+    for note in opened.notes:
+        say(f"note    {note}")
+    return runtime, opened
 
 
-def _keep(runtime: Runtime, say: Say, write: Callable[[], None]) -> None:
+def _keep(runtime: Runtime, opened: Opened, say: Say, write: Callable[[], None]) -> None:
     """Keep what was worked out, on one process. A folder that cannot be written is said, and ends nothing."""
     if not runtime.is_main:
+        return
+    if opened.notes:
+        say("note    what was worked out is not kept, since the data has changed: it is worked out again next time")
         return
     try:
         write()

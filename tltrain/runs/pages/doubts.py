@@ -11,6 +11,7 @@ from tltrain.runs.report.charts import Axis, Line, axis, line_chart
 from tltrain.runs.report.formatting import DASH, count, percent, plural, tenths
 from tltrain.runs.report.html import Html, el
 from tltrain.runs.report.stats import wilson
+from tltrain.uncertainty.answers import GROUPED
 
 FITTED = (
     "Both are fitted on val and shown on test. They hold for images like those of val. Val also chose the weights and the temperature, "
@@ -25,7 +26,9 @@ def doubts(run: RunRecord) -> Html | None:
     if not curve or sets is None or rules is None:
         return None
     blocks = [_sets(sets) if sets else _too_few(), _answers(rules, curve)]
-    return el("section", el("h2", "What it does not know"), el("p", FITTED, class_="note"), el("div", *blocks, class_="pair"))
+    groups = next((n for n in [row.get("num_groups") for row in (*sets, *rules)] if n is not None), None)
+    alike = "" if groups is None else f" But {GROUPED.format(groups)}."
+    return el("section", el("h2", "What it does not know"), el("p", FITTED + alike, class_="note"), el("div", *blocks, class_="pair"))
 
 
 def _too_few() -> Html:
