@@ -158,8 +158,7 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
         if run.is_dir() and not all(files.is_temporary(path, recipe_file(run)) for path in run.iterdir()):
             raise UserError(f"{run} holds files and is no run folder (it has no recipe.yaml); choose another with --folder")
         return
-    raced = manifest.read_json(run / RACE, dict) or {}
-    if differences := (kept := read_recipe(run)).differences(as_kept(recipe, kept, raced)):
+    if differences := (kept := read_recipe(run)).differences(as_kept(recipe, kept, manifest.read_json(run / RACE, dict) or {})):
         lines = "\n  ".join(differences)
         remedy = "choose another folder with --folder, or delete it"
         raise UserError(f"{run} holds a run of another recipe (its own -> yours):\n  {lines}\n{remedy}")
