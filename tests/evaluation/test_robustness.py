@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,40 @@ def test_against_another_run_names_both(run: Path, tmp_path: Path, capsys: pytes
     page = Page(run / "corruptions" / "against.html")
     assert_self_contained(page)
     assert "run and other under corruptions" in page.text
+
+
+def test_runs_of_other_pixels_are_compared_with_a_note(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    recipe = run_dir.read_recipe(other)
+    (other / "manifest.json").unlink()
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": 24, "resize": 24})})
+    (other / "recipe.yaml").write_text(changed.to_yaml())
+    assert corruptions(ask(run, other, names="contrast", severities="5"), as_json=False) == 0
+    assert "are not the same: data.size 32 and 24" in " ".join(capsys.readouterr().out.split())
+    assert "whose pixels are not the same (data.size 32 and 24" in Page(run / "corruptions" / "against.html").text
+
+
+def test_a_device_without_room_for_the_first_batch_is_given_less(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def small(runtime: Any, chain: Any, batches: Any, *args: Any) -> Any:
+        def checked() -> Iterator[Any]:
+            for batch in batches:
+                sizes.append(len(batch["label"]))
+                if sizes[-1] > 8:
+                    raise torch.OutOfMemoryError
+                yield batch
+
+        return predict(runtime, chain, checked(), *args)
+
+    monkeypatch.setattr("tltrain.evaluation.robustness.measure.predict", small)
+    corruptions(ask(run, names="contrast", severities="5"), as_json=True)
+    assert sizes[0] > 8
+    assert max(sizes[1:]) <= 8
+    again = read(run / "corruptions")
+    assert again is not None
+    monkeypatch.undo()
+    assert again.predicted[CLEAN].tolist() == by_hand(run, CLEAN)
 
 
 def made(folder: Path, ids: str, **right: list[int]) -> Measured:

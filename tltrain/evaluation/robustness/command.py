@@ -17,7 +17,7 @@ from tltrain.core.output.console import Console
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell
 from tltrain.evaluation.robustness import page, terminal
 from tltrain.evaluation.robustness.asked import cells_of
-from tltrain.evaluation.robustness.figures import Difference, Figures, differences, figures, table
+from tltrain.evaluation.robustness.figures import Difference, Figures, differences, figures, table, unlike
 from tltrain.evaluation.robustness.measure import Measurement, measure
 from tltrain.runs import run_dir
 from tltrain.runs.report.formatting import plural
@@ -100,12 +100,14 @@ def _compare(ask: Ask, first: Measurement, cells: Sequence[Cell], console: Conso
     assert ask.against is not None
     second = _measured(ask, ask.against, cells, console)
     rows = differences(first.measured, second.measured, cells)
-    names = _names(ask.run, ask.against)
+    names, other = _names(ask.run, ask.against), unlike(first.measured, second.measured)
     if first.is_main:
         second.measured.seal()
         path = first.measured.folder / AGAINST_PAGE
-        files.write_atomic(path, _bytes(page.against_page(names, rows, len(first.measured.ids))))
+        files.write_atomic(path, _bytes(page.against_page(names, rows, len(first.measured.ids), other)))
         first.measured.seal()
+        if other:
+            console.say(f"note    the corrupted pixels of the two are not the same: {other}", style="yellow")
         console.show(terminal.differences(rows, *names))
         console.show(escape.line(page.against_verdict(names, rows)))
         console.say(f"page    {path}")

@@ -96,6 +96,16 @@ def differences(first: Measured, second: Measured, cells: Sequence[Cell]) -> lis
     return [_difference(name, share_right(first, part), share_right(second, part)[order_N]) for name, part in parts]
 
 
+PIXELS = {"seed": "data.seed", "size": "data.size", "resize": "data.resize", "interpolation": "interpolation", "version": "version"}
+"""What the pixels of a corrupted image depend on, beside the image: in `Measured.about`, and as a user knows it."""
+
+
+def unlike(first: Measured, second: Measured) -> str:
+    """In what the same corruption of the same image differs for two measurements. Empty if the pixels are the same."""
+    differs = [(name, first.about.get(key), second.about.get(key)) for key, name in PIXELS.items()]
+    return ", ".join(f"{name} {one} and {other}" for name, one, other in differs if one != other)
+
+
 def _order(first: Measured, second: Measured) -> np.ndarray:
     """(N,) where each image of the first stands in the second."""
     at = {name: i for i, name in enumerate(second.ids)}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tltrain.core import files
+from tltrain.core.errors import UserError
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.data.corruptions import VERSION, corrupt
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell, CorruptedViews
@@ -58,10 +59,13 @@ def measure(path: Path, source: str | None, which: str, cells: Sequence[Cell], d
     if todo:
         if runtime.is_main:
             measured.write()
-        passes.announce(measured, todo, device_batch)
+        num = len(measured.ids)
         if runtime.world == 1:
-            fitting(lambda batch: passes.make(measured, todo, batch), device_batch)
+            pass_s, fits = fitting(lambda batch: passes.seconds(num, batch), device_batch)
+            passes.announce(measured, todo, pass_s)
+            fitting(lambda batch: passes.make(measured, todo, batch), fits)
         else:  # one that runs out of memory cannot retry without the others
+            passes.announce(measured, todo, passes.seconds(num, device_batch))
             passes.make(measured, todo, device_batch)
     console.busy(None)
     return Measurement(measured, passes.views, runtime.is_main)
@@ -97,7 +101,13 @@ class _Passes:
     def begin(self, folder: Path, about: dict[str, Any]) -> Measured:
         """What the folder holds, if that is of the same weights and images; else nothing yet. The same on every process."""
         runtime, split = self.runtime, self.run.split
-        there = kept.read(folder) if runtime.is_main else None
+        there, problem = None, ""
+        try:
+            there = kept.read(folder) if runtime.is_main else None
+        except UserError as error:  # raised by all processes, or the others would wait for this one
+            problem = str(error)
+        if problem := runtime.share(problem):
+            raise UserError(problem)
         if there is not None and there.about != about:
             other = sorted(key for key in {*about, *there.about} if about.get(key) != there.about.get(key))
             self.console.say(f"note    {folder} is of other {', '.join(other)}: it is measured anew", style="yellow")
@@ -106,13 +116,16 @@ class _Passes:
         at = [item.position for part in eval_batches(len(split), Shard(0, 1), 1, self.run.spec.eval_limit) for item in part]
         return Measured(folder, about, tuple(split.ids[i] for i in at), split.labels[at], known or {})
 
-    def announce(self, measured: Measured, todo: Sequence[Cell], batch: int) -> None:
-        """Say what will be done and how long that will take, by one batch and one corrupted image of each kind."""
-        num, began = len(measured.ids), clock()
-        self._forward(min(batch, num))
+    def seconds(self, num: int, batch: int) -> float:
+        """Of a pass over so many images, by its first batch."""
+        self._forward(min(batch, num))  # the first one is slower
         began = clock()
         self._forward(min(batch, num))
-        pass_s = (clock() - began) / min(batch, num) * num / self.shard.world
+        return (clock() - began) / min(batch, num) * num / self.shard.world
+
+    def announce(self, measured: Measured, todo: Sequence[Cell], pass_s: float) -> None:
+        """Say what will be done and how long that will take: pass_s seconds a pass, and what one corrupted image of each kind takes."""
+        num = len(measured.ids)
         corrupting_s = sum(self._seconds(cell) for cell in todo) * num / self.shard.world
         cores = (os.cpu_count() or 1) // self.runtime.local_world
         self.workers = min(8, cores) if corrupting_s > WORTH_WORKERS_S and cores > 1 else 0

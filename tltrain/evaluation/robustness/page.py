@@ -161,8 +161,8 @@ def _method(figures: Figures) -> Html:
     return el("section", el("h2", "How it was measured"), *(el("p", line, class_="note") for line in lines))
 
 
-def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images: int) -> str:
-    """The page of two runs on the same corrupted images."""
+def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images: int, unlike: str) -> str:
+    """The page of two runs on the same images under corruptions. unlike: as `figures.unlike`."""
     first, second = names
     scale = max(abs(end) for row in rows for end in (row.gain.low, row.gain.high)) or 0.01
     shown = [
@@ -175,9 +175,10 @@ def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images:
     ]  # fmt: skip
     head = ["Right, %", first, second, "Difference", f"\u2212{100 * scale:.0f} to +{100 * scale:.0f}", "95\u202f% interval", "p"]
     tests = len([row for row in rows if row.name not in ("clean", "all")])
+    same = f"corruptions of the same kinds, whose pixels are not the same ({unlike})" if unlike else "the same corruptions"
     note = (
-        f"On the same {plural(num_images, 'image')} under the same corruptions, in points of accuracy, {first} minus {second}. Intervals: "
-        f"the bootstrap over images, each with all of its answers; p: the sign-flip test over images. Of {tests} such tests, about one in "
+        f"On the same {plural(num_images, 'image')} under {same}, in points of accuracy, {first} minus {second}. Intervals: the "
+        f" bootstrap over images, each with all of its answers; p: the sign-flip test over images. Of {tests} such tests, about one in "
         "twenty has p < .05 by chance alone. They cover the choice of images, not of the seed."
     )
     return page(
