@@ -218,6 +218,52 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path, read: list[str])
     assert not file.with_suffix(".json").exists()
 
 
+@pytest.mark.parametrize("damage", ["torn", "earlier version"])
+def test_what_a_stopped_scan_adds_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """Behind half a block, which a kill within a write leaves, and beside the record of an earlier version."""
+    root = _folder(tmp_path / "d")
+    _open(root)
+    (file,) = _records(tmp_path)
+    known = record.load(file)
+    assert known is not None
+    if damage == "torn":
+        with file.open("ab") as out:
+            out.write(record.MARK + b"half a block")
+    else:
+        rows = zip(known.paths, known.size_N.tolist(), known.time_N.tolist(), known.found.digests(), strict=True)
+        old = {f"{path}|{size}|{time}": astuple(Scanned(digest, None))[:4] for path, size, time, digest in rows}
+        file.unlink()
+        file.with_suffix(".json").write_text(json.dumps(old))
+    for i in range(10):
+        shutil.copy(root / "a" / f"{i:03}.png", root / "a" / f"more {i}.png")
+
+    def append_and_stop(file: Path, new: Record) -> None:
+        append(file, new)
+        raise KeyboardInterrupt
+
+    append = record.append
+    monkeypatch.setattr(record, "append", append_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        _open(root)
+    kept = record.load(file)
+    assert kept is not None
+    assert len(kept.paths) == 50
+
+
+def test_what_a_lesser_check_decodes_does_not_depend_on_when_files_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tltrain.data.scans.sketch.DECODED", {"sample": (0.2, 4)})
+    root, later = _large(tmp_path / "d"), tmp_path / "later"
+    later.mkdir()
+    for i in range(10):
+        (root / "a" / f"{i:03}.png").rename(later / f"{i:03}.png")
+    _open(root, check="sample")
+    for path in later.iterdir():
+        path.rename(root / "a" / path.name)
+    notes = _open(root, check="sample").notes
+    shutil.rmtree(tmp_path / "cache")
+    assert notes == _open(root, check="sample").notes
+
+
 def test_what_is_known_is_taken_without_the_lock(tmp_path: Path) -> None:
     root = _folder(tmp_path / "d")
     first = _open(root).fingerprint
@@ -313,7 +359,7 @@ def test_a_source_that_is_read_in_full_says_so(tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "d"), "zip", tmp_path / "d")
     (note,) = open_images(Data(source=f"zip:{archive}", check="headers")).notes
     assert note.startswith("data.check is headers, and zip:")
-    assert note.endswith("is read in full: the check is of folder: and csv:")
+    assert note.endswith("is read in full: the check is of images that are files of their own")
 
 
 # --- progress

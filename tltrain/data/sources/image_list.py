@@ -124,7 +124,9 @@ def _looked(listing: Listing, kept: np.ndarray, origin: str, spec: Data, look: L
 
 
 def _unused_check(origin: str, spec: Data) -> tuple[str, ...]:
-    return (f"data.check is {spec.check}, and {origin} is read in full: the check is of folder: and csv:",) if spec.check != "full" else ()
+    if spec.check == "full":
+        return ()
+    return (f"data.check is {spec.check}, and {origin} is read in full: the check is of images that are files of their own",)
 
 
 def _two_labels(samples: Listing, digests: Texts, first_N: np.ndarray) -> tuple[str, ...]:
