@@ -17,6 +17,7 @@ import pytest
 
 from tltrain.core import files
 from tltrain.core.errors import MachineError, UserError
+from tltrain.core.output import progress
 
 Read = Callable[[Path], Any]
 
@@ -36,6 +37,15 @@ def test_only_regular_files_are_read(read: Read, tmp_path: Path) -> None:
     for name, kind in kinds.items():
         with pytest.raises(OSError, match=f"{kind}, not a file"):
             read(tmp_path / name)
+
+
+def test_a_long_call_that_says_nothing_gives_signs_of_life_and_its_error() -> None:
+    """A process that is not heard of for --timeout-minutes ends the start of all."""
+    heard = threading.Event()
+    with progress.heard_by(lambda how_far: heard.set()):
+        assert files.waited(lambda: heard.wait(60))
+    with pytest.raises(ZeroDivisionError):
+        files.waited(lambda: 1 // 0)
 
 
 def test_results_come_in_order_and_errors_in_their_place() -> None:

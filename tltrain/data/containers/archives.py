@@ -54,6 +54,7 @@ def look_through_zip(file: Path) -> Contents:
 
 
 def _extent(opened: BufferedReader, info: zipfile.ZipInfo, size: int) -> Extent:
+    progress.alive()
     if info.is_dir():
         return Extent(info.filename, 0, 0)  # by its / a folder to `ArchiveTree`: one without images is refused
     opened.seek(info.header_offset)

@@ -119,7 +119,7 @@ def _here(name: str, root: Path, **options: Any) -> dict[str, Any]:
 def _brought(name: str, root: Path) -> dict[str, Any]:
     """As `_here`, downloaded if absent. torchvision checks the md5 of what it downloads. Raises UserError."""
     try:
-        return _here(name, root)
+        return files.waited(lambda: _here(name, root))  # it may take the md5 of gigabytes
     except Exception:  # of files that are absent or damaged it raises RuntimeError, OSError and what its readers raise
         writable(root, "TLTRAIN_DATA")
     known = SETS[name]
