@@ -25,6 +25,7 @@ from tltrain.fitting.choose import Chosen, Depth
 from tltrain.fitting.facts import Facts
 from tltrain.fitting.fit import NO_SPLITS
 from tltrain.fitting.memory import VERSION, Plan
+from tltrain.fitting.race import race
 from tltrain.many import one_by_one
 from tltrain.runs import run_dir
 from tltrain.training.depths.hidden import without_test
@@ -111,6 +112,22 @@ def test_a_head_that_judged_some_of_the_images_is_raced_itself(tmp_path: Path, m
         plan = Plan(facts, Chosen("resnet18", "DEFAULT", "ridge", False, "cpu", {}), (), "", judged, ("a",), ())
         fit._against_head(fit.Wanted(source, tmp_path), plan, deep, {}, RunFlags(), Console(enabled=False))
     assert raced == [(["layer4.0"], {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0}), (["head", "layer4.0"], None)]
+
+
+def test_a_race_on_one_fold_judges_a_third_of_the_images_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = flat_folder(tmp_path / "photos", 12)
+    head = {"name": "head", "unfreeze": "head", "solve": "ridge", "views": 1, "carry": "last"}
+    deep = {"name": "deep", "unfreeze": "all", "steps": 1, "lr": 1e-4, "carry": "last"}
+    raw = {"name": "x", "data": {"source": f"folder:{photos}"}, "backbone": {"name": "resnet-tiny"}, "batch": 8}
+    recipe = {name: recipes.validate({**raw, "stages": stages}, "test").override(NO_SPLITS) for name, stages in
+              (("head", [head]), ("all", [head, deep]))}  # fmt: skip
+    raced = [(Depth(name, 1, folds=1), each) for name, each in recipe.items()]
+    told = [race(tmp_path / "race", raced, None, {}, RunFlags(workers=0), Console(enabled=True)) for _ in range(2)]
+    assert told[0] == told[1]
+    assert told[0] is not None
+    assert "race on 12 images" in told[0].sentence
+    assert set(told[0].accuracy) == {"head", "all"}
+    assert capsys.readouterr().out.count("test    top-1") == 2, "what is finished is not trained again"
 
 
 @pytest.mark.slow
