@@ -1,4 +1,4 @@
-"""Run folders, recipes, job scripts and stores of tltrain 0.1.0 still work, but for views whose pixels are others by now.
+"""Run folders, recipes, job scripts and stores of tltrain 0.1.0 still work.
 
 `data/runs-0.1.0.tar.xz` was made by that version on a CPU: a finished run of two stages; one stopped in its second stage, with a job
 script; an array over two seeds; and the stores of the first. @RUNS@ stands for the folder they lay in, @PYTHON@ for the interpreter.
@@ -22,7 +22,6 @@ import tltrain
 from tltrain.cli.main import main
 from tltrain.core.arguments.parsing import parse
 from tltrain.core.flags import RunFlags
-from tltrain.data.views import PIXELS_VERSION
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.runs.metrics_log import read_rows
 
@@ -67,15 +66,12 @@ def test_the_same_command_says_that_it_is_finished(old: Path, capsys: pytest.Cap
     assert said.err == "--store is now called --cache; the old name will go with the next version\n"
 
 
-def test_a_stopped_run_goes_on_from_where_it_was(old: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_from_where_it_was(old: Path) -> None:
     before, rows = json.loads((old / "stopped" / "outcome.json").read_text()), read_rows(old / "stopped")
     assert (before["outcome"], before["stage"], before["step"]) == ("stopped", "all", 8)
     script = (old / "stopped" / "jobs" / "4711.sbatch").read_text()
     words = re.search(r"set -- (train .*)$", script, re.MULTILINE)
     assert words is not None
-    assert main([*words[1].split(), "--workers", "0"]) == 2
-    assert "whose views of augment: light have other pixels" in capsys.readouterr().err, "its second stage would end on other images"
-    monkeypatch.setitem(PIXELS_VERSION, "light", 1)  # all else goes on
     assert main([*words[1].split(), "--workers", "0"]) == 0
     after = read_rows(old / "stopped")
     assert after[: len(rows)] == rows, "what was trained is not trained again"

@@ -129,24 +129,23 @@ def test_flip_can_be_switched_off(tmp_path: Path) -> None:
         assert {True, False} == set(rises[True])
 
 
-@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("resize", [32, 35])
-def test_a_light_view_is_a_crop_of_the_base_and_an_eighth_beyond_its_edges(resize: int, flip: bool) -> None:
-    """Every place of the crop occurs, and no other. Beyond the edges the image is mirrored, where a mirrored image is allowed at all."""
+def test_a_light_view_is_a_crop_of_the_base_with_an_eighth_of_black_around_it(resize: int) -> None:
+    """Every place of the crop occurs, and no other."""
     row_HW, column_HW = np.mgrid[1 : resize + 1, 1 : resize + 1].astype(np.uint8)
     image = Image.fromarray(np.stack([row_HW, column_HW, np.full_like(row_HW, 255)], 2))  # no two pixels are equal, and none is black
     split = Split("train", np.zeros(1, np.int64), ("a",), np.zeros(1, np.int64), lambda position: image)
-    views = Views(split, Preprocess(32, resize), "light", flip, 0)
-    around = ((0, 0), (4, 4), (4, 4))  # 32 // 8
-    padded_CHW = torch.from_numpy(np.pad(views.base(0).numpy(), around, mode="reflect" if flip else "edge"))
-    places, num = set(), padded_CHW.shape[1] - 31
+    views = Views(split, Preprocess(32, resize), "light", False, 0)
+    side = resize + 2 * (32 // 8)
+    padded_CHW = torch.zeros((3, side, side), dtype=torch.uint8)
+    padded_CHW[:, 4 : 4 + resize, 4 : 4 + resize] = views.base(0)
+    places = set()
     for v in range(1, 200):
         view_CHW = views.view(0, v)
-        shown = [view_CHW, view_CHW.flip(2)] if flip else [view_CHW]
-        at = [(y, x) for y in range(num) for x in range(num) for s in shown if torch.equal(padded_CHW[:, y : y + 32, x : x + 32], s)]
+        at = [(y, x) for y in range(side - 31) for x in range(side - 31) if torch.equal(padded_CHW[:, y : y + 32, x : x + 32], view_CHW)]
         assert len(at) == 1, f"view {v}"
         places.add(at[0])
-    assert [{place[axis] for place in places} for axis in (0, 1)] == [set(range(num))] * 2
+    assert [{place[axis] for place in places} for axis in (0, 1)] == [set(range(side - 31))] * 2
 
 
 def test_an_item_becomes_tensors(split: Split) -> None:

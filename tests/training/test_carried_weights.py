@@ -155,3 +155,13 @@ def test_without_val_the_last_average_is_carried(tmp_path: Path) -> None:
     ours, theirs = (load_file(tmp_path / name / "weights.safetensors")["fc.weight"] for name in ("run", "last"))
     assert not torch.equal(ours, theirs)
     assert ours.abs().max() > 0
+
+
+def test_the_untrained_head_is_never_the_best(tmp_path: Path) -> None:
+    """It says nothing, and of two heads that are equally often right on a small split it would have the lower loss."""
+    run = run_of(tmp_path / "run", HEAD | {"steps": 4, "lr": 30.0}, ALL | {"steps": 1, "lr": 1e-6, "augment": "none"})
+    first, *later = rows(run, "val", "head")
+    assert not first["best"]
+    assert min(row["loss"] for row in later) > 2 * first["loss"], "each trained one is worse here"
+    assert later[0]["best"]
+    assert load_file(run / "weights.safetensors")["fc.weight"].abs().max() > 0

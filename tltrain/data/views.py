@@ -25,9 +25,9 @@ from tltrain.data.sampler import SampleRef, derive_seed
 
 Batch = dict[str, Tensor]
 
-PIXELS_VERSION: dict[Augment, int] = {"light": 2, "strong": 2}
+PIXELS_VERSION: dict[Augment, int] = {"strong": 2}
 """Increase it when a change of the code changes the pixels of an augmentation's views (1 where it is not named). Rows that were stored of
-them are then made anew, and a run that has begun with them is not resumed. 2: what lies beyond the image is filled from it, and was black.
+them are then made anew, and a run that has begun with them is not resumed. 2: turns are filled from the image; they had black corners.
 """
 MEMORY_BYTES = 128 * 2**20
 """Size of each process's cache of base images, bytes. Nothing is evicted: each epoch has another order, so LRU would not help."""
@@ -202,8 +202,7 @@ def _transform(augment: Augment, flip: bool, preprocess: Preprocess) -> v2.Compo
     if augment == "none":
         return None
     if augment == "light":
-        beyond = "reflect" if flip else "edge"  # as in `affine.warped`
-        return v2.Compose([v2.RandomCrop(size, padding=size // 8, padding_mode=beyond), *flips])
+        return v2.Compose([v2.RandomCrop(size, padding=size // 8), *flips])
     crop = v2.RandomResizedCrop(size, scale=(0.8, 1.0), interpolation=interpolation)
     if augment != "strong":
         return v2.Compose([crop, *flips, RandomOperations(augment, mirror=flip)])

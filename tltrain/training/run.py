@@ -155,10 +155,7 @@ def _stages(run: Run, state: State, stop: StopSignal, resumed: bool) -> dict[str
         fit, last = run_stage(run, stage, state, teacher, stop)
         if fit.reason not in ("finished", "early"):
             return _stopped(run, fit)
-        weights = save_stage_weights(run, stage, fit, last)
-        state = State(fit.progress.next_stage(), weights, fit.best)
-        if stage.spec.carry == "last":  # what was best before is not on the way that was chosen, and comes back in no later stage
-            state = State(replace(state.progress, best=None), weights)
+        state = State(fit.progress.next_stage(), save_stage_weights(run, stage, fit, last), fit.best)
         run.save(state)
     if run.saver is not None:
         run.saver.wait()
