@@ -127,8 +127,8 @@ def ours(recipe: Recipe, compiled: bool, feed: Feed, change: str = "") -> None:
     HERE.change = change
     with tempfile.TemporaryDirectory(prefix="tltrain-gpu-", ignore_cleanup_errors=True) as folder:
         start = RunFlags(Path(folder) / "run", recipe.batch, cache="never", cache_images="never", compile=compiled, workers=0)
-        # without the lock that lets one run go on at a time: contestants take turns, each with torch's switches as it left them
-        ended = run.train.__wrapped__(recipe, start)  # type: ignore[attr-defined]
+        # without the race and the lock that lets one run go on at a time: contestants take turns, each with torch's switches
+        ended = run.train.__wrapped__.__wrapped__(recipe, start)  # type: ignore[attr-defined]
         raise RuntimeError(f"{ended['outcome']}: {ended.get('error', '')}")
 
 
