@@ -26,8 +26,10 @@ MEET_S = 0.5
 """Least time between two meetings while somebody still works, seconds."""
 
 
-def once_a_machine(runtime: Runtime, stop: StopSignal, folder: Path, work: Callable[[], T], is_shared: Callable[[T], bool]) -> T:
-    """The result of `work`, done by the first process of each machine and read by the others there from a file in `folder`. Collective.
+def once_a_machine(
+    runtime: Runtime, stop: StopSignal, folder: Callable[[], Path], work: Callable[[], T], is_shared: Callable[[T], bool]
+) -> T:
+    """The result of `work`, done by the first process of each machine and read by the others there from a file in `folder()`. Collective.
 
     However long it takes, no collective call waits longer than between two reports of progress. A signal to any process ends it on all of
     them with StoppedAtOnce. A UserError of one is raised on all. is_shared: of a result, whether the others are to have it; if not, they
@@ -74,10 +76,10 @@ class _Offer:
     def __init__(self, host: str) -> None:
         self.host, self.file, self.error = host, cast(Path | None, None), cast(UserError | None, None)
 
-    def put(self, folder: Path, result: Any, is_shared: bool) -> None:
+    def put(self, folder: Callable[[], Path], result: Any, is_shared: bool) -> None:
         if not is_shared:
             return
-        file = files.temporary_for(folder / "answer")
+        file = files.temporary_for(folder() / "answer")
         with suppress(pickle.PicklingError, TypeError, AttributeError, OSError):  # then each does the work itself
             content = pickle.dumps(result, protocol=5)
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:

@@ -76,7 +76,7 @@ class Progress:
         better = not untrained and is_better(figures, self.best.figures(select) if self.best else None, select)
         loss, best = figures["loss"], Best(figures[select], self.stage, self.step, figures["loss"]) if better else self.best
         lower = self.lowest_loss is None or loss < self.lowest_loss * (1 - LOWER)
-        improved = lower or (better and (self.best is None or figures[select] != self.best.value))
+        improved = lower or (better and self.best is not None and figures[select] != self.best.value)
         stale, lowest_loss = 0 if improved else self.stale + 1, loss if lower else self.lowest_loss
         return replace(self, evaluated=True, best=best, stale=stale, lowest_loss=lowest_loss), better
 

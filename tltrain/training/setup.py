@@ -233,7 +233,7 @@ def _open_images(
 
     sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
     """
-    drawn = once_a_machine(runtime, stop, cache_root(), lambda: open_images(recipe.data), lambda images: not images.in_memory)
+    drawn = once_a_machine(runtime, stop, cache_root, lambda: open_images(recipe.data), lambda images: not images.in_memory)
 
     def decide() -> Decision:
         sources.update({name: weights.open_once(spec) for name, spec in inputs(recipe).items()})
