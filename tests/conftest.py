@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.mark import ParameterSet
 
+from tltrain.core.output import progress
 from tltrain.core.recipe import Recipe, validate
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TLTRAIN_DATA", str(root / "data"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setitem(progress._last, "line", time.monotonic())  # no test inherits the minute of the tests before it
 
 
 @pytest.fixture(scope="module")

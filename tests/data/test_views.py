@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -189,3 +190,16 @@ def test_a_view_is_its_own_memory(split: Split) -> None:
     assert views.view(0, 0).any()
     torch.save(views.view(0, 0), buffer := io.BytesIO())
     assert buffer.tell() < 3 * 32 * 32 + 2000
+
+
+def test_threads_that_make_views_side_by_side_get_their_own(split: Split) -> None:
+    """The generator that is seeded for a view is the process's: `predict --views` makes the views of several images at a time."""
+    refs = [(i, v) for v in range(1, 60) for i in range(6)]
+
+    def view(ref: tuple[int, int]) -> torch.Tensor:
+        return _views(split, "light").view(*ref)
+
+    alone = [view(ref) for ref in refs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(view, refs))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

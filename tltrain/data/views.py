@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ PIXELS_VERSION: dict[Augment, int] = {"strong": 2}
 """Increase it when a change of the code changes the pixels of an augmentation's views (1 where it is not named). Rows that were stored of
 them are then made anew, and a run that has begun with them is not resumed. 2: turns are filled from the image; they had black corners.
 """
+_ONE_AT_A_TIME = threading.Lock()
 MEMORY_BYTES = 128 * 2**20
 """Size of each process's cache of base images, bytes. Nothing is evicted: each epoch has another order, so LRU would not help."""
 
@@ -168,8 +170,8 @@ class Views(Dataset[Batch]):
 
     @contextmanager
     def _seeded(self, i: int, v: int) -> Iterator[None]:
-        """Inside, torch's CPU generator is seeded for this view. It is restored afterwards."""
-        with torch.random.fork_rng(devices=[]):
+        """Inside, torch's CPU generator is seeded for this view. It is restored afterwards. It is the process's: one thread at a time."""
+        with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed CUDA too, which fork_rng does not restore here: dropout would change
             torch.default_generator.manual_seed(derive_seed(self.seed, "view", int(self.split.source_index[i]), v))
             yield

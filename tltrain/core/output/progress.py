@@ -14,6 +14,8 @@ REPORT_S = 0.5
 """Least time between two reports, seconds."""
 LOG_S = 60.0
 """Seconds between two lines where nobody listens."""
+PAUSE_S = 5.0
+"""A report this many seconds behind the one before it belongs to another work, which has not lasted a minute yet."""
 
 _listeners: list[Listener] = []
 _last: dict[str, float] = {"report": 0.0, "line": 0.0}
@@ -37,14 +39,15 @@ def report(text: str) -> None:
     now = time.monotonic()
     if now - _last["report"] < REPORT_S:
         return
+    if now - _last["report"] > PAUSE_S:
+        _last["line"] = now
     _last["report"], _text[0] = now, text
     if _listeners:
         for listener in tuple(_listeners):
             listener(text)
     elif text and now - _last["line"] >= LOG_S:
-        if _last["line"]:
-            sys.stderr.write(f"tltrain: {time.strftime('%H:%M:%S')}  {text}\n")
-            sys.stderr.flush()
+        sys.stderr.write(f"tltrain: {time.strftime('%H:%M:%S')}  {text}\n")
+        sys.stderr.flush()
         _last["line"] = now
 
 
