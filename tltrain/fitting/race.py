@@ -57,9 +57,7 @@ def _folded(folder: Path, recipe: Recipe, num: int, start: RunFlags) -> tuple[st
     one = FoldsFolder(folder, FOLDS, 1).members[0].path
     outcome = str(train(recipe.override(changes(FOLDS, 1)[0]), replace(start, folder=one))["outcome"])
     found = read_predictions(one) if outcome == "finished" else None
-    if found is None:
-        return outcome, None
-    return outcome, {name: float(is_right) for (name, _), is_right in zip(found.samples, found.right.tolist(), strict=True)}
+    return outcome, None if found is None else found.right_by_id
 
 
 def against_head(

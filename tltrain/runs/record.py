@@ -113,6 +113,11 @@ class Predicted:
         """(N,) bool: whether the prediction is correct."""
         return self.label == self.predicted
 
+    @property
+    def right_by_id(self) -> dict[str, float]:
+        """Sample to 1.0 where the prediction is correct, else 0.0."""
+        return {name: float(is_right) for (name, _), is_right in zip(self.samples, self.right.tolist(), strict=True)}
+
 
 def read_predictions(run: Path) -> Predicted | None:
     """The test predictions of a run; None if it has none."""

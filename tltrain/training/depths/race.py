@@ -155,7 +155,7 @@ def _right(places: Sequence[Path]) -> dict[str, float]:
     for place in places:
         found = read_predictions(place)
         assert found is not None, "a finished run on a fold has been tested"
-        right |= {name: float(is_right) for (name, _), is_right in zip(found.samples, found.right.tolist(), strict=True)}
+        right |= found.right_by_id
     return right
 
 
