@@ -234,7 +234,7 @@ def test_what_is_wrong_is_suggested(said: dict[str, Any]) -> None:
     assert sources["labels-file"] == "data.source is 'labels-file'; did you mean labels-file:FILE?"
     assert sources["zzzz"].endswith(
         "it can be cifar10, cifar100, digits, printed, folder:PATH, csv:PATH, zip:FILE, tar:FILE, parquet:GLOB, hf:NAME, webdataset:GLOB, "
-        "torchvision:NAME, broken, labels-file:FILE, squares"
+        "lmdb:PATH, torchvision:NAME, broken, labels-file:FILE, squares"
     )
     assert "toy_parts:ABSENT of another package provides, and it cannot be imported" in sources["broken"]
 

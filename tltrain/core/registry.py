@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, str]] = {
         "parquet": "tltrain.data.containers.parquet:PARQUET",
         "hf": "tltrain.data.containers.hugging_face:HF",
         "webdataset": "tltrain.data.containers.webdataset:WEBDATASET",
+        "lmdb": "tltrain.data.containers.lmdb:LMDB",
         "torchvision": "tltrain.data.published.torchvision_sets:TORCHVISION",
     },
     "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},

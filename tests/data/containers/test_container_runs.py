@@ -65,6 +65,14 @@ def _hugging_face(root: Path) -> str:
     return f"hf:{root / 'saved'}"
 
 
+def _lmdb(root: Path) -> str:
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(root / "digits"), map_size=2**24) as database, database.begin(write=True) as transaction:
+        for name, content in _files().items():
+            transaction.put(name.encode(), content)
+    return f"lmdb:{root / 'digits'}"
+
+
 def _recipe(source: str) -> Recipe:
     data = {"source": source, "per_class": None}
     return made_recipe(batch=8, data=data, stages=[ALL | {"steps": 6, "carry": "last", "eval_epochs": 10}])
@@ -80,7 +88,7 @@ def _losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made", [_tar, _webdataset, _parquet, _hugging_face])
+@pytest.mark.parametrize("made", [_tar, _webdataset, _parquet, _hugging_face, _lmdb])
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path: Path, made: Callable[[Path], str]) -> None:
     recipe = _recipe(made(tmp_path))
     whole = _trained(recipe, tmp_path / "whole")

@@ -18,6 +18,7 @@ from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images, outline_images
+from tltrain.data.published import pcam
 from tltrain.data.published import torchvision_sets as sets
 
 NUM = {"train": 24, "test": 12}
@@ -106,6 +107,35 @@ def test_dtd_is_read_from_its_lists_and_checked_as_every_file_is(tmp_path: Path)
         _open("dtd", tmp_path, max_unreadable=0)
 
 
+def _pcam(root: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    (root / "pcam").mkdir()
+    for split, word in (("train", "train"), ("val", "valid"), ("test", "test")):
+        rows = [row for row in digit_rows(2) if row.split == split]
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(row.content)).convert("RGB")) for row in rows])
+        for kind, name, values in (("x", "x", pixels), ("y", "y", np.array([row.label for row in rows])[:, None, None, None])):
+            with h5py.File(root / "pcam" / f"camelyonpatch_level_2_split_{word}_{kind}.h5", "w") as file:
+                file.create_dataset(name, data=values.astype(np.uint8), compression="gzip")
+
+
+def test_pcam_is_copied_out_of_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pcam(tmp_path)
+    images = _open("pcam", tmp_path)
+    assert images.classes == ("no tumor tissue", "tumor tissue")
+    for split, name in ((images.train, "train"), (images.val, "val"), (images.test, "test")):
+        assert looks(split) == expected(name, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(pcam, "_copied", None)
+        assert _open("PCAM", tmp_path).fingerprint == images.fingerprint
+    copy = next((tmp_path / "cache" / "packs").glob("pcam-*.npy"))
+    copy.with_suffix(".json").write_text("{")
+    assert _open("pcam", tmp_path).fingerprint == images.fingerprint, "what was noted is made anew"
+    file = tmp_path / "pcam" / "camelyonpatch_level_2_split_test_x.h5"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"split_test_x.h5 or the file of its classes is not whole: .*; delete it, and start again"):
+        _open("pcam", tmp_path)
+
+
 def test_folders_of_classes_and_those_without_splits(tmp_path: Path) -> None:
     for i, row in enumerate(row for row in digit_rows() if row.split == "train"):
         for path in (
@@ -132,6 +162,8 @@ def test_folders_of_classes_and_those_without_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sets.SETS)
 def test_what_is_absent_is_one_message_with_the_folder_and_the_address(tmp_path: Path, name: str) -> None:
+    if name == "PCAM":
+        pytest.importorskip("h5py")
     with pytest.raises(UserError) as caught:
         _open(name, tmp_path)
     known = sets.SETS[name]

@@ -20,7 +20,7 @@ class Data(Model):
     """Where images come from, how they are split, and the size the network sees."""
 
     source: str
-    """folder:PATH, csv:FILE, zip:FILE, tar:FILE, parquet:GLOB, hf:NAME, webdataset:GLOB, torchvision:NAME, cifar10, digits or printed."""
+    """folder:PATH, csv:, zip:, tar:FILE, parquet:GLOB, hf:NAME, webdataset:GLOB, lmdb:PATH, torchvision:NAME, cifar10, digits, printed."""
     seed: int = 0
     """Seeds the splits and every augmented view; runs that differ only in the recipe's seed see the same views."""
     size: int | None = Field(None, ge=8, le=MOST_PIXELS)

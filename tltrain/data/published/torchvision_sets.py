@@ -16,6 +16,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.paths import cache_root, writable
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Source, SourceKind
+from tltrain.data.published.pcam import check_reader, of_hdf5
 from tltrain.data.sources.arrays import MappedReader, from_arrays
 from tltrain.data.sources.image_list import from_files
 from tltrain.data.tables.listing import Listed
@@ -63,6 +64,7 @@ SETS = {
         {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
         11_400, "https://openaipublic.azureedge.net/clip/data/country211.tgz", "country211",
     ),
+    "PCAM": Published(_THREE, 7900, "https://zenodo.org/records/2546921", "pcam"),
 }  # fmt: skip
 """By torchvision's names. A url is a file, or the page or folder that lists the files."""
 
@@ -70,8 +72,12 @@ SETS = {
 def open_torchvision(argument: str | None, spec: Data, root: Path) -> Source:
     """Open a data set in `root`, downloaded if absent. Raises UserError for an unknown name, and where it cannot be had."""
     name = _named(argument or "")
+    if name == "PCAM":
+        check_reader()
     parts = _brought(name, root)
     train = next(iter(parts.values()))
+    if name == "PCAM":
+        return of_hdf5(parts)
     if hasattr(train, "data") and not hasattr(train, "samples"):
         return _of_arrays(name, parts)
     order = _classes(train, [label for part in parts.values() for _, label in _images(part)])
