@@ -20,6 +20,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage, validate
 
 VIEWS = (1, 4, 16, None)
+PER_CLASS = (None, 20, 10, 5, 2)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("question", choices=list(QUESTIONS), help="stages: against one fine-tune as long, and the head alone; "
                         "views: of the first stage, 1, 4, 16 and fresh; distill: against the same student without its teacher; "
-                        "methods: biases and norms, LoRA, EMA and blend in the last stage, and all blocks at once")  # fmt: skip
+                        "methods: biases and norms, LoRA, EMA and blend in the last stage, and all blocks at once; "
+                        "images: the head solved on all training images, and on 20, 10, 5 and 2 of each class")  # fmt: skip
     parser.add_argument("recipe", help="a shipped name or a .yaml file")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1, of recipe and data (default: 5)")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="the variants to train, by their titles; the first one is compared with")
@@ -115,8 +117,19 @@ def by_methods(recipe: Recipe) -> dict[str, Recipe]:
     return variants
 
 
+def by_images(recipe: Recipe) -> dict[str, Recipe]:
+    """The head alone, solved on all training images and on fewer of each class."""
+    head = Stage.model_validate({"name": "head", "unfreeze": "head", "solve": "ridge", "views": 1, "carry": "last"})
+    variants = {}
+    for most in PER_CLASS:
+        fewer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"per_class": most})})
+        title = "all images" if most is None else f"{most} of each class"
+        variants[title] = _named(fewer, f"images-{most or 'all'}", (head,))
+    return variants
+
+
 QUESTIONS: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {
-    "stages": by_stages, "views": by_views, "distill": by_teacher, "methods": by_methods,
+    "stages": by_stages, "views": by_views, "distill": by_teacher, "methods": by_methods, "images": by_images,
 }  # fmt: skip
 
 
