@@ -67,6 +67,8 @@ class PlainLoss:
     weight: float = 0.0
     """Share of the distillation term."""
     teacher_dtype: torch.dtype = torch.float32
+    term: Callable[..., Tensor] | None = None
+    """(student's logits, teacher's, labels, temperature) -> the distillation term, a number. None: KL."""
 
     def __call__(self, student: PlainNet, batch: PlainBatch) -> Tensor:
         """The mean over the global batch."""
@@ -79,6 +81,9 @@ class PlainLoss:
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_BK = self.teacher(images).to(self.teacher_dtype).double()
+            if self.term is not None:
+                taught = self.term(logits, teacher_BK, batch.labels, self.temperature)
+                return (1 - self.weight) * loss_B.mean() + self.weight * taught
             q_BK, t = (teacher_BK / self.temperature).softmax(1), self.temperature
             kl_B = (q_BK * (q_BK.log() - (logits / t).softmax(1).log())).sum(1)
             loss_B = (1 - self.weight) * loss_B + self.weight * t * t * kl_B
@@ -90,6 +95,36 @@ class PlainLoss:
         target_BK[torch.arange(len(labels_B)), labels_B] += 1 - self.smoothing
         loss_B = -(target_BK * logits_BK.softmax(1).log()).sum(1)
         return loss_B if self.class_weights is None else loss_B * torch.tensor(self.class_weights)[labels_B]
+
+
+def authors_dist(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """DIST as its authors' code has it, with beta = gamma = 1 (github.com/hunto/DIST_KD)."""
+
+    def pearson(a: Tensor, b: Tensor) -> Tensor:
+        a, b = a - a.mean(1).unsqueeze(1), b - b.mean(1).unsqueeze(1)
+        return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
+
+    y_s, y_t = (student_BK / temperature).softmax(dim=1), (teacher_BK / temperature).softmax(dim=1)
+    inter = temperature**2 * (1 - pearson(y_s, y_t).mean())
+    intra = temperature**2 * (1 - pearson(y_s.transpose(0, 1), y_t.transpose(0, 1)).mean())
+    return inter + intra
+
+
+def authors_dkd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """DKD as its authors' code has it, with alpha = 1 and beta = 8 (github.com/megvii-research/mdistiller)."""
+    label = torch.zeros_like(student_BK).scatter_(1, labels_B.unsqueeze(1), 1)
+
+    def two(logits_BK: Tensor) -> Tensor:
+        p_BK = (logits_BK / temperature).softmax(1)
+        return torch.stack([(p_BK * label).sum(1), (p_BK * (1 - label)).sum(1)], 1)
+
+    def others(logits_BK: Tensor) -> Tensor:
+        return (logits_BK / temperature - 1000.0 * label).softmax(1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return torch.where(q > 0, q * (q.clamp_min(1e-300).log() - p.clamp_min(1e-300).log()), 0).sum() / len(labels_B) * temperature**2
+
+    return 1.0 * kl(two(student_BK), two(teacher_BK)) + 8.0 * kl(others(student_BK), others(teacher_BK))
 
 
 def plain_stage(

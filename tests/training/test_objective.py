@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from digit_files import digit_image
-from plain_loop import PlainBatch, PlainLoss, PlainNet, plain_stage
+from plain_loop import PlainBatch, PlainLoss, PlainNet, authors_dist, authors_dkd, plain_stage
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from benchmarks import plants, trials, world
 from benchmarks.world import Trial
+from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe, validate
 from tltrain.data import Split, open_images
@@ -201,6 +202,49 @@ def test_a_teacher_is_asked_what_the_student_sees(
     loss = PlainLoss(teacher=teacher, temperature=2.0, weight=0.7, teacher_dtype=getattr(torch, logits))
     losses, _ = plain_stage(student, plain_batches(recipe, 0), loss, sgd(student), SGD)
     assert_equal(tmp_path / "run", losses, student)
+
+
+@pytest.mark.usefixtures("with_head")
+@pytest.mark.parametrize(("loss", "formula"), [("dist", authors_dist), ("dkd", authors_dkd)], ids=["dist", "dkd"])
+def test_a_loss_of_the_literature_reaches_the_weights(loss: str, formula: Any, photos: Path, finished_run: Path, tmp_path: Path) -> None:
+    distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": "float32", "loss": loss}
+    recipe = recipe_of(photos, {}, net="vit-tiny", distill=distill, **OTHER)
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, teacher = plain_nets(recipe)
+    plain = PlainLoss(teacher=teacher, temperature=2.0, weight=0.7, term=formula)
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), plain, sgd(student), SGD)
+    assert_equal(tmp_path / "run", losses, student)
+    assert "micro-batches" not in (tmp_path / "run" / "plan.txt").read_text()
+
+
+def test_two_processes_compare_the_images_of_both(photos: Path, finished_run: Path, tmp_path: Path) -> None:
+    """dist, 7 images on one process and 6 on the other: the weights are those of the formula over all 13."""
+    distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": "float32", "loss": "dist"}
+    recipe = recipe_of(photos, {"clip": 8.0}, net="resnet-tiny", distill=distill, **OTHER)
+    run = world.finish(Trial(recipe.model_dump(mode="json"), str(tmp_path / "run"), 2, before="begin_with_a_head"))
+    student, teacher = plain_nets(recipe)
+    loss = PlainLoss(teacher=teacher, temperature=2.0, weight=0.7, term=authors_dist)
+    losses, _ = plain_stage(student, plain_batches(recipe, 0), loss, sgd(student), SGD, clip=8.0)
+    assert_equal(run, losses, student)
+
+
+def test_the_plan_says_within_how_many_images_a_loss_compares(photos: Path, finished_run: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(photos, {}, distill={"teacher": {"weights": str(finished_run)}, "loss": "dist"})
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0, max_device_batch=5))
+    plan = (tmp_path / "run" / "plan.txt").read_text()
+    assert "note    dist compares the images of a micro-batch of all processes, 4 of 13, so the result depends on" in plan
+    assert "0.9 x dist at T = 4" in plan
+    with pytest.raises(UserError, match=r"compares the images of a micro-batch, and one has 1; raise batch or --max-device-batch"):
+        train(recipe, RunFlags(folder=tmp_path / "alone", workers=0, max_device_batch=1))
+    assert not (tmp_path / "alone").exists()
+
+
+def test_a_loss_that_reads_labels_refuses_mixed_images(photos: Path, finished_run: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(photos, {"cutmix": 1.0}, distill={"teacher": {"weights": str(finished_run)}, "loss": "dkd"})
+    told = r"distill.loss is dkd, which reads the one label of an image, and stage one has cutmix, whose images have two; set cutmix: 0"
+    with pytest.raises(UserError, match=told):
+        train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_train_on_the_mean_over_the_global_batch(photos: Path, finished_run: Path, tmp_path: Path) -> None:

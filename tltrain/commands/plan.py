@@ -41,9 +41,9 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     recipe = deepest(recipe)
     experiment = Experiment.outline(recipe, images, lambda text: console.say(text, style="yellow"))
     student, planned = experiment.student, experiment.plan
-    check_objective(recipe, images)
     micro = num_micro(recipe.batch, 1, start.max_device_batch or DEVICE_BATCH)
     optim.check_norm_stats(student.chain, planned, student.preprocess.size, recipe.batch // micro)
+    check_objective(recipe, images, recipe.batch // micro)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     machine = Machine(device, "no", contextlib.nullcontext, num_workers(images, start, 1), 1)
     with console.doing("timing this machine", log=False):

@@ -44,7 +44,7 @@ class Distill(Model):
     weight: float = Field(0.9, ge=0, le=1)
     """Weight of the teacher's term in the loss; the labels' term has the rest."""
     loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
-    """The teacher's term of the loss: kd, or one of another package."""
+    """The teacher's term of the loss: kd, dist, dkd, or one of another package."""
     logits: Literal["float16", "float32"] = "float16"
     """Precision that the teacher's logits are rounded to, cached or not."""
     ensemble: tuple[str, ...] = ()

@@ -45,7 +45,11 @@ KINDS: dict[str, dict[str, str]] = {
         "torchvision": "tltrain.data.published.torchvision_sets:TORCHVISION",
     },
     "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},
-    "distill_losses": {"kd": "tltrain.training.losses.distillation:distillation"},
+    "distill_losses": {
+        "kd": "tltrain.training.losses.distillation:distillation",
+        "dist": "tltrain.training.losses.dist:LOSS",
+        "dkd": "tltrain.training.losses.dkd:LOSS",
+    },
     "metrics": {
         "loss": "tltrain.evaluation.metrics:LOSS",
         "top1": "tltrain.evaluation.metrics:TOP1",

@@ -105,10 +105,9 @@ def _together(teachers: list[Loaded], recipe: Recipe) -> Loaded:
     return teachers[0] if len(teachers) == 1 else ensemble(teachers, recipe.distill.temperature)
 
 
-def check_objective(recipe: Recipe, images: DataSplits) -> None:
-    """Check that every loss and metric can be loaded, that each loss is per sample, and that `select` is meaningful for these classes.
-
-    Raises UserError.
+def check_objective(recipe: Recipe, images: DataSplits, together: int) -> None:
+    """Check that every loss and metric can be loaded, that each loss is per sample and has what it reads, and that `select` is meaningful
+    for these classes. together: images in the micro-batches of all processes. Raises UserError.
     """
     num_classes = len(images.classes)
     if recipe.select == "top5" and num_classes <= 5:
@@ -118,7 +117,7 @@ def check_objective(recipe: Recipe, images: DataSplits) -> None:
     for name in dict.fromkeys(stage.loss for stage in recipe.stages):
         objective.label_loss(name, num_classes)
     if recipe.distill is not None:
-        objective.distill_loss(recipe.distill.loss, num_classes)
+        objective.check_distill_loss(recipe, num_classes, together)
 
 
 def check_pixels(path: Path, recipe: Recipe, began_with: dict[str, int]) -> None:

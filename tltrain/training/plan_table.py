@@ -21,6 +21,7 @@ from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 from tltrain.planning.view_device import ViewDevice
 from tltrain.training import optim
+from tltrain.training.losses.objective import find_distill_loss
 from tltrain.training.weights import solved, trained
 
 
@@ -154,6 +155,9 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
         term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
         rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
         lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
+        if find_distill_loss(distill.loss).reads == "batch" and num_micro > 1:
+            told = f"{distill.loss} compares the images of a micro-batch of all processes, {recipe.batch // num_micro} of {recipe.batch}"
+            lines.append(f"note    {told}, so the result depends on the number of micro-batches")
     return lines
 
 

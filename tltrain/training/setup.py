@@ -174,7 +174,6 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     with console.doing("building the networks"):
         experiment = Experiment.open(recipe, images, sources)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
-    check_objective(recipe, images)
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {cost_model.uncut(student.chain)}; drop it")
     kept_flags = run_dir.kept(path)
@@ -184,7 +183,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     start = replace(start, compile=start.compile or kept_flags.get("compile", False))
     check(runtime, optim.trains_norm_stats(student.chain, planned), start.compile)
     device_batch = start.max_device_batch or kept_flags.get("max_device_batch") or DEVICE_BATCH
-    _check_batch(experiment, runtime.world, device_batch)
+    check_objective(recipe, images, _check_batch(experiment, runtime.world, device_batch))
     workers = num_workers(images, start, runtime.local_world)
     machine = Machine(runtime.device, runtime.precision, runtime.accelerator.autocast, workers, runtime.local_world)
     for loaded in (student, teacher):
@@ -249,13 +248,14 @@ def _open_images(
     return decision.apply(drawn), decision
 
 
-def _check_batch(experiment: Experiment, world: int, device_batch: int) -> None:
-    """Raise UserError for a batch that the processes cannot share, and for one too small for BatchNorm."""
+def _check_batch(experiment: Experiment, world: int, device_batch: int) -> int:
+    """Images of a micro-batch of all processes. Raises UserError for a batch that they cannot share, and one too small for BatchNorm."""
     batch, student = experiment.recipe.batch, experiment.student
     if batch < world:
         raise UserError(f"batch is {batch}, fewer than the {world} processes; raise batch, or start fewer processes")
     together = batch // num_micro(batch, world, device_batch)  # of all processes: they share their statistics
     optim.check_norm_stats(student.chain, experiment.plan, student.preprocess.size, together)
+    return together
 
 
 def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept_flags: dict[str, Any]) -> None:

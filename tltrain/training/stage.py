@@ -33,6 +33,7 @@ from tltrain.training import loop, optim
 from tltrain.training.loop import SolveHead, StageContext, StageResult
 from tltrain.training.losses import objective
 from tltrain.training.losses.objective import Distillation, Objective
+from tltrain.training.losses.over_batch import Together
 from tltrain.training.setup import Run
 from tltrain.training.stage_cache import Attached, StageStores, open_stores
 from tltrain.training.weights import lora, solved, trained
@@ -195,7 +196,8 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
     if recipe.data.balance == "weights":
         weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(run.runtime.device)
     if teacher is not None and (spec := recipe.distill) is not None:
-        distillation = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight)
+        together = Together.of(run.runtime, recipe.batch, run.shard.num_micro)
+        distillation = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight, together)
     return Objective(objective.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, distillation)
 
 

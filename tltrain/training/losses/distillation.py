@@ -1,11 +1,32 @@
-"""Distillation loss: KL divergence between the softened outputs of teacher and student."""
+"""What a distillation loss is, and the default: KL divergence between the softened outputs of teacher and student."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from tltrain.models.precision import full_precision
+
+
+@dataclass(frozen=True)
+class DistillLoss:
+    """A distillation loss, and what it reads beside the logits. A recipe names one in distill.loss."""
+
+    value: Callable[..., Tensor]
+    """(student's logits (B, K), teacher's logits (B, K), temperature, what `reads` says) -> (B,), one value a sample."""
+    reads: Literal["logits", "labels", "batch"] = "logits"
+    """logits: nothing more. labels: a fourth argument, the labels (B,); every image then has one, unmixed.
+
+    batch: it compares images with each other. It is called with the micro-batches of all processes, which makes B one number on any number
+    of processes. Its fourth argument is weights (B,): 0 for padding, which must count for nothing, else 1. The mean over weight is taken.
+    """
+
+    def __call__(self, student_BK: Tensor, teacher_BK: Tensor, temperature: float, *more: Tensor) -> Tensor:
+        return self.value(student_BK, teacher_BK, temperature, *more)
 
 
 def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:

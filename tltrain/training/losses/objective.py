@@ -15,13 +15,13 @@ from torch import Tensor
 from tltrain.cache.frozen import TEACHER, FrozenModel
 from tltrain.core import registry
 from tltrain.core.errors import UserError
+from tltrain.core.recipe import DISTILL_LOSS, Recipe
 from tltrain.data.views import Batch
+from tltrain.training.losses.distillation import DistillLoss
+from tltrain.training.losses.over_batch import Together
 
 LabelLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 """(logits (B, K), labels (B,), label smoothing, class weights (K,) or None) -> (B,). A recipe names one in stages.N.loss."""
-
-DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
-"""(logits of the student (B, K), of the teacher (B, K), temperature) -> (B,). A recipe names one in distill.loss."""
 
 
 def label_loss(name: str, num_classes: int) -> LabelLoss:
@@ -31,11 +31,37 @@ def label_loss(name: str, num_classes: int) -> LabelLoss:
     return loss
 
 
+def find_distill_loss(name: str) -> DistillLoss:
+    """The loss named by distill.loss. A plain function is one that reads logits alone. Raises UserError."""
+    found = registry.find("distill_losses", name, f"distill.loss is {name!r}")
+    return found if isinstance(found, DistillLoss) else DistillLoss(found)
+
+
 def distill_loss(name: str, num_classes: int) -> DistillLoss:
     """Load the loss named by distill.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
-    loss = cast(DistillLoss, registry.find("distill_losses", name, f"distill.loss is {name!r}"))
-    _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0))
+    loss = find_distill_loss(name)
+    more: tuple[Tensor, ...] = {"logits": (), "labels": (torch.tensor([0, num_classes - 1]),), "batch": (torch.ones(2),)}[loss.reads]
+    _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0, *more))
     return loss
+
+
+def check_distill_loss(recipe: Recipe, num_classes: int, together: int) -> None:
+    """Check that the loss of a recipe's teacher can be loaded, and that its images have what it reads. Raises UserError.
+
+    together: images in the micro-batches of all processes.
+    """
+    assert recipe.distill is not None
+    name = recipe.distill.loss
+    reads = distill_loss(name, num_classes).reads
+    mixing = [(s.name, mix) for s in recipe.stages for mix in ("mixup", "cutmix") if getattr(s, mix)]
+    if reads == "labels" and mixing:
+        stage, mix = mixing[0]
+        told = f"distill.loss is {name}, which reads the one label of an image, and stage {stage} has {mix}, whose images have two"
+        raise UserError(f"{told}; set {mix}: 0, or take distill.loss: {DISTILL_LOSS}")
+
+    if reads == "batch" and together < 2:
+        told = f"distill.loss is {name}, which compares the images of a micro-batch, and one has {together}"
+        raise UserError(f"{told}; raise batch or --max-device-batch, or take distill.loss: {DISTILL_LOSS}")
 
 
 def _check_per_sample(name: str, loss: Tensor) -> None:
@@ -52,6 +78,16 @@ class Distillation:
     temperature: float
     weight: float
     """Weight of this term in [0, 1]. The label loss has the rest."""
+    together: Together
+    """For a loss that reads the batch."""
+
+    def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
+        """The unweighted term (B,). Runs the teacher if the batch has no cached logits of it. Collective if the loss reads the batch."""
+        teacher_BK = batch[TEACHER] if TEACHER in batch else self.teacher(batch["image"])
+        if self.loss.reads == "batch":
+            return self.together(self.loss, logits_BK, teacher_BK, self.temperature, batch["weight"])
+        more = (batch["label"],) if self.loss.reads == "labels" else ()
+        return self.loss(logits_BK, teacher_BK, self.temperature, *more)
 
 
 @dataclass(frozen=True)
@@ -64,13 +100,11 @@ class Objective:
     distillation: Distillation | None = None
 
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
-        """Loss (B,) of logits (B, K) for a batch of (possibly mixed) images. Runs the teacher if the batch has no cached logits of it."""
+        """Loss (B,) of logits (B, K) for a batch of (possibly mixed) images."""
         loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
         if "partner_label" in batch:
             other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
             loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
         if (taught := self.distillation) is not None:
-            teacher_BK = batch[TEACHER] if TEACHER in batch else taught.teacher(batch["image"])
-            distill_B = taught.loss(logits_BK, teacher_BK, taught.temperature)
-            loss_B = (1 - taught.weight) * loss_B + taught.weight * distill_B
+            loss_B = (1 - taught.weight) * loss_B + taught.weight * taught(logits_BK, batch)
         return loss_B
