@@ -16,8 +16,8 @@ PACKAGE = ROOT / "tltrain"
 # From the ground up: a room imports only from rooms that stand before it here; files of one room import each other.
 ROOMS = (
     "core/output", "core/schema", "core", "core/arguments",
-    "data/tables", "data/pictures", "data/augmentation", "data", "data/corruptions", "data/scans", "data/sources", "data/containers",
-    "data/published",
+    "data/tables", "data/pictures", "data/augmentation", "data", "data/corruptions", "data/scans", "data/remote", "data/sources",
+    "data/containers", "data/published",
     "heads", "uncertainty",
     "runs", "runs/trackers", "runs/report", "runs/listing", "runs/pages", "runs/folds",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",

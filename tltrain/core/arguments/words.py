@@ -12,6 +12,7 @@ from tltrain.core import registry
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
+from tltrain.core.schema.data import is_url, secret_in
 
 SHORT = ("--data", "--epochs", "--lr", "--size")
 _SWITCHES = {f"--{no}{field.name.replace('_', '-')}" for field in fields(RunFlags) if field.default is False for no in ("", "no-")}
@@ -36,7 +37,9 @@ class Words:
 
 def source_of(text: str) -> str | None:
     """The data source that a person means: folder:photos for a folder, csv:a.csv for a file, and a source as it is. None: it is none."""
-    kind = text.partition(":")[0]
+    kind, _, argument = text.partition(":")
+    if is_url(argument) and (what := secret_in(argument)):
+        raise UserError(f"{kind}: the URL holds a secret ({what}), which runs would write down; docs/data.md says where it belongs")
     if kind in registry.names("sources") and (":" in text or not Path(text).is_dir()):
         return text
     path = Path(text)

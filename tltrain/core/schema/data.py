@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import re
+import urllib.parse
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_PIXELS = 8192
 """The largest side of images; one of that size takes 200 MB before the network has seen it."""
+
+
+SECRET = re.compile(r"(?i)sig|token|key|secret|passw|pwd|auth|credential|expires|access")
+"""Names in the query of a URL whose values let others in, or belong to such a signature."""
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, such as https://host/x.zip or s3://bucket/x.zip, and no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def secret_in(text: str) -> str:
+    """What of a URL is a secret: a user or password before the host, or a value of its query. Empty: nothing is."""
+    parts = urllib.parse.urlsplit(text)
+    if "@" in parts.netloc:
+        return "what stands before @"
+    return next((f"{name}=…" for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True) if SECRET.search(name)), "")
 
 
 class Model(BaseModel):
@@ -59,6 +78,16 @@ class Data(Model):
     """A CSV file of images and their right class: columns path and label, or the doctor's table, where a suggestion is relabel:CLASS."""
     eval_limit: int | None = Field(None, ge=1)
     """Evaluate at most this many samples of val and of test; null evaluates all."""
+
+    @field_validator("source")
+    @classmethod
+    def _without_secrets(cls, source: str) -> str:
+        _, _, argument = source.partition(":")
+        if is_url(argument) and (what := secret_in(argument)):
+            raise ValueError(
+                f"the URL holds a secret ({what}), and a recipe is written into the run folder; docs/data.md says where secrets belong"
+            )
+        return source
 
     @model_validator(mode="after")
     def _folded(self) -> Self:

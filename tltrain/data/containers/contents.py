@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from tltrain.core.errors import UserError
 from tltrain.core.files import KINDS, locked, open_regular, write_atomic
-from tltrain.core.paths import absolute, cache_root
+from tltrain.core.paths import cache_root
+from tltrain.data.remote.copies import local
 
 VERSION = 2
 """Of what is noted of a container. It is part of the name of what is kept, so that containers are looked through again."""
@@ -83,8 +84,8 @@ def stamp_of(file: Path) -> list[int]:
 
 
 def container(argument: str | None, source: str, what: str) -> Path:
-    """The file that a source names. Raises UserError if it is none. what: what it should be, such as a zip archive."""
-    file = absolute(argument or "")
+    """The file that a source names, or a copy of it. Raises UserError if it is none. what: what it should be, such as a zip archive."""
+    file = local(argument)
     if not argument or not file.exists():
         raise UserError(f"data.source is {source}:{argument or ''}; {file} is not there; give {what}")
     try:

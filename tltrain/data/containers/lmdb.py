@@ -15,13 +15,13 @@ import numpy as np
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.output import progress
-from tltrain.core.paths import absolute
 from tltrain.core.recipe import Data
 from tltrain.data.containers.archives import ArchiveTree
 from tltrain.data.containers.contents import Contents, Extent, container, kept
 from tltrain.data.containers.packed import Packed, from_packed, numbers_first, of_contents
 from tltrain.data.containers.several import names_of, splits_of, told
 from tltrain.data.dataset import Source, SourceKind
+from tltrain.data.remote.copies import local
 from tltrain.data.sources.folder import in_classes
 from tltrain.data.tables.listing import Listed
 
@@ -73,7 +73,7 @@ def look_through(file: Path) -> Contents:
 
 def _files(argument: str | None, origin: str) -> list[Path]:
     """The files of the databases that PATH means: itself, its data.mdb, or those in a folder of several. Raises UserError."""
-    path = absolute(argument or "")
+    path = local(argument)
     if argument and (path / FILE).is_file():
         return [path / FILE]
     if argument and path.is_dir():

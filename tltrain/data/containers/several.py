@@ -8,24 +8,31 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.output.progress import Pace
 from tltrain.core.paths import absolute
+from tltrain.core.schema.data import is_url
+from tltrain.data.remote.copies import copied, listed
 from tltrain.data.sources.layout import SPLITS
 from tltrain.data.sources.names import check_utf8
 
+T = TypeVar("T")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list[Path]:
     """The files that GLOB means, sorted: a file, a pattern with * or with {000..146}, or a folder with all of its files of these suffixes.
 
+    Of URLs these are the local copies.
     Raises UserError where there is none, and where a file of a range is missing.
     """
     pattern = str(absolute(argument or ""))
     whole = f"data.source is {source}:{argument or ''}"
-    if argument and os.path.isdir(pattern):
+    if argument and is_url(argument):
+        found = [copied(url) for url in told([url for part in _ranged(argument) for url in listed(part, suffixes)])]
+    elif argument and os.path.isdir(pattern):
         found = [path for suffix in suffixes for path in Path(pattern).rglob(f"*{suffix}") if not path.name.startswith(".")]
     elif argument:
         parts = _ranged(pattern)
@@ -78,7 +85,7 @@ def splits_of(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str, .
     return said, (f"splits by the names of the files: {listed}",)
 
 
-def told(files: Sequence[Path]) -> Iterator[Path]:
+def told(files: Sequence[T]) -> Iterator[T]:
     """The files one after another, with a word on how far it is for one who waits."""
     pace = Pace("files looked through", len(files))
     for file in files:

@@ -13,7 +13,9 @@ import numpy as np
 from tltrain.core.errors import UserError, some
 from tltrain.core.output import progress
 from tltrain.core.recipe import Data
+from tltrain.core.schema.data import is_url
 from tltrain.data.dataset import Source, SourceKind
+from tltrain.data.remote.copies import copied, images_of
 from tltrain.data.sources.image_list import from_files, torn_group
 from tltrain.data.sources.layout import split_of
 from tltrain.data.sources.names import MISSING, counted
@@ -33,7 +35,7 @@ _ODD = re.compile(r"^~|\\|//|(^|/)\.\.?(/|$)|/$")
 
 def open_csv(argument: str, spec: Data) -> Source:
     """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table."""
-    file = Path(argument).expanduser().absolute()
+    file = copied(argument) if is_url(argument) else Path(argument).expanduser().absolute()
     columns, rows = stream_rows(file, COLUMNS[:2], f"data.source is csv:{file}", FORM)
     table = _Table(file, columns)
     for line, values in rows:
@@ -44,6 +46,8 @@ def open_csv(argument: str, spec: Data) -> Source:
         raise UserError(f"{file} has no line below the names of its columns; each further line names an image: {FORM}")
     listing = table.listing()
     _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing)
+    if is_url(argument):
+        images_of(argument, listing.paths)
     return from_files(listing, f"csv:{file}", spec, _notes(columns, table.num_with_slashes, listing))
 
 

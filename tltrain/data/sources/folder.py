@@ -11,6 +11,7 @@ import numpy as np
 
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
+from tltrain.core.schema.data import is_url
 from tltrain.data.dataset import Source, SourceKind
 from tltrain.data.decode import SUFFIXES
 from tltrain.data.sources.image_list import from_files
@@ -23,6 +24,8 @@ from tltrain.data.tables.texts import Texts, joined
 
 def open_folder(argument: str, spec: Data) -> Source:
     """Open an image folder. Raises UserError if it is missing, has no class folders, or has a class without images."""
+    if is_url(argument):
+        raise UserError(f"data.source is folder:{argument}; a folder is read on this machine alone: pack it, and give zip:URL or tar:URL")
     root = _root(argument)
     if not argument or not _is_folder(root):
         message = f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class"

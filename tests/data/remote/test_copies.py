@@ -1,0 +1,243 @@
+"""Sources behind a URL: fsspec's memory:// and a web server of this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from container_files import digit_rows, expected, looks, opened, tar_file
+
+from tltrain.core import recipe as recipes
+from tltrain.core.arguments.words import source_of
+from tltrain.core.errors import UserError
+from tltrain.data.remote import copies
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TLTRAIN_CACHE", str(tmp_path / "cache"))
+    yield
+    fsspec.filesystem("memory").store.clear()
+
+
+def _put(name: str, content: bytes) -> str:
+    fsspec.filesystem("memory").pipe_file(f"/{name}", content)
+    return f"memory://{name}"
+
+
+def _zip(num_classes: int = 3) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for i, row in enumerate(digit_rows(num_classes)):
+            archive.writestr(f"{row.split}/digit {row.label}/{i:03}.png", row.content)
+    return file.getvalue()
+
+
+def _shard(root: Path, split: str, half: int) -> bytes:
+    rows = [row for row in digit_rows() if row.split == split][half::2]
+    members = [pair for i, row in enumerate(rows) for pair in ((f"{i}.png", row.content), (f"{i}.cls", str(row.label).encode()))]
+    return tar_file(root / "shard.tar", members).read_bytes()
+
+
+def _copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URLs that are copied from now on."""
+    fetched: list[str] = []
+    fetch = copies._fetch
+
+    def noted(url: str, place: Path, note: Path, expected: copies.State) -> None:
+        fetched.append(url)
+        fetch(url, place, note, expected)
+
+    monkeypatch.setattr(copies, "_fetch", noted)
+    return fetched
+
+
+def test_an_archive_behind_a_url_is_copied_once_and_anew_where_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetched = _copies(monkeypatch)
+    url = _put("data/digits.zip", _zip())
+    first = opened(f"zip:{url}")
+    for split, name in ((first.train, "train"), (first.val, "val"), (first.test, "test")):
+        assert looks(split) == expected(name)
+    assert opened(f"zip:{url}").fingerprint == first.fingerprint
+    assert fetched == [url], "the second time it is asked for alone"
+    _put("data/digits.zip", _zip(2))
+    with caplog.at_level(logging.WARNING):
+        assert opened(f"zip:{url}").classes == ("digit 0", "digit 1")
+    assert f"{url} has changed since" in caplog.text
+    assert fetched == [url, url]
+
+
+def test_a_copy_that_was_damaged_here_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = _put("set/digits.zip", _zip())
+    first = opened(f"zip:{url}")
+    copy = copies.place_of(url)
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-100] + bytes(100))
+    with caplog.at_level(logging.WARNING):
+        assert opened(f"zip:{url}").fingerprint == first.fingerprint
+    assert "is not what was copied of" in caplog.text
+    copy.touch()
+    caplog.clear()
+    assert copies.copied(url).read_bytes() == whole
+    assert "copied" not in caplog.text, "another time and the same bytes: it is whole"
+
+
+def test_a_file_that_is_gone_is_said_with_the_place_of_its_copy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^memory://set/nowhere.zip cannot be had: it is not there$"):
+        opened("zip:memory://set/nowhere.zip")
+    url = _put("set/digits.zip", _zip())
+    opened(f"zip:{url}")
+    fsspec.filesystem("memory").rm("/set/digits.zip")
+    with pytest.raises(UserError, match=r"digits.zip cannot be had: it is not there; its copy of .* is .*remote/memory/set/digits.zip"):
+        opened(f"zip:{url}")
+
+
+def test_patterns_ranges_and_folders_of_urls(tmp_path: Path) -> None:
+    for split, half in (("train", 0), ("train", 1), ("val", 0), ("val", 1), ("test", 0), ("test", 1)):
+        _put(f"shards/{split}-{half}.tar", _shard(tmp_path, split, half))
+    images = opened("webdataset:memory://shards/*.tar")
+    assert (looks(images.train), looks(images.test)) == (expected("train"), expected("test"))
+    assert images.train.ids[0] == "train-0.tar/0.png"
+    assert opened("webdataset:memory://shards/").fingerprint == images.fingerprint
+    train = opened("webdataset:memory://shards/train-{0..1}.tar", val_fraction=0, test_fraction=0)
+    assert looks(train.train) == expected("train")
+    with pytest.raises(UserError, match=r"train-2.tar cannot be had: it is not there"):
+        opened("webdataset:memory://shards/train-{0..2}.tar")
+    with pytest.raises(UserError, match=r"a web server lists no files; name them by a range"):
+        opened("webdataset:https://localhost/train-*.tar")
+
+
+def test_tables_of_parquet_and_csv(tmp_path: Path) -> None:
+    lines = ["path,label,split"]
+    for i, row in enumerate(digit_rows()):
+        _put(f"set/images/{i} a.png", row.content)
+        lines.append(f"images/{i} a.png,{row.label},{row.split}")
+    images = opened(f"csv:{_put('set/labels.csv', chr(10).join(lines).encode())}")
+    assert (looks(images.train), looks(images.test)) == (expected("train"), expected("test"))
+    fsspec.filesystem("memory").rm("/set/images", recursive=True)
+    assert opened("csv:memory://set/labels.csv").fingerprint == images.fingerprint, "images that are here are not asked for"
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    columns = {name: [getattr(row, name) for row in digit_rows()] for name in ("split", "label", "content")}
+    file = io.BytesIO()
+    pq.write_table(pa.table({"image": columns["content"], "label": columns["label"], "split": columns["split"]}), file)
+    table = opened(f"parquet:{_put('set/digits.parquet', file.getvalue())}")
+    assert looks(table.test) == expected("test")
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("https://me:word@host/x.zip", "what stands before @"),
+        ("https://host/x.zip?X-Amz-Signature=word&id=3", "X-Amz-Signature=…"),
+        ("s3://host/x.zip?access_token=word", "access_token=…"),
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_the_secret_is_not_repeated(url: str, what: str) -> None:
+    with pytest.raises(UserError) as of_recipe:
+        recipes.parse(f"data: {{source: 'zip:{url}'}}\nbackbone: {{name: resnet18}}\n", "a recipe")
+    with pytest.raises(UserError) as of_word:
+        source_of(f"zip:{url}")
+    with pytest.raises(UserError) as of_copy:
+        copies.copied(url)
+    for caught in (of_recipe, of_word, of_copy):
+        assert f"the URL holds a secret ({what})" in str(caught.value)
+        assert "word" not in str(caught.value)
+
+
+def test_what_a_server_answers_is_shown_without_its_signature() -> None:
+    said = copies._said(ValueError("403, url=URL('https://me:word@host/a.zip?X-Amz-Signature=abc')\nmore"))
+    assert said == "403, url=URL('https://…@host/a.zip?…')"
+
+
+def test_other_schemes_and_missing_libraries_are_one_message() -> None:
+    with pytest.raises(UserError, match=r"nonsense://x/y.zip cannot be opened: .*nonsense"):
+        opened("zip:nonsense://x/y.zip")
+    with pytest.raises(UserError, match=r"folder:https://x/y; a folder is read on this machine alone: pack it, and give zip:URL"):
+        opened("folder:https://x/y")
+
+
+class _Server(ThreadingHTTPServer):
+    """A web server of one file, whose answers can be spoilt."""
+
+    content, tag, cut, heads, gets = b"", "1", 0, 0, 0
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    class Handler(BaseHTTPRequestHandler):
+        server: _Server
+
+        def _head(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.content)))
+            self.send_header("ETag", f'"{self.server.tag}"')
+            self.end_headers()
+
+        def do_HEAD(self) -> None:
+            self.server.heads += 1
+            self._head()
+
+        def do_GET(self) -> None:
+            self.server.gets += 1
+            self._head()
+            self.wfile.write(self.server.content[: len(self.server.content) - self.server.cut])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    running = _Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_web_server_is_asked_for_the_tag_and_a_download_that_stops_is_not_taken(
+    server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("aiohttp")
+    url = f"http://127.0.0.1:{server.server_port}/digits.zip"
+    server.content, server.cut = _zip(), 1000
+    with pytest.raises(UserError, match=rf"^{url} (cannot be had|did not arrive whole): "):
+        opened(f"zip:{url}")
+    place = copies.place_of(url)
+    assert not place.exists()
+    server.cut = 0
+    first = opened(f"zip:{url}")
+    assert looks(first.test) == expected("test")
+    assert json.loads((place.parent / ".digits.zip.copy.json").read_text())["state"] == [len(server.content), '"1"']
+    gets = server.gets
+    assert opened(f"zip:{url}").fingerprint == first.fingerprint
+    assert server.gets == gets, "asked for its head alone"
+    server.tag = "2"
+    opened(f"zip:{url}")
+    assert server.gets == gets + 1
+    server.tag, server.cut = "3", 1000
+    with pytest.raises(UserError, match=r"cannot be had|did not arrive whole"):
+        opened(f"zip:{url}")
+    assert place.read_bytes() == server.content, "the copy from before stays"
+
+
+def test_without_a_server_the_copy_is_used_and_the_log_says_so(server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("aiohttp")
+    url = f"http://127.0.0.1:{server.server_port}/digits.zip"
+    server.content = _zip()
+    first = opened(f"zip:{url}")
+    server.shutdown()
+    server.server_close()
+    with caplog.at_level(logging.WARNING):
+        assert opened(f"zip:{url}").fingerprint == first.fingerprint
+    assert f"{url} cannot be asked whether it has changed" in caplog.text

@@ -1,0 +1,278 @@
+"""Local copies of files that a URL names. A later start asks whether the file there is still the same, and copies nothing anew if so."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from tltrain.core import files
+from tltrain.core.errors import UserError
+from tltrain.core.output import progress
+from tltrain.core.output.progress import Pace
+from tltrain.core.paths import absolute, cache_root
+from tltrain.core.schema.data import is_url, secret_in
+
+TAGS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "Content-MD5",
+    "Digest",
+    "generation",
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
+"""What a server says of a file's state, the best first. The names are those of fsspec's file systems."""
+SECRETS = (
+    "a recipe is written into the run folder and may be published. Leave it out, and let the library find it: ~/.netrc for https, AWS's "
+    "and Google's own files and variables for s3 and gs, or FSSPEC_HTTPS and the like for other options of fsspec"
+)
+AT_ONCE = 16
+"""Images of a table that are fetched at a time."""
+NEEDED = "pip install 'tltrain[remote]'"
+
+_log = logging.getLogger(__name__)
+
+
+class State(NamedTuple):
+    """What a server says of a file. Equal for two answers: it is the same file."""
+
+    size: int | None
+    """Bytes. None: it does not say."""
+    tag: str
+    """An ETag, a checksum or a time. Empty: it says none of them."""
+
+    def __str__(self) -> str:
+        size = "a size that it does not say" if self.size is None else f"{self.size:,} bytes"
+        return f"{size}, {self.tag or 'no tag'}"
+
+
+class Copy(NamedTuple):
+    """What is noted of a local copy."""
+
+    state: State
+    """Of the remote file when it was copied."""
+    stamp: tuple[int, int]
+    """Size and time (ns) of the copy."""
+    digest: str
+    """SHA-256 of the copy."""
+    when: str
+    """Local time of the copy."""
+
+
+def local(argument: str | None) -> Path:
+    """The file that an argument names: a path made absolute, or the local copy of a URL. Raises UserError where that cannot be had."""
+    return copied(argument) if argument and is_url(argument) else absolute(argument or "")
+
+
+def copied(url: str) -> Path:
+    """The local copy of a remote file: fetched where there is none, where the remote file has changed, or where the copy is damaged.
+
+    Raises UserError where it cannot be had whole. Where the server does not answer, a whole copy is used, and the log says so.
+    """
+    place = place_of(url)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    note = place.with_name(f".{place.name}.copy.json")
+    with files.downloading(note.with_suffix(".lock"), f"downloads {url}"):
+        known = _whole(place, note)
+        try:
+            now = _state(url)
+        except _Unanswered as error:
+            if known is None or error.is_gone:
+                kept = f"; its copy of {known.when} is {place}" if known else ""
+                raise UserError(f"{url} cannot be had: {error}{kept}") from None
+            _log.warning("%s cannot be asked whether it has changed (%s): its copy of %s is used", url, error, known.when)
+            return place
+        if known is not None and known.state == now:
+            return place
+        if known is not None:
+            _log.warning("%s has changed since %s (then %s; now %s): it is copied anew", url, known.when, known.state, now)
+        _fetch(url, place, note, now)
+    return place
+
+
+def place_of(url: str) -> Path:
+    """Where the copy of a URL lies: below remote/ of the cache, as it lies there. Raises UserError for a URL with a password or a token."""
+    if what := secret_in(url):
+        raise UserError(f"the URL holds a secret ({what}); {SECRETS}")
+    parts = urllib.parse.urlsplit(url)
+    names = [name for name in PurePosixPath(urllib.parse.unquote(parts.path)).parts if name not in ("/", ".", "..")]
+    if not names:
+        raise UserError(f"{url} names no file; give the URL of a file")
+    if parts.query:  # another file under the same name
+        names.insert(-1, hashlib.blake2b(parts.query.encode(), digest_size=8).hexdigest())
+    return cache_root().joinpath("remote", parts.scheme, parts.netloc or "_", *names)
+
+
+def listed(pattern: str, suffixes: Sequence[str]) -> list[str]:
+    """The URLs that a pattern with * or a folder means, sorted; a URL of a file is itself. Raises UserError where they cannot be listed."""
+    name = urllib.parse.urlsplit(pattern).path
+    is_folder = name.endswith("/")
+    if not is_folder and "*" not in name:
+        return [pattern]
+    if pattern.startswith(("http:", "https:")):
+        raise UserError(f"{pattern}: a web server lists no files; name them by a range, such as train-{{000..146}}{suffixes[0]}")
+    with _answered(pattern):
+        system, path = _system(pattern)
+        found = files.waited(lambda: system.find(path) if is_folder else system.glob(path))
+        urls = sorted(str(system.unstrip_protocol(one)) for one in found)
+    return [url for url in urls if not is_folder or url.lower().endswith(tuple(suffixes))]
+
+
+def images_of(table: str, paths: Sequence[str]) -> None:
+    """Fetch the images that a remote table names by paths beside it. paths: where their copies belong; others are passed over.
+
+    A copy that is there stays. Images that are not there are left to the scan, which counts them. Raises UserError as `copied`.
+    """
+    home = place_of(table).parent
+    base = table.partition("?")[0].rpartition("/")[0]
+    wanted = [path for path in map(Path, paths) if path.is_relative_to(home) and ".." not in path.parts and not path.exists()]
+    if not wanted:
+        return
+    for folder in {path.parent for path in wanted}:
+        folder.mkdir(parents=True, exist_ok=True)
+    pace = Pace(f"images of {table} fetched", len(wanted))
+    system, _ = _system(table)
+
+    def fetch(path: Path) -> None:
+        url = f"{base}/{urllib.parse.quote(path.relative_to(home).as_posix()) if _is_web(base) else path.relative_to(home).as_posix()}"
+        with contextlib.suppress(FileNotFoundError), files.replacing(path, synced=False) as temporary:
+            temporary.write_bytes(system.cat_file(system._strip_protocol(url), **_plainly(system)))
+
+    with _answered(table):
+        for first in range(0, len(wanted), 1000):
+            for _ in files.in_parallel(fetch, wanted[first : first + 1000], num_threads=AT_ONCE):
+                pace.advance()
+
+
+class _Unanswered(Exception):
+    """A server did not say what was asked."""
+
+    def __init__(self, error: Exception) -> None:
+        why = error.__cause__ if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) else error
+        self.is_gone = isinstance(why, FileNotFoundError) or getattr(why, "status", None) in (404, 410)  # else a server was not reached
+        super().__init__("it is not there" if self.is_gone else _said(why))
+
+
+def _state(url: str) -> State:
+    """What the server says of a file. Raises _Unanswered, and UserError where a library for it is missing."""
+    system, path = _system(url)
+    try:
+        info = files.waited(partial(system.info, path))
+    except Exception as error:  # of any library and its network
+        raise _Unanswered(error) from None
+    if info.get("type") == "directory":
+        raise UserError(f"{url} is a folder; give a file, or the folder with / at its end where several files are one data set")
+    tag = next((str(info[name]) for name in TAGS if info.get(name)), "")
+    return State(info.get("size"), tag)
+
+
+def _fetch(url: str, place: Path, note: Path, expected: State) -> None:
+    """Copy a file. It takes its place only where it arrived whole, and was the same before and after."""
+    from fsspec.callbacks import Callback
+
+    class Heard(Callback):  # type: ignore[misc]  # fsspec ships no types
+        def call(self, hook_name: Any = None, **kwargs: Any) -> None:
+            of = f" of {expected.size / 1e6:,.1f}" if expected.size else ""
+            said[0] = f"{place.name}: {self.value / 1e6:,.1f}{of} MB copied"
+
+    said = [f"{place.name}: asked for"]
+    system, path = _system(url)
+    _log.info("copying %s to %s", url, place)
+    with files.replacing(place) as temporary:
+        with _answered(url):
+            _told(lambda: system.get_file(path, str(temporary), callback=Heard(), **_plainly(system)), said)
+        arrived = temporary.stat().st_size
+        if expected.size is not None and arrived != expected.size:
+            raise UserError(f"{url} did not arrive whole: {arrived:,} of {expected.size:,} bytes; start again")
+        with _answered(url):
+            now = _state(url)
+        if now != expected:
+            raise UserError(f"{url} changed while it was copied; start again once nobody writes it")
+        digest = files.waited(lambda: files.sha256(temporary))
+        note.unlink(missing_ok=True)  # of the copy that is replaced now
+    status = place.stat()
+    copy = Copy(expected, (status.st_size, status.st_mtime_ns), digest, time.strftime("%Y-%m-%d %H:%M"))
+    files.write_json(note, {"url": url, **copy._asdict()})
+
+
+def _told(work: Callable[[], Any], said: list[str]) -> None:
+    """As `files.waited`, with a report of what the work says of itself."""
+    for _ in files.in_parallel(lambda call: call(), [work], limit_s=float("inf")):
+        progress.report(said[0])
+
+
+def _whole(place: Path, note: Path) -> Copy | None:
+    """What is noted of a copy. None: there is none, or it is damaged."""
+    try:
+        value = json.loads(note.read_text(encoding="utf-8"))
+        copy = Copy(State(*value["state"]), (value["stamp"][0], value["stamp"][1]), value["digest"], value["when"])
+        status = place.stat()
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        _log.warning("%s is damaged; the file is copied anew", note)
+        return None
+    if (status.st_size, status.st_mtime_ns) != copy.stamp and files.waited(lambda: files.sha256(place)) != copy.digest:
+        _log.warning("%s is not what was copied of %s: it is copied anew", place, value.get("url"))
+        return None
+    return copy
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """(fsspec's file system of a URL, the path there). Raises UserError where a library for it is missing."""
+    try:
+        import fsspec
+
+        options: dict[str, Any] = {"skip_instance_cache": False, "use_listings_cache": False}
+        if _is_web(url):
+            import aiohttp
+
+            waits = aiohttp.ClientTimeout(total=None, sock_connect=files.ANSWER_S, sock_read=files.ANSWER_S)
+            configured = fsspec.config.conf.get(url.partition(":")[0], {}).get("client_kwargs", {})
+            options["client_kwargs"] = {"trust_env": True, "timeout": waits} | configured  # trust_env: proxies, ~/.netrc
+        system = fsspec.filesystem(url.partition(":")[0], **options)
+        return system, str(system._strip_protocol(url))
+    except ImportError as error:
+        raise UserError(f"{url} needs a library that is not here ({error}): {NEEDED}") from error
+    except Exception as error:  # an unknown scheme, or credentials that are not there
+        raise UserError(f"{url} cannot be opened: {_said(error)}") from None
+
+
+@contextlib.contextmanager
+def _answered(url: str) -> Iterator[None]:
+    """Inside, what the libraries raise becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (_Unanswered, Exception) as error:
+        raise UserError(f"{url} cannot be had: {error if isinstance(error, _Unanswered) else _said(error)}; start again") from None
+
+
+def _plainly(system: Any) -> dict[str, Any]:
+    """Asks a web server for the bytes as they are: packed ones have another size than it says."""
+    is_web = "https" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
+    return {"headers": {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}} if is_web else {}
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http:", "https:"))
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, without what may be secret: a server may have answered with an address that is signed."""
+    line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    return re.sub(r"(//[^\s?'\")]*)\?[^\s'\")]*", r"\1?…", re.sub(r"//[^/@\s]*@", "//…@", line))
