@@ -26,7 +26,7 @@ ROOMS = (
     "planning",
     "evaluation", "evaluation/promises", "evaluation/robustness", "evaluation/exporters",
     "training/losses", "training/weights", "training/depths", "training", "many",
-    "analysis", "analysis/probe", "analysis/doctor", "fitting",
+    "analysis", "analysis/probe", "analysis/doctor", "fitting", "distilling",
     "api", "commands", "cli", "__main__",
 )  # fmt: skip
 STRANGERS = {("data", "runs"), ("runs", "data")}

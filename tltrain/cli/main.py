@@ -16,6 +16,8 @@ from tltrain.core.output import streams
 from tltrain.core.output.help import print_help
 from tltrain.distributed.signals import last_resort
 
+ALIASES = {"distill": "distil"}
+"""Other spellings of verbs."""
 RENAMED = {"store": "cache"}
 """Verbs by the names they had in 0.1, which 0.2 still understands."""
 
@@ -25,7 +27,7 @@ Verb = Callable[[Sequence[str]], int]
 GROUPS: dict[str, dict[str, Verb]] = {
     "start a run": {
         "fit": start.fit, "probe": start.probe, "train": start.train, "folds": start.folds, "sweep": start.sweep, "lr": start.lr,
-        "plan": start.plan, "preview": start.preview, "launch": start.launch, "demo": start.demo,
+        "plan": start.plan, "preview": start.preview, "distil": start.distil, "launch": start.launch, "demo": start.demo,
     },
     "understand it": {"ls": understand.ls, "report": understand.report, "evaluate": understand.evaluate, "compare": understand.compare},
     "take it away": {"predict": take.predict, "export": take.export, "soup": take.soup},
@@ -71,7 +73,7 @@ def _run(argv: Sequence[str]) -> int:
         from tltrain.core.flags import say_renamed
 
         say_renamed(f"tltrain {argv[0]}", f"tltrain {RENAMED[argv[0]]}")
-    verb = VERBS.get(RENAMED.get(argv[0], argv[0]))
+    verb = VERBS.get((RENAMED | ALIASES).get(argv[0], argv[0]))
     if verb is None:
         near = get_close_matches(argv[0], VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VERBS)}"

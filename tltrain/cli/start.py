@@ -111,6 +111,30 @@ def fit(argv: Sequence[str]) -> int:
     return exit_code(choose_and_train(wanted, RunFlags(workers=arguments.workers), Console(enabled=True)))
 
 
+def distil(argv: Sequence[str]) -> int:
+    """Teach a smaller network what finished runs know.
+
+    Writes the student's recipe with a reason for each line, says what it costs, trains it, and sets it against its teacher. The same
+    command goes on.
+    """
+    parser = parser_of("distil", distil)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished runs, whose mean teaches, or a folder of folds")
+    parser.add_argument("--to", required=True, metavar="BACKBONE", help="the student: NAME, NAME=WEIGHTS, or a file of weights")
+    parser.add_argument("--minutes", type=float, help="time that it may take, about (default: as long as patience pays)")
+    parser.add_argument("--folder", type=Path, help="where everything is kept (default: runs/RUN-to-BACKBONE)")
+    parser.add_argument("--workers", type=int, help="data workers (default: by the processor cores)")
+    parser.add_argument("--dry-run", action="store_true", help="stop at the recipe and its costs: nothing trains")
+    arguments = parser.parse_args(argv)
+    from tltrain.core.flags import RunFlags
+    from tltrain.core.output.console import Console
+    from tltrain.distilling.distil import Wanted, folder_of
+    from tltrain.distilling.distil import distil as choose_and_train
+
+    folder = arguments.folder or folder_of(arguments.runs, arguments.to)
+    wanted = Wanted(tuple(arguments.runs), arguments.to, folder, arguments.minutes, arguments.dry_run)
+    return exit_code(choose_and_train(wanted, RunFlags(workers=arguments.workers), Console(enabled=True)))
+
+
 def lr(argv: Sequence[str]) -> int:
     """Look for a learning rate: one short run in which it rises.
 

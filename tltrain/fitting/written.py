@@ -29,7 +29,7 @@ def _lines(values: dict[str, Any], path: str, indent: str, reasons: dict[str, st
         if isinstance(value, dict):
             yield f"{indent}{key}:"
             yield from _lines(value, f"{where}.", f"{indent}  ", reasons)
-        elif isinstance(value, list):
+        elif isinstance(value, list) and isinstance(value[0], dict):
             yield f"{indent}{key}:"
             for number, item in enumerate(value):
                 yield from _item(list(_lines(item, f"{where}.{number}.", f"{indent}    ", reasons)), indent)
@@ -50,4 +50,4 @@ def _comment(indent: str, reason: str) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, width=10_000, allow_unicode=True).removesuffix("\n...\n").strip()
+    return yaml.safe_dump(value, width=10_000, allow_unicode=True, default_flow_style=True).removesuffix("\n...\n").strip()

@@ -11,7 +11,7 @@ from typing import Any
 from tltrain.core import registry
 from tltrain.core.metric import metric
 from tltrain.core.recipe import Stage
-from tltrain.runs.pages import background
+from tltrain.runs.pages import background, distilled
 from tltrain.runs.pages.doubts import doubts
 from tltrain.runs.record import RunRecord, number, read_predictions, read_race
 from tltrain.runs.report import tables as parts
@@ -48,6 +48,7 @@ def report(run: RunRecord) -> str:
         _header(run),
         parts.figures(_figures(run)),
         el("p", INTERVALS, class_="note under") if run.test else None,
+        distilled.section(run),
         _learning(run),
         errors(run),
         mistakes(run),
@@ -215,8 +216,7 @@ def _peak(stage: Stage) -> str:
 
 def _stage_table(run: RunRecord) -> Html:
     select = run.recipe.select
-    rows = []
-    before = 0.0
+    rows, before = list[list[str | None]](), 0.0
     for i, stage in enumerate(run.recipe.stages):
         own = [row for row in run.rows if row["stage_index"] == i and row["kind"] != "teacher"]
         end = next((row for row in own if row["kind"] == "stage_end"), None)

@@ -1,0 +1,95 @@
+"""Sets a finished student against its teacher: accuracy on the same test images, parameters, bytes, time of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tltrain.cache.measure import timed
+from tltrain.core import files
+from tltrain.core.errors import UserError
+from tltrain.core.flags import RunFlags
+from tltrain.core.recipe import Recipe
+from tltrain.data import DataSplits, Split
+from tltrain.data.loader import eval_loader
+from tltrain.data.sampler import Shard
+from tltrain.data.views import Views
+from tltrain.distilling.student import parameters_of
+from tltrain.distilling.teachers import Taught, Teacher
+from tltrain.distributed.runtime import Runtime, torch_settings_kept
+from tltrain.evaluation.evaluator import logits
+from tltrain.evaluation.trained import load_trained
+from tltrain.fitting.timing import machine_of
+from tltrain.models import factory
+from tltrain.planning.compiling import forward_s
+from tltrain.runs import run_dir
+from tltrain.runs.pages import distilled
+from tltrain.runs.pages.write import write_report
+from tltrain.runs.record import read_predictions
+from tltrain.runs.report.stats import accuracy_interval, gain_interval
+from tltrain.training.setup import DEVICE_BATCH
+
+
+def against(run: Path, taught: Taught, start: RunFlags) -> dict[str, Any]:
+    """What `distilled.json` of the student's run holds: made once, with the report that shows it. Raises UserError."""
+    known = distilled.read(run)
+    if known is not None:
+        return known
+    student = _costs([(run, run_dir.read_recipe(run))], taught.images, start)
+    teacher = _costs([(each.path, each.recipe) for each in taught.teachers], taught.images, start)
+    found = {"student": student, "teacher": teacher, "runs": [str(each.path) for each in taught.teachers], **_accuracy(run, taught)}
+    try:
+        files.write_json(run / distilled.NAME, found)
+    except OSError as error:
+        raise UserError(f"{run} cannot be written: {error}") from error
+    write_report(run)
+    return found
+
+
+def _costs(runs: Sequence[tuple[Path, Recipe]], images: DataSplits, start: RunFlags) -> dict[str, Any]:
+    """Parameters, bytes on the disk and ms an image of networks, all of which answer each image."""
+    machine, parameters, num_bytes, seconds = machine_of(images, start), 0, 0, 0.0
+    for path, recipe in runs:
+        spec = recipe.backbone.model_copy(update={"weights": str(path)})
+        outline = factory.skeleton(spec, len(images.classes), None, None)
+        parameters += parameters_of(outline.chain)
+        num_bytes += run_dir.weights_file(path).stat().st_size
+        seconds += forward_s(timed(outline.chain, machine.device), None, outline.preprocess.size, machine)
+    return {"parameters": parameters, "bytes": num_bytes, "ms": 1000 * seconds, "device": machine.device.type}
+
+
+def _accuracy(run: Path, taught: Taught) -> dict[str, Any]:
+    """The accuracy of both on the test images that the student was tested on, and the difference. Empty without a test."""
+    own = read_predictions(run)
+    if own is None or taught.images.test is None:
+        return {}
+    mine = own.right_by_id
+    theirs = _right(taught.teachers, taught.images.test)
+    ids = [name for name in mine if name in theirs]
+    mine_N, theirs_N = (np.array([right[name] for name in ids]) for right in (mine, theirs))
+    shares = {"student_top1": accuracy_interval(mine_N > 0), "teacher_top1": accuracy_interval(theirs_N > 0)}
+    gain = gain_interval(theirs_N > 0, mine_N > 0)
+    return {"n": len(ids), **{name: list(interval) for name, interval in (*shares.items(), ("gain", gain))}}
+
+
+def _right(teachers: Sequence[Teacher], test: Split) -> dict[str, float]:
+    """Test image to whether the teacher is right: as its run was tested; of several, the mean of their calibrated probabilities."""
+    if len(teachers) == 1 and (kept := read_predictions(teachers[0].path)) is not None:
+        return kept.right_by_id
+    predicted_N = sum(_probabilities(each, test) for each in teachers).argmax(1)  # type: ignore[union-attr]
+    return dict(zip(test.ids, (predicted_N == test.labels).astype(float).tolist(), strict=True))
+
+
+@torch_settings_kept()
+def _probabilities(teacher: Teacher, test: Split) -> np.ndarray:
+    """(N, K) of a run for the evaluation views of its own size."""
+    runtime, trained = Runtime(teacher.recipe.deterministic), load_trained(teacher.path)
+    views = Views(test, trained.preprocess, "none", teacher.recipe.data.flip, teacher.recipe.data.seed)
+    loader = eval_loader(views, Shard(0, 1), DEVICE_BATCH, None, 0, runtime.device.type == "cuda")
+    said_NK, _ = logits(runtime, trained.placed, loader)
+    p_NK = np.exp(said_NK - said_NK.max(1, keepdims=True))
+    share_NK: np.ndarray = p_NK / p_NK.sum(1, keepdims=True)
+    return share_NK

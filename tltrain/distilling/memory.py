@@ -1,0 +1,86 @@
+"""What the folder of a distillation keeps, so that the same command goes on after a stop, with the same recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tltrain.core import files, untrusted
+from tltrain.core.errors import UserError
+from tltrain.fitting.choose import Draft
+from tltrain.runs.links import check_links
+
+NAME = "distil.json"
+VERSION = 1
+"""Of what the file holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before anything trains."""
+
+    values: dict[str, Any]
+    """Of the recipe."""
+    reasons: dict[str, str]
+    head: tuple[str, ...]
+    """Lines of comment above the recipe."""
+    lines: tuple[str, ...]
+    """What it costs, as it is said before it starts."""
+
+    @property
+    def draft(self) -> Draft:
+        return Draft(self.values, self.reasons)
+
+
+def read(folder: Path, asked: dict[str, Any]) -> Plan | None:
+    """The plan of a folder. None for a folder that is not there yet.
+
+    Raises UserError for a folder of something else, and for one where something else was asked.
+    """
+    file = folder / NAME
+    if not file.is_file():
+        if folder.exists() and (not folder.is_dir() or any(not files.is_temporary(path, file) for path in folder.iterdir())):
+            raise UserError(f"{folder} holds files and is no folder of a distillation (it has no {NAME}); choose another with --folder")
+        return None
+    raw = untrusted.read_json(file)
+    if not isinstance(raw, dict) or not isinstance(raw.get("asked"), dict):
+        raise _damaged(file)
+    changed = [f"{key}: {raw['asked'].get(key)} -> {value}" for key, value in asked.items() if raw["asked"].get(key) != value]
+    if changed:
+        raise UserError(f"{folder} holds a distillation of something else (its own -> yours):\n  " + "\n  ".join(changed)
+                        + "\nchoose another folder with --folder, or delete it")  # fmt: skip
+    if raw.get("version") != VERSION:
+        raise UserError(f"{folder} holds a distillation of another version of tltrain; go on with that version, or choose another folder "
+                        "with --folder")  # fmt: skip
+    try:
+        plan = raw["plan"]
+        return Plan(dict(plan["values"]), dict(plan["reasons"]), *(tuple(map(str, plan[key])) for key in ("head", "lines")))
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(file) from error
+
+
+def keep(folder: Path, asked: dict[str, Any], plan: Plan) -> None:
+    """Write the plan, and make the folder where it is absent. Raises UserError."""
+    check_links(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / NAME, {"version": VERSION, "asked": asked, "plan": asdict(plan)})
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file of the folder. Raises UserError."""
+    try:
+        files.write_atomic(file, text)
+    except OSError as error:
+        raise unwritable(file.parent, error) from error
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"the folder {folder} cannot be written: {error}; choose another with --folder")
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(f"{file} is damaged; copy it from a backup, or delete {file.parent} and begin anew")
