@@ -18,6 +18,7 @@ from launcher.slurm.batch import outcome_since
 from launcher.supervise import supervise
 from launcher.target import Target
 from tltrain.core.errors import Parser, UserError
+from tltrain.core.output import wrapping
 from tltrain.runs import heartbeat, run_dir
 
 BF16_FROM = 8.0  # compute capability
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
             break
         print("launch  out of memory: started again, with less at a time", flush=True)
     if not outcome and end.code != 0 and end.signals.count("SIGINT") < 2:
-        print(f"launch  {processes.explain(end.code, notes)}", file=sys.stderr)
+        wrapping.say(f"launch  {processes.explain(end.code, notes)}", sys.stderr)
     return EXIT.get(str(outcome.get("outcome")), 1)
 
 

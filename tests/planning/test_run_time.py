@@ -95,7 +95,10 @@ def test_the_line_of_the_plan_says_how_sure_it_is() -> None:
     assert RunTime((60.0,), 0.0, busy=True).line(["head"]).endswith("timed here, while other programs kept this machine busy")
 
 
-def test_a_plan_on_a_narrow_terminal_breaks_between_stages_and_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_on_a_narrow_terminal_breaks_between_stages_and_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tltrain.core.output import wrapping
     from tltrain.core.output.console import Console
     from tltrain.core.recipe import load
     from tltrain.training import plan_table
@@ -106,7 +109,9 @@ def test_a_plan_on_a_narrow_terminal_breaks_between_stages_and_words(capsys: pyt
     table = plan_table.render(recipe, experiment.student.chain, experiment.plan, 1, 1, "data    many", ["head: " + "word " * 40])
     console = Console(enabled=True)
     console.rich.width = 60
-    console.show(table)
+    with monkeypatch.context() as terminal:
+        terminal.setattr(wrapping, "width_of", lambda stream: 60)
+        console.show(table)
     narrow = capsys.readouterr().out.splitlines()
     assert max(map(len, narrow)) <= 60
     assert sum(line.startswith("block ") for line in narrow) == 2, "two tables, since three stages do not fit"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain.cli.codes import exit_code
 from tltrain.core.errors import Parser, UserError, parser_of
-from tltrain.core.output import escape
+from tltrain.core.output import wrapping
 
 
 def train(argv: Sequence[str]) -> int:
@@ -16,7 +15,7 @@ def train(argv: Sequence[str]) -> int:
     from tltrain.core.arguments import parsing, words
 
     if argv and words.is_data(argv[0]):
-        print(f"note    {escape.line(argv[0])} is data, and no recipe stands before it: tltrain fit chooses one", file=sys.stderr)
+        wrapping.note(f"{argv[0]} is data, and no recipe stands before it: tltrain fit chooses one")
         return fit(argv)
     recipe, start = parsing.parse("train", argv)
     from tltrain.training import run

@@ -8,7 +8,7 @@ from pathlib import Path
 from tltrain.cli.codes import EXIT_FAILED
 from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import parser_of
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def export(argv: Sequence[str]) -> int:
     done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)
     print(f"logits  differ by {done.difference:.1e} at most, on {done.num_images} images")
     for note in done.notes:
-        print(f"note    {escape.line(note)}")
+        wrapping.say(f"note    {escape.line(note)}")
     print(escape.line(f"export  {done.folder}"))
     return 0
 

@@ -17,6 +17,7 @@ from typing import Literal
 from tltrain import __version__
 from tltrain.core import files
 from tltrain.core.errors import Parser
+from tltrain.core.output import wrapping
 
 GIB = 1024**3
 LEAST_SHARED_GIB, LEAST_DISK_GIB, LEAST_MEMORY_GIB = 1, 5, 4
@@ -55,9 +56,9 @@ def doctor(argv: Sequence[str]) -> int:
     for check in checks:
         for finding in check():
             findings.append(finding)
-            print(f"{MARK[finding.level]}  {finding.name:10}  {finding.text}", flush=True)
+            wrapping.say(f"{MARK[finding.level]}  {finding.name:10}  {finding.text}")
             if finding.remedy:
-                print(f"{'':18}{finding.remedy}", flush=True)
+                wrapping.say(f"{'':18}{finding.remedy}")
     problems = sum(finding.level == "problem" for finding in findings)
     print(f"\n{verdict(findings)}" if not problems else f"\n{problems} problem{'s' * (problems > 1)}; the remedies stand above")
     return 1 if problems else 0

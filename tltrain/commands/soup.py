@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tltrain.core.errors import Parser, UserError
 from tltrain.core.metric import metric
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Terminal
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def cook(parser: Parser, argv: Sequence[str]) -> int:
         return 0
     Terminal(highlight=False).print(rendered(done))
     if done.method == "greedy" and len(done.kept) == 1:
-        print(f"note    no other run makes {escape.line(done.kept[0])} better on val: the greedy soup is that run")
+        wrapping.say(f"note    no other run makes {escape.line(done.kept[0])} better on val: the greedy soup is that run")
     num_runs = len(done.kept) if done.method == "greedy" else len(done.rows) - 2
     print(f"soup    {done.method}, of {num_runs} runs: {escape.line(str(done.folder))}")
     return 0

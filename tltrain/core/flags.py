@@ -17,6 +17,7 @@ import tyro
 
 from tltrain.core import registry
 from tltrain.core.errors import UserError, unknown_argument
+from tltrain.core.output import wrapping
 from tltrain.core.recipe import Recipe
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ def run_path(recipe: Recipe, run_flags: RunFlags) -> Path:
 def say_renamed(old: str, new: str) -> None:
     """Print the new name of a flag or verb to standard error, once for all processes of a run."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"{old} is now called {new}; the old name will go with the next version\n")
+        wrapping.say(f"{old} is now called {new}; the old name will go with the next version", sys.stderr)
 
 
 def renamed(argument: str) -> str:

@@ -125,8 +125,7 @@ def show(members: Sequence[Member], halving: int | None, terminal: Terminal) -> 
     terminal.print()
     for line in table(standing, terminal.width):
         terminal.print(line, markup=False)
-    wrapped = Terminal(highlight=False)
-    wrapped.print(f"\n{escape.line(headline)}", style="bold", markup=False)
-    wrapped.print(escape.line(luck), markup=False)
+    terminal.print(f"\n{escape.line(headline)}", style="bold", markup=False)
+    terminal.print(escape.line(luck), markup=False)
     terminal.print(escape.line(f"page    {out}"), markup=False)
     return out

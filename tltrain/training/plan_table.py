@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Terminal, size
 from tltrain.core.recipe import DISTILL_LOSS, LOSS, Recipe
 from tltrain.core.stage_plan import StagePlan
@@ -33,17 +33,19 @@ def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, 
     title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
     solved_lines = [f"solved  {solved.plan_line(chain, stage)}" for stage in plan if stage.spec.solve]
     lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *solved_lines, *(f"cache   {line}" for line in stored)]
-    return Group(title, _Stages(chain, plan), Text(), hanging("\n".join(lines)))
+    return Group(title, _Stages(chain, plan), Text(), _Lines("\n".join(lines)))
 
 
-def hanging(text: str) -> Table:
-    """Lines that begin with a word of at most seven letters: what does not fit goes on behind it."""
-    grid = Table.grid()
-    grid.add_column(width=8, no_wrap=True)
-    grid.add_column(overflow="fold")
-    for line in text.splitlines():
-        grid.add_row(Text(line[:8]), Text(line[8:]))
-    return grid
+@dataclass(frozen=True)
+class _Lines:
+    """Lines that begin with a word of at most seven letters: on a terminal, what does not fit goes on behind it."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = wrapping.width_of(console.file)
+        for line in (self.text if width is None else wrapping.fitted(self.text, width)).splitlines():
+            yield Text(line, no_wrap=True, overflow="ignore")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _table(chain: Chain, plan: Sequence[StagePlan]) -> Table:
 def text(renderable: Group) -> str:
     """The table as plain text, for plan.txt."""
     console = Terminal(file=StringIO(), width=40 + 24 * 8, color_system=None)
-    console.print(renderable)
+    console.print(renderable, crop=False)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
 
 

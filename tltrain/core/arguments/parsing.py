@@ -16,6 +16,7 @@ from tltrain.core import recipe as recipes
 from tltrain.core.arguments import short_help, words
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, parse_flags, renamed
+from tltrain.core.output import wrapping
 from tltrain.core.recipe import Recipe
 
 
@@ -64,4 +65,4 @@ def _unused(verb: str, start: RunFlags) -> list[str]:
 def _say(note: str) -> None:
     """Print a note to standard error, once for all processes of a run."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"note    {note}\n")
+        wrapping.note(note)

@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from tltrain.core.output import escape, notebook, progress
+from tltrain.core.output import escape, notebook, progress, wrapping
 
 LOG_S = 60.0
 """Seconds between two lines about progress in a log."""
@@ -35,6 +35,14 @@ class Terminal(RichConsole):
     def __init__(self, **arguments: Any) -> None:
         plain = {"force_terminal": False, "color_system": None} if notebook.in_notebook() else {}
         super().__init__(force_jupyter=False, **{**arguments, **plain})
+
+    def print(self, *objects: Any, **arguments: Any) -> None:
+        """As rich does. A text alone is broken by `wrapping`: at spaces, on a terminal, and nowhere else."""
+        if len(objects) == 1 and isinstance(objects[0], str):
+            width = wrapping.width_of(self.file)
+            objects = (objects[0] if width is None else wrapping.fitted(objects[0], width),)
+            arguments = {**arguments, "soft_wrap": True}
+        super().print(*objects, **arguments)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -116,7 +124,7 @@ class Console:
     def show(self, renderable: Any) -> None:
         """Print one of rich's renderables, such as a table, wrapped to the width of the terminal."""
         if self.enabled:
-            self.rich.print(renderable, soft_wrap=False)
+            self.rich.print(renderable, soft_wrap=False, crop=False)  # a path that is wider than the terminal stays whole
 
     def open_stage(self, name: str, step: int, num_steps: int) -> None:
         """Start the progress of a stage at `step`: a bar on a terminal."""

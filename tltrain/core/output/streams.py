@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper, UnsupportedOperation
 from typing import Any, TextIO
 
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 
 
 class Lasting:
@@ -71,7 +71,7 @@ def open_missing() -> None:
 def complain(text: str, code: int) -> int:
     """Print why a command ends to standard error. Returns the exit code."""
     with suppress(OSError):
-        print(f"tltrain: {escape.terminal(text)}", file=sys.stderr, flush=True)
+        wrapping.say(f"tltrain: {escape.terminal(text)}", sys.stderr)
     return code
 
 
