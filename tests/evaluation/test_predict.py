@@ -14,6 +14,7 @@ import pytest
 import torch
 from digit_files import digit_folder, digit_image, run_with_weights
 from PIL import Image
+from rich.cells import cell_len
 
 from tltrain.commands.predict import Columns, predict_files, table, write_csv, write_json
 from tltrain.core.errors import UserError
@@ -216,16 +217,39 @@ def test_json_and_csv_are_read_back() -> None:
 
 
 def test_the_table_is_for_people() -> None:
-    from rich.console import Console
+    head, first, second = (text.plain for text in table(ROWS, 100))
+    assert head.split() == ["file", "class", "sure", "then"]
+    assert first.split() == ["a,", "b.png", "cat", "75.0", "%", "dog", "25.0"]
+    assert second == "d\\xff.png  cannot be read  not an image"
+    assert next(text.plain for text in table([], 80)).startswith("file")
 
-    out = io.StringIO()
-    Console(file=out, width=100).print(table(ROWS))
-    text = out.getvalue()
-    assert "cat" in text
-    assert "75.0 %" in text
-    assert "dog 25.0" in text
-    assert "d\\xff.png" in text
-    assert "cannot be read" in text
+
+LONG = [
+    Prediction("photos/2024/summer/DSC_0001.jpg", (("sunflower", 0.5), ("dandelion", 0.3), ("rose", 0.2)), decision="answers"),
+    Prediction("photos/2024/summer/a very long name of one.jpg", (("dandelion", 0.4), ("rose", 0.3), ("oak", 0.3)), decision="abstains"),
+    Prediction("photos/\u82b1/\u82b1\u82b1.jpg", (("rose", 0.4), ("oak", 0.3)), set=("rose", "oak", "sunflower"), decision="stranger"),
+    Prediction("photos/notes.txt", (), "not an image of a kind that is read here, and more words than there is room for"),
+]  # fmt: skip
+
+
+def test_the_table_fits_the_terminal_and_cuts_what_matters_least_first() -> None:
+    whole = [text.plain for text in table(LONG, None)]
+    assert max(map(cell_len, whole)) > 110
+    assert "photos/2024/summer/a very long name of one.jpg" in whole[2], "in a pipe nothing is cut"
+    assert "more words than there is room for" in whole[4]
+    assert "set: rose, oak, sunflower" in whole[3]
+    for width in (100, 80, 60, 40, 30):
+        lines = [text.plain for text in table(LONG, width)]
+        assert max(map(cell_len, lines)) <= width, width
+        starts = {cell_len(line[: line.index(word)]) for line, word in zip(lines[1:4], ("50.0 %", "40.0 %", "40.0 %"), strict=True)}
+        assert len(starts) == 1, "columns stand below each other, wide characters too"
+    at_80 = [text.plain for text in table(LONG, 80)]
+    assert at_80[1].startswith("photos/202\u2026/DSC_0001.jpg ")
+    assert "abstains (dandelion?)" in at_80[2]
+    assert "none of these (rose?)" in at_80[3]
+    assert at_80[1].endswith("dandelion 30.0, +1")
+    at_40 = [text.plain for text in table(LONG, 40)]
+    assert "sunflower" in at_40[1], "class names are cut last"
 
 
 def test_a_folder_that_is_no_run_or_has_no_weights_is_refused(made_recipe: Made, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from digit_files import digit_folder, digit_image
 from sklearn.metrics import f1_score, roc_auc_score
 
+import tltrain
 from tltrain.cli.main import main
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
@@ -225,12 +226,67 @@ def test_the_command_says_it_in_lines_of_a_terminal(run: Path, capsys: pytest.Ca
     assert main(["evaluate", str(run), "--views", "2", "--abstain", "0.5", "--coverage", "0.8", "--strangers"]) == 0
     lines = capsys.readouterr().out.splitlines()
     said = {line[:18].strip(): line[18:] for line in lines}
-    assert {"set of 80 %", "abstain 50 %", "known images", "2  views"} <= set(said)
+    assert {"set of 80 %", "abstain 50 %", "known images", "2 views"} <= set(said)
     assert "hold the true class, mean size" in said["set of 80 %"]
-    assert "against one view" in said["2  views"]
-    assert max(map(len, lines)) <= 80 + 15
+    assert "promised" in said["abstain 50 %"]
+    assert "against one view" in said["2 views"]
+    assert max(map(len, lines)) <= 80
     assert main(["evaluate", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["sets"][0]["coverage"] == 0.9, "without being asked, what the run kept"
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["sets"][0]["coverage"] == 0.9, "without being asked, what the run kept"
+    assert main(["evaluate", str(run)]) == 0
+    said = {line[:18].strip(): line[18:] for line in capsys.readouterr().out.splitlines()}
+    assert said["test images"] == "16"
+    ends = f"{100 * figures['top1_low']:.1f} to {100 * figures['top1_high']:.1f}"
+    assert said["accuracy"] == f"{100 * figures['top1']:.1f} % ({ends}, 95 % interval)"
+    assert said["F1, mean"] == f"{100 * figures['f1_macro']:.1f} %"
+    assert said["loss"] == f"{figures['loss']:.3f}"
+    assert not {"top5", "f1_weighted", "top1_low", "split", "top-5 accuracy"} & set(said), "plain names, and nothing that says nothing"
+
+
+def test_a_val_that_is_too_small_promises_nothing_of_answers_withheld(
+    run: Path, made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """12 images of val, all of them right, promise 60 % and no more: the usual accuracies take 57 or more."""
+    test = run_dir.test_metrics(run)
+    assert test is not None
+    assert (test["abstain"], test["fitted_on"]) == ([], {"n": 12, "groups": None})
+    assert main(["evaluate", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "nothing is promised: val has 12 images, too few (90 % takes 57, 95 % 117, 99 % 597, all right)" in said
+    page = run_dir.report_file(run).read_text(encoding="utf-8")
+    assert "Val has 12 images, too few to promise anything of answers withheld: 90 % takes 57" in page
+    words = ["predict", str(run), str(made[1] / "test"), "--csv", "--abstain"]
+    kept.write_val(run, replace(kept.read_val(run), confidence=np.linspace(0.5, 1, 12), right=np.ones(12, bool)))  # type: ignore[type-var]
+    assert main([*words, "0.9"]) == 0
+    said = capsys.readouterr().err
+    assert "val has 12 images, too few to promise anything of other images: to promise that 90 % of answers are right takes" in said
+    assert "promised for other images" not in said
+    assert main([*words, "0.6"]) == 0
+    assert "at least 60.7 % of answers are right" in capsys.readouterr().err
+    kept.write_val(run, replace(kept.read_val(run), num_groups=3))  # type: ignore[type-var]
+    assert main([*words, "0.6"]) == 0
+    assert "val has 12 images in 3 groups, too few" in capsys.readouterr().err, "images that are alike count once"
+
+
+def test_python_gives_what_the_verb_gives(run: Path, made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images = made[1] / "test"
+    words = ["--coverage", "0.8", "--abstain", "0.5", "--strangers", "--views", "2"]
+    assert main(["predict", str(run), str(images), "--json", *words]) == 0
+    out = capsys.readouterr()
+    opened = tltrain.load(run)
+    files = [row["path"] for row in json.loads(out.out)]
+    answers = opened.predict(files, coverage=0.8, abstain=0.5, strangers=True, views=2)
+    assert "hold the true class" in capsys.readouterr().err
+    for p, row in zip(answers, json.loads(out.out), strict=True):
+        assert (p.label, p.set, p.decision) == (row["label"], tuple(row["set"]), row["decision"])
+        assert (p.confidence, p.strangeness) == pytest.approx((row["confidence"], row["strangeness"]), abs=1e-5)
+    one = opened.predict(files[0], coverage=0.8, abstain=0.5, strangers=True, views=2)
+    assert (one.set, one.decision) == (answers[0].set, answers[0].decision)
+    assert capsys.readouterr().err == "", "said once"
+    assert opened.predict(files[0]).decision is None
+    with pytest.raises(UserError, match=r"abstain is 95; it must be between 0 and 1.*did you mean 0\.95"):
+        opened.predict(files[0], abstain=95)
 
 
 def subset(images: Path, out: Path, renamed: dict[str, str]) -> Path:
@@ -312,7 +368,7 @@ def test_strangers_are_told_by_what_the_head_is_given(run: Path, made: tuple[Pat
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"coverage": 90.0}, "did you mean 0.9"), ({"abstain": 0.0}, "between 0 and 1"), ({"num_views": 0}, "--views is 0")],
+    [({"coverage": 90.0}, "did you mean 0.9"), ({"abstain": 0.0}, "between 0 and 1"), ({"num_views": 0}, "views is 0")],
 )
 def test_a_value_that_cannot_be_had_is_refused_before_anything_is_read(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):

@@ -125,5 +125,5 @@ def test_programs_of_timm_networks_agree(to: str, run: Path) -> None:
 
 def test_a_network_of_another_library_is_not_exported_to_timm(made_recipe: Made, tmp_path: Path) -> None:
     run = run_with_weights(tmp_path / "run", made_recipe(), CLASSES)
-    with pytest.raises(UserError, match="resnet-tiny is no network of timm"):
+    with pytest.raises(UserError, match="resnet-tiny is no network of timm; export it --to"):
         export(run, "timm")

@@ -132,7 +132,7 @@ def test_another_package_is_used_as_ours_are(site: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["n"] > 0
     assert (tmp_path / "run" / "export" / "torch-export" / "model.pt2").is_file()
     assert "transformers has no class for toy-cnn; export it --to onnx or torch-export" in hf
-    assert "torchvision has no toy-cnn of this shape" in vision
+    assert "torchvision has no class that takes the weights of toy-cnn" in vision
 
 
 @pytest.mark.usefixtures("installed")

@@ -65,5 +65,10 @@ def test_a_network_that_is_always_right_has_a_chart(tmp_path: Path) -> None:
 
 
 def test_a_val_that_is_too_small_is_said_and_older_runs_have_no_section(tmp_path: Path) -> None:
-    assert "fewer than 9 images" in text_of(made(tmp_path / "small", 8))
+    small = text_of(made(tmp_path / "small", 8))
+    assert "Val has 8 images, too few to promise a coverage: 90 % takes 9, 95 % 19, 99 % 99." in small
+    assert "too few to promise anything of answers withheld: 90 % takes 57, 95 % 117, 99 % 597, all right." in small
+    assert "Promised" not in small
+    assert "Accuracy of the answers" in small, "which is of test, and stands on its own"
+    assert "Promised, %" in text_of(made(tmp_path / "large", 57))
     assert doubts(read_run(fake_run(tmp_path / "old", ["a", "b"]))) is None

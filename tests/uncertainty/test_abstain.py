@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tltrain.core.errors import UserError
-from tltrain.uncertainty.abstain import MOST_POINTS, SHARES, curve, fit_abstention, shown
+from tltrain.uncertainty.abstain import MOST_POINTS, SHARES, curve, fit_abstention, least_images, reachable, shown
 from tltrain.uncertainty.answers import Answers
 
 
@@ -48,6 +48,20 @@ def test_the_bound_holds_for_thresholds_that_were_chosen_by_looking() -> None:
         broken += 0.3 * (rule.threshold + 1) / 2 + 0.6 < rule.least  # the accuracy of all images above the threshold
     assert kept > 300
     assert broken <= 0.05 * kept
+
+
+@pytest.mark.parametrize(("target", "num"), [(0.6, 12), (0.9, 57), (0.95, 117), (0.99, 597)])
+def test_the_least_val_that_can_promise_is_one_that_is_all_right(target: float, num: int) -> None:
+    assert least_images(target) == num
+    for n, reaches in ((num, True), (num - 1, False)):
+        confidence = np.linspace(0.5, 1, n)
+        rule = fit_abstention(made(confidence, np.ones(n, bool)), target)
+        assert rule.answered == n
+        assert (rule.least >= target) == reaches
+        assert rule.is_promised == (n >= min(num, 57)), "val for 90 % promises something, if less than was asked for"
+    assert reachable(made(np.linspace(0.5, 1, 56), np.ones(56, bool))) == []
+    assert [rule.target for rule in reachable(made(np.linspace(0.5, 1, 57), np.ones(57, bool)))] == [0.9, 0.95, 0.99]
+    assert reachable(Answers(np.ones(600), np.ones(600), np.ones(600, bool), num_groups=56)) == [], "a group counts once"
 
 
 def test_a_target_that_val_never_reaches_is_refused() -> None:

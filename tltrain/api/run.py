@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any, overload
 import torch
 from PIL import Image
 
+from tltrain.core.output import escape, wrapping
 from tltrain.core.recipe import Recipe
+from tltrain.evaluation.evaluate import Asked
 from tltrain.evaluation.exporters import Exported, export
 from tltrain.evaluation.predict import BATCH, Picture, Prediction, predict
+from tltrain.evaluation.promises.fitted import Wanted, rules_for
 from tltrain.evaluation.trained import TrainedModel, load_trained
 from tltrain.models.chain import Chain
 from tltrain.models.families.own import OwnNetwork, give
@@ -27,25 +31,46 @@ class Run:
         """backbone: the module that was trained, where it is one of the caller's. Raises UserError if `path` is not a run folder."""
         self.path = Path(path)
         self._own = backbone
+        self._fitted: dict[Wanted, Asked] = {}
         self.recipe: Recipe = run_dir.read_recipe(self.path)
         """The recipe of the run."""
 
     @overload  # a string is a sequence of strings too; here it is one file
-    def predict(self, pictures: Picture, *, top: int = 5, batch: int = BATCH) -> Prediction: ...  # type: ignore[overload-overlap]
+    def predict(  # type: ignore[overload-overlap]
+        self, pictures: Picture, *, top: int = 5, batch: int = BATCH, coverage: float | None = None, abstain: float | None = None,
+        strangers: bool = False, views: int = 1,
+    ) -> Prediction: ...  # fmt: skip
     @overload
-    def predict(self, pictures: Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> list[Prediction]: ...
-    def predict(self, pictures: Picture | Sequence[Picture], *, top: int = 5, batch: int = BATCH) -> Prediction | list[Prediction]:
+    def predict(
+        self, pictures: Sequence[Picture], *, top: int = 5, batch: int = BATCH, coverage: float | None = None,
+        abstain: float | None = None, strangers: bool = False, views: int = 1,
+    ) -> list[Prediction]: ...  # fmt: skip
+    def predict(
+        self, pictures: Picture | Sequence[Picture], *, top: int = 5, batch: int = BATCH, coverage: float | None = None,
+        abstain: float | None = None, strangers: bool = False, views: int = 1,
+    ) -> Prediction | list[Prediction]:  # fmt: skip
         """Predict the class of one picture, or of each picture of a list.
 
         pictures: file paths, PIL images, or tensors (3, H, W), uint8 or float in [0, 1]. Each is resized and cropped as in the
         evaluation of the run. (Pass a batch that is already preprocessed to `model`.)
         top: number of classes listed in each prediction. batch: images in one forward pass.
-        Returns predictions with `label`, `confidence` (calibrated) and `top`. For a file that cannot be read, `problem` is set instead.
-        Raises UserError if the run has no weights yet, or if a tensor is not an image.
+        coverage, abstain, strangers, views: as --coverage, --abstain, --strangers and --views of `tltrain predict`, fitted on the run's
+        val; what they promise is printed to standard error when it is first asked for.
+        Returns predictions with `label`, `confidence` (calibrated) and `top`; where they were asked for also `set`, `decision` (answers,
+        abstains or stranger) and `strangeness` (above 1 for a stranger). For a file that cannot be read, `problem` is set instead.
+        Raises UserError if the run has no weights yet, if a tensor is not an image, and if val is too small for the coverage.
         """
+        asked = self._rules(Wanted(coverage, abstain, strangers, views))
         if isinstance(pictures, str | Path | Image.Image | torch.Tensor):
-            return next(predict(self._trained, [pictures], top, batch))
-        return list(predict(self._trained, pictures, top, batch))
+            return next(predict(self._trained, [pictures], top, batch, asked))
+        return list(predict(self._trained, pictures, top, batch, asked))
+
+    def _rules(self, wanted: Wanted) -> Asked:
+        """The rules of what is wanted, fitted once."""
+        if wanted not in self._fitted:
+            self._give()
+            self._fitted[wanted] = rules_for(self.path, wanted, lambda text: wrapping.say(escape.line(text), sys.stderr))
+        return self._fitted[wanted]
 
     @property
     def model(self) -> Chain:

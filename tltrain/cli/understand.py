@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain.cli.corruptions import corruption_arguments, under_corruptions
 from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import UserError, parser_of
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 
 
 def ls(argv: Sequence[str]) -> int:
@@ -48,21 +47,19 @@ def evaluate(argv: Sequence[str]) -> int:
     split = arguments.split or ("test" if arguments.data is None else "all")
     if (code := under_corruptions(parser, arguments, split)) is not None:
         return code
-    from tltrain.evaluation.promises.command import doubt_lines, figures_of
+    from tltrain.evaluation.promises.command import figures_of
     from tltrain.evaluation.promises.fitted import Wanted
+    from tltrain.evaluation.promises.terminal import lines_of
 
     wanted = Wanted(arguments.coverage, arguments.abstain, arguments.strangers, arguments.views)
     figures = figures_of(arguments.run, arguments.data, split, arguments.batch, wanted)
     for note in figures["notes"]:
-        print(f"note    {escape.line(note)}", file=sys.stderr)
+        wrapping.note(note)
     if arguments.json:
         print(json.dumps(figures, indent=1))
     else:
-        for name, value in figures.items():
-            if isinstance(value, int | float | str):
-                print(f"{name:18} {value:.6f}" if isinstance(value, float) else f"{name:18} {escape.line(str(value))}")
-        for line in doubt_lines(figures):
-            print(line)
+        for line in lines_of(figures):
+            wrapping.say(line)
     return 0
 
 

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from tltrain.core.errors import UserError, some
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Terminal
 from tltrain.data.pictures.warned import recorded
 from tltrain.evaluation.evaluate import PLAIN, Asked
@@ -45,7 +45,7 @@ def predict_files(
             raise UserError(f"{name} is {value}; it must be at least 1")
     trained = load_trained(run)
     files = find_files(paths, sys.stdin)
-    asked = rules_for(run, wanted, lambda text: print(escape.line(text), file=sys.stderr), batch)
+    asked = rules_for(run, wanted, lambda text: wrapping.say(escape.line(text), sys.stderr), batch)
     bar, out = Terminal(stderr=True), sys.stdout
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="surrogateescape")  # file names that are not valid UTF-8 keep their bytes
@@ -58,13 +58,14 @@ def predict_files(
             columns = Columns(min(top, len(trained.classes)), trained.classes if all_shares else (), asked)
             write_csv(rows, out, columns)
         else:
-            shown = table(rows)
-            Terminal(file=out, highlight=False).print(shown)
+            terminal = Terminal(file=out, highlight=False)
+            for text in table(rows, wrapping.width_of(out)):
+                terminal.print(text, soft_wrap=True)
     if warned:
         files_said = some([f"{file} ({said})" for file, said in warned.items()])
-        print(escape.line(f"note    {len(warned)} of {len(files)} files are read with a warning of Pillow: {files_said}"), file=sys.stderr)
+        wrapping.note(f"{len(warned)} of {len(files)} files are read with a warning of Pillow: {files_said}")
     for line in rows.lines(asked):
-        print(line, file=sys.stderr)
+        wrapping.say(line, sys.stderr)
     return rows.num_read > 0
 
 
@@ -165,25 +166,110 @@ def write_csv(predictions: Iterable[Prediction], out: IO[str], columns: Columns)
         out.flush()
 
 
-def table(predictions: Iterable[Prediction]) -> Table:
-    """A table with one line for each file: its class, the confidence, and the next classes."""
-    out = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for head in ("file", "class", "sure", "then"):
-        out.add_column(head, justify="right" if head == "sure" else "left", overflow="fold")
-    for p in predictions:
-        if p.problem is not None:
-            out.add_row(_text(p.id), Text("cannot be read", style="red"), "", _text(p.problem))
+GAP = 2
+SHRINKS = (("files", 24), ("others", 12), ("files", 16), ("others", 0), ("answers", 8), ("files", 2))
+"""Columns down to which the parts of a line shrink in turn: paths first, then the next classes, class names last."""
+
+
+class Line(NamedTuple):
+    """One image in the table."""
+
+    file: str
+    answer: str
+    """The class, or `cannot be read`."""
+    withheld: str = ""
+    """Why the class is no answer: `abstains`, `none of these`. Empty for an answer."""
+    sure: str = ""
+    others: tuple[str, ...] = ()
+    """The next classes with their shares, or those of its set."""
+    problem: str = ""
+
+    @property
+    def said(self) -> str:
+        """The answer as it stands in its column."""
+        return f"{self.withheld} ({self.answer}?)" if self.withheld else self.answer
+
+
+def table(predictions: Iterable[Prediction], width: int | None) -> Iterator[Text]:
+    """One line for each file: its class, the confidence, and the next classes, below a line of heads.
+
+    width: columns of the terminal, which no line is wider than: long paths lose their middle, then the next classes are counted instead of
+    named, and class names are cut last. None: nothing is cut, as for a pipe.
+    """
+    rows = [_line(p) for p in predictions]
+    sets = any(p.others and p.others[0].startswith("set:") for p in rows)
+    head = Line("file", "class", sure="sure", others=("" if sets else "then",))
+    files, answers, sures, others = _widths([head, *rows], width)
+    for row in (head, *rows):
+        file = _padded(_middle_cut(row.file, files), files)
+        if row.problem:
+            problem = row.problem if width is None else _cut(row.problem, max(0, width - files - len(row.answer) - 2 * GAP))
+            yield Text.assemble(file, " " * GAP, (row.answer, "red"), " " * GAP, problem)
             continue
-        (label, share), *others = p.top
-        then = ", ".join(f"{name} {100 * s:.1f}" for name, s in others)
-        if p.set is not None:
-            then = "set: " + ", ".join(p.set)
-        said = _text(label, "bold")
-        if p.decision not in (None, "answers"):
-            said = Text.assemble(Text("none of these" if p.decision == "stranger" else "abstains", "yellow"), _text(f" ({label}?)", "dim"))
-        out.add_row(_text(p.id), said, f"{100 * share:.1f} %", _text(then, "dim"))
-    return out
+        shown = Text(_cut(row.answer, answers), "bold")
+        if row.withheld:
+            room = answers - len(row.withheld) - len(" (?)")
+            maybe = f" ({_cut(row.answer, room)}?)" if room > 1 else ""
+            shown = Text.assemble((_cut(row.withheld, answers), "yellow"), (maybe, "dim"))
+        shown.pad_right(max(0, answers - shown.cell_len))
+        text = Text.assemble(file, " " * GAP, shown, " " * GAP, row.sure.rjust(sures), " " * GAP, (_as_fit(row.others, others), "dim"))
+        text.rstrip()
+        yield Text.assemble(text, style="bold") if row is head else text
 
 
-def _text(name: str, style: str = "") -> Text:
-    return Text(escape.line(name), style=style)
+def _line(p: Prediction) -> Line:
+    file = escape.line(p.id)
+    if p.problem is not None:
+        return Line(file, "cannot be read", problem=escape.line(p.problem))
+    (label, share), *rest = p.top
+    others = tuple(f"{escape.line(name)} {100 * s:.1f}" for name, s in rest)
+    if p.set is not None:
+        first, *more = map(escape.line, p.set)
+        others = (f"set: {first}", *more)
+    withheld = {"stranger": "none of these", "abstains": "abstains"}.get(p.decision or "", "")
+    return Line(file, escape.line(label), withheld, f"{100 * share:.1f} %", others)
+
+
+def _widths(rows: Sequence[Line], width: int | None) -> list[int]:
+    """Columns of files, answers, confidences and other classes."""
+    told = [row for row in rows if not row.problem]
+    files, answers = max(cell_len(row.file) for row in rows), max(cell_len(row.said) for row in told)
+    sures, others = max(len(row.sure) for row in told), max(cell_len(", ".join(row.others)) for row in told)
+    if width is None:
+        return [files, answers, sures, others]
+    parts = {"files": files, "answers": answers, "others": others}
+    over = sum(parts.values()) + sures + 3 * GAP - width
+    for name, least in SHRINKS:
+        take = max(0, min(over, parts[name] - least))
+        parts[name], over = parts[name] - take, over - take
+    return [parts["files"], parts["answers"], sures, parts["others"]]
+
+
+def _as_fit(names: Sequence[str], width: int) -> str:
+    """The names with commas between them; those for which there is no room are counted: cat 12.1, dog 3.0, +3."""
+    for num in range(len(names), -1, -1):
+        text = ", ".join([*names[:num], *([f"+{len(names) - num}"] if num < len(names) else [])])
+        if cell_len(text) <= width:
+            return text
+    return ""
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * max(0, width - cell_len(text))
+
+
+def _cut(text: str, width: int) -> str:
+    """The beginning of a text that is wider than so many columns."""
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)).rstrip() + "\u2026" * (width > 0)
+
+
+def _middle_cut(path: str, width: int) -> str:
+    """A path without its middle: its end stays, with the whole name if there is room, and what there is room for of its beginning."""
+    if cell_len(path) <= width:
+        return path
+    begin = width - 2 - cell_len(path.rsplit("/", 1)[-1])
+    begin = begin if begin > 4 else 0
+    end = path
+    while end and cell_len(end) > width - 1 - begin:
+        end = end[1:]
+    return set_cell_size(path, begin) + "\u2026" + end

@@ -153,3 +153,16 @@ def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     weight_K = np.zeros(num_classes)
     weight_K[present] = len(labels) / (present.sum() * count_K[present])
     return weight_K
+
+
+ALONE = 0.95
+"""Groups for each image from which images count as drawn one by one: a few copies move no interval by much."""
+
+
+def groups_in(images: DataSplits, split: Split | None) -> np.ndarray | None:
+    """(N,) int64, the group of each image of a split. None where nearly each image is a group, and where the groups are not known."""
+    if split is None or images.source is None:
+        return None
+    order = np.argsort(images.source.numbers)
+    group_N: np.ndarray = images.source.groups[order[np.searchsorted(images.source.numbers[order], split.source_index)]]
+    return group_N if len(np.unique(group_N)) < ALONE * len(split) else None

@@ -12,7 +12,7 @@ import numpy as np
 from tltrain.core.errors import UserError, some
 from tltrain.core.recipe import Augment, Data, Recipe
 from tltrain.data import DataSplits, Split, open_images
-from tltrain.data.dataset import Indexed
+from tltrain.data.dataset import Indexed, groups_in
 from tltrain.data.loader import eval_loader, eval_views_loader
 from tltrain.data.sampler import Shard
 from tltrain.data.splits import has_columns
@@ -27,8 +27,9 @@ from tltrain.models import factory
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import read_card
 from tltrain.runs import run_dir
-from tltrain.runs.report.stats import accuracy_interval, gain_interval, mcnemar
+from tltrain.runs.report.stats import accuracy_interval, gain_interval, mcnemar, sign_flips
 from tltrain.uncertainty.abstain import Abstention
+from tltrain.uncertainty.answers import Val
 from tltrain.uncertainty.conformal import Sets
 from tltrain.uncertainty.strangers import Strangers, found
 
@@ -47,6 +48,8 @@ class Asked:
     abstentions: Sequence[Abstention] = ()
     strangers: Strangers | None = None
     """Images of classes that the run does not know are then counted as strangers. None: they are refused."""
+    val: Val | None = None
+    """What a run's usual rules are fitted on, or are not, where it is too small. None where they are not shown."""
 
     @property
     def thresholds(self) -> list[float]:
@@ -84,9 +87,10 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
 
     # With several processes, one that runs out of memory cannot retry without the others.
     predictions, alone = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
-    predictions, notes = replace(predictions, present=opened.present), opened.notes
+    group_N = groups_in(opened.images, opened.split)
+    predictions, notes = metrics.in_groups(replace(predictions, present=opened.present), group_N), opened.notes
     figures = metrics.summary(predictions, len(opened.classes))
-    top1 = accuracy_interval(predictions.predicted == predictions.label)
+    top1 = accuracy_interval(predictions.predicted == predictions.label, predictions.group)
     if source is None and opened.split.name == "test" and not notes and asked.num_views == 1:
         notes = _differs_from_test(path, figures)
     return {
@@ -95,7 +99,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
         "top1_low": top1.low,
         "top1_high": top1.high,
         **metrics.details(predictions, opened.classes),
-        **metrics.doubts(predictions, asked.sets, asked.abstentions, opened.classes),
+        **metrics.doubts(predictions, asked.sets, asked.abstentions, opened.classes, asked.val),
         **({} if asked.num_views == 1 else {"views": _gain(asked.num_views, alone, predictions)}),
         **({} if asked.strangers is None else {"strangers": _found(runtime, opened, asked.strangers, device_batch)}),
         "notes": notes,
@@ -229,8 +233,11 @@ def _found(runtime: Runtime, opened: Opened, strangers: Strangers, batch: int) -
 def _gain(num_views: int, alone: Predictions, together: Predictions) -> dict[str, Any]:
     """How much more is right with several views than with view 0, on the same images."""
     one_N, all_N = alone.predicted == alone.label, together.predicted == together.label
-    only_one, only_all, p = mcnemar(one_N, all_N)
-    value, low, high = gain_interval(one_N, all_N)
+    if together.group is None:
+        only_one, only_all, p = mcnemar(one_N, all_N)
+    else:
+        only_one, only_all, p = sign_flips(one_N, all_N, group_N=together.group)
+    value, low, high = gain_interval(one_N, all_N, together.group)
     difference = {"difference": value, "interval": [low, high]}
     alone_top1 = float(one_N.mean())
     return {"num": num_views, "top1_of_one": alone_top1, **difference, "only_one_right": only_one, "only_all_right": only_all, "p": p}

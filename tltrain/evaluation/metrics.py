@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tltrain.core import registry
 from tltrain.core.metric import Metric, metric
+from tltrain.runs.report.stats import accuracy_interval
 from tltrain.uncertainty import abstain, conformal
 from tltrain.uncertainty.abstain import Abstention
-from tltrain.uncertainty.answers import Answers
+from tltrain.uncertainty.answers import Answers, Val
 from tltrain.uncertainty.conformal import Sets
 
 NUM_BINS = 15  # of the reliability diagram and the calibration error, as in Guo et al. 2017
@@ -51,6 +52,8 @@ class Predictions:
     """(N,) float64, the probability of the image's own class, calibrated."""
     set_sizes: np.ndarray | None = None
     """(N, T) int64, the classes whose calibrated probability reaches each threshold that was asked for; at least 1."""
+    group: np.ndarray | None = None
+    """(N,) int64, the group of each sample, such as those of one patient. None: each stands alone."""
     present: np.ndarray | None = None
     """The classes that averages go over. None: those that occur as label or prediction."""
 
@@ -65,6 +68,11 @@ class Predictions:
         return _scores(self, "weighted")
 
 
+def in_groups(p: Predictions, group_N: np.ndarray | None) -> Predictions:
+    """The predictions with the groups of their samples. group_N: the group of each sample of the split, in its order; None without."""
+    return replace(p, group=None if group_N is None else group_N[p.position])
+
+
 def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
     """n and the value of every registered metric. top5 is None for five classes or fewer."""
     out: dict[str, Any] = {"n": len(p.label)}
@@ -75,42 +83,63 @@ def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
 
 
 def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Metrics by class, the confusion matrix (rows are true classes) and reliability before and after calibration, ready for JSON."""
+    """Metrics by class, the confusion matrix (rows are true classes) and reliability before and after calibration, ready for JSON.
+
+    Where samples have groups, `groups` counts them, and `ends` beside a share of samples is the interval that respects them.
+    """
     labels = list(range(len(classes)))
     columns = precision_recall_fscore_support(p.label, p.predicted, labels=labels, zero_division=0)
     per_class = [
-        {"name": name, "precision": float(a), "recall": float(b), "f1": float(c), "support": int(d)}
-        for name, a, b, c, d in zip(classes, *columns, strict=True)
+        {"name": name, "precision": float(a), "recall": float(b), "f1": float(c), "support": int(d), **_ends(p, p.label == k)}
+        for k, (name, a, b, c, d) in enumerate(zip(classes, *columns, strict=True))
     ]
     confusion = confusion_matrix(p.label, p.predicted, labels=labels).tolist()
     out = {"classes": list(classes), "per_class": per_class, "confusion": confusion, "reliability": reliability(p)}
     after = replace(p, confidence=p.calibrated)
     calibration = {"temperature": p.temperature, "ece": calibration_error(after), "reliability": reliability(after)}
-    return {**out, "calibration": calibration}
+    grouped = {} if p.group is None else {"groups": len(np.unique(p.group)), **_ends(p, np.ones(len(p.label), bool))}
+    return {**out, "calibration": calibration, **grouped}
 
 
-def doubts(p: Predictions, sets: Sequence[Sets], abstentions: Sequence[Abstention], classes: Sequence[str]) -> dict[str, Any]:
-    """What sets and thresholds that were fitted on val do here, ready for JSON. Empty without any.
+def _ends(p: Predictions, among: np.ndarray, hit: np.ndarray | None = None) -> dict[str, list[float]]:
+    """`ends` of the share of the samples `among` (N,) that are a hit (N,), by default right. Empty where samples have no groups."""
+    if p.group is None or not among.any():
+        return {}
+    hit_N = p.predicted == p.label if hit is None else hit
+    return {"ends": list(accuracy_interval(hit_N[among], p.group[among])[1:])}
 
-    sets: those whose thresholds `evaluator.predict` was given, in that order.
+
+def doubts(
+    p: Predictions, sets: Sequence[Sets], abstentions: Sequence[Abstention], classes: Sequence[str], val: Val | None = None
+) -> dict[str, Any]:
+    """What sets and thresholds that were fitted on val do here, ready for JSON. Empty without any, and without `val`.
+
+    sets: those whose thresholds `evaluator.predict` was given, in that order. val: how much of it there is, for the usual rules.
     """
-    if p.own is None or p.set_sizes is None or not (sets or abstentions):
+    if p.own is None or p.set_sizes is None or not (sets or abstentions or val):
         return {}
     on = Answers(p.calibrated, p.own, p.predicted == p.label)
     shown = [conformal.shown(s, on, size_N, p.label, classes) for s, size_N in zip(sets, p.set_sizes.T, strict=True)]
-    return {"sets": shown, "abstain": [abstain.shown(a, on) for a in abstentions], "answered_curve": abstain.curve(on)}
+    for row, s in zip(shown, sets, strict=True):
+        hit_N = conformal.covered(s, on)
+        row |= _ends(p, np.ones(len(on), bool), hit_N)
+        for of in row["per_class"]:
+            of |= _ends(p, p.label == classes.index(of["name"]), hit_N)
+    answers = [abstain.shown(a, on) | _ends(p, on.confidence > a.threshold) for a in abstentions]
+    fitted_on = {} if val is None else {"fitted_on": asdict(val)}
+    return {"sets": shown, "abstain": answers, "answered_curve": abstain.curve(on), **fitted_on}
 
 
-def reliability(p: Predictions) -> list[dict[str, float]]:
+def reliability(p: Predictions) -> list[dict[str, Any]]:
     """Bins of equal width over confidence: bounds, n, mean confidence and accuracy. Empty bins are left out."""
     which = np.clip(np.ceil(p.confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     right = p.predicted == p.label
-    bins = []
+    bins: list[dict[str, Any]] = []
     for b in np.unique(which):
         inside = which == b
         bins.append({
             "low": b / NUM_BINS, "high": (b + 1) / NUM_BINS, "n": int(inside.sum()),
-            "confidence": float(p.confidence[inside].mean()), "accuracy": float(right[inside].mean()),
+            "confidence": float(p.confidence[inside].mean()), "accuracy": float(right[inside].mean()), **_ends(p, inside),
         })  # fmt: skip
     return bins
 

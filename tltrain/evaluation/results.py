@@ -31,13 +31,15 @@ def write_test(
 ) -> None:
     """Write test_metrics.json, test_predictions.csv, mistakes.json and right_answers.json into a run folder.
 
-    Confidences in all but the first are calibrated. chain: shows where in each image it found its answer.
+    Confidences in all but the first are calibrated. The second has a column `group` where samples have groups.
+    chain: shows where in each image it found its answer.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "label", "predicted", "confidence"])
-    for position, label, predicted, confidence in zip(p.position, p.label, p.predicted, p.calibrated, strict=True):
-        writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}"])
+    writer.writerow(["id", "label", "predicted", "confidence", *([] if p.group is None else ["group"])])
+    groups = [[]] * len(p.label) if p.group is None else [[g] for g in p.group.tolist()]
+    for position, label, predicted, confidence, group in zip(p.position, p.label, p.predicted, p.calibrated, groups, strict=True):
+        writer.writerow([*map(escape.csv_cell, (split.ids[position], classes[label], classes[predicted])), f"{confidence:.6f}", *group])
     wrong, right = (_examples(chosen, p, split, views, classes, chain) for chosen in (_surest_mistakes(p), _surest_right(p)))
     run_dir.write_test(path, figures, text.getvalue().encode("utf-8", "surrogateescape"), wrong, right)
 

@@ -107,6 +107,8 @@ class Predicted:
     """(N,) int64: index of the true class among the class names that occur, sorted."""
     predicted: np.ndarray
     """(N,) int64: index of the predicted class."""
+    group: np.ndarray | None = None
+    """(N,) int64: the group of each sample, such as those of one patient. None: each stands alone."""
 
     @property
     def right(self) -> np.ndarray:
@@ -126,17 +128,29 @@ def read_predictions(run: Path) -> Predicted | None:
     rows = sorted(prediction_rows(run), key=lambda row: row["id"])
     names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
     label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
-    return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted)
+    return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted, group_of(rows))
+
+
+def group_of(rows: Sequence[Mapping[str, str]]) -> np.ndarray | None:
+    """(N,) the group of each of `prediction_rows`. None where they have none."""
+    return np.array([int(row["group"]) for row in rows], dtype=np.int64) if rows and "group" in rows[0] else None
 
 
 def prediction_rows(run: Path) -> list[dict[str, str]]:
-    """The test predictions of a run as they were written: id, label, predicted, confidence. Raises UserError, also where there are none."""
+    """The test predictions of a run as they were written: id, label, predicted, confidence, and for images in groups their group.
+
+    Raises UserError, also where there are none.
+    """
     path = run_dir.predictions_file(run)
     manifest.check(path)
     try:
         with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return [{key: escape.from_csv(row[key]) for key in ("id", "label", "predicted", "confidence")} for row in csv.DictReader(file)]
-    except (OSError, csv.Error, KeyError, TypeError, AttributeError) as error:
+            reader = csv.DictReader(file)
+            keys = ["id", "label", "predicted", "confidence", *({"group"} & {*(reader.fieldnames or ())})]
+            rows = [{key: escape.from_csv(row[key]) for key in keys} for row in reader]
+            group_of(rows)
+            return rows
+    except (OSError, csv.Error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); copy it from a backup, or delete it") from error
 
 

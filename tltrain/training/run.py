@@ -19,6 +19,7 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock
 from tltrain.core.output.streams import lasting_output
 from tltrain.core.recipe import Recipe
+from tltrain.data.dataset import groups_in
 from tltrain.data.workers import heard_while_waiting
 from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
@@ -243,6 +244,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
     if test is not None:
         predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, WHOLE, _alive(run, "test"), rules.thresholds)
         check_finite(predictions, "test", last, last.num_steps)
+        predictions = metrics.in_groups(predictions, groups_in(run.images, test))
     if run.runtime.is_main:
         write_weights(run_dir.weights_file(run.path), weights, replace(run.student.card, temperature=temperature))
         if val is not None:
@@ -253,7 +255,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         if run.runtime.is_main:
             seconds = progress.seconds + clock() - began
             details = {"weights": last.spec.carry, "seconds": seconds, **metrics.details(predictions, run.images.classes)}
-            details |= metrics.doubts(predictions, rules.sets, rules.abstentions, run.images.classes)
+            details |= metrics.doubts(predictions, rules.sets, rules.abstentions, run.images.classes, rules.val)
             images = test, run.views(test), run.images.classes
             results.write_test(run.path, {"split": "test", **figures, **details}, predictions, *images, chain)
             run.trackers.confusion(details["confusion"], list(run.images.classes))

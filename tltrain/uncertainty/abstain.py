@@ -5,6 +5,7 @@ Chow 1970; Geifman and El-Yaniv 2017 (arXiv:1705.08500), whose bound over severa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class Abstention:
     """As in `Answers`."""
 
     @property
+    def is_promised(self) -> bool:
+        """Whether val is large enough to promise anything: else `least` says less than any network would do."""
+        return large_enough(self.num_val if self.num_groups is None else self.num_groups, self.target)
+
+    @property
     def least(self) -> float:
         """With SURE, at least this share of the answers is right for images drawn as those of val, one by one.
 
@@ -49,6 +55,34 @@ class Abstention:
         if self.right == 0:
             return 0.0
         return float(stats.beta.ppf((1 - SURE) / SHARES, self.right, self.answered - self.right + 1))
+
+
+def least_images(target: float) -> int:
+    """The fewest images of val that can promise an accuracy: where all of them are answered, and right, `Abstention.least` reaches it."""
+    return math.ceil(round(math.log((1 - SURE) / SHARES) / math.log(target), 9))
+
+
+def needs() -> str:
+    """How many images of val the usual accuracies take."""
+    return (
+        ", ".join(f"{100 * target:g} % {'takes ' * (i == 0)}{least_images(target):,}" for i, target in enumerate(TARGETS)) + ", all right"
+    )
+
+
+def large_enough(num: int, target: float = TARGETS[0]) -> bool:
+    """Whether so many images of val, drawn one by one, can promise an accuracy of 90 %, or the target where that is less."""
+    return num >= least_images(min(target, TARGETS[0]))
+
+
+def reachable(val: Answers) -> list[Abstention]:
+    """The thresholds of TARGETS that val reaches. None of them where val is too small to promise anything."""
+    rules = []
+    for target in TARGETS if large_enough(val.worth) else ():
+        try:
+            rules.append(fit_abstention(val, target))
+        except UserError:  # not reached on val; the curve shows how far it goes
+            continue
+    return rules
 
 
 def fit_abstention(val: Answers, target: float) -> Abstention:

@@ -25,6 +25,30 @@ class Answers:
     def __len__(self) -> int:
         return len(self.own)
 
+    @property
+    def worth(self) -> int:
+        """Of how many images that are drawn one by one it tells no more: a group of images that are alike is one."""
+        return len(self) if self.num_groups is None else self.num_groups
+
+
+@dataclass(frozen=True)
+class Val:
+    """How much val there is."""
+
+    n: int
+    """Images."""
+    groups: int | None = None
+    """As `Answers.num_groups`."""
+
+    @property
+    def worth(self) -> int:
+        """As `Answers.worth`."""
+        return self.n if self.groups is None else self.groups
+
+    def __str__(self) -> str:
+        in_groups = "" if self.groups is None else f" in {self.groups:,} group{'s' * (self.groups != 1)}"
+        return f"val has {self.n:,} image{'s' * (self.n != 1)}{in_groups}"
+
 
 GROUPED = (
     "the images of val lie in {:,} groups of images that are alike. What is said of its luck, and with 95 % confidence, is for images "

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from tltrain.core.errors import UserError
-from tltrain.uncertainty.answers import Answers
+from tltrain.uncertainty.answers import Answers, Val
 
 LEVELS = (0.9, 0.95, 0.99)
 """Coverages that a run's test shows."""
@@ -31,6 +31,11 @@ LEVELS = (0.9, 0.95, 0.99)
 def least_images(coverage: float) -> int:
     """The fewest images of val that can promise a coverage: with n images the rank ceil((n + 1) coverage) must not be above n."""
     return math.ceil(round(coverage / (1 - coverage), 9))
+
+
+def needs() -> str:
+    """How many images of val the usual coverages take."""
+    return ", ".join(f"{100 * level:g} % {'takes ' * (i == 0)}{least_images(level):,}" for i, level in enumerate(LEVELS))
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def fit_sets(val: Answers, coverage: float) -> Sets:
     rank = _rank(len(val), coverage)
     if rank > len(val):
         raise UserError(
-            f"val has {len(val):,} images, and sets that hold the true class for {100 * coverage:g} % need at least "
+            f"{Val(len(val))}, and sets that hold the true class for {100 * coverage:g} % need at least "
             f"{least_images(coverage):,}; ask for less, or train with a larger data.val_fraction"
         )
     return Sets(coverage, float(np.sort(val.own)[-rank]), len(val), val.num_groups)

@@ -21,7 +21,7 @@ from tltrain.core import files, registry
 from tltrain.core.errors import UserError
 from tltrain.data import open_images
 from tltrain.data.decode import decode
-from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.exporters.base import Exporter, NotThere
 from tltrain.evaluation.exporters.model_card import model_card
 from tltrain.evaluation.predict import evaluation_view
 from tltrain.evaluation.trained import TrainedModel, load_trained
@@ -53,7 +53,10 @@ def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] =
     """
     exporter: Exporter = registry.find("exporters", to, f"--to is {to!r}")
     trained = load_trained(run)
-    exporter.check(trained)
+    try:
+        exporter.check(trained)
+    except NotThere as error:
+        raise UserError(f"{error}; export it --to {_others(trained, to)}") from error
     folder = _free(out or run / "export" / to, own=out is None)
     pictures, fingerprint = _pictures(trained, images)
     views_BCHW = torch.stack([_view(picture, trained) for picture in pictures])
@@ -75,6 +78,21 @@ def export(run: Path, to: str, out: Path | None = None, images: Sequence[Path] =
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(folder, difference, len(pictures), notes)
+
+
+def _others(trained: TrainedModel, to: str) -> str:
+    """The exports that take the network, for a person to choose from."""
+    names = []
+    for name in registry.names("exporters"):
+        try:
+            if name != to:
+                registry.find("exporters", name, "--to").check(trained)
+                names.append(name)
+        except NotThere:
+            continue
+        except UserError:  # a package is missing: what to install is said when it is chosen
+            names.append(name)
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _free(folder: Path, own: bool) -> Path:

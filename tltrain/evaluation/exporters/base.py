@@ -9,7 +9,12 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from tltrain.core.errors import UserError
 from tltrain.evaluation.trained import TrainedModel
+
+
+class NotThere(UserError):
+    """The tool has no such network. The text says which it lacks, and `export` adds where else to."""
 
 
 def _takes_all(trained: TrainedModel) -> None:
@@ -33,7 +38,7 @@ class Exporter:
     classes: Callable[[Path], list[str]]
     """(folder): reads the class names of the export, in order."""
     check: Callable[[TrainedModel], None] = _takes_all
-    """(run): raises UserError for a network that the tool does not support, and where a package is missing."""
+    """(run): raises NotThere for a network that the tool does not have, and UserError where a package is missing."""
     compare: Callable[[TrainedModel, Path, Sequence[Image.Image], Tensor], Iterable[str]] = _nothing_more
     """(run, folder, pictures, views_BCHW): makes further comparisons and yields lines for the user. The views are uint8."""
     header: str = ""

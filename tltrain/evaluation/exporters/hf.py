@@ -18,8 +18,7 @@ from transformers import (
     pipeline,
 )
 
-from tltrain.core.errors import UserError
-from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.exporters.base import Exporter, NotThere
 from tltrain.evaluation.trained import TrainedModel
 from tltrain.models.hf_hub import quiet
 
@@ -96,7 +95,7 @@ def compare_processor(trained: TrainedModel, folder: Path, pictures: Sequence[Im
 def _model(trained: TrainedModel) -> PreTrainedModel:
     model = trained.family.to_transformers(trained.chain.net, trained.card)
     if model is None:
-        raise UserError(f"transformers has no class for {trained.card.name}; export it --to onnx or torch-export")
+        raise NotThere(f"transformers has no class for {trained.card.name}")
     return model
 
 

@@ -9,7 +9,8 @@ from tltrain.core.output.escape import markdown, markdown_block, markdown_code
 from tltrain.evaluation.trained import TrainedModel
 from tltrain.runs import run_dir
 from tltrain.runs.record import Predicted, read_predictions
-from tltrain.runs.report.stats import f1_interval, wilson
+from tltrain.runs.report.formatting import grouped
+from tltrain.runs.report.stats import ends_of, f1_interval
 
 FEW = 30  # with fewer test images, the recall of a class is too uncertain
 
@@ -51,10 +52,10 @@ def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[
     if test is None:
         yield "This run has no test figures."
         return
-    yield f"On {test['n']:,} test images, with 95 % intervals over the choice of them:\n"
+    yield f"On {test['n']:,} test images{grouped(test)}, with 95 % intervals over the choice of them:\n"
     yield "| figure | value | interval |\n|--|--|--|"
     predicted = read_predictions(trained.path)
-    low, high = wilson(test["top1"], test["n"])
+    low, high = ends_of(test, test["top1"], test["n"])
     yield f"| accuracy | {100 * test['top1']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % (Wilson) |"
     if predicted is not None:
         yield f"| F1, mean over classes | {100 * test['f1_macro']:.1f} % | {_f1_interval(predicted)} (bootstrap) |"
@@ -66,7 +67,7 @@ def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[
 
 
 def _f1_interval(predicted: Predicted) -> str:
-    _, low, high = f1_interval(predicted.label, predicted.predicted)
+    _, low, high = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 

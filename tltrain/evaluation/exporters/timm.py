@@ -12,8 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tltrain.core.errors import UserError
-from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.exporters.base import Exporter, NotThere
 from tltrain.evaluation.trained import TrainedModel
 from tltrain.models.timm import networks
 
@@ -33,7 +32,7 @@ The same with the preprocessing of this folder: `timm.create_model("local-dir:PA
 def check(trained: TrainedModel) -> None:
     """Check that this is a network of timm, and that timm is installed. Raises UserError."""
     if not trained.card.name.startswith(networks.PREFIX):
-        raise UserError(f"{trained.card.name} is no network of timm; export it --to onnx or torch-export, or as its own library knows it")
+        raise NotThere(f"{trained.card.name} is no network of timm")
     networks.library()
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model
 
-from tltrain.core.errors import UserError
-from tltrain.evaluation.exporters.base import Exporter
+from tltrain.evaluation.exporters.base import Exporter, NotThere
 from tltrain.evaluation.trained import TrainedModel
 from tltrain.models import torchvision_hub
 
@@ -33,7 +32,7 @@ logits = model(see(image)[None])  # an image of PIL, RGB
 
 
 def check(trained: TrainedModel) -> None:
-    """Check that torchvision has the network. Raises UserError."""
+    """Check that torchvision has the network. Raises NotThere."""
     _name(trained)
 
 
@@ -61,7 +60,7 @@ def classes(folder: Path) -> list[str]:
 def _name(trained: TrainedModel) -> str:
     name = trained.family.torchvision_name(trained.card)
     if name is None:
-        raise UserError(f"torchvision has no {trained.card.name} of this shape; export it --to onnx or torch-export")
+        raise NotThere(f"torchvision has no class that takes the weights of {trained.card.name}")
     return name
 
 

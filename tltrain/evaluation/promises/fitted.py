@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from tltrain.core.errors import UserError
 from tltrain.data import DataSplits, Split
+from tltrain.data.dataset import groups_in
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation.calibration import fit_temperature
@@ -20,7 +21,8 @@ from tltrain.evaluation.metrics import Predictions
 from tltrain.evaluation.promises import kept
 from tltrain.runs import data_record, run_dir
 from tltrain.uncertainty import abstain, answers, conformal
-from tltrain.uncertainty.answers import GROUPED, Answers
+from tltrain.uncertainty.abstain import Abstention
+from tltrain.uncertainty.answers import GROUPED, Answers, Val
 from tltrain.uncertainty.strangers import MOST_IMAGES, Strangers, fit_strangers
 
 Say = Callable[[str], None]
@@ -37,16 +39,14 @@ class Wanted:
 
     def check(self) -> None:
         """Raise UserError for a value that can never be had."""
-        for name, value in (("--coverage", self.coverage), ("--abstain", self.abstain)):
+        for name, value in (("coverage", self.coverage), ("abstain", self.abstain)):
             if value is not None:
                 answers.share(name, value)
         if not 1 <= self.num_views <= MOST_VIEWS:
-            raise UserError(f"--views is {self.num_views}; it must be from 1 to {MOST_VIEWS}")
+            raise UserError(f"views is {self.num_views}; it must be from 1 to {MOST_VIEWS}")
 
 
 MOST_VIEWS = 64
-ALONE = 0.95
-"""Groups for each image of val from which it counts as drawn one by one: a few copies move no bound by much."""
 
 
 def rules_for(run: Path, wanted: Wanted, say: Say, device_batch: int = 128) -> Asked:
@@ -74,13 +74,7 @@ def usual(val: Answers | None) -> Asked:
     """The rules that a run's test shows: those of the usual levels that val can promise. None of them without val."""
     if val is None:
         return Asked()
-    abstentions = []
-    for target in abstain.TARGETS:
-        try:
-            abstentions.append(abstain.fit_abstention(val, target))
-        except UserError:  # not reached on val; the curve shows how far it goes
-            continue
-    return Asked(sets=conformal.reachable(val), abstentions=abstentions)
+    return Asked(sets=conformal.reachable(val), abstentions=abstain.reachable(val), val=Val(len(val), val.num_groups))
 
 
 def promised(asked: Asked) -> list[str]:
@@ -94,7 +88,10 @@ def promised(asked: Asked) -> list[str]:
         how = f"up to a confidence of {rule.threshold:.4f}" if rule.threshold else "from nothing: all of val reach it"
         on_val = f"on val {rule.answered:,} of {rule.num_val:,} answered, {100 * rule.right / rule.answered:.1f} % right"
         lines.append(f"abstain {how}; {on_val}")
-        lines.append(f"abstain promised for other images, with 95 % confidence: at least {100 * rule.least:.1f} % of the answers are right")
+        if rule.is_promised:
+            lines.append(f"abstain promised for other images, with 95 % confidence: at least {100 * rule.least:.1f} % of answers are right")
+        else:
+            lines.append(f"abstain {too_few(rule)}")
     if groups := num_groups(asked):
         lines.append(f"note    {GROUPED.format(groups)}")
     if lines:
@@ -104,6 +101,12 @@ def promised(asked: Asked) -> list[str]:
     return lines
 
 
+def too_few(rule: Abstention) -> str:
+    """What is said in place of a promise where val is too small for any."""
+    needs = f"to promise that {100 * rule.target:g} % of answers are right takes at least {abstain.least_images(rule.target):,}, all right"
+    return f"{Val(rule.num_val, rule.num_groups)}, too few to promise anything of other images: {needs}"
+
+
 def num_groups(asked: Asked) -> int | None:
     """Of val, where that makes what the rules promise too good."""
     found = [rule.num_groups for rule in asked.sets] + [rule.num_groups for rule in asked.abstentions]
@@ -111,11 +114,9 @@ def num_groups(asked: Asked) -> int | None:
 
 
 def groups_of(images: DataSplits, split: Split | None) -> int | None:
-    """How many groups the images of a split lie in. None where nearly each image is a group, and where the groups are not known."""
-    if split is None or images.source is None:
-        return None
-    num = len(np.unique(images.source.groups[np.isin(images.source.numbers, split.source_index)]))
-    return num if num < ALONE * len(split) else None
+    """How many groups the images of a split lie in. None as `groups_in`."""
+    group_N = groups_in(images, split)
+    return None if group_N is None else len(np.unique(group_N))
 
 
 def fit_answers(said: tuple[np.ndarray, np.ndarray] | None, num_groups: int | None = None) -> tuple[float, Answers | None]:

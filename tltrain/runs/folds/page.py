@@ -20,7 +20,7 @@ from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import axis
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, interval, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
-from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.stats import ends_of
 
 PAGE, TABLE, FIGURES = "folds.html", "out_of_fold.csv", "pooled_metrics.json"
 
@@ -126,13 +126,15 @@ def _figures(pooled: Pooled) -> list[tuple[str, str, str]]:
 
 
 def _runs(pooled: Pooled) -> Html:
-    ends = [wilson(number(run.test or {}, "top1"), int((run.test or {})["n"])) for _, run in pooled.runs]
+    ends = [ends_of(run.test or {}, number(run.test or {}, "top1"), int((run.test or {})["n"])) for _, run in pooled.runs]
     scale = axis(min(low for low, _ in ends), max(high for _, high in ends))
     low, high = max(0.0, scale.low), min(1.0, scale.high)
     rows = [_row(pooled, member, run, low, high) for member, run in pooled.runs]
     head = ["Run", "Images", "Accuracy", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "F1, mean", "ECE", "Trained on", "Time"]
     repeats = pooled.folder.repeats
     kind = "the bootstrap over images" if repeats > 1 else "Wilson's; for F1 the bootstrap over images"
+    if (groups := pooled.predictions.group) is not None:
+        kind = f"Wilson's for as many images as their {len(set(groups.tolist())):,} groups are worth; for F1 the bootstrap over groups"
     each, together = (" of each repeat", ", each with all of its predictions") if repeats > 1 else ("", "")
     counted = " Confusion and confidence below count every prediction." if repeats > 1 else ""
     note = (
@@ -151,8 +153,8 @@ def _row(pooled: Pooled, member: Member, run: RunRecord, low: float, high: float
     share, n, report = number(test, "top1"), int(test["n"]), run_dir.report_file(member.path)
     name = f"repeat {member.repeat}, fold {member.fold}" if pooled.folder.repeats > 1 else f"fold {member.fold}"
     where = escape.url(Path(os.path.relpath(report, pooled.folder.path)).as_posix()) if report.is_file() else None
-    accuracy = join(percent(share), el("small", interval(share, n), class_="below"))
+    accuracy = join(percent(share), el("small", interval(share, n, test), class_="below"))
     cost = [count(run.num_images), duration(run.seconds)]
-    mark = parts.strip(share, *wilson(share, n), low, high, f"s{member.repeat % 8}")
+    mark = parts.strip(share, *ends_of(test, share, n), low, high, f"s{member.repeat % 8}")
     label = el("a", name, href=where) if where else name
     return [label, count(n), accuracy, mark, percent(number(test, "f1_macro")), decimal(number(test, "ece")), *cost]

@@ -37,6 +37,8 @@ class OutOfFold:
     """(R, N) float64, calibrated by the val split of the fold."""
     fold: np.ndarray
     """(R, N) int64: the fold whose network was tested on the image."""
+    group: np.ndarray | None = None
+    """(N,) int64: the group of each image, such as those of one patient. None: each stands alone."""
 
     @property
     def right(self) -> np.ndarray:
@@ -97,7 +99,7 @@ def pool(path: Path) -> Pooled | None:
                 f"{member.path} and {tested[0][0].path} have other classes, so that they cannot be pooled; train one of them again"
             )
     p = _predictions(what, [member for member, _ in tested], classes)
-    accuracy, f1 = accuracy_interval(p.right), f1_interval(p.label, *p.predicted)
+    accuracy, f1 = accuracy_interval(p.right, p.group), f1_interval(p.label, *p.predicted, group_N=p.group)
     return Pooled(what, tested, p, _record(what, tested, _figures(tested, p, accuracy.value, f1.value)), accuracy, f1)
 
 
@@ -129,8 +131,10 @@ def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence
     number_of = {name: k for k, name in enumerate(classes)}
     rows = {member: prediction_rows(member.path) for member in members}
     label_of: dict[str, int] = {}
+    group_of: dict[str, int] = {}
     for member, predicted in rows.items():
         for row in predicted:
+            group_of[row["id"]] = int(row.get("group", -1))
             if label_of.setdefault(row["id"], number_of[row["label"]]) != number_of[row["label"]]:
                 raise UserError(f"{member.path}: {row['id']} has another class than in other folds; the labels were changed: begin anew")
     ids = tuple(sorted(label_of))
@@ -145,7 +149,8 @@ def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence
                     "them has learned from it: their data are not the same; begin anew in another folder"
                 )
             predicted_RN[where], fold_RN[where], confidence_RN[where] = number_of[row["predicted"]], member.fold, float(row["confidence"])
-    return OutOfFold(ids, np.array([label_of[name] for name in ids], dtype=np.int64), predicted_RN, confidence_RN, fold_RN)
+    label_N, group_N = (np.array([of[name] for name in ids], dtype=np.int64) for of in (label_of, group_of))
+    return OutOfFold(ids, label_N, predicted_RN, confidence_RN, fold_RN, None if (group_N < 0).any() else group_N)
 
 
 def _figures(runs: Sequence[tuple[Member, RunRecord]], p: OutOfFold, share: float, f1: float) -> dict[str, Any]:

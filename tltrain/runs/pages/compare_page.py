@@ -117,7 +117,7 @@ def _chance(first: ComparedRun, second: ComparedRun) -> tuple[bool, str]:
     """(whether the choice of test images may explain the difference of two runs, the test by which that was judged)."""
     pair = paired(first, second)
     if pair is not None:
-        how, other = ("alone is right", "alone on") if pair.test == Paired.test else ("is right more often", "on")
+        how, other = ("alone is right", "alone on") if pair.once else ("is right more often", "on")
         covers = "what the networks learned from" if first.is_folds else "the seed"
         return pair.p >= 0.05, (
             f"On the same images, {first.name} {how} on {count(pair.only_first)}, {second.name} {other} {count(pair.only_second)} "

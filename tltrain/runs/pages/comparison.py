@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from tltrain.runs.record import Predicted, RunRecord, number, read_predictions
-from tltrain.runs.report.stats import Interval, accuracy_interval, f1_interval, gain_interval, mcnemar, sign_flips, wilson
+from tltrain.runs.report.stats import Interval, accuracy_interval, ends_of, f1_interval, gain_interval, mcnemar, sign_flips
 
 SEEDS = {"seed", "data.seed"}
 """Recipe values that may differ within a group."""
@@ -53,8 +53,9 @@ def compared_run(name: str, run: RunRecord) -> ComparedRun:
         return ComparedRun(name, run, None, None, None)
     predicted, share, n = read_predictions(run.path), number(run.test, "top1"), int(run.test["n"])
     if predicted is None:
-        return ComparedRun(name, run, None, Interval(share, *wilson(share, n)), None)
-    accuracy, f1 = accuracy_interval(predicted.right), f1_interval(predicted.label, predicted.predicted)
+        return ComparedRun(name, run, None, Interval(share, *ends_of(run.test, share, n)), None)
+    accuracy = accuracy_interval(predicted.right, predicted.group)
+    f1 = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return ComparedRun(name, run, predicted, accuracy._replace(value=share), f1._replace(value=number(run.test, "f1_macro")))
 
 
@@ -72,6 +73,8 @@ class Paired:
     """Accuracy of the first minus that of the second, with a paired bootstrap interval over images."""
     test: str = "exact McNemar test"
     """How p was found."""
+    once: bool = True
+    """Whether each image was judged once, not several times."""
 
 
 def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
@@ -80,9 +83,12 @@ def paired(first: ComparedRun, second: ComparedRun) -> Paired | None:
     if a is None or b is None or a.samples != b.samples:
         return None
     once = a.right.dtype == b.right.dtype == np.bool_  # one prediction an image, not the share of several
-    only_first, only_second, p = (mcnemar if once else sign_flips)(a.right, b.right)
-    test = Paired.test if once else "sign-flip test over images"
-    return Paired(first, second, only_first, only_second, p, gain_interval(b.right, a.right), test)
+    if once and a.group is None:
+        (only_first, only_second, p), test = mcnemar(a.right, b.right), Paired.test
+    else:
+        only_first, only_second, p = sign_flips(a.right, b.right, group_N=a.group)
+        test = f"sign-flip test over {'images' if a.group is None else 'groups of images'}"
+    return Paired(first, second, only_first, only_second, p, gain_interval(b.right, a.right, a.group), test, once)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import Axis, Line, axis, line_chart
 from tltrain.runs.report.formatting import DASH, count, percent, plural, tenths
 from tltrain.runs.report.html import Html, el
-from tltrain.runs.report.stats import wilson
-from tltrain.uncertainty.answers import GROUPED
+from tltrain.runs.report.stats import ends_of
+from tltrain.uncertainty import abstain, conformal
+from tltrain.uncertainty.answers import GROUPED, Val
 
 FITTED = (
     "Both are fitted on val and shown on test. They hold for images like those of val. Val also chose the weights and the temperature, "
@@ -25,14 +26,29 @@ def doubts(run: RunRecord) -> Html | None:
     sets, rules, curve = test.get("sets"), test.get("abstain"), test.get("answered_curve")
     if not curve or sets is None or rules is None:
         return None
-    blocks = [_sets(sets) if sets else _too_few(), _answers(rules, curve)]
-    groups = next((n for n in [row.get("num_groups") for row in (*sets, *rules)] if n is not None), None)
-    alike = "" if groups is None else f" But {GROUPED.format(groups)}."
-    return el("section", el("h2", "What it does not know"), el("p", FITTED + alike, class_="note"), el("div", *blocks, class_="pair"))
+    val = _val(test)
+    promised = [rule for rule in rules if abstain.large_enough(val.worth, rule["target"])]
+    blocks = [_sets(sets) if sets else _no_sets(val), _answers(promised, curve, val)]
+    alike = "" if val.groups is None else f" But {GROUPED.format(val.groups)}."
+    fitted = el("p", FITTED + alike, class_="note") if sets or promised else None
+    return el("section", el("h2", "What it does not know"), fitted, el("div", *blocks, class_="pair"))
 
 
-def _too_few() -> Html:
-    return el("div", el("h3", "Sets of classes"), el("p", "Val has fewer than 9 images, too few to promise a coverage of 90\u202f%."))
+def _val(test: Mapping[str, Any]) -> Val:
+    """How much val there was. An older run says it beside its rules alone: without any, val had fewer images than a coverage takes."""
+    if (said := test.get("fitted_on")) is not None:
+        return Val(**said)
+    known = [*((row["num_val"], row.get("num_groups")) for row in test["sets"])]
+    known += [(row["val"]["n"], row.get("num_groups")) for row in test["abstain"]]
+    return Val(*known[0]) if known else Val(conformal.least_images(conformal.LEVELS[0]) - 1)
+
+
+def _no_sets(val: Val) -> Html:
+    return el("div", el("h3", "Sets of classes"), el("p", f"{_capital(val)}, too few to promise a coverage: {conformal.needs()}."))
+
+
+def _capital(val: Val) -> str:
+    return f"{val}".replace("val", "Val", 1)
 
 
 def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
@@ -44,12 +60,12 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
     rows = []
     for row in sets:
         low, high = row["between"]
-        test = tenths(row["covered"] / row["n"]), _ends(row["covered"], row["n"])
+        test = tenths(row["covered"] / row["n"]), _ends(row, row["covered"], row["n"])
         rows.append([percent(row["coverage"], 0), f"{100 * low:.0f} to {100 * high:.0f}", *test, f"{row['mean_size']:.2f}"])
     head = ["Promised", "Luck of val, %", "On test, %", "95\u202f%", "Classes"]
     first = sets[0]
     by_class = [
-        [str(c["name"]), count(c["n"]), tenths(c["covered"] / c["n"]), _ends(c["covered"], c["n"]), f"{c['mean_size']:.2f}"]
+        [str(c["name"]), count(c["n"]), tenths(c["covered"] / c["n"]), _ends(c, c["covered"], c["n"]), f"{c['mean_size']:.2f}"]
         for c in sorted(first["per_class"], key=lambda c: c["covered"] / c["n"])
     ]
     return el(
@@ -62,7 +78,7 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
     )
 
 
-def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, float]]) -> Html:
+def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, float]], val: Val) -> Html:
     text = "tltrain predict --abstain answers where the confidence is above a threshold, the one that reaches the wanted accuracy on val."
     points = [(100 * share, accuracy) for share, accuracy in curve]
     y = axis(min(0.95, *(accuracy for _, accuracy in curve)), 1.0)  # where all answers are right too
@@ -85,9 +101,12 @@ def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, fl
     rows = []
     for rule in rules:
         answered, right = int(rule["answered"]), int(rule["right"])
-        shown = [tenths(right / answered), _ends(right, answered)] if answered else [DASH, DASH]
+        shown = [tenths(right / answered), _ends(rule, right, answered)] if answered else [DASH, DASH]
         rows.append([percent(rule["target"], 0), tenths(rule["least"]), tenths(answered / rule["n"]), *shown])
     head = ["Wanted", "Promised, %", "Answered, %", "Right, %", "95\u202f%"]
+    if not abstain.large_enough(val.worth):
+        none = f"{_capital(val)}, too few to promise anything of answers withheld: {abstain.needs()}."
+        return el("div", el("h3", "Answers withheld"), chart, el("p", none))
     table = parts.table(head, rows) if rows else el("p", "No threshold reaches 90\u202f% on val.")
     promise = (
         "Promised: at least so many of the answers are right, with 95\u202f% confidence (Clopper and Pearson's bound, for all of the "
@@ -96,6 +115,6 @@ def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, fl
     return el("div", el("h3", "Answers withheld"), el("p", text, class_="note"), chart, table, el("p", promise, class_="note under"))
 
 
-def _ends(part: int, of: int) -> str:
-    low, high = wilson(part / of, of)
+def _ends(row: Mapping[str, Any], part: int, of: int) -> str:
+    low, high = ends_of(row, part / of, of)
     return f"{100 * low:.1f} to {100 * high:.1f}"

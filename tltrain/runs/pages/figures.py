@@ -21,7 +21,7 @@ from tltrain.core.metric import metric
 from tltrain.core.output import escape
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report.formatting import metric_name
-from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.stats import ends_of
 
 FORMS = ("svg", "pdf")
 WIDTH_IN, HEIGHT_IN = 3.4, 2.4
@@ -142,7 +142,7 @@ def _calibration(bins: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = new_figure(WIDTH_IN, WIDTH_IN)
     axes.plot([0, 1], [0, 1], color="#626872", linewidth=0.8, linestyle="--")
     for b in bins:
-        low, high = wilson(b["accuracy"], b["n"])
+        low, high = ends_of(b, b["accuracy"], b["n"])
         axes.plot([b["confidence"]] * 2, [low, high], color=COLOURS[0], linewidth=1, alpha=0.6)
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o", color=COLOURS[0], markersize=4)
     for axis, word in ((axes.xaxis, "confidence"), (axes.yaxis, "accuracy")):

@@ -10,7 +10,7 @@ import yaml
 
 from tltrain.core.recipe import Recipe, Stage
 from tltrain.runs.record import RunRecord, number
-from tltrain.runs.report.formatting import interval, metric_name, percent, plural
+from tltrain.runs.report.formatting import grouped, interval, metric_name, percent, plural
 
 SOLVED = {"ridge": "ridge regression", "logistic": "multinomial logistic regression", "nearest_mean": "class means"}
 TRAINED = {
@@ -87,7 +87,8 @@ def _result(run: RunRecord) -> str:
         return ""
     n, share = int(run.test["n"]), number(run.test, "top1")
     f1 = percent(number(run.test, "f1_macro"))
-    return f"On {plural(n, 'test image')} accuracy was {percent(share)} (95 % interval {interval(share, n)}) and macro F1 {f1}."
+    accuracy = f"{percent(share)} (95 % interval {interval(share, n, run.test)})"
+    return f"On {plural(n, 'test image')}{grouped(run.test)} accuracy was {accuracy} and macro F1 {f1}."
 
 
 def _software(run: RunRecord) -> str:

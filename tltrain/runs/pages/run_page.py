@@ -23,6 +23,7 @@ from tltrain.runs.report.formatting import (
     duration,
     ended,
     interval,
+    intervals,
     metric_name,
     metric_value,
     percent,
@@ -31,13 +32,9 @@ from tltrain.runs.report.formatting import (
     verdict,
 )
 from tltrain.runs.report.html import Html, el, join, page
-from tltrain.runs.report.stats import f1_interval, wilson
+from tltrain.runs.report.stats import ends_of, f1_interval
 
 _X_LABEL = "optimizer steps"
-INTERVALS = (
-    "95\u202f% intervals count the luck of these test images: Wilson's for a share of them, the bootstrap over images for F1. "
-    "They do not count the luck of the seed."
-)
 _MOST_POINTS = 120  # of one curve in one stage; more would only show noise
 
 
@@ -47,7 +44,7 @@ def report(run: RunRecord) -> str:
         f"{run.recipe.name} {DASH} tltrain",
         _header(run),
         parts.figures(_figures(run)),
-        el("p", INTERVALS, class_="note under") if run.test else None,
+        el("p", intervals(run.test), class_="note under") if run.test else None,
         distilled.section(run),
         _learning(run),
         errors(run),
@@ -84,7 +81,9 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
     if (test := run.test) is not None:
         n = int(test["n"])
         largest = max(test["per_class"], key=lambda r: r["support"])
-        items.append(("Test accuracy", percent(number(test, "top1")), f"{interval(number(test, 'top1'), n)}; {test['weights']} weights"))
+        items.append(
+            ("Test accuracy", percent(number(test, "top1")), f"{interval(number(test, 'top1'), n, test)}; {test['weights']} weights")
+        )
         chance = f"always saying {largest['name']}"
         items.append(("Baseline", percent(largest["support"] / n), chance))
         if math.isfinite(number(test, "top5")) and len(test["classes"]) > 10:
@@ -112,7 +111,7 @@ def _f1_ends(run: RunRecord) -> str:
     predicted = read_predictions(run.path)
     if predicted is None:
         return ""
-    _, low, high = f1_interval(predicted.label, predicted.predicted)
+    _, low, high = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return f", {100 * low:.1f}\u00a0to\u00a0{100 * high:.1f}\u202f%"
 
 
@@ -274,7 +273,7 @@ def calibration(run: RunRecord) -> Html | None:
         return None
     text = el("p", parts.calibration(bins, number(run.test, "ece")))
     head = el("h2", "How far to trust its confidence")
-    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals (Wilson).", class_="note")
+    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
     after = run.test.get("calibration") or {"temperature": 1.0}
     if after["temperature"] == 1:
         return el("section", head, text, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
@@ -288,7 +287,8 @@ def calibration(run: RunRecord) -> Html | None:
 
 def _reliability(bins: Sequence[Mapping[str, Any]], which: str = "") -> Html:
     total = sum(b["n"] for b in bins)
-    return reliability_chart([(b["confidence"], b["accuracy"], *wilson(b["accuracy"], b["n"]), b["n"] / total) for b in bins], which)
+    dots = [(b["confidence"], b["accuracy"], *ends_of(b, b["accuracy"], b["n"]), b["n"] / total) for b in bins]
+    return reliability_chart(dots, which)
 
 
 def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:

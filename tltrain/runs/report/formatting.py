@@ -8,7 +8,7 @@ from typing import Any
 
 from tltrain.core.metric import metric
 from tltrain.runs.record import RunRecord, number
-from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.stats import ends_of
 
 DASH = "\u2013"
 _SPACE = "\u202f"  # narrow, and does not break
@@ -27,10 +27,26 @@ def tenths(share: float) -> str:
     return percent(share).removesuffix(f"{_SPACE}%")
 
 
-def interval(share: float, n: int) -> str:
-    """The 95 % interval as 87.8 to 93.7 %."""
-    low, high = wilson(share, n)
+def interval(share: float, n: int, of: Mapping[str, Any] | None = None) -> str:
+    """The 95 % interval as 87.8 to 93.7 %. of: what was counted (`stats.ends_of`)."""
+    low, high = ends_of(of or {}, share, n)
     return f"{100 * low:.1f}\u00a0to\u00a0{100 * high:.1f}{_SPACE}%"
+
+
+def grouped(test: Mapping[str, Any]) -> str:
+    """` in 12 groups`, behind a number of test images. Empty where each stands alone."""
+    return f" in {plural(int(test['groups']), 'group')}" if "groups" in test else ""
+
+
+def intervals(test: Mapping[str, Any]) -> str:
+    """What the intervals of a run's test are."""
+    how = "Wilson's for a share of them, the bootstrap over images for F1."
+    if "groups" in test:
+        how = (
+            f"they lie in {plural(int(test['groups']), 'group')} of images that are alike, such as those of one patient, and intervals are "
+            "as wide as that makes them (Wilson's for as many images as the groups are worth, the bootstrap over groups for F1)."
+        )
+    return f"95{_SPACE}% intervals count the luck of these test images: {how} They do not count the luck of the seed."
 
 
 def decimal(value: float, digits: int = 3) -> str:
@@ -131,7 +147,7 @@ def learned_nothing(test: Mapping[str, Any]) -> str | None:
     support = [sum(row) for row in test["confusion"]]
     largest = max(range(len(support)), key=support.__getitem__)
     share = support[largest] / int(test["n"])
-    if wilson(float(test["top1"]), int(test["n"]))[0] > share:
+    if ends_of(test, float(test["top1"]), int(test["n"]))[0] > share:
         return None
     return (
         f"This cannot be told from always saying {test['classes'][largest]}, which is right for {percent(share)}: nothing that was learned "
@@ -143,12 +159,13 @@ def _test_verdict(run: RunRecord) -> str:
     assert run.test is not None
     share, n = number(run.test, "top1"), int(run.test["n"])
     classes = run.test["classes"]
-    head = f"{percent(share)} of {plural(n, 'test image')} are right (95{_SPACE}% interval {interval(share, n)})"
+    images, ends = f"{plural(n, 'test image')}{grouped(run.test)}", interval(share, n, run.test)
+    head = f"{percent(share)} of {images} are right (95{_SPACE}% interval {ends})"
     if (nothing := learned_nothing(run.test)) is not None:
         return f"{head}. {nothing}"
     wrong = confusions(run.test["confusion"])
     if not wrong:
-        return f"All of {plural(n, 'test image')} are right (95{_SPACE}% interval {interval(share, n)})."
+        return f"All of {images} are right (95{_SPACE}% interval {ends})."
     times, true, predicted = wrong[0]
     total = sum(cell[0] for cell in wrong)
     if times * 2 > total:

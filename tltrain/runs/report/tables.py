@@ -10,7 +10,7 @@ from typing import Any
 from tltrain.runs.report.charts import axis, heat_map
 from tltrain.runs.report.formatting import DASH, confusions, count, decimal, percent, tenths
 from tltrain.runs.report.html import Html, el, join
-from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.stats import ends_of
 
 _MOST_CELLS = 30  # classes up to which the confusion matrix is a table with names and counts
 _IN_CLASS_ORDER = 12  # classes up to which the per-class table keeps the class list's order
@@ -44,17 +44,20 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
     """Precision, recall and F1 of each class. Many classes are sorted, the worst first."""
     many = len(rows) > _IN_CLASS_ORDER
     shown = sorted(rows, key=lambda r: r["f1"]) if many else rows
-    low = max(0.0, axis(min((wilson(r["recall"], int(r["support"]))[0] for r in rows if r["support"]), default=0.0), 1).low)
+    low = max(0.0, axis(min((_ends(r)[0] for r in rows if r["support"]), default=0.0), 1).low)
     cells = []
     for r in shown:
         n = int(r["support"])
-        mark = strip(r["recall"], *wilson(r["recall"], n), low) if n else ""
+        mark = strip(r["recall"], *_ends(r), low) if n else ""
         cells.append([str(r["name"]), count(n), tenths(r["recall"]) if n else DASH, mark, tenths(r["precision"]), tenths(r["f1"])])
-    note = el(
-        "p", f"{'Worst first. ' if many else ''}In\u202f%. The strip shows recall with its 95\u202f% interval (Wilson).", class_="note"
-    )
+    note = el("p", f"{'Worst first. ' if many else ''}In\u202f%. The strip shows recall with its 95\u202f% interval.", class_="note")
     head = ["Class", "Images", "Recall", f"{100 * low:.0f} to 100\u202f%", "Precision", "F1"]
     return join(note, table(head, cells, class_="tall"))
+
+
+def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval of a class's recall."""
+    return ends_of(row, row["recall"], int(row["support"]))
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
