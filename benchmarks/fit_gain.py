@@ -121,6 +121,11 @@ def prepare(pictures: Path, file: Path, out: Path) -> None:
         source = weights.find(Backbone(name=NAME, weights=str(file)), network=False)
         assert source.read is not None, "a file was given"
         torch.save(source.read(), out / "weights.pth")
+    write_pictures(pictures, out)
+
+
+def write_pictures(pictures: Path, out: Path) -> None:
+    """The part of `prepare` that is of pictures."""
     images = open_images(Data(source=f"folder:{pictures}", val_fraction=0, test_fraction=0)).train
     for place, name in enumerate(images.ids):
         target = out / "pictures" / (name if name.endswith(".png") else f"{name}.png")

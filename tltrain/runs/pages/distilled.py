@@ -36,10 +36,11 @@ def section(run: RunRecord) -> Html | None:
     if found is None:
         return None
     of = f"Its teacher is {found['runs'][0]}" + (f" and {len(found['runs']) - 1} more, together." if len(found["runs"]) > 1 else ".")
+    text = said(found)
     head = ["", "Test accuracy", "95\u202f%", "Parameters", "Bytes", "ms an image"]
     note = f"ms an image: the network's part, in batches, on the machine that trained it ({found['student']['device']})."
     return el(
-        "section", el("h2", "Student and teacher"), el("p", said(found) or of), el("p", of, class_="note") if said(found) else None,
+        "section", el("h2", "Student and teacher"), el("p", f"{text[0].upper()}{text[1:]}.") if text else None, el("p", of, class_="note"),
         parts.table(head, [[who.capitalize(), *row] for who, row in _rows(found).items()]), el("p", note, class_="note under"),
     )  # fmt: skip
 
