@@ -134,8 +134,11 @@ def renamed(argument: str) -> str:
     return f"{flag}{equals}{value}"
 
 
-def parse_flags(default: T, argv: Sequence[str], prog: str, description: str | None = None) -> T:
-    """Parse the fields of a dataclass as flags, with `default`'s values. Raises UserError for a mistake; --help ends the process."""
+def parse_flags(default: T, argv: Sequence[str], prog: str, description: str | None = None, short: Sequence[str] = ()) -> T:
+    """Parse the fields of a dataclass as flags, with `default`'s values. Raises UserError for a mistake; --help ends the process.
+
+    short: other flags that the command knows, which a flag that it does not know may stand for.
+    """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -151,7 +154,7 @@ def parse_flags(default: T, argv: Sequence[str], prog: str, description: str | N
     if unknown:
         names = [field.name for part in vars(default).values() for field in (fields(part) if is_dataclass(part) else ())]
         recipe = getattr(default, "recipe", None)
-        known = [f"--{name}".replace("_", "-") for name in (*names, *(recipe.flat() if recipe is not None else ()))]
+        known = [*short, *(f"--{name}".replace("_", "-") for name in (*names, *(recipe.flat() if recipe is not None else ())))]
         raise UserError(f"{unknown_argument(unknown, known)}; see `{prog} --help`")
     return parsed
 
@@ -160,8 +163,28 @@ def _without_box(text: str) -> str:
     """tyro's message out of the box that it draws, of lines or, where the terminal has none, of dashes: what follows the title."""
     lines = [line.strip("│ ") for line in text.splitlines()[1:]]
     parts = [" ".join(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
-    message = _plainly(parts[0].rstrip(".") if parts else text.strip())
+    message = _of_a_value(_plainly(parts[0].rstrip(".") if parts else text.strip()))
     return message[:1].lower() + message[1:]
+
+
+_NUMBER = re.compile(r"error parsing (\S+): .*\b(int|float)\b.*: (.+)", re.IGNORECASE)
+_UNION = re.compile(r"error parsing (\S+): no type matching (.+?) could be instantiated from \[(.+)\]", re.IGNORECASE)
+_CHOICE = re.compile(r"invalid choice (.+) for argument '(\S+)'\. Expected one of \((.+?),?\)", re.IGNORECASE)
+_MISSING = re.compile(r"missing value for argument '(\S+)'\. Expected 1 values", re.IGNORECASE)
+
+
+def _of_a_value(message: str) -> str:
+    """tyro's mistakes in a value as others are said: the value and the rule, without names of Python's types."""
+    if (found := _CHOICE.match(message)) is not None:
+        return f"{found[2]} is {found[1]}; it must be one of {found[3].replace(chr(39), '')}"
+    if (found := _MISSING.match(message)) is not None:
+        return f"{found[1]} needs a value behind it"
+    if (found := _UNION.match(message) or _NUMBER.match(message)) is None:
+        return message
+    num, whole = len(re.findall("INT|FLOAT", found[2])), "int" in found[2].lower()
+    rule = f"{num} numbers" if num > 1 else "a whole number" if whole else "a number"
+    given = found[3].replace("', '", " ")
+    return f"{found[1]} is {given}; it must be {rule}" + (" or None" if "None" in found[2] else "")
 
 
 _OF_PYDANTIC = re.compile(r"Error parsing recipe\.([\w.]+): \d+ validation errors? for \w+ ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from tltrain.core.errors import UserError
@@ -41,6 +42,16 @@ def absolute(path: str | Path) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise UserError(f"{path} cannot be resolved: no home folder is known for its ~; write the whole path") from error
+
+
+def near(path: str | Path) -> str:
+    """`; did you mean photos?`, where a path that is not there has a name like one beside it. Else an empty string."""
+    missing = Path(path)
+    with suppress(OSError, ValueError):
+        beside = [each.name for each in missing.parent.iterdir() if not each.name.startswith(".")]
+        if found := get_close_matches(missing.name, beside, n=1):
+            return f"; did you mean {missing.with_name(found[0])}?"
+    return ""
 
 
 def _user_cache() -> Path | None:

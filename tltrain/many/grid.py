@@ -62,6 +62,8 @@ def axis(text: str) -> Axis:
         if not 0 <= last - first < MOST:
             raise UserError(f"--over is {text}; a range goes upwards and has at most {MOST} values, such as seed=0..4")
         return Axis(key, tuple(map(str, range(first, last + 1))))
+    if re.fullmatch(r"-?\d+\.\.\w*|\w*\.\.-?\d+", values):
+        raise UserError(f"--over is {text}; a range stands between two whole numbers, such as {key}=0..4")
     listed = tuple(values.split(","))
     if not key or not all(listed) or len(set(listed)) < len(listed):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -45,7 +46,11 @@ def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, An
     typed = words.understood(recipe, [renamed(word) for word in argv[1:]])
     recipe = recipe.override(typed.changes) if typed.changes else recipe
     try:
-        parsed = parse_flags(_Arguments(RunFlags(), recipe), typed.rest, f"tltrain {verb} {argv[0]}")
+        parsed = parse_flags(_Arguments(RunFlags(), recipe), typed.rest, f"tltrain {verb} {argv[0]}", short=words.SHORT)
+    except UserError as error:  # of stages by their numbers
+        names = [stage.name for stage in recipe.stages]
+        said = re.sub(r"--stages\.(\d+)\.", lambda at: f"--stages.{dict(enumerate(names)).get(int(at[1]), at[1])}.", str(error))
+        raise UserError(said) from error
     except ValidationError as error:
         raise UserError(errors.explain(error, f"recipe {argv[0]} with these overrides", recipes.keys_at)) from error
     for note in [*typed.notes, *_unused(verb, parsed.run_flags)]:

@@ -11,6 +11,7 @@ from tltrain.core import recipe as recipes
 from tltrain.core import registry
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
+from tltrain.core.paths import near
 from tltrain.core.recipe import Recipe
 from tltrain.core.schema.data import is_url, secret_in
 
@@ -138,7 +139,8 @@ def _apply(words: Words, recipe: Recipe, name: str, value: str) -> None:
         source = source_of(value)
         if source is None:
             sources = ", ".join(registry.names("sources"))
-            raise UserError(f"the data is {value!r}, which is no folder, no CSV file and no source here; sources: {sources}")
+            hint = near(value) or f"; sources: {sources}"
+            raise UserError(f"the data is {value!r}, which is no folder, no CSV file and no source here{hint}")
         words.changes["data.source"] = source
         if source != value:
             words.notes.append(f"the data is {source}")
