@@ -111,11 +111,48 @@ def test_vehicles_may_be_trains(tmp_path: Path) -> None:
 
 
 def test_folders_that_all_hold_the_same_subfolders_are_refused(tmp_path: Path) -> None:
-    _refused(_tree(tmp_path / "a", "x/cat", "x/dog", "y/cat", "y/dog"), "x, y all hold the same subfolders, cat, dog.*csv:FILE")
+    _refused(
+        _tree(tmp_path / "a", "x/cat", "x/dog", "y/cat", "y/dog"),
+        "x, y all hold the same subfolders, cat, dog.*data.depth: 2; or .*csv:FILE",
+    )
     _refused(_tree(tmp_path / "b", "cat/train", "cat/test", "dog/train", "dog/test"), r"same subfolders, test, train.*train/CLASS/")
     images = _open(_tree(tmp_path / "c", "cat/images", "dog/images"))  # as tiny-imagenet has it
     assert images.classes == ("cat", "dog")
     assert _open(_tree(tmp_path / "d", "cat/2019", "cat/2020", "dog/2019")).classes == ("cat", "dog")
+
+
+def test_classes_in_a_tree_are_named_by_their_path(tmp_path: Path) -> None:
+    names = ("animals/birds/owl", "animals/birds/tit", "animals/fish/carp", "plants/trees/oak", "plants/moss")
+    root = _tree(tmp_path / "d", *names)
+    _images(root / "plants", 3)
+    for depth, classes in (
+        (1, ("animals", "plants")),
+        (2, ("animals/birds", "animals/fish", "plants/moss", "plants/trees")),
+        (3, ("animals/birds/owl", "animals/birds/tit", "animals/fish/carp", "plants/moss", "plants/trees/oak")),
+    ):
+        images = _open(root, depth=depth)
+        assert images.classes == classes
+        for split in (images.train, images.val, images.test):
+            assert split is not None
+            assert all(name.startswith(f"{classes[k]}/") for name, k in zip(split.ids, split.labels, strict=True))
+    assert images.notes == ("3 images right in plants, above its classes: not used",)
+    assert _open(root).notes == ("class folders of folders, whose images count as theirs (data.depth: 2 makes classes of those): animals",)
+    _refused(root, r"data.depth is 4, and .*/d has no folder of classes at that level; its deepest are at level 3", depth=4)
+    with pytest.raises(
+        UserError, match=r"data.depth is of folders \(folder:, zip:, tar:, lmdb:\), and data.source is digits; leave it out"
+    ):
+        open_images(Data(source="digits", depth=2))
+
+
+def test_classes_in_a_tree_below_splits(tmp_path: Path) -> None:
+    root = _tree(tmp_path / "d", *(f"{split}/{name}" for split in ("train", "test") for name in ("animals/owl", "plants/oak")))
+    images = _open(root, depth=2)
+    assert images.classes == ("animals/owl", "plants/oak")
+    assert images.test is not None
+    assert len(images.test) == 24
+    _images(root / "test" / "animals" / "Ox")
+    _images(root / "train" / "animals" / "ox")
+    _refused(root, r"test/animals/Ox has no counterpart below train; .*rename animals/Ox to animals/ox", depth=2)
 
 
 def test_a_wrapper_is_refused_with_what_was_meant(tmp_path: Path) -> None:
@@ -251,6 +288,7 @@ def test_a_folder_is_read_once_however_its_links_go(tmp_path: Path) -> None:
     assert images.classes == ("cat", "dog")
     assert sum(_sizes(images)) == 24
     assert images.notes == (
+        "class folders of folders, whose images count as theirs (data.depth: 2 makes classes of those): cat",
         "passed over, links to a folder above them: all, cat/again/up, cat/self, dog/far",
         "passed over, links to a folder that was read already: cat/more",
     )

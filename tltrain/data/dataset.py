@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data.tables.corrections import corrected
 from tltrain.data.tables.texts import Texts
@@ -111,8 +112,22 @@ class SourceKind:
     """Name of the part after the colon in messages, such as PATH. Empty: the source has no such part."""
     columns: bool = False
     """Whether it reads tables whose columns data.image_column and data.label_column name."""
+    tree: bool = False
+    """Whether its classes are folders, of which data.depth says how many levels count."""
     outline: Callable[[str | None, Data, Path], Source | None] | None = None
     """For `tltrain plan`: returns a Source with the known sizes of a data set that is not downloaded yet, or None if it is there."""
+
+
+    def foreign(self) -> dict[str, None]:
+        """What a recipe may say under `data` of other kinds alone, as a recipe that says nothing of it has it."""
+        return dict.fromkeys((*(() if self.columns else ("image_column", "label_column")), *(() if self.tree else ("depth",))))
+
+    def check(self, spec: Data) -> None:
+        """Raise UserError if the recipe says what this kind does not know."""
+        if not self.columns and (spec.image_column or spec.label_column):
+            raise UserError(f"data.image_column and data.label_column are of tables, and data.source is {spec.source}; leave them out")
+        if not self.tree and spec.depth is not None:
+            raise UserError(f"data.depth is of folders (folder:, zip:, tar:, lmdb:), and data.source is {spec.source}; leave it out")
 
 
 @dataclass(frozen=True)

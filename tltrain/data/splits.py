@@ -259,8 +259,7 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
     root: folder of downloads. Default: TLTRAIN_DATA, else the user's cache folder.
     """
     kind, argument = _find(spec.source)
-    if not kind.columns and (spec.image_column or spec.label_column):
-        raise UserError(f"data.image_column and data.label_column are of tables, and data.source is {spec.source}; leave them out")
+    kind.check(spec)
     source = kind.open(argument, spec, root or data_root())
     if spec.white is not None and not kind.argument:
         note = f"data.white is {spec.white}, and {spec.source} has no image files that it could change"
@@ -268,9 +267,9 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
     return split(source, spec)
 
 
-def has_columns(source: str) -> bool:
-    """Whether a source is of tables, whose columns the recipe may name. Raises UserError as `open_images` for an unknown kind."""
-    return _find(source)[0].columns
+def foreign(source: str) -> dict[str, None]:
+    """What a recipe may say of other sources and not of this one. Raises UserError as `open_images` for an unknown kind."""
+    return _find(source)[0].foreign()
 
 
 def _find(source: str) -> tuple[SourceKind, str | None]:

@@ -15,7 +15,7 @@ from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.dataset import Indexed, groups_in
 from tltrain.data.loader import eval_loader, eval_views_loader
 from tltrain.data.sampler import Shard
-from tltrain.data.splits import has_columns
+from tltrain.data.splits import foreign
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
@@ -153,8 +153,8 @@ def opened_run(path: Path, source: str | None, which: str, strangers: bool = Fal
     recipe = run_dir.read_recipe(path)
     card = read_card(run_dir.finished_weights(path))
     whole = {"val_fraction": 0.0, "test_fraction": 0.0} if which == "all" else {}  # what is not split may be of one image a class
-    columns = {} if source is None or has_columns(source) else {"image_column": None, "label_column": None}
-    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **columns, **whole})
+    unknown = {} if source is None else foreign(source)
+    spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **unknown, **whole})
     drawn = open_images(spec)
     images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
     part, classes = ByClass(_choose(images, which)), images.classes

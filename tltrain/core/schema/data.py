@@ -72,6 +72,8 @@ class Data(Model):
     """For parquet and hf: the column of images; null finds it by its type and name."""
     label_column: str | None = None
     """For parquet and hf: the column of classes; null finds it by what the table says of it, else by its name."""
+    depth: int | None = Field(None, ge=1)
+    """For a tree of folders: this many levels are classes, named by their path, and deeper folders belong to them; null is one level."""
     exclude: str | None = None
     """A CSV file of images to leave out: a column path, or the table of `tltrain doctor SOURCE`, where its suggestion is exclude."""
     relabel: str | None = None

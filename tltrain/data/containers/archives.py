@@ -100,7 +100,7 @@ def open_archive(kind: str, argument: str | None, spec: Data) -> Source:
     file = container(argument, kind, what)
     contents = kept(file, kind, look)
     tree = ArchiveTree(file, [extent.name for extent in contents.images])
-    listed, notes = in_classes(tree)
+    listed, notes = in_classes(tree, spec.depth)
     images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]], contents.stamp) for sample in listed]
     return from_packed(images, f"{kind}:{file}", spec, (*contents.notes, *notes))
 
@@ -190,7 +190,7 @@ def members(file: Path) -> list[tarfile.TarInfo]:
 
 def _kind(name: str) -> SourceKind:
     opener: Callable[[str | None, Data, Path], Source] = lambda argument, spec, root: open_archive(name, argument, spec)  # noqa: E731
-    return SourceKind(opener, argument="FILE")
+    return SourceKind(opener, argument="FILE", tree=True)
 
 
 ZIP = _kind("zip")

@@ -42,10 +42,12 @@ def open_lmdb(argument: str | None, spec: Data) -> Source:
         contents = kept(file, "lmdb", look_through)
         notes += contents.notes
         if all(extent.label for extent in contents.images):
+            if spec.depth is not None:
+                raise UserError(f"data.depth is of folders, and the keys of {file} are no paths; leave it out")
             images += of_contents(contents, name, file, split)
             continue
         tree = ArchiveTree(file, [extent.name for extent in contents.images])
-        listed, found = in_classes(tree)
+        listed, found = in_classes(tree, spec.depth)
         notes += found
         images += [
             Packed(_of_split(image, split, name, len(files) > 1), file, contents.images[tree.number[image.path]], contents.stamp)
@@ -159,4 +161,4 @@ def _of_split(image: Listed, split: str, name: str, is_one_of_several: bool) -> 
     return image._replace(split=split, id=f"{name}/{image.id}") if is_one_of_several else image
 
 
-LMDB = SourceKind(lambda argument, spec, root: open_lmdb(argument, spec), argument="PATH")
+LMDB = SourceKind(lambda argument, spec, root: open_lmdb(argument, spec), argument="PATH", tree=True)

@@ -30,33 +30,52 @@ def open_folder(argument: str, spec: Data) -> Source:
     if not argument or not _is_folder(root):
         message = f"data.source is folder:{argument}; {root} is not a folder; give one with a subfolder of images for each class"
         raise UserError(shown(message))
-    listed, notes = in_classes(Tree(root))
+    listed, notes = in_classes(Tree(root), spec.depth)
     return from_files(listed, f"folder:{root}", spec, notes)
 
 
-def in_classes(tree: Tree) -> tuple[Listing, tuple[str, ...]]:
-    """The images of the class folders of a tree, and notes. Raises UserError as `find_classes`, and for a class without images."""
+def open_loose(argument: str, spec: Data) -> Source:
+    """Every image below a folder, in subfolders or right in it, without a label. Raises UserError if it is missing or has no image."""
+    root = _root(argument)
+    if not argument or not _is_folder(root):
+        raise UserError(shown(f"data.source is folder:{argument}; {root} is not a folder; give one that holds images"))
+    tree = Tree(root)
+    names = [_below(root, place, files) for place, files in tree.by_folder(root, Counter()) if files]
+    if not names:
+        raise UserError(shown(f"data.source is folder:{argument}; {root} holds no image ({' '.join(SUFFIXES)})"))
+    ids = joined(names)
+    zero_N = np.zeros(len(ids), dtype=np.int64)
+    listing = Listing(ids.with_prefix(f"{str(root).rstrip('/')}/"), ids, zero_N, ("train",), zero_N, ("",))
+    return from_files(listing, f"folder:{root}", spec, tree.notes(), labelled=False)
+
+
+def in_classes(tree: Tree, depth: int | None = None) -> tuple[Listing, tuple[str, ...]]:
+    """The images of the class folders of a tree, and notes. Raises UserError as `find_classes`, and for a class without images.
+
+    depth: data.depth.
+    """
     root = tree.root
-    folders, notes = find_classes(tree)
+    folders, notes = find_classes(tree, depth)
     others = Counter(tree.look(root).others)
-    others.update(suffix for place in {folder.parent for _, folder in folders} - {root} for suffix in tree.look(place).others)
+    above = {folder for _, place, _ in folders for folder in place.parents if folder.is_relative_to(root)} - {root}
+    others.update(suffix for place in above for suffix in tree.look(place).others)
     names: list[Texts] = []
     num_images = []
-    for split, folder in folders:
+    for split, folder, _ in folders:
         inside: Counter[str] = Counter()
         found = [_below(root, place, files) for place, files in tree.by_folder(folder, inside) if files]
         if not found and split == "train":
-            raise UserError(_empty(folder, inside, any(other != "train" for other, _ in folders)))
+            raise UserError(_empty(folder, inside, any(place.split != "train" for place in folders)))
         names += found
         num_images.append(sum(map(len, found)))
         others += inside
     if others:
         kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(others.items()))
         notes += (f"files that are not images by their suffix are left out: {kinds}",)
-    splits, labels = tuple(dict.fromkeys(split for split, _ in folders)), tuple(dict.fromkeys(folder.name for _, folder in folders))
-    split_N = np.repeat([splits.index(split) for split, _ in folders], num_images)
+    splits, labels = (tuple(dict.fromkeys(names)) for names in ([split for split, _, _ in folders], [label for _, _, label in folders]))
+    split_N = np.repeat([splits.index(split) for split, _, _ in folders], num_images)
     number_of = {label: k for k, label in enumerate(labels)}
-    label_N = np.repeat([number_of[folder.name] for _, folder in folders], num_images)
+    label_N = np.repeat([number_of[label] for _, _, label in folders], num_images)
     ids = joined(names)
     listing = Listing(ids.with_prefix(f"{str(root).rstrip('/')}/"), ids, split_N, splits, label_N, labels)
     return listing, (*notes, *tree.notes())
@@ -64,8 +83,8 @@ def in_classes(tree: Tree) -> tuple[Listing, tuple[str, ...]]:
 
 def _below(root: Path, folder: Path, files: list[str]) -> Texts:
     """The names of a folder's files relative to the root, as they are written everywhere."""
-    place = folder.relative_to(root).as_posix()
-    return Texts.of(f"{place}/{name}" for name in files)
+    place = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    return Texts.of(f"{place}{name}" for name in files)
 
 
 def check_apart(source: str, run: Path) -> None:
@@ -102,4 +121,4 @@ def _empty(folder: Path, inside: Counter[str], has_splits: bool) -> str:
     return f"class folder {folder} has no image ({' '.join(SUFFIXES)}){f', but files: {contents}' if contents else ''}; add images or {out}"
 
 
-FOLDER = SourceKind(lambda argument, spec, root: open_folder(argument or "", spec), argument="PATH")
+FOLDER = SourceKind(lambda argument, spec, root: open_folder(argument or "", spec), argument="PATH", tree=True)

@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tltrain.core.errors import UserError, some
 from tltrain.data.sources.names import counted
@@ -20,8 +21,14 @@ SPLITS = {
 """Accepted names of a split in folders and tables, in lower case."""
 _NEARLY = re.compile(r"[\W_]*(?:set|images|imgs|data|split)?[\W_]*\d*$")
 
-ClassFolder = tuple[str, Path]
-"""(split, folder)."""
+
+class ClassFolder(NamedTuple):
+    """The images of one class in one split: those in the folder and below it."""
+
+    split: str
+    folder: Path
+    label: str
+    """Name of the class. Of a tree of classes: the path from its top, such as animals/birds/owl."""
 
 
 def split_of(name: str) -> str | None:
@@ -29,10 +36,11 @@ def split_of(name: str) -> str | None:
     return SPLITS.get(name.strip().lower())
 
 
-def find_classes(tree: Tree) -> tuple[list[ClassFolder], tuple[str, ...]]:
+def find_classes(tree: Tree, depth: int | None = None) -> tuple[list[ClassFolder], tuple[str, ...]]:
     """The sorted class folders, and notes on images without a class.
 
     If the root has a train folder with subfolders, it has splits. Otherwise its own subfolders are the classes.
+    depth: data.depth, the levels of folders that are classes; deeper folders belong to them. None: one.
     Raises UserError, with a suggestion, for a layout that fits neither.
     """
     root, top = tree.root, tree.look(tree.root)
@@ -44,18 +52,50 @@ def find_classes(tree: Tree) -> tuple[list[ClassFolder], tuple[str, ...]]:
     if len(meant) == len(top.folders) and not train:
         raise UserError(f"{root} has {some(_names(meant))} and no train; add the training images as train/CLASS/")
     if not any(tree.look(folder).folders for folder in train):
-        return _classes(tree), (*_loose(tree, root), *_called_train(train))
+        folders, deeper = _in_depth(tree, _classes(tree, depth), depth)
+        return folders, (*_loose(tree, root), *_called_train(train), *deeper)
     for name in ("train", "val", "test"):
         same = [folder for folder, split in meant.items() if split == name]
         if len(same) > 1:
             raise UserError(f"{root} has {some(_names(same))}, two of which mean {name}; keep one of them")
-    return _split_classes(tree, meant), (*_loose(tree, root), *_unused(tree, meant))
+    folders, deeper = _in_depth(tree, _split_classes(tree, meant, depth), depth)
+    _refuse_strange(tree, folders)
+    return folders, (*_loose(tree, root), *_unused(tree, meant), *deeper)
 
 
-def _classes(tree: Tree) -> list[ClassFolder]:
+def _in_depth(tree: Tree, top: list[ClassFolder], depth: int | None) -> tuple[list[ClassFolder], tuple[str, ...]]:
+    """The classes below folders of the first level, down to `depth` levels, and notes on images above them.
+
+    A folder that has no folders is a class even if it lies higher. Raises UserError if none lies so deep.
+    """
+    if depth is None:
+        nested = [place.label for place in top if len((below := tree.look(place.folder)).folders) > 1 and not below.images]
+        note = "class folders of folders, whose images count as theirs (data.depth: 2 makes classes of those)"
+        return top, ((f"{note}: {some(list(dict.fromkeys(nested)))}",) if nested else ())
+    found: list[ClassFolder] = []
+    notes: list[str] = []
+    waiting = list(reversed(top))
+    while waiting:
+        place = waiting.pop()
+        below = tree.look(place.folder)
+        if place.label.count("/") + 1 == depth or not below.folders:
+            found.append(place)
+            continue
+        if below.images:
+            notes.append(f"{counted(len(below.images))} right in {place.folder.relative_to(tree.root)}, above its classes: not used")
+        waiting += [ClassFolder(place.split, folder, f"{place.label}/{folder.name}") for folder in reversed(below.folders)]
+    deepest = max(place.label.count("/") + 1 for place in found)
+    if deepest < depth:
+        raise UserError(
+            f"data.depth is {depth}, and {tree.root} has no folder of classes at that level; its deepest are at level {deepest}"
+        )
+    return found, tuple(notes)
+
+
+def _classes(tree: Tree, depth: int | None) -> list[ClassFolder]:
     """The root's own subfolders as classes. Raises UserError if they look like splits, or if the classes are one level deeper."""
     root, folders = tree.root, tree.look(tree.root).folders
-    if len(folders) == 1:
+    if len(folders) == 1 and depth is None:
         _refuse_wrapper(tree, folders[0])
     exact = [folder for folder in folders if split_of(folder.name)]
     called = {folder: split for folder in folders if (split := _like_split(folder.name))}
@@ -65,14 +105,14 @@ def _classes(tree: Tree) -> list[ClassFolder]:
         raise UserError(f"{root}: {some(_names(called))} {are}, and would be learned as a class; {_remedy(tree, called)}")
     below = {tuple(_names(tree.look(folder).folders)) for folder in folders}
     inner = next(iter(below))
-    is_same = len(folders) > 1 and len(below) == 1 and not any(tree.look(folder).images for folder in folders)
+    is_same = depth is None and len(folders) > 1 and len(below) == 1 and not any(tree.look(folder).images for folder in folders)
     if is_same and (len(inner) > 1 or any(map(_like_split, inner))):
         raise UserError(
             f"{root}: {some(_names(folders))} all hold the same subfolders, {some(inner)}, and either may be the classes; if the "
-            "inner ones are, put train, val and test above them (train/CLASS/); if the outer ones are, put the images right into them; or "
-            "list them in csv:FILE with path, label and split"
+            "inner ones are, put train, val and test above them (train/CLASS/); if the outer ones are, put the images right into them, or "
+            "say data.depth: 1; if both are, as in a tree, say data.depth: 2; or list them in csv:FILE with path, label and split"
         )
-    return [("train", folder) for folder in folders]
+    return [ClassFolder("train", folder, folder.name) for folder in folders]
 
 
 def _refuse_wrapper(tree: Tree, folder: Path) -> None:
@@ -101,32 +141,37 @@ def _remedy(tree: Tree, called: dict[Path, str]) -> str:
     )
 
 
-def _split_classes(tree: Tree, meant: dict[Path, str]) -> list[ClassFolder]:
-    """The class folders in train, val and test. Raises UserError if train's subfolders cannot be classes, or another split has more."""
-    class_folders = [(split, folder) for place, split in meant.items() for folder in tree.look(place).folders]
-    trained = [folder for split, folder in class_folders if split == "train"]
+def _split_classes(tree: Tree, meant: dict[Path, str], depth: int | None) -> list[ClassFolder]:
+    """The class folders in train, val and test. Raises UserError if train's subfolders cannot be classes."""
+    class_folders = [ClassFolder(split, folder, folder.name) for place, split in meant.items() for folder in tree.look(place).folders]
+    trained = [place.folder for place in class_folders if place.split == "train"]
     place = trained[0].parent
     inner_splits = {split_of(folder.name) for folder in trained}
     if None not in inner_splits and len(inner_splits) > 1:
         suggestion = shlex.quote(f"folder:{place}")
         raise UserError(f"{place} holds {some(_names(trained))}, which are called like splits; did you mean {suggestion}?")
     inner = tree.look(trained[0]).folders
-    if len(trained) == 1 and len(inner) > 1:
+    if len(trained) == 1 and len(inner) > 1 and depth is None:
         contents = f"{trained[0].name} alone, which holds {some(_names(inner))}"
-        raise UserError(f"{place} holds {contents}; if those are the classes, move them up into {place}")
-    names = {folder.name for folder in trained}
-    strange = [folder for split, folder in class_folders if split != "train" and folder.name not in names]
-    if strange:
-        listed = some([folder.relative_to(tree.root).as_posix() for folder in strange])
-        raise UserError(f"{tree.root}: {listed} has no counterpart below train; {_counterpart(strange, names)}")
+        raise UserError(f"{place} holds {contents}; if those are the classes, move them up into {place}, "
+                        "or say data.depth: 2, which names them by both folders")  # fmt: skip
     return class_folders
 
 
-def _counterpart(strange: list[Path], trained: set[str]) -> str:
+def _refuse_strange(tree: Tree, folders: list[ClassFolder]) -> None:
+    """Raise UserError if val or test has a class that train has not."""
+    names = {place.label for place in folders if place.split == "train"}
+    strange = [place for place in folders if place.label not in names]
+    if strange:
+        listed = some([place.folder.relative_to(tree.root).as_posix() for place in strange])
+        raise UserError(f"{tree.root}: {listed} has no counterpart below train; {_counterpart(strange, names)}")
+
+
+def _counterpart(strange: list[ClassFolder], trained: set[str]) -> str:
     near = {name.casefold(): name for name in trained}
-    folder = next((folder for folder in strange if folder.name.casefold() in near), None)
-    if folder is not None:
-        return f"class names are compared letter by letter: rename {folder.name} to {near[folder.name.casefold()]}"
+    label = next((place.label for place in strange if place.label.casefold() in near), None)
+    if label is not None:
+        return f"class names are compared letter by letter: rename {label} to {near[label.casefold()]}"
     return "every class needs training images: add some, or take the folder out of the data (images without a label are not used)"
 
 
