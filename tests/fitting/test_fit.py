@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,8 @@ def test_a_dry_run_ends_at_a_recipe_with_reasons(tmp_path: Path, capsys: pytest.
     assert [stage.solve for stage in recipe.stages] == [recipe.stages[0].solve]
     assert "# worked out, not trained" in text
     assert "too few to tell depths apart" in text
+    assert recipe.data.val_fraction == 0, "8 images of a class to learn from"
+    assert open_images(recipe.data).val is None
     assert not (tmp_path / "fit" / "run").exists()
     before = (tmp_path / "fit" / "fit.json").read_text()
     assert main(["train", *asked(photos, tmp_path / "fit", "--minutes", "0.001", "--dry-run")[1:]]) == 0
@@ -130,8 +134,22 @@ def test_a_race_on_one_fold_judges_a_third_of_the_images_and_is_kept(tmp_path: P
     assert capsys.readouterr().out.count("test    top-1") == 2, "what is finished is not trained again"
 
 
+KILLED = """
+import os, signal, sys
+from tltrain.cli.main import main
+from tltrain.fitting import choose, timing
+from tltrain.many import one_by_one
+choose.LEAST_STEPS, choose.LEAST_RACED, choose.EPOCHS, timing.SHARES = 4, 10, ((1_000_000, 0.5),), (0.15,)
+real = one_by_one.train
+def killed(stage, step):
+    os.kill(os.getpid(), signal.SIGKILL)
+one_by_one.train = lambda recipe, start: real(recipe, start, *([killed] if recipe.data.fold == 1 else []))
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
-def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
+def test_a_race_sees_no_test_image_and_goes_on_after_a_kill_and_a_stop_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(choose, "LEAST_STEPS", 4)
@@ -143,6 +161,9 @@ def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
     def stopped(recipe: Recipe, start: RunFlags) -> dict[str, object]:
         return train(recipe, start, lambda stage, step: os.kill(os.getpid(), signal.SIGTERM) if recipe.data.fold == 1 else None)
 
+    command = [sys.executable, "-c", KILLED, *asked(photos, folder, "--minutes", "600")]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     with monkeypatch.context() as patched:
         patched.setattr(one_by_one, "train", stopped)
         assert main(asked(photos, folder, "--minutes", "600")) == 75
@@ -163,6 +184,13 @@ def test_a_race_sees_no_test_image_and_goes_on_after_a_stop(
         assert not set.union(*raced) & tested, "the race saw none of the images that the chosen network is tested on"
     recipe = recipes.parse((folder / "recipe.yaml").read_text(), "test")
     assert recipe.differences(run_dir.read_recipe(folder / "run")) == []
+    undisturbed = tmp_path / "again" / "fit"
+    undisturbed.mkdir(parents=True)
+    (undisturbed / "fit.json").write_text(kept)  # what was measured: times, which differ from start to start
+    assert main(asked(photos, undisturbed, "--minutes", "600")) == 0
+    assert (undisturbed / "recipe.yaml").read_bytes() == (folder / "recipe.yaml").read_bytes()
+    weights = [(each / "run" / "weights.safetensors").read_bytes() for each in (undisturbed, folder)]
+    assert weights[0] == weights[1]
 
 
 def ids(predictions: Path) -> set[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +109,31 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "LEAST_STEPS", 2)
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tltrain.core import recipe as recipes
+from tltrain.core.flags import RunFlags
+from tltrain.training.depths import race
+from tltrain.training.run import train
+race.MOST_CUTS, race.LEAST_STEPS = 1, 2
+def killed(raced, flags):
+    is_second = raced.data.fold == 1 and raced.stages[1].unfreeze == "layer4.0"
+    return train(raced, flags, lambda stage, step: os.kill(os.getpid(), signal.SIGKILL) if is_second and stage else None)
+path = Path(sys.argv[1])
+race.settled(recipes.parse(path.read_text(), "test"), RunFlags(folder=path.parent / "run", workers=0), killed)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_short")
-def test_a_race_that_is_stopped_goes_on_to_the_same_end_and_is_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_race_that_is_killed_and_stopped_goes_on_to_the_same_end_and_is_run_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, start = recipe_of(), RunFlags(folder=tmp_path / "run", workers=0)
+    killed = subprocess.run([sys.executable, "-c", KILLED, kept(recipe, tmp_path)], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run").exists()
 
     def stopping(raced: Recipe, flags: RunFlags) -> dict[str, Any]:
         is_second = raced.data.fold == 1 and raced.stages[1].unfreeze == "all"
@@ -122,8 +145,7 @@ def test_a_race_that_is_stopped_goes_on_to_the_same_end_and_is_run_once(tmp_path
     assert not (tmp_path / "run").exists()
     assert train(recipe, start)["outcome"] == "finished"
     assert "race on " in capsys.readouterr().out
-    kept = run_dir.read_recipe(tmp_path / "run")
-    assert kept.stages[1].unfreeze in ("head", "layer4.0", "all")
+    assert run_dir.read_recipe(tmp_path / "run").stages[1].unfreeze in ("head", "layer4.0", "all")
     (sentence,) = read_race(tmp_path / "run").values()
     assert sentence in (tmp_path / "run" / "report.html").read_text().replace("&#x27;", "'")
     assert train(recipe_of(), RunFlags(folder=tmp_path / "other", workers=0))["outcome"] == "finished"

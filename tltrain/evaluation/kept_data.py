@@ -137,15 +137,14 @@ def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbo
     """Notes about test images that the weights of another run have learned from. inputs: start weights and teachers, by name."""
     if images.source is None or images.test is None:
         return []
+    known = {name: learned(spec.weights, data, images.source) for name, spec in inputs.items()}
+    tested = {i for i, split in enumerate(split_names(images)) if split == "test"} if any(known.values()) else set()
     notes = []
-    for name, spec in inputs.items():
-        if not (positions := learned(spec.weights, data, images.source)):
-            continue
-        tested = {i for i, split in enumerate(split_names(images)) if split == "test"}
+    for name, positions in known.items():
         if seen := len(tested & positions):
             notes.append(
-                f"the {name}, {spec.weights}, learned from {seen:,} of the {len(tested):,} test images, so that test figures are too good "
-                "to be true: give both runs the same split (data.seed, data.fold), or test on other images"
+                f"the {name}, {inputs[name].weights}, learned from {seen:,} of the {len(tested):,} test images, so that test figures are "
+                "too good to be true: give both runs the same split (data.seed, data.fold), or test on other images"
             )
     return notes
 

@@ -23,6 +23,9 @@ MANY = 5_000
 """Training images from which views are fresh in each epoch: storing them costs more than it saves."""
 JUDGES = 500
 """Val images from which val alone can tell whether deeper training paid."""
+FEW_OF_EACH = 20
+"""Training images of a class, on average, below which a solved head learns from val too: it gains the more, the fewer there are, and its
+probabilities are no worse, since it scales them by images that it leaves out (docs/evidence.md, by benchmarks.val_images)."""
 WRITTEN = ("digits", "printed")
 """Sources of characters."""
 LEAST_RACED = 50
@@ -31,6 +34,8 @@ FOLDS = 3
 """Of the race between depths, where val is too small to judge."""
 LR_STEPS = 60
 """Of the range test of a depth."""
+WARMUP = 0.1
+"""Of the steps."""
 USUAL_LR = {True: 1e-4, False: 3e-4}
 """For AdamW on pretrained transformers, and on other networks."""
 FAR = 3.0
@@ -182,8 +187,8 @@ def with_rate(depth: Depth, chosen: Chosen, found: Found | None) -> Depth:
 def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str, seed: int = 0) -> Draft:
     """The recipe of a depth. why_depth: why it is this one."""
     reasons = {
-        "batch": f"{facts.train:,} training images: small enough for many steps an epoch, large enough for the device to be busy",
         "stages.0.views": "the evaluation view: its features are those of the probe, and are stored already",
+        "stages.0.carry": "nothing is trained by steps, so that there is one head to hand on",
         **chosen.reasons,
     }
     data: dict[str, Any] = {"source": facts.source}
@@ -193,9 +198,13 @@ def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str,
         reasons["data.flip"] = "mirrored characters are others"
     if "data.balance" in chosen.reasons:
         data["balance"] = "weights" if chosen.balanced else "none"
+    if depth.is_head and chosen.per_class is None and facts.cuts_val and facts.train < FEW_OF_EACH * facts.num_classes:
+        data["val_fraction"] = 0
+        reasons["data.val_fraction"] = _why_no_val(facts)
     stages: list[dict[str, Any]] = [{"name": "head", "unfreeze": HEAD, "solve": chosen.head, "views": 1, "carry": "last"}]
     if depth.is_head:
         reasons["stages.0.unfreeze"] = why_depth
+        reasons["batch"] = "images that are read at once; the head is solved from all of them together"
     else:
         stages.append(_deep(facts, chosen, depth))
         reasons |= _deep_reasons(facts, depth, why_depth)
@@ -218,7 +227,7 @@ def _deep(facts: Facts, chosen: Chosen, depth: Depth) -> dict[str, Any]:
         "lr": depth.lr,
         "layer_decay": 0.75 if chosen.transformer else 0.8,
         "weight_decay": 0.05,
-        "warmup": 0.1,
+        "warmup": WARMUP,
         "augment": "light" if facts.train < MANY else "trivial",
         "views": _views(facts),
         "label_smoothing": 0.1,
@@ -226,21 +235,36 @@ def _deep(facts: Facts, chosen: Chosen, depth: Depth) -> dict[str, Any]:
     }
 
 
+def _why_no_val(facts: Facts) -> str:
+    return (
+        f"{facts.train / facts.num_classes:.0f} training images of a class are few: the {facts.val:,} that val would take are learned from "
+        "too. Val would choose nothing here, and the solved head scales its probabilities by images that it leaves out. Without val a run "
+        "can promise no abstaining: delete this line if you need that"
+    )
+
+
 def _deep_reasons(facts: Facts, depth: Depth, why_depth: str) -> dict[str, str]:
-    epochs, at = depth.steps * batch_of(facts) / facts.train, "stages.1"
+    batch, at = batch_of(facts), "stages.1"
+    epochs = depth.steps * batch / facts.train
+    least = f": {LEAST_STEPS} steps are the least" if depth.steps == LEAST_STEPS else ""
     reasons = {
+        "batch": f"{facts.train / batch:.0f} steps for each pass over {facts.train:,} training images",
+        "stages.0.unfreeze": "first the head alone, so that deeper training begins with one that fits (arXiv 2202.10054)",
         f"{at}.unfreeze": why_depth,
-        f"{at}.steps": f"{epochs:.0f} epochs, and {LEAST_STEPS} steps at least; the run takes about {duration(depth.seconds)} here",
+        f"{at}.steps": f"{epochs:.0f} epochs{least}; the run takes about {duration(depth.seconds)} here",
         f"{at}.lr": depth.why_lr,
         f"{at}.layer_decay": "blocks near the images know what all images share, and move less (BEiT)",
+        f"{at}.weight_decay": "usual for AdamW on pretrained networks",
+        f"{at}.warmup": f"{round(WARMUP * depth.steps)} steps, in which AdamW learns how large the gradients are",
         f"{at}.augment": _why_augment(facts, epochs),
+        f"{at}.label_smoothing": "a label may be wrong, and no image is worth certainty",
     }
     if facts.train < MANY:
         reasons[f"{at}.views"] = f"what lies below {depth.name} is computed once for each of {VIEWS} views of an image"
     if facts.val >= JUDGES:
         reasons[f"{at}.carry"] = f"{facts.val:,} val images can tell whether this stage paid; if not, the solved head stays"
     else:
-        reasons[f"{at}.carry"] = f"{facts.val:,} val images are too few to choose weights by; the folds of the race chose"
+        reasons[f"{at}.carry"] = f"{facts.val:,} val images are too few to choose weights by, so that the last are kept"
     return reasons
 
 

@@ -35,6 +35,8 @@ class Facts:
     largest_n: int
     side: int
     """The median of the pictures' shorter sides, pixels."""
+    cuts_val: bool = False
+    """Whether val was cut from train. False: the source declares it, or there is none."""
 
     @property
     def ratio(self) -> float:
@@ -68,6 +70,7 @@ def facts_of(source: str, images: DataSplits) -> Facts:
     return Facts(
         source, len(images.classes), len(images.train), num_val, num_test,
         images.classes[least], count_K[least], images.classes[most], count_K[most], _side(images.train),
+        images.val is not None and images.source is not None and "val" not in images.source.declared,
     )  # fmt: skip
 
 

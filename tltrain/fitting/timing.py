@@ -16,6 +16,7 @@ from tltrain.data import DataSplits
 from tltrain.models.families.common import is_convolutional
 from tltrain.planning.compiling import forward_s
 from tltrain.planning.run_time import run_time
+from tltrain.training.depths.race import starts
 from tltrain.training.experiment import Experiment
 from tltrain.training.setup import num_workers
 
@@ -57,7 +58,7 @@ def network_of(recipe: Recipe, images: DataSplits, start: RunFlags, with_cuts: b
     seconds = [_Meter(images, student, recipe, machine.device, machine.workers).image_s("none"), whole_s]
     cuts: list[str] = []
     if with_cuts and not chain.runs_whole:
-        spent = {i: forward_s(chain, i, side, machine) for i in _starts(names)}
+        spent = {i: forward_s(chain, i, side, machine) for i in _timed_starts(names)}
         for share in SHARES:
             near = min(spent, key=lambda i: abs(1 - spent[i] / whole_s - share), default=None)
             if near is not None and names[near] not in cuts:
@@ -77,10 +78,7 @@ def seconds_of(recipe: Recipe, images: DataSplits, start: RunFlags) -> float:
     return 0.0 if expected is None else expected.total
 
 
-def _starts(names: list[str]) -> list[int]:
-    """The blocks that a group begins with, such as layer4.0, at most MOST_STARTS; every block where there are no groups."""
-    inner = list(range(1, len(names) - 1))
-    firsts = [i for i in inner if names[i].endswith(".0")]
-    starts = firsts if len(firsts) > len(SHARES) else inner
-    step = -(-len(starts) // MOST_STARTS) if starts else 1
-    return starts[::-1][::step][::-1]
+def _timed_starts(names: list[str]) -> list[int]:
+    """The blocks that a group begins with, at most MOST_STARTS, always with the last; every block where there are few groups."""
+    begin = starts(names, len(SHARES) + 1)
+    return begin[:: -max(1, -(-len(begin) // MOST_STARTS))][::-1]

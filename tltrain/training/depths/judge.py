@@ -31,21 +31,20 @@ def judged(right: Mapping[str, Mapping[str, float]], groups: Mapping[str, int] |
     ids = sorted(set.intersection(*(set(each) for each in right.values())))
     answers = {name: np.array([each[i] for i in ids]) for name, each in right.items()}
     order, accuracy = list(answers), {name: float(answer.mean()) for name, answer in answers.items()}
-    best = max(order, key=lambda name: (accuracy[name], -order.index(name)))
+    best = max(order, key=accuracy.__getitem__)  # of equal ones the shallowest
     group_N = np.array([groups[i] for i in ids]) if groups else None
     if group_N is not None and len(np.unique(group_N)) == len(ids):
         group_N = None
     low = {name: 0.0 if name == best else gain_interval(answers[name], answers[best], group_N).low for name in order}
-    chosen = shallowest(order, accuracy, low)
+    chosen = shallowest(order, best, low)
     return Raced(chosen, accuracy, _sentence(order, accuracy, best, chosen, len(ids)))
 
 
-def shallowest(order: Sequence[str], accuracy: Mapping[str, float], low: Mapping[str, float]) -> str:
+def shallowest(order: Sequence[str], best: str, low: Mapping[str, float]) -> str:
     """The shallowest depth that the best cannot be told from.
 
-    order: the names, shallow first. accuracy: of each. low: the lower end of the interval of the best's lead over each, paired.
+    order: the names, shallow first. low: the lower end of the interval of the best's lead over each, paired.
     """
-    best = max(order, key=lambda name: (accuracy[name], -order.index(name)))
     return next(name for name in order if name == best or low[name] <= 0)
 
 

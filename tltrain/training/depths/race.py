@@ -171,11 +171,13 @@ def raced_recipes(recipe: Recipe, index: int, images: DataSplits, hidden: dict[s
     short = {"steps": min(steps, max(LEAST_STEPS, round(SHARE * steps))), "epochs": None}
     num = 1 if smoke or len(images.train) >= ENOUGH else FOLDS
     before = [each.model_dump(mode="json") for each in recipe.stages[:index]]
+    # Pictures without labels may be images of test, which is hidden here, so that nothing could keep them apart.
+    alone = {} if recipe.distill is None else {"distill.unlabelled": None}
     raced: dict[str, list[Recipe]] = {}
     names = candidates([block.name for block in chain.blocks], stage)
     for name in (names[0], names[-1]) if smoke else names:
         stages = [*before, {**stage.model_dump(mode="json"), **short, "unfreeze": name}]
-        changes = {**hidden, "stages": stages, "data.folds": FOLDS, "data.repeat": 0}
+        changes = {**hidden, **alone, "stages": stages, "data.folds": FOLDS, "data.repeat": 0}
         raced[name] = [recipe.override({**changes, "data.fold": fold}) for fold in range(num)]
     return raced
 
@@ -185,9 +187,14 @@ def candidates(names: Sequence[str], stage: Stage) -> list[str]:
 
     names: of all blocks. A head always trains whole: where `trains` says otherwise it is no candidate.
     """
-    inner = list(names[1:-1])
-    firsts = [name for name in inner if name.endswith(".0")]
-    starts = firsts if len(firsts) > 1 else inner
-    num = min(MOST_CUTS, len(starts))
-    cuts = [starts[len(starts) - 1 - i * len(starts) // num] for i in range(num)]
+    begin = starts(names, 2)
+    num = min(MOST_CUTS, len(begin))
+    cuts = [names[begin[len(begin) - 1 - i * len(begin) // num]] for i in range(num)]
     return [*([HEAD] if stage.trains == "all" else []), *cuts, "all"]
+
+
+def starts(names: Sequence[str], least: int) -> list[int]:
+    """The blocks that begin a group, such as layer4.0, between the first block and the head; where fewer than `least` do, all of those."""
+    inner = range(1, len(names) - 1)
+    firsts = [i for i in inner if names[i].endswith(".0")]
+    return firsts if len(firsts) >= least else list(inner)
