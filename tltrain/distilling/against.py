@@ -70,8 +70,12 @@ def _accuracy(run: Path, taught: Taught) -> dict[str, Any]:
     theirs = _right(taught.teachers, taught.images.test)
     ids = [name for name in mine if name in theirs]
     mine_N, theirs_N = (np.array([right[name] for name in ids]) for right in (mine, theirs))
-    shares = {"student_top1": accuracy_interval(mine_N > 0), "teacher_top1": accuracy_interval(theirs_N > 0)}
-    gain = gain_interval(theirs_N > 0, mine_N > 0)
+    group_N = None
+    if own.group is not None:
+        group_of = {name: group for (name, _), group in zip(own.samples, own.group.tolist(), strict=True)}
+        group_N = np.array([group_of[name] for name in ids])
+    shares = {"student_top1": accuracy_interval(mine_N > 0, group_N), "teacher_top1": accuracy_interval(theirs_N > 0, group_N)}
+    gain = gain_interval(theirs_N > 0, mine_N > 0, group_N)
     return {"n": len(ids), **{name: list(interval) for name, interval in (*shares.items(), ("gain", gain))}}
 
 
