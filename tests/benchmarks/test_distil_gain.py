@@ -14,6 +14,7 @@ from benchmarks import distil_gain, fit_gain
 from benchmarks.distil_gain import Asked, arms
 from benchmarks.fit_gain import Contestant, Task
 from tltrain.core.recipe import Recipe, validate
+from tltrain.runs import run_dir
 
 STAGE = {"name": "patient", "unfreeze": "all", "steps": 999, "lr": 1e-3, "augment": "light", "views": 16, "eval_epochs": 9.0}
 DATA = {"source": "folder:x"}
@@ -77,7 +78,7 @@ def test_teachers_are_trained_once_and_only_those_that_are_needed(asked: Asked, 
 
 def test_the_table_is_of_the_seeds_that_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distil_gain, "describe", lambda *_: {})
-    monkeypatch.setattr(distil_gain.run_dir, "read_recipe", lambda _: STUDENT)
+    monkeypatch.setattr(run_dir, "read_recipe", lambda _: STUDENT)
     for name, values in {"distil": (0.8, 0.9, 0.7), "alone": (0.7, 0.8), "teacher": (0.9, 0.9, 0.9)}.items():
         for seed, top1 in enumerate(values):
             file = tmp_path / f"seed-{seed}" / f"{name}.json"
