@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tltrain.cache.measure import Machine, _Meter, timed
 from tltrain.cache.planner import survey
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.data import DataSplits
+from tltrain.models.chain import Chain
 from tltrain.models.families.common import is_convolutional
 from tltrain.planning.compiling import forward_s
 from tltrain.planning.run_time import run_time
@@ -21,9 +23,8 @@ from tltrain.training.experiment import Experiment
 from tltrain.training.setup import num_workers
 
 SHARES = (0.15, 0.4)
-"""Shares of a network's time that its training part may take, from the shallowest cut on. The whole network is tried too."""
-MOST_STARTS = 12
-"""Blocks that are timed."""
+"""Shares of a network's operations that its training part may take, from the shallowest cut on. The whole network is tried too. Counted,
+not timed: the same cuts on every machine."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def machine_of(images: DataSplits, start: RunFlags) -> Machine:
 
 
 def network_of(recipe: Recipe, images: DataSplits, start: RunFlags, with_cuts: bool = True) -> Network:
-    """Time the network of a recipe, without its weights. with_cuts: find where its training could begin too. Raises UserError."""
+    """Time the network of a recipe, without its weights. with_cuts: say where its training could begin too. Raises UserError."""
     student, machine = Experiment.outline(recipe, images).student, machine_of(images, start)
     chain, side = timed(student.chain, machine.device), student.preprocess.size
     names = [block.name for block in chain.blocks]
@@ -58,9 +59,10 @@ def network_of(recipe: Recipe, images: DataSplits, start: RunFlags, with_cuts: b
     seconds = [_Meter(images, student, recipe, machine.device, machine.workers).image_s("none"), whole_s]
     cuts: list[str] = []
     if with_cuts and not chain.runs_whole:
-        spent = {i: forward_s(chain, i, side, machine) for i in _timed_starts(names)}
+        begin = starts(names, len(SHARES) + 1)
+        frozen, whole = {i: _operations(chain, i, side) for i in begin}, max(1, _operations(chain, None, side))
         for share in SHARES:
-            near = min(spent, key=lambda i: abs(1 - spent[i] / whole_s - share), default=None)
+            near = min(begin, key=lambda i: abs(1 - frozen[i] / whole - share), default=None)
             if near is not None and names[near] not in cuts:
                 cuts.append(names[near])
         cuts.sort(key=names.index, reverse=True)
@@ -78,7 +80,9 @@ def seconds_of(recipe: Recipe, images: DataSplits, start: RunFlags) -> float:
     return 0.0 if expected is None else expected.total
 
 
-def _timed_starts(names: list[str]) -> list[int]:
-    """The blocks that a group begins with, at most MOST_STARTS, always with the last; every block where there are few groups."""
-    begin = starts(names, len(SHARES) + 1)
-    return begin[:: -max(1, -(-len(begin) // MOST_STARTS))][::-1]
+def _operations(chain: Chain, stop: int | None, side: int) -> int:
+    """Floating-point operations of an image on its way to a block. None: through the whole network."""
+    images = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=next(chain.net.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        chain(images, stop=stop)
+    return int(counter.get_total_flops())
