@@ -101,6 +101,10 @@ def test_what_does_not_fit_into_the_time_is_named() -> None:
     few, said = depths(facts(30), CHOSEN, list(SECONDS), seconds_of, 100 * HOURS)
     assert [depth.name for depth in few] == ["head"]
     assert "too few" in said
+    rare, said = depths(replace(data, smallest_n=1), CHOSEN, list(SECONDS), seconds_of, 100 * HOURS)
+    assert [depth.name for depth in rare] == ["head"], "folds refuse a class whose images lie in one of them"
+    assert said.startswith("owl has a single training image")
+    assert len(depths(replace(facts(30_000), smallest_n=1), CHOSEN, list(SECONDS), seconds_of, 100 * HOURS)[0]) == 2, "val judges"
     cut, said = depths(data, replace(CHOSEN, per_class=50), list(SECONDS), seconds_of, 100 * HOURS)
     assert [depth.name for depth in cut] == ["head"], "where the time allows some of the images, it allows no deeper training"
     assert draft(data, replace(CHOSEN, per_class=50), cut[0], "a", said).recipe.data.per_class == 50

@@ -124,6 +124,8 @@ def depths(
     if facts.train < LEAST_RACED:
         return [Depth(HEAD)], f"{facts.train:,} training images are too few to tell depths apart"
     judged, steps = facts.val >= JUDGES, steps_of(facts)
+    if not judged and facts.smallest_n < 2:
+        return [Depth(HEAD)], f"{facts.smallest} has a single training image, so that some fold would learn without it; add images of it"
 
     def timed(cut: str, steps: int, folds: int) -> Depth:
         depth = Depth(cut, steps, lr=USUAL_LR[chosen.transformer], folds=folds)
