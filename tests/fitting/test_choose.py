@@ -84,6 +84,7 @@ def test_where_classes_have_few_images_a_solved_head_learns_from_val_too() -> No
     deep = Depth("layer4.0", 250, 90.0, 2e-4, "searched")
     assert draft(few, CHOSEN, deep, "a", "b").recipe.data.val_fraction == usual, "its probabilities are calibrated on val"
     assert draft(replace(facts(80), cuts_val=True), CHOSEN, Depth(HEAD), "a", "b").recipe.data.val_fraction == usual
+    assert draft(few, replace(CHOSEN, head="logistic"), Depth(HEAD), "a", "b").recipe.data.val_fraction == usual, "it does not scale itself"
     assert draft(replace(few, cuts_val=False), CHOSEN, Depth(HEAD), "a", "b").recipe.data.val_fraction == usual, "val is the source's own"
 
 

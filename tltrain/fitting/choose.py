@@ -24,7 +24,7 @@ MANY = 5_000
 JUDGES = 500
 """Val images from which val alone can tell whether deeper training paid."""
 FEW_OF_EACH = 20
-"""Training images of a class, on average, below which a solved head learns from val too: it gains the more, the fewer there are, and its
+"""Training images of a class, on average, below which ridge learns from val too: it gains the more, the fewer there are, and its
 probabilities are no worse, since it scales them by images that it leaves out (docs/evidence.md, by benchmarks.val_images)."""
 WRITTEN = ("digits", "printed")
 """Sources of characters."""
@@ -200,7 +200,8 @@ def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str,
         reasons["data.flip"] = "mirrored characters are others"
     if "data.balance" in chosen.reasons:
         data["balance"] = "weights" if chosen.balanced else "none"
-    if depth.is_head and chosen.per_class is None and facts.cuts_val and facts.train < FEW_OF_EACH * facts.num_classes:
+    few = facts.cuts_val and facts.train < FEW_OF_EACH * facts.num_classes
+    if few and depth.is_head and chosen.head == "ridge" and chosen.per_class is None:
         data["val_fraction"] = 0
         reasons["data.val_fraction"] = _why_no_val(facts)
     stages: list[dict[str, Any]] = [{"name": "head", "unfreeze": HEAD, "solve": chosen.head, "views": 1, "carry": "last"}]
@@ -240,7 +241,7 @@ def _deep(facts: Facts, chosen: Chosen, depth: Depth) -> dict[str, Any]:
 def _why_no_val(facts: Facts) -> str:
     return (
         f"{facts.train / facts.num_classes:.0f} training images of a class are few: the {facts.val:,} that val would take are learned from "
-        "too. Val would choose nothing here, and the solved head scales its probabilities by images that it leaves out. Without val a run "
+        "too. Val would choose nothing here, and ridge scales its probabilities by images that it leaves out. Without val a run "
         "can promise no abstaining: delete this line if you need that"
     )
 
