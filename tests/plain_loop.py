@@ -18,7 +18,7 @@ class PlainBatch:
     pixels: Tensor
     """uint8 (B, 3, H, W)."""
     labels: Tensor
-    """int64 (B,)."""
+    """int64 (B,); negative: without a label."""
     partner_pixels: Tensor | None = None
     partner_labels: Tensor | None = None
     lams: tuple[float, ...] = ()
@@ -93,6 +93,7 @@ class PlainLoss:
         num_classes = logits_BK.shape[1]
         target_BK = torch.full(logits_BK.shape, self.smoothing / num_classes, dtype=torch.float64)
         target_BK[torch.arange(len(labels_B)), labels_B] += 1 - self.smoothing
+        target_BK[labels_B < 0] = 0
         loss_B = -(target_BK * logits_BK.softmax(1).log()).sum(1)
         return loss_B if self.class_weights is None else loss_B * torch.tensor(self.class_weights)[labels_B]
 

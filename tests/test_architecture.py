@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tltrain"
 ROOMS = (
     "core/output", "core/schema", "core", "core/arguments",
     "data/tables", "data/pictures", "data/augmentation", "data", "data/corruptions", "data/scans", "data/remote", "data/sources",
-    "data/containers", "data/published",
+    "data/containers", "data/published", "data/unlabelled",
     "heads", "uncertainty",
     "runs", "runs/trackers", "runs/report", "runs/listing", "runs/pages", "runs/folds",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",

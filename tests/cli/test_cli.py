@@ -79,7 +79,7 @@ def test_a_mistake_in_the_words(
         (["recipes", "a", "b"], "there is no place for b; see `tltrain recipes --help`"),
         (["train", "digits-resnet", "digits", "b"], "there is no place for b; see `tltrain train digits-resnet --help`"),
         (["predict", "x", "y", "--top", "many"], "argument --top: invalid int value: 'many'; see `tltrain predict --help`"),
-        (["train", "digits-resnet", "--seed"], "missing value for argument '--seed'. Expected 1 values; see `tltrain train digits-"),
+        (["train", "digits-resnet", "--seed"], "--seed needs a value behind it; see `tltrain train digits-"),
         (["launch", "slurm", "--tme", "3", "--", "train", "digits-vit"], "there is no flag --tme (did you mean --time?); see `"),
         (["launch", "local", "--procs", "3", "--", "train", "digits-vit"], "there is no flag --procs (did you mean --processes?); see `"),
         (["evaluate", "x", "--js"], "there is no flag --js"),
@@ -207,3 +207,27 @@ def test_no_flag_of_ours_is_ambiguous_to_a_launcher() -> None:
     for launcher, theirs in launcher_options().items():
         for flag in ours:
             assert sum(option.startswith(flag) for option in theirs) < 2, (launcher, flag)
+
+
+def test_a_run_folder_that_is_not_there_is_refused_at_once_and_those_near_it_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "photos"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("")
+    mistakes = {
+        "evaluate runs/photoz": "there is no folder runs/photoz; did you mean runs/photos?",
+        "predict nosuch a.png": "there is no folder nosuch; run folders here: runs/photos",
+        "export runs --to hf": "runs is no run folder, but holds some; give one of them: runs/photos",
+        "evaluate --corruptions runs/photos": "required: run (--corruptions takes what stands behind it: put it last)",
+        "export --to hf --images a.png runs/photos": "required: run (--images takes what stands behind it: put it last)",
+        "export runs/photos --to onx": "--to is 'onx'; did you mean onnx?",
+        "predict runs/photos a.png --top 0": "--top is 0; it must be at least 1",
+    }
+    for typed, said in mistakes.items():
+        assert main(typed.split()) == 2
+        assert said in capsys.readouterr().err
+    code = "import sys; from tltrain.cli.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for typed in mistakes:
+        assert subprocess.run([sys.executable, "-c", code, *typed.split()], capture_output=True).returncode == 0, "before torch is imported"

@@ -52,12 +52,12 @@ def double(*rows: list[float]) -> Tensor:
 
 
 def test_dkd_equals_a_hand_computed_value() -> None:
-    # T = 1, the label is class 0. Teacher (1/2, 3/8, 1/8), student (1/4, 3/8, 3/8).
+    # T = 1, the label is class 1. Teacher (3/8, 1/2, 1/8), student (3/8, 1/4, 3/8).
     # Label against rest: KL of (1/2, 1/2) from (1/4, 3/4). Among the rest: (3/4, 1/4) from (1/2, 1/2).
-    teacher, student = double([0.5, 0.375, 0.125]).log(), double([0.25, 0.375, 0.375]).log()
+    teacher, student = double([0.375, 0.5, 0.125]).log(), double([0.375, 0.25, 0.375]).log()
     label = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     rest = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert decoupled(student, teacher, 1.0, torch.tensor([0])).item() == pytest.approx(label + 8 * rest, rel=1e-12)
+    assert decoupled(student, teacher, 1.0, torch.tensor([1])).item() == pytest.approx(label + 8 * rest, rel=1e-12)
 
 
 def test_dist_equals_a_hand_computed_value() -> None:

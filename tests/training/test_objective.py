@@ -24,6 +24,7 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe, validate
 from tltrain.data import Split, open_images
 from tltrain.data.sampler import SampleRef, SampleStream, derive_seed
+from tltrain.data.unlabelled.pictures import apart, beside
 from tltrain.data.views import Preprocess, Views
 from tltrain.runs.metrics_log import read_rows
 from tltrain.training import experiment
@@ -69,7 +70,8 @@ def plain_nets(recipe: Recipe) -> tuple[PlainNet, PlainNet | None]:
 
 def plain_batches(recipe: Recipe, index: int, first_epoch: int = 0, draw_weights: tuple[float, ...] | None = None) -> list[PlainBatch]:
     """The pixels of each step of a stage: who is in it is a pure function, which other tests watch."""
-    stage, split = recipe.stages[index], open_images(recipe.data).train
+    stage, images = recipe.stages[index], open_images(recipe.data)
+    split = apart(images, beside(images, recipe).unlabelled, recipe.data.source).pool
     stream = SampleStream(
         recipe.seed, index, len(split), recipe.batch, stage.views, first_epoch, draw_weights, stage.mixup, stage.cutmix, size=32
     )
@@ -217,10 +219,10 @@ def test_a_loss_of_the_literature_reaches_the_weights(loss: str, formula: Any, p
     assert "micro-batches" not in (tmp_path / "run" / "plan.txt").read_text()
 
 
-def test_two_processes_compare_the_images_of_both(photos: Path, finished_run: Path, tmp_path: Path) -> None:
-    """dist, 7 images on one process and 6 on the other: the weights are those of the formula over all 13."""
+def test_two_processes_compare_the_images_of_both(photos: Path, loose: Path, finished_run: Path, tmp_path: Path) -> None:
+    """dist, 7 images on one process and 6 on the other, labelled or not: the weights are those of the formula over all 13."""
     distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": "float32", "loss": "dist"}
-    recipe = recipe_of(photos, {"clip": 8.0}, net="resnet-tiny", distill=distill, **OTHER)
+    recipe = recipe_of(photos, {"clip": 8.0}, net="resnet-tiny", distill=distill | {"unlabelled": f"folder:{loose}"}, **OTHER)
     run = world.finish(Trial(recipe.model_dump(mode="json"), str(tmp_path / "run"), 2, before="begin_with_a_head"))
     student, teacher = plain_nets(recipe)
     loss = PlainLoss(teacher=teacher, temperature=2.0, weight=0.7, term=authors_dist)
@@ -240,11 +242,40 @@ def test_the_plan_says_within_how_many_images_a_loss_compares(photos: Path, fini
 
 
 def test_a_loss_that_reads_labels_refuses_mixed_images(photos: Path, finished_run: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(photos, {"cutmix": 1.0}, distill={"teacher": {"weights": str(finished_run)}, "loss": "dkd"})
+    dkd = {"teacher": {"weights": str(finished_run)}, "loss": "dkd"}
+    recipe = recipe_of(photos, {"cutmix": 1.0}, distill=dkd)
     told = r"distill.loss is dkd, which reads the one label of an image, and stage one has cutmix, whose images have two; set cutmix: 0"
     with pytest.raises(UserError, match=told):
         train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    with pytest.raises(UserError, match=r"dkd, which reads labels, and the pictures of distill.unlabelled \(digits\) have none; take"):
+        train(recipe_of(photos, {}, distill=dkd | {"unlabelled": "digits"}), RunFlags(folder=tmp_path / "run", workers=0))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven pictures without class folders, two of them further down."""
+    root = tmp_path_factory.mktemp("loose")
+    (root / "more").mkdir()
+    for number in range(1000, 1011):
+        digit_image(number).save(root / ("more" if number > 1008 else "") / f"{number}.png")
+    return root
+
+
+@pytest.mark.usefixtures("with_head")
+@pytest.mark.parametrize("stage", [{}, {"mixup": 0.4, "label_smoothing": 0.1}], ids=["alone", "mixed and smoothed"])
+def test_pictures_without_labels_have_the_teachers_term_alone(
+    stage: dict[str, Any], photos: Path, loose: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    distill = {"teacher": {"weights": str(finished_run)}, "temperature": 2.0, "weight": 0.7, "logits": "float32"}
+    recipe = recipe_of(photos, stage, net="vit-tiny", distill=distill | {"unlabelled": f"folder:{loose}"}, **OTHER)
+    train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    student, teacher = plain_nets(recipe)
+    batches = plain_batches(recipe, 0)
+    assert sum(int((batch.labels < 0).sum()) for batch in batches) > 5
+    loss = PlainLoss(stage.get("label_smoothing", 0.0), teacher=teacher, temperature=2.0, weight=0.7)
+    losses, _ = plain_stage(student, batches, loss, sgd(student), SGD)
+    assert_equal(tmp_path / "run", losses, student)
 
 
 def test_two_processes_train_on_the_mean_over_the_global_batch(photos: Path, finished_run: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class _Surveyor:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, with_image)
         num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_reads
-        num, num_runs = (len(self.images.train), 1) if self.images.shared is None else self._of_all_folds(self.images.shared)
+        num, num_runs = (len(self.images.pool), 1) if self.images.shared is None else self._of_all_folds(self.images.shared)
         return cost_model.choose(self.start.cache, stage.spec.name, what, num, num_views, num_reads, speed, budget, num_runs=num_runs)
 
     def _of_all_folds(self, shared: SharedImages) -> tuple[int, int]:
@@ -176,7 +176,7 @@ def _choose_images(
         num_reads += rows if stored else stage.num_reads
         if images.val is not None and (choices.val is None or choices.val.place is None):
             num_reads += stage.num_evaluations * min(len(images.val), limit or len(images.val))
-    num = len(images.train) + (len(images.val) if images.val is not None else 0)
+    num = len(images.pool) + (len(images.val) if images.val is not None else 0)
     num, num_runs = (num, 1) if images.shared is None else (len(images.shared.split), meter.recipe.data.folds or 1)
     speed = Speed(meter.base_s / max(1, meter.workers), 0.0, int(meter.base_bytes))
     mapped = Budget(0, 0, budget.disk)  # images differ in size, so they stay memory-mapped

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tltrain.cli.codes import EXIT_FAILED
 from tltrain.cli.doubts import doubt_arguments
-from tltrain.core.errors import parser_of
+from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape, wrapping
+from tltrain.core.paths import check_run
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -26,6 +27,10 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=64, help="images in one forward pass (default: 64)")
     doubt_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_run(arguments.run)
+    for name in ("top", "batch"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     from tltrain.commands.predict import predict_files
     from tltrain.evaluation.promises.fitted import Wanted
 
@@ -50,6 +55,8 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="a new folder (default: RUN/export/NAME)")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="files to compare on (default: the run's own test images)")
     arguments = parser.parse_args(argv)
+    registry.check("exporters", arguments.to, f"--to is {arguments.to!r}")
+    check_run(arguments.run)
     from tltrain.evaluation.exporters import export as write_export
 
     done = write_export(arguments.run, arguments.to, arguments.out, arguments.images)

@@ -10,6 +10,7 @@ from tltrain.cli.corruptions import corruption_arguments, under_corruptions
 from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape, wrapping
+from tltrain.core.paths import check_run
 
 
 def ls(argv: Sequence[str]) -> int:
@@ -42,6 +43,7 @@ def evaluate(argv: Sequence[str]) -> int:
     corruption_arguments(parser)
     doubt_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_run(arguments.run)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
     split = arguments.split or ("test" if arguments.data is None else "all")

@@ -19,6 +19,7 @@ from tltrain.cache.planner import prefix_of, teacher_of
 from tltrain.core.recipe import Augment, Data, Recipe, validate
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.unlabelled.pictures import apart, beside
 from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
 from tltrain.models.factory import Loaded
@@ -87,24 +88,23 @@ class Maker:
     """Opens the row sources of several caches in turn. Caches of the same data set share its images."""
 
     def __init__(self) -> None:
-        self._opened: tuple[Data, DataSplits] | None = None
+        self._opened: tuple[tuple[Data, str | None], DataSplits] | None = None
 
     def source(self, info: StoreInfo, tensors: dict[str, Tensor]) -> RowSource:
         """The source of a cache's rows. tensors: of any of its shards. Raises CannotRecompute, UserError, OSError, SafetensorError."""
         recipe = validate(info.made_by["recipe"], str(info.path / disk_store.ABOUT), kept=True)
-        if self._opened is None or self._opened[0] != recipe.data:
-            self._opened = recipe.data, open_images(recipe.data)
+        wanted = recipe.data, None if recipe.distill is None else recipe.distill.unlabelled
+        if self._opened is None or self._opened[0] != wanted:
+            drawn = open_images(recipe.data)
+            self._opened = wanted, apart(drawn, beside(drawn, recipe).unlabelled, recipe.data.source)
         images, name = self._opened[1], info.made_by["split"]
-        shared = images.shared
-        if name == "all" and shared is not None:  # of the folds of a recipe together
-            images = replace(images, fingerprint=shared.fingerprint)
-        among = (images.train, images.val, images.test, None if shared is None else shared.split)
+        among = (images.train, images.val, images.test, images.pool, None if images.shared is None else images.shared.split)
         split = next((s for s in among if s is not None and s.name == name), None)
         if split is None:
             raise CannotRecompute(f"{recipe.data.source} has no {name} split any more")
         if info.kind == image_cache.KIND:
             preprocess = Preprocess(info.key["resize"], info.key["resize"], info.key["interpolation"])
-            _check(info, image_cache.key(images.fingerprint, split.name, preprocess))
+            _check(info, image_cache.key(images.fingerprint_of(split), split.name, preprocess))
             return _BaseImages(split, preprocess)
         return _frozen_outputs(info, recipe, images, split, tensors["rows"])
 
@@ -113,7 +113,7 @@ def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: 
     runtime = Runtime(recipe.deterministic)
     experiment = Experiment.open(recipe, images)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
-    stage, training = planned[info.made_by["stage"]], split.name in ("train", "all")
+    stage, training = planned[info.made_by["stage"]], split.name in ("train", "all", "pool")
     autocast, gone, chunk = runtime.accelerator.autocast, None, info.key.get("chunk")
     if info.kind == "features":
         gone = _begin(student, recipe, Path(info.made_by["run"]), planned, stage)
@@ -128,6 +128,7 @@ def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: 
     erasing = stage.spec.erasing if training else 0.0
     num_views = cost_model.num_views(recipe, stage) if training else 1
     context = CacheContext.of(recipe, images, student.preprocess, runtime.device, runtime.precision)
+    context = replace(context, fingerprint=images.fingerprint_of(split))
     _check(info, row_key(context, info.kind, frozen, loaded, split, augment, num_views, erasing), gone)
     views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed, erase=erasing)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)

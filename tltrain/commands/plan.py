@@ -18,6 +18,7 @@ from tltrain.core.stage_plan import AUTO, deepest
 from tltrain.data import DataSplits, open_images, outline_images
 from tltrain.data.sampler import num_micro
 from tltrain.data.sources.folder import check_apart
+from tltrain.data.unlabelled.pictures import apart, beside
 from tltrain.fitting.timing import seconds_of
 from tltrain.planning.ahead import look_ahead
 from tltrain.runs.listing.folders import run_folder
@@ -34,6 +35,7 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     recipe = as_chosen(recipe, run_folder(recipe, start))
     with console.doing(f"reading the images of {recipe.data.source}", log=False):
         images = outline_images(recipe.data)
+        images = apart(images, beside(images, recipe, outline=True).unlabelled, recipe.data.source)
     for note in images.notes:
         console.say(f"data    {note}", style="yellow")
     for line in _races(recipe, images, start):

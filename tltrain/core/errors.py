@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -76,10 +77,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.typed = set(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             message = unknown_argument(unknown.split(" "), [name for action in self._actions for name in action.option_strings])
+        if message.startswith("the following arguments are required"):
+            greedy = [action for action in self._actions if action.nargs in ("?", "+", "*") and self.typed & {*action.option_strings}]
+            message += "".join(f" ({action.option_strings[0]} takes what stands behind it: put it last)" for action in greedy[:1])
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -94,5 +102,5 @@ def unknown_argument(arguments: Iterable[str], known: Iterable[str]) -> str:
     if first is None:
         return f"there is no place for {' '.join(arguments)}"
     first = first.partition("=")[0]
-    near = get_close_matches(first, list(known), n=1)
+    near = get_close_matches(first, list(known), n=1, cutoff=0.65)
     return f"there is no flag {first}" + (f" (did you mean {near[0]}?)" if near else "")

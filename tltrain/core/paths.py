@@ -54,6 +54,27 @@ def near(path: str | Path) -> str:
     return ""
 
 
+def check_run(run: Path) -> None:
+    """Raise UserError where a path is no run folder, with those that may have been meant. Quick: before anything large is imported."""
+    if (run / "recipe.yaml").is_file():
+        return
+    inside = _runs_in(run)
+    if inside:
+        raise UserError(f"{run} is no run folder, but holds some; give one of them: {', '.join(map(str, inside[:5]))}")
+    if run.exists():
+        raise UserError(f"{run} is no run folder: it has no recipe.yaml; give the folder that `tltrain train` made")
+    others = dict.fromkeys([*_runs_in(run.parent), *_runs_in(Path("runs"))])
+    meant = [each for each in others if get_close_matches(run.name, [each.name], n=1)]
+    hint = f"did you mean {meant[0]}?" if meant else f"run folders here: {', '.join(map(str, list(others)[:5]))}" if others else ""
+    raise UserError(f"there is no folder {run}; {hint or 'give the folder that `tltrain train` made'}")
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(file.parent for file in folder.glob("*/recipe.yaml"))
+    return []
+
+
 def _user_cache() -> Path | None:
     """None for a user without a home folder, such as an unknown user id in a container."""
     if os.environ.get("XDG_CACHE_HOME"):

@@ -49,6 +49,14 @@ class Distill(Model):
     """Precision that the teacher's logits are rounded to, cached or not."""
     ensemble: tuple[str, ...] = ()
     """Run folders or weights of more teachers, such as the folds; the student learns the mean of their predictions and the teacher's."""
+    unlabelled: str | None = None
+    """Pictures without labels beside the labelled, for the teacher's term alone: folder:PATH, loose or not, or any data source."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unlabelled is not None and self.weight == 0:
+            raise ValueError("unlabelled pictures have the teacher's term alone, and weight is 0; raise weight, or leave unlabelled out")
+        return self
 
     @property
     def teachers(self) -> tuple[Backbone, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,38 @@ class SharedImages:
         return order[np.searchsorted(self.split.source_index[order], part.source_index)]
 
 
+NO_LABEL = -1
+BEHIND = 1 << 40
+"""Added to the numbers of pictures without labels, so that their views are drawn apart from those of train."""
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Pictures without labels, of a source of their own."""
+
+    named: str
+    """The source, as the recipe names it."""
+    split: Split
+    """Every label is NO_LABEL."""
+    fingerprint: str
+    digests: Sequence[str] = ()
+    """(N,) as in `Source`."""
+    in_memory: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OneOfTwo:
+    """Reads by position in one split, and behind it in another."""
+
+    first: Read
+    second: Read
+    num_first: int
+
+    def __call__(self, position: int) -> Image.Image:
+        return self.first(position) if position < self.num_first else self.second(position - self.num_first)
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """An open data set. All splits share one class list."""
@@ -69,6 +103,26 @@ class DataSplits:
     """The source before the split, including samples that belong to no split. None where it is not available."""
     shared: SharedImages | None = None
     """What stores hold of every fold together. None without folds: each split has its own."""
+    unlabelled: Unlabelled | None = None
+    """Pictures that a student learns its teacher's answers of, beside train. None: there are none."""
+
+    @cached_property
+    def pool(self) -> Split:
+        """What the samples of a step are drawn from: train, and behind it the pictures without labels."""
+        if self.unlabelled is None:
+            return self.train
+        own, other = self.train, self.unlabelled.split
+        ids, labels = Texts.of(chain(own.ids, other.ids)), np.concatenate([own.labels, other.labels])
+        source_index = np.concatenate([own.source_index, BEHIND + other.source_index])
+        return Split("pool", labels, ids, source_index, OneOfTwo(own.read, other.read, len(own)))
+
+    def fingerprint_of(self, split: Split) -> str:
+        """Hash of what decides the views of a split: that of the data set, of folds together, or of the pool."""
+        if self.shared is not None and split is self.shared.split:
+            return self.shared.fingerprint
+        if self.unlabelled is not None and split is self.pool:
+            return hashlib.blake2b((self.fingerprint + self.unlabelled.fingerprint).encode(), digest_size=16).hexdigest()
+        return self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -156,6 +210,14 @@ def corrected_source(source: Source, spec: Data) -> Source:
         groups=source.groups[kept_N], digests=Texts.of(source.digests[i] for i in changed.kept) if source.digests else (),
         fingerprint=hashlib.blake2b(content, digest_size=16).hexdigest(), notes=(*source.notes, *changed.notes), corrected=True,
     )  # fmt: skip
+
+
+def sampling_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each sample (N,) is drawn, so that classes are drawn equally often. A picture without a label: as the mean image."""
+    known = labels != NO_LABEL
+    weight_N = np.ones(len(labels))
+    weight_N[known] = class_weights(labels[known], num_classes)[labels[known]]
+    return weight_N
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -248,9 +248,7 @@ def _fingerprint(source: Source, parts: dict[str, np.ndarray]) -> str:
 
 def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
     """As open_images, without downloads, for `tltrain plan`. An absent known data set is outlined by its published sizes."""
-    kind, argument = _find(spec.source)
-    source = None if kind.outline is None else kind.outline(argument, spec, root or data_root())
-    return open_images(spec, root) if source is None else split(source, spec)
+    return split(open_source(spec, root, outline=True), spec)
 
 
 def open_images(spec: Data, root: Path | None = None) -> DataSplits:
@@ -258,13 +256,19 @@ def open_images(spec: Data, root: Path | None = None) -> DataSplits:
 
     root: folder of downloads. Default: TLTRAIN_DATA, else the user's cache folder.
     """
+    return split(open_source(spec, root), spec)
+
+
+def open_source(spec: Data, root: Path | None = None, outline: bool = False) -> Source:
+    """All samples of the source. outline: an absent known data set by its published sizes, without a download. Raises UserError."""
     kind, argument = _find(spec.source)
     kind.check(spec)
-    source = kind.open(argument, spec, root or data_root())
+    outlined = kind.outline(argument, spec, root or data_root()) if outline and kind.outline is not None else None
+    source = outlined or kind.open(argument, spec, root or data_root())
     if spec.white is not None and not kind.argument:
         note = f"data.white is {spec.white}, and {spec.source} has no image files that it could change"
         source = replace(source, notes=(*source.notes, note))
-    return split(source, spec)
+    return source
 
 
 def foreign(source: str) -> dict[str, None]:

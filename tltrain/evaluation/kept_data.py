@@ -16,6 +16,7 @@ import numpy as np
 from tltrain.core.errors import UserError, some
 from tltrain.core.recipe import Backbone, Data
 from tltrain.data import DataSplits, Source, assign, split_names
+from tltrain.data.unlabelled.pictures import apart
 from tltrain.runs import data_record, run_dir
 from tltrain.runs.data_record import UNUSED, DataRecord, Difference, Sample
 
@@ -34,18 +35,34 @@ class Decision:
     notes: tuple[str, ...] = ()
     record: DataRecord | None = None
     """The record to write. None if the folder already has a record of these images."""
+    unlabelled: str | None = None
+    """Hash of the pictures without labels that rank 0 found."""
 
-    def apply(self, drawn: DataSplits) -> DataSplits:
-        if self.names is None or drawn.source is None:
-            return replace(drawn, notes=(*self.notes, *drawn.notes))
-        images = assign(drawn.source, self.names, to_train=True)
-        return replace(images, notes=(*self.notes, *images.notes))
+    def is_of(self, drawn: DataSplits) -> bool:
+        """Whether these are the images that rank 0 found."""
+        return (drawn.fingerprint, _unlabelled(drawn)) == (self.fingerprint, self.unlabelled)
+
+    def apply(self, drawn: DataSplits, source: str) -> DataSplits:
+        """The images in their splits, and the pictures without labels that are in none. source: data.source."""
+        images = drawn
+        if self.names is not None and drawn.source is not None:
+            images = assign(drawn.source, self.names, to_train=True)
+        return apart(replace(images, notes=(*self.notes, *images.notes)), drawn.unlabelled, source)
+
+
+def _unlabelled(drawn: DataSplits) -> str | None:
+    return None if drawn.unlabelled is None else drawn.unlabelled.fingerprint
 
 
 def decide(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bool) -> Decision:
-    """Compare the present images with those of the first start of the run.
+    """Compare the present images with those of the first start of the run. Arguments and errors are those of `_decided`."""
+    found = _unlabelled(drawn)
+    inputs = inputs if found is None else {**inputs, "pictures without labels": found}
+    return replace(_decided(run, drawn, inputs, accept), unlabelled=found)
 
-    drawn: the images, split by the recipe. inputs: hashes of the other inputs by name (`weights`, `teacher`). accept: whether the images
+
+def _decided(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bool) -> Decision:
+    """drawn: the images, split by the recipe. inputs: hashes of the other inputs by name (`weights`, `teacher`). accept: whether the images
     may have changed. Raises UserError with the differences if they may not, or if a split would be empty.
     """
     record = data_record.read(run)

@@ -20,6 +20,7 @@ from typing import Any
 from tltrain import __version__
 from tltrain.core import files
 from tltrain.core.errors import UserError
+from tltrain.core.paths import check_run
 from tltrain.core.recipe import Recipe, parse
 from tltrain.core.stage_plan import RACE, as_kept
 from tltrain.runs import heartbeat, manifest
@@ -78,8 +79,7 @@ def generations(run: Path) -> Path:
 def read_recipe(run: Path) -> Recipe:
     """The recipe of a run. Raises UserError if the folder is not a run folder, or if the recipe is damaged."""
     file = recipe_file(run)
-    if not file.is_file():
-        raise UserError(f"{run} is no run folder: it has no {file.name}; give the folder that `tltrain train` made")
+    check_run(run)
     manifest.check(file)
     try:
         return parse(files.read_text(file), str(file), kept=True)

@@ -60,7 +60,7 @@ class Experiment:
 
     @classmethod
     def _with(cls, recipe: Recipe, images: DataSplits, student: Loaded, teacher: Loaded | None) -> Experiment:
-        plan = stage_plan.plan(recipe, student.chain, len(images.train), images.val is not None)
+        plan = stage_plan.plan(recipe, student.chain, len(images.pool), images.val is not None)
         trained.check(student.chain, plan)
         solved.check(student.chain, plan)
         return cls(recipe, images, student, teacher, plan)

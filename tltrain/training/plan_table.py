@@ -167,6 +167,8 @@ def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str
     """The lines of the plan about images, classes, weights and where views are made."""
     sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
     view = student.preprocess
+    if images.unlabelled is not None:
+        sizes += f", {len(images.unlabelled.split):,} unlabelled"
     seen = f"seen at {view.size} px (shorter side {view.resize})"
     strong = f"\nviews   strong ones are made {views.why}" if views.why else ""
     classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"

@@ -25,6 +25,7 @@ from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
+from tltrain.data.unlabelled.pictures import beside
 from tltrain.data.views import PIXELS_VERSION, BaseImages, Views
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
@@ -232,7 +233,7 @@ def _open_images(
 
     sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
     """
-    drawn = once_a_machine(runtime, stop, cache_root, lambda: open_images(recipe.data), lambda images: not images.in_memory)
+    drawn = once_a_machine(runtime, stop, cache_root, lambda: beside(open_images(recipe.data), recipe), lambda images: not images.in_memory)
 
     def decide() -> Decision:
         sources.update({name: weights.open_once(spec) for name, spec in inputs(recipe).items()})
@@ -241,11 +242,11 @@ def _open_images(
         return kept_data.decide(path, drawn, known, start.accept_data_change)
 
     decision = _shared(runtime, decide)
-    others = runtime.gather(torch.tensor([drawn.fingerprint != decision.fingerprint], device=runtime.device)).flatten().tolist()
+    others = runtime.gather(torch.tensor([not decision.is_of(drawn)], device=runtime.device)).flatten().tolist()
     if any(others):
         ranks = ", ".join(str(rank) for rank, other in enumerate(others) if other)
         raise UserError(f"rank {ranks} finds other images in {recipe.data.source} than rank 0; give every machine the same files")
-    return decision.apply(drawn), decision
+    return decision.apply(drawn, recipe.data.source), decision
 
 
 def _check_batch(experiment: Experiment, world: int, device_batch: int) -> int:
@@ -263,7 +264,7 @@ def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept_fl
     accelerate = {"processes": runtime.world, "precision": runtime.precision, "distributed": strategy}
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
     splits = [s for s in (images.train, images.val, images.test) if s is not None]
-    sizes = {s.name: len(s) for s in splits}
+    sizes = {s.name: len(s) for s in splits} | ({} if images.unlabelled is None else {"unlabelled": len(images.unlabelled.split)})
     by_class = {s.name: np.bincount(s.labels, minlength=len(images.classes)).tolist() for s in splits}
     data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes, "names": images.classes, "by_class": by_class}
     run_dir.write_environment(path, accelerate, device, kept_flags, data)

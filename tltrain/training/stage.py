@@ -18,6 +18,7 @@ from tltrain.cache.planner import prefix_of, teacher_of
 from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import class_weights
+from tltrain.data.dataset import sampling_weights
 from tltrain.data.loader import eval_positions, train_loader, train_positions
 from tltrain.data.sampler import SampleStream
 from tltrain.data.views import Batch
@@ -203,7 +204,7 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
     """A function from a first step to its batches. They hold no images if all outputs that need images are cached."""
-    stream, views = _stream(run, stage), run.views(run.images.train, stage.spec)
+    stream, views = _stream(run, stage), run.views(run.images.pool, stage.spec)
     rows = {name: cached for name, cached in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if cached is not None}
     without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
 
@@ -243,10 +244,10 @@ def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
 
 def _stream(run: Run, stage: StagePlan) -> SampleStream:
     """The order of samples, views and mixing of a stage, as a pure function of the seed and the step."""
-    recipe, labels = run.recipe, run.images.train.labels
+    recipe, labels = run.recipe, run.images.pool.labels
     draw_weights = None
     if recipe.data.balance == "sampler":
-        draw_weights = tuple(class_weights(labels, len(run.images.classes))[labels].tolist())
+        draw_weights = tuple(sampling_weights(labels, len(run.images.classes)).tolist())
     return SampleStream(
         seed=recipe.seed,
         stage=stage.index,

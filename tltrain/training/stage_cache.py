@@ -58,7 +58,7 @@ def open_stores(
     A cache that cannot be filled is left out. Its rows are computed on the fly, with the same result.
     should_stop(where): whether a stop is requested. Filling ends then.
     """
-    chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.train, run.images.val
+    chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.pool, run.images.val
     shared, stage_origin = run.images.shared, {"stage": stage.index, "run": str(run.path.absolute())}
 
     def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, spec: Stage | None) -> Rows | None:
@@ -89,7 +89,7 @@ def base_images(run: Run, should_stop: Callable[[str], bool]) -> Iterator[None]:
     with ExitStack() as opened:
         if (choice := run.choices.images) is not None and choice.place is not None:
             shared = run.images.shared
-            for split in (run.images.train, run.images.val) if shared is None else (shared.split,):
+            for split in (run.images.pool, run.images.val) if shared is None else (shared.split,):
                 filled = None if split is None else _filler(run, should_stop, split).images(choice, split, _origin(run, split))
                 if split is not None and filled is not None:
                     opened.enter_context(filled[0])
@@ -104,10 +104,9 @@ def base_images(run: Run, should_stop: Callable[[str], bool]) -> Iterator[None]:
 
 
 def _filler(run: Run, should_stop: Callable[[str], bool], split: Split) -> CacheFiller:
-    runtime, shared = run.runtime, run.images.shared
+    runtime = run.runtime
     context = CacheContext.of(run.recipe, run.images, run.student.preprocess, runtime.device, runtime.precision)
-    if shared is not None and split is shared.split:
-        context = replace(context, fingerprint=shared.fingerprint)
+    context = replace(context, fingerprint=run.images.fingerprint_of(split))
     return CacheFiller(context, runtime, run.console, run.workers, run.choices.budget.disk, should_stop)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -47,16 +46,22 @@ def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, An
     recipe = recipe.override(typed.changes) if typed.changes else recipe
     try:
         parsed = parse_flags(_Arguments(RunFlags(), recipe), typed.rest, f"tltrain {verb} {argv[0]}", short=words.SHORT)
-    except UserError as error:  # of stages by their numbers
-        names = [stage.name for stage in recipe.stages]
-        said = re.sub(r"--stages\.(\d+)\.", lambda at: f"--stages.{dict(enumerate(names)).get(int(at[1]), at[1])}.", str(error))
-        raise UserError(said) from error
+    except UserError as error:
+        raise UserError(_as_typed(str(error), recipe, argv)) from error
     except ValidationError as error:
         raise UserError(errors.explain(error, f"recipe {argv[0]} with these overrides", recipes.keys_at)) from error
     for note in [*typed.notes, *_unused(verb, parsed.run_flags)]:
         _say(note)
     overridden = [recipe.override({**parsed.recipe.model_dump(mode="json"), **change}) for change in changes]
     return [((learned.smoke() if parsed.run_flags.smoke else learned), parsed.run_flags) for learned in overridden]
+
+
+def _as_typed(message: str, recipe: Recipe, argv: Sequence[str]) -> str:
+    """The message with stages by their names, where they were typed so."""
+    for i, stage in enumerate(recipe.stages):
+        if any(word.startswith(f"--stages.{stage.name}.") for word in argv):
+            message = message.replace(f"--stages.{i}.", f"--stages.{stage.name}.")
+    return message
 
 
 def _unused(verb: str, start: RunFlags) -> list[str]:

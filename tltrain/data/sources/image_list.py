@@ -50,12 +50,13 @@ Look = Callable[[Sequence[int]], tuple[list[Scanned], Read]]
 
 
 def from_files(
-    listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...], look: Look | None = None, order: Sequence[str] = ()
-) -> Source:
+    listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...], look: Look | None = None, order: Sequence[str] = (),
+    labelled: bool = True,
+) -> Source:  # fmt: skip
     """The source of these images. Raises UserError for too many unreadable ones, and for fewer than two classes.
 
     look: for images that are no files of their own; their paths are names in messages alone. order: of the classes, where it is not that
-    of the alphabet.
+    of the alphabet. labelled: whether there must be classes.
     """
     listing = Listing.of(listed)
     kept = np.arange(len(listing))
@@ -68,7 +69,7 @@ def from_files(
     place = {name: k for k, name in enumerate(order)}
     present = [listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N)).tolist()]
     classes = tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
-    if len(classes) < 2:
+    if labelled and len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     found, read = _looked(listing, kept, origin, spec, look)
     notes += (

@@ -29,7 +29,7 @@ AUGMENTED = {
 def paragraph(run: RunRecord) -> str:
     """What was done, in sentences that can be copied."""
     recipe = run.recipe
-    said = [_began(run), *(_stage(stage) for stage in recipe.stages), _common(recipe), _distilled(recipe), _result(run), _software(run)]
+    said = [_began(run), *(_stage(stage) for stage in recipe.stages), _common(recipe), _distilled(run), _result(run), _software(run)]
     return " ".join(sentence for sentence in said if sentence)
 
 
@@ -71,14 +71,16 @@ def _common(recipe: Recipe) -> str:
     return f"The batch held {plural(recipe.batch, 'image')}{balance[recipe.data.balance]}.{chosen}"
 
 
-def _distilled(recipe: Recipe) -> str:
-    if (spec := recipe.distill) is None:
+def _distilled(run: RunRecord) -> str:
+    if (spec := run.recipe.distill) is None:
         return ""
     teacher = spec.teacher.weights or spec.teacher.name
     whose = f"an ensemble of {len(spec.teachers)} teachers, {teacher} and others" if spec.ensemble else f"the teacher {teacher}"
+    num = (run.env.get("data") or {}).get("unlabelled")
+    beside = f", and those alone of {num:,} further images of {spec.unlabelled}, without labels" if num else ""
     return (
         f"The network also learned the softened answers of {whose} ({spec.loss} loss, temperature {spec.temperature:g}, "
-        f"weight {spec.weight:g})."
+        f"weight {spec.weight:g}){beside}."
     )
 
 

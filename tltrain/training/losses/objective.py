@@ -16,6 +16,7 @@ from tltrain.cache.frozen import TEACHER, FrozenModel
 from tltrain.core import registry
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import DISTILL_LOSS, Recipe
+from tltrain.data.dataset import NO_LABEL
 from tltrain.data.views import Batch
 from tltrain.training.losses.distillation import DistillLoss
 from tltrain.training.losses.over_batch import Together
@@ -58,6 +59,9 @@ def check_distill_loss(recipe: Recipe, num_classes: int, together: int) -> None:
         stage, mix = mixing[0]
         told = f"distill.loss is {name}, which reads the one label of an image, and stage {stage} has {mix}, whose images have two"
         raise UserError(f"{told}; set {mix}: 0, or take distill.loss: {DISTILL_LOSS}")
+    if reads == "labels" and recipe.distill.unlabelled is not None:
+        told = f"distill.loss is {name}, which reads labels, and the pictures of distill.unlabelled ({recipe.distill.unlabelled}) have none"
+        raise UserError(f"{told}; take distill.loss: {DISTILL_LOSS}, or leave them out")
 
     if reads == "batch" and together < 2:
         told = f"distill.loss is {name}, which compares the images of a micro-batch, and one has {together}"
@@ -101,10 +105,15 @@ class Objective:
 
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
         """Loss (B,) of logits (B, K) for a batch of (possibly mixed) images."""
-        loss_B = self.label_loss(logits_BK, batch["label"], self.smoothing, self.class_weights_K)
+        loss_B = self._of_label(logits_BK, batch["label"])
         if "partner_label" in batch:
-            other_B = self.label_loss(logits_BK, batch["partner_label"], self.smoothing, self.class_weights_K)
+            other_B = self._of_label(logits_BK, batch["partner_label"])
             loss_B = batch["lam"] * loss_B + (1 - batch["lam"]) * other_B
         if (taught := self.distillation) is not None:
             loss_B = (1 - taught.weight) * loss_B + taught.weight * taught(logits_BK, batch)
         return loss_B
+
+    def _of_label(self, logits_BK: Tensor, label_B: Tensor) -> Tensor:
+        """The label loss (B,); 0 of a picture without a label."""
+        loss_B = self.label_loss(logits_BK, label_B.clamp_min(0), self.smoothing, self.class_weights_K)
+        return torch.where(label_B == NO_LABEL, 0, loss_B)

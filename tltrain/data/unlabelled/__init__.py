@@ -1,0 +1,1 @@
+"""Pictures without labels, that a student learns its teacher's answers of."""
