@@ -57,7 +57,7 @@ def names(paths: Sequence[Path]) -> list[str]:
 def rendered(entries: Sequence[ComparedRun]) -> RenderableType:
     """The terminal's output: runs, groups of seeds, paired differences, recipes, and the verdict."""
     headline, why = verdict(entries)
-    tables: list[RenderableType] = [_runs(entries), *_seeds(entries), *_pairs(entries), *_recipes(entries)]
+    tables: list[RenderableType] = [_runs(entries), *_levels(entries), *_seeds(entries), *_pairs(entries), *_recipes(entries)]
     blocks: list[RenderableType] = [block for table in tables for block in (table, Text())]
     return Group(*blocks, Text(escape.line(headline), style="bold"), *([_name(why)] if why else []), Text())
 
@@ -73,6 +73,19 @@ def _runs(entries: Sequence[ComparedRun]) -> Table:
         f1, ece = (percent(number(e.run.test, key)) for key in ("f1_macro", "ece"))
         table.add_row(_name(e.name), _figure(e.accuracy), f1, ece, *cost)
     return table
+
+
+def _levels(entries: Sequence[ComparedRun]) -> list[Table]:
+    """The accuracy at each level of a tree of classes."""
+    judged = [(e.name, e.run.test["tree"]) for e in leaderboard(entries) if e.run.test is not None and "tree" in e.run.test]
+    if not judged:
+        return []
+    most = max(len(of["levels"]) for _, of in judged)
+    table = _table("run", *(f"right at level {level}" for level in range(1, most + 1)), "mistakes inside the parent")
+    for name, of in judged:
+        shares = [percent(float(row["top1"])) for row in of["levels"]]
+        table.add_row(_name(name), *shares, *([DASH] * (most - len(shares))), count(int(of["same_parent"])))
+    return [table]
 
 
 def _figure(figure: Interval) -> str:

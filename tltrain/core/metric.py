@@ -12,7 +12,7 @@ from tltrain.core.errors import UserError
 RESERVED = frozenset({
     "kind", "time", "stage", "stage_index", "step", "run_step", "epoch", "split", "n", "best", "share", "curve",
     "weights", "seconds", "classes", "per_class", "confusion", "reliability", "calibration",
-    "sets", "abstain", "answered_curve", "views", "strangers", "groups", "ends", "fitted_on",
+    "sets", "abstain", "answered_curve", "views", "strangers", "groups", "ends", "tree", "fitted_on",
 })  # fmt: skip
 """Keys that stand beside the metrics in a row of metrics-*.jsonl, in test_metrics.json and in what evaluate gives: names for no metric."""
 

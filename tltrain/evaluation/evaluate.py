@@ -98,7 +98,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
         **figures,
         "top1_low": top1.low,
         "top1_high": top1.high,
-        **metrics.details(predictions, opened.classes),
+        **metrics.details(predictions, opened.classes, opened.recipe.data.depth),
         **metrics.doubts(predictions, asked.sets, asked.abstentions, opened.classes, asked.val),
         **({} if asked.num_views == 1 else {"views": _gain(asked.num_views, alone, predictions)}),
         **({} if asked.strangers is None else {"strangers": _found(runtime, opened, asked.strangers, device_batch)}),

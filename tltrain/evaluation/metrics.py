@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tltrain.core import registry
 from tltrain.core.metric import Metric, metric
+from tltrain.runs.report import tree
 from tltrain.runs.report.stats import accuracy_interval
 from tltrain.uncertainty import abstain, conformal
 from tltrain.uncertainty.abstain import Abstention
@@ -82,10 +83,11 @@ def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
     return out
 
 
-def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+def details(p: Predictions, classes: Sequence[str], depth: int | None = None) -> dict[str, Any]:
     """Metrics by class, the confusion matrix (rows are true classes) and reliability before and after calibration, ready for JSON.
 
     Where samples have groups, `groups` counts them, and `ends` beside a share of samples is the interval that respects them.
+    depth: data.depth. `tree` then says how answers fare at each level and node of the tree of classes.
     """
     labels = list(range(len(classes)))
     columns = precision_recall_fscore_support(p.label, p.predicted, labels=labels, zero_division=0)
@@ -98,7 +100,8 @@ def details(p: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     after = replace(p, confidence=p.calibrated)
     calibration = {"temperature": p.temperature, "ece": calibration_error(after), "reliability": reliability(after)}
     grouped = {} if p.group is None else {"groups": len(np.unique(p.group)), **_ends(p, np.ones(len(p.label), bool))}
-    return {**out, "calibration": calibration, **grouped}
+    in_tree = {} if depth is None else {"tree": tree.figures(classes, p.label, p.predicted, partial(_ends, p))}
+    return {**out, "calibration": calibration, **grouped, **in_tree}
 
 
 def _ends(p: Predictions, among: np.ndarray, hit: np.ndarray | None = None) -> dict[str, list[float]]:

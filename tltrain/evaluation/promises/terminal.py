@@ -9,6 +9,7 @@ from tltrain.core import registry
 from tltrain.core.metric import metric
 from tltrain.core.output import escape
 from tltrain.evaluation.promises.fitted import too_few
+from tltrain.runs.report import tree
 from tltrain.runs.report.stats import ends_of
 from tltrain.uncertainty import abstain, conformal
 from tltrain.uncertainty.abstain import Abstention
@@ -34,6 +35,8 @@ def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     n, groups = int(figures["n"]), figures.get("groups")
     yield f"{figures['split']} images", f"{n:,}" if groups is None else f"{n:,} in {groups:,} groups of images that are alike"
     yield "accuracy", f"{100 * figures['top1']:.1f} % ({100 * figures['top1_low']:.1f} to {100 * figures['top1_high']:.1f}, 95 % interval)"
+    if "tree" in figures:
+        yield "by level", tree.line(figures["tree"])
     for name in (name for name in registry.names("metrics") if name in figures and name not in LEFT_OUT | {"top1"}):
         value = figures[name]
         if value is None or (name == "top5" and len(figures["classes"]) <= MANY):

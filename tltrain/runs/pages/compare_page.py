@@ -12,7 +12,7 @@ from typing import Any
 from tltrain.core.output import escape
 from tltrain.runs.pages.comparison import ComparedRun, Group, Paired, differing, grouped, paired, welch
 from tltrain.runs.record import RunRecord, number
-from tltrain.runs.report import tables
+from tltrain.runs.report import tables, tree
 from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, log_axis, thinned
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
@@ -38,6 +38,7 @@ def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str)
         _seeds(groups),
         _table(entries, groups, out),
         _note(entries),
+        tree.compared([(e.name, e.run.test) for e in leaderboard(entries) if e.run.test is not None]),
         _pairs(entries),
         _recipes(groups),
         _curves(groups),

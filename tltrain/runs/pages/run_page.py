@@ -15,6 +15,7 @@ from tltrain.runs.pages import background, distilled
 from tltrain.runs.pages.doubts import doubts
 from tltrain.runs.record import RunRecord, number, read_predictions, read_race
 from tltrain.runs.report import tables as parts
+from tltrain.runs.report import tree
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
 from tltrain.runs.report.formatting import (
     DASH,
@@ -246,11 +247,9 @@ def errors(run: RunRecord) -> Html | None:
     pairs = el("div", el("h3", "Most frequent mistakes"), frequent) if frequent else None
     by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"]))
     wide = 14 < len(classes) <= 30  # the confusion table is as wide as the page
-    if wide:
-        grid = join(left, el("div", pairs, by_class, class_="pair gap"))
-    else:
-        grid = el("div", el("div", left, pairs), by_class, class_="pair long")
-    return el("section", el("h2", "Where it errs"), grid)
+    parted = el("div", pairs, by_class, class_="pair gap") if wide else None
+    grid = join(left, parted) if wide else el("div", el("div", left, pairs), by_class, class_="pair long")
+    return join(el("section", el("h2", "Where it errs"), grid), tree.section(run.test))
 
 
 def mistakes(run: RunRecord) -> Html | None:
