@@ -42,6 +42,8 @@ class Written:
     recipe: str
     """The file's text. Empty: none was written."""
     seconds: float
+    cpu_s: float
+    """Seconds of the processor, which a busy machine lengthens less."""
     memory_mb: float
     """The most that the process, or one of its own, held."""
 
@@ -64,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for num_classes in given.classes:
             told = dry_run(given, pool, num, num_classes)
             where = "" if told.recipe else f"; it says: {told.said.strip().splitlines()[-1]}"
-            took = f"{told.seconds:.0f} s, {told.memory_mb:,.0f} MB, exit {told.code}"
+            took = f"{told.seconds:.0f} s, {told.cpu_s:.0f} s of the processor, {told.memory_mb:,.0f} MB, exit {told.code}"
             print(f"\n## {num:,} pictures of {num_classes} classes: {took}{where}")
             print(short(yaml.safe_load(told.recipe)) if told.recipe else "", flush=True)
         shutil.rmtree(pool)
@@ -88,7 +90,7 @@ def dry_run(given: argparse.Namespace, pool: Path, num: int, num_classes: int) -
         shutil.rmtree(place / folder, ignore_errors=True)
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
     unit = 1e-6 if sys.platform == "darwin" else 1e-3
-    return Written(process.returncode, log.read_text(encoding="utf-8"), text, seconds, used.ru_maxrss * unit)
+    return Written(process.returncode, log.read_text(encoding="utf-8"), text, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
 
 
 def draw(pool: Path, num: int) -> None:

@@ -80,7 +80,7 @@ def test_where_classes_have_few_images_a_solved_head_learns_from_val_too() -> No
     few, usual = replace(facts(60), cuts_val=True), 0.1
     made = draft(few, CHOSEN, Depth(HEAD), "a", "b")
     assert made.recipe.data.val_fraction == 0
-    assert made.reasons["data.val_fraction"].startswith("15 training images of a class are few: the 7 that val would take")
+    assert made.reasons["data.val_fraction"].startswith("60 training images of 4 classes are few: the 7 that val would take")
     deep = Depth("layer4.0", 250, 90.0, 2e-4, "searched")
     assert draft(few, CHOSEN, deep, "a", "b").recipe.data.val_fraction == usual, "its probabilities are calibrated on val"
     assert draft(replace(facts(80), cuts_val=True), CHOSEN, Depth(HEAD), "a", "b").recipe.data.val_fraction == usual

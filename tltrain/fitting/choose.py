@@ -240,7 +240,7 @@ def _deep(facts: Facts, chosen: Chosen, depth: Depth) -> dict[str, Any]:
 
 def _why_no_val(facts: Facts) -> str:
     return (
-        f"{facts.train / facts.num_classes:.0f} training images of a class are few: the {facts.val:,} that val would take are learned from "
+        f"{facts.train:,} training images of {facts.num_classes} classes are few: the {facts.val:,} that val would take are learned from "
         "too. Val would choose nothing here, and ridge scales its probabilities by images that it leaves out. Without val a run "
         "can promise no abstaining: delete this line if you need that"
     )
