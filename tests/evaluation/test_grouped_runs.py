@@ -63,3 +63,18 @@ def test_a_run_on_images_in_groups_says_so_wherever_its_interval_stands(
     assert "16 test images in 8 groups" in report
     assert f"{100 * expected.low:.1f} to {100 * expected.high:.1f}" in report
     assert np.mean(predicted.right) == test["top1"]
+
+
+def test_the_report_links_to_the_pages_beside_it(made_recipe: Made, tmp_path: Path) -> None:
+    run = tmp_path / "sweep" / "run"
+    assert train(made_recipe(), RunFlags(folder=run, workers=0))["outcome"] == "finished"
+    assert "See also" not in run_dir.report_file(run).read_text(encoding="utf-8")
+    (tmp_path / "sweep" / "sweep.html").write_text("")
+    assert main(["evaluate", str(run), "--corruptions", "jpeg", "--severities", "1", "--batch", "64"]) == 0
+    links = {"corruptions/corruptions.html": "under corruptions", "../sweep.html": "the sweep"}
+    text = run_dir.report_file(run).read_text(encoding="utf-8")
+    for href, name in links.items():
+        assert f'<a href="{href}">{name}</a>' in text
+        assert (run / href).is_file()
+    assert main(["report", str(run), "--out", str(tmp_path / "elsewhere" / "page.html")]) == 0
+    assert 'href="../sweep/run/corruptions/corruptions.html"' in (tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")

@@ -254,7 +254,7 @@ def test_a_val_that_is_too_small_promises_nothing_of_answers_withheld(
     assert main(["evaluate", str(run)]) == 0
     said = capsys.readouterr().out
     assert "nothing is promised: val has 12 images, too few (90 % takes 57, 95 % 117, 99 % 597, all right)" in said
-    page = run_dir.report_file(run).read_text(encoding="utf-8")
+    page = run_dir.report_file(run).read_text(encoding="utf-8").replace("\u202f", " ")
     assert "Val has 12 images, too few to promise anything of answers withheld: 90 % takes 57" in page
     words = ["predict", str(run), str(made[1] / "test"), "--csv", "--abstain"]
     kept.write_val(run, replace(kept.read_val(run), confidence=np.linspace(0.5, 1, 12), right=np.ones(12, bool)))  # type: ignore[type-var]

@@ -222,3 +222,12 @@ def test_a_comparison_says_when_a_difference_may_be_luck_or_there_is_none(tmp_pa
     (cut_run / "test_metrics.json").unlink()
     assert "a: " in Page(write_comparison([cut_run, runs[0]], tmp_path / "c.html", "t")).text
     assert "No run has been tested yet." in Page(write_comparison([cut_run], tmp_path / "c.html", "t")).text
+
+
+def test_a_plans_table_keeps_its_columns_and_each_note_is_an_entry_of_its_own(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", ["a", "b"])
+    table = (run / "plan.txt").read_text().strip()
+    (run / "plan.txt").write_text(f"{table}\n\ndata    360 images <b>\ntime    about 9 s\n        on this machine\n")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert f'<pre class="plan">{table}</pre>' in text
+    assert "<span>data    360 images &lt;b&gt;</span><span>time    about 9 s on this machine</span></pre>" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -22,8 +23,6 @@ SHOWN = 48
 SIDE = 160
 """Longest side of a picture, pixels. With two pictures a finding and ten problems the page stays below 8 MB."""
 QUALITY = 75
-WRAPPED = "white-space:normal;overflow-wrap:anywhere"
-"""Of a file name: all of it is in sight."""
 
 
 def doctor_page(diagnosis: Diagnosis, table: str) -> str:
@@ -31,16 +30,16 @@ def doctor_page(diagnosis: Diagnosis, table: str) -> str:
     kinds = Counter(finding.problem for finding in diagnosis.findings)
     shown = {problem: [f for f in diagnosis.findings if f.problem == problem][:SHOWN] for problem in MEANING}
     pictures = _pictures(diagnosis, [f for each in shown.values() for f in each])
-    edited = join("Look, edit the column ", el("code", "suggestion"), f" of {table}, and train without what is wrong: ")
-    used = el("code", f"--data.exclude {table} --data.relabel {table}")
+    edited = join("Look, edit the column ", el("code", "suggestion"), f" of {table}, and train without what is wrong, with ")
+    used = el("code", f"--data.exclude {table} --data.relabel {table}", class_="whole")
     rows = [[problem, SCORES[problem], count(kinds[problem])] for problem in MEANING if kinds[problem]]
     return page(
         f"Doctor: {diagnosis.source}",
         el("header", el("h1", f"Doctor: {diagnosis.source}"), el("p", headline(diagnosis), class_="verdict")),
         el("p", looked_at(diagnosis)),
         *(el("p", line) for line in leak_lines(diagnosis.leak)),
-        el("p", edited, used, ".") if kinds else None,
-        tables.table(["Problem", "Score", "Images"], rows, texts=2) if kinds else None,
+        el("p", edited, used) if kinds else None,
+        tables.table(["Problem", "Score", "Images"], rows, texts=2, class_="said") if kinds else None,
         *(_section(problem, kinds[problem], each, diagnosis, pictures) for problem, each in shown.items() if each),
         _notes(diagnosis.notes),
     )
@@ -78,7 +77,7 @@ def _section(problem: str, num: int, findings: Sequence[Finding], diagnosis: Dia
     paired = any(finding.other_position is not None for finding in findings)
     more = f" The {SHOWN} of them with the most marked score are shown." if num > SHOWN else ""
     figures = (_figure(finding, diagnosis, pictures) for finding in findings)
-    grid = el("div", *figures, class_="examples lit" if paired else "examples")
+    grid = el("div", *figures, class_="examples lit named" if paired else "examples named")
     return el(
         "section", el("h2", f"{problem[0].upper()}{problem[1:]} ({count(num)})"), el("p", MEANING[problem] + more, class_="note"), grid
     )
@@ -92,10 +91,15 @@ def _figure(finding: Finding, diagnosis: Diagnosis, pictures: dict[int, str]) ->
     return el(
         "figure",
         el("div", *images),
-        el("figcaption", el("b", finding.suggestion, style=WRAPPED), el("small", _said(finding, diagnosis), style=WRAPPED),
-           el("small", finding.path, style=WRAPPED), el("small", finding.other, style=WRAPPED) if rest else None),
+        el("figcaption", el("b", finding.suggestion), el("small", _said(finding, diagnosis)), _file(finding.path),
+           _file(finding.other, "like ") if rest else None),
         title=f"{finding.path}{rest}: {finding.problem}",
     )  # fmt: skip
+
+
+def _file(path: str, before: str = "") -> Html:
+    """A file's name, all of it in sight: it is broken behind its folders and words before it is broken elsewhere."""
+    return el("small", before, *(join(part, Html("<wbr>")) for part in re.findall(r"[^/_-]*[/_-]|[^/_-]+", path)), class_="path")
 
 
 def _said(finding: Finding, diagnosis: Diagnosis) -> str:

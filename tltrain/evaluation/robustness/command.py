@@ -15,6 +15,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.output.console import Console
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell
+from tltrain.evaluation.results import report
 from tltrain.evaluation.robustness import page, terminal
 from tltrain.evaluation.robustness.asked import cells_of
 from tltrain.evaluation.robustness.figures import Difference, Figures, differences, figures, table, unlike
@@ -55,6 +56,8 @@ def corruptions(ask: Ask, as_json: bool) -> int:
     value = {"clean": shown.clean, "mean": shown.overall.mean, "corruptions": _as_json(shown)}
     if ask.against is not None:
         value["against"] = _compare(ask, first, cells, console)
+    if first.is_main and run_dir.report_file(ask.run).is_file():
+        report(ask.run, console.say)  # which links to these pages
     if as_json and first.is_main:
         print(json.dumps(value, indent=1))
     return 0

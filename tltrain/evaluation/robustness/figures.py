@@ -36,6 +36,8 @@ class Figures:
     rows: Sequence[Row]
     overall: Row
     """Over all corruptions of `rows`, and by severity their mean."""
+    num_groups: int | None = None
+    """Of the images. None: each stands alone."""
 
 
 def kind_of(name: str) -> str:
@@ -52,16 +54,17 @@ def figures(measured: Measured, cells: Sequence[Cell]) -> Figures:
     shown = [cell for cell in cells if cell != CLEAN]
     rows = [_row(measured, name, [cell for cell in shown if cell.name == name]) for name in OPERATIONS if name in {c.name for c in shown}]
     overall = {s: _mean(measured, part) for s in SEVERITIES if (part := [cell for cell in shown if cell.severity == s])}
-    clean = accuracy_interval(measured.right(CLEAN))
-    return Figures(len(measured.ids), clean, rows, Row("all", overall, _mean(measured, shown)))
+    clean = accuracy_interval(measured.right(CLEAN), measured.group)
+    groups = None if measured.group is None else len(np.unique(measured.group))
+    return Figures(len(measured.ids), clean, rows, Row("all", overall, _mean(measured, shown)), groups)
 
 
 def _row(measured: Measured, name: str, cells: Sequence[Cell]) -> Row:
-    return Row(name, {cell.severity: accuracy_interval(measured.right(cell)) for cell in cells}, _mean(measured, cells))
+    return Row(name, {cell.severity: accuracy_interval(measured.right(cell), measured.group) for cell in cells}, _mean(measured, cells))
 
 
 def _mean(measured: Measured, cells: Sequence[Cell]) -> Interval:
-    return accuracy_interval(share_right(measured, cells))
+    return accuracy_interval(share_right(measured, cells), measured.group)
 
 
 def share_right(measured: Measured, cells: Sequence[Cell]) -> np.ndarray:
@@ -93,7 +96,7 @@ def differences(first: Measured, second: Measured, cells: Sequence[Cell]) -> lis
     shown = [cell for cell in cells if cell != CLEAN]
     names = [name for name in OPERATIONS if name in {cell.name for cell in shown}]
     parts = [("clean", [CLEAN]), *((name, [c for c in shown if c.name == name]) for name in names), ("all", shown)]
-    return [_difference(name, share_right(first, part), share_right(second, part)[order_N]) for name, part in parts]
+    return [_difference(name, share_right(first, part), share_right(second, part)[order_N], first.group) for name, part in parts]
 
 
 PIXELS = {"seed": "data.seed", "size": "data.size", "resize": "data.resize", "interpolation": "interpolation", "version": "version"}
@@ -112,9 +115,9 @@ def _order(first: Measured, second: Measured) -> np.ndarray:
     return np.array([at[name] for name in first.ids], dtype=np.int64)
 
 
-def _difference(name: str, first_N: np.ndarray, second_N: np.ndarray) -> Difference:
-    p = sign_flips(first_N, second_N)[2]
-    return Difference(name, float(first_N.mean()), float(second_N.mean()), gain_interval(second_N, first_N), p)
+def _difference(name: str, first_N: np.ndarray, second_N: np.ndarray, group_N: np.ndarray | None) -> Difference:
+    p = sign_flips(first_N, second_N, group_N=group_N)[2]
+    return Difference(name, float(first_N.mean()), float(second_N.mean()), gain_interval(second_N, first_N, group_N), p)
 
 
 def table(measured: Measured, cells: Sequence[Cell]) -> bytes:
@@ -123,6 +126,6 @@ def table(measured: Measured, cells: Sequence[Cell]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["kind", "corruption", "severity", "n", "accuracy", "low", "high"])
     for cell in cells:
-        ends = (f"{value:.6f}" for value in accuracy_interval(measured.right(cell)))
+        ends = (f"{value:.6f}" for value in accuracy_interval(measured.right(cell), measured.group))
         writer.writerow(["" if cell == CLEAN else kind_of(cell.name), *cell, len(measured.ids), *ends])
     return text.getvalue().encode()

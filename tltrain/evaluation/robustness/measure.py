@@ -17,6 +17,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.data.corruptions import VERSION, corrupt
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell, CorruptedViews
+from tltrain.data.dataset import groups_in
 from tltrain.data.loader import eval_batches, item_loader
 from tltrain.data.sampler import Shard
 from tltrain.data.views import Batch
@@ -114,7 +115,9 @@ class _Passes:
             there = None
         known = runtime.share(None if there is None else there.predicted)
         at = [item.position for part in eval_batches(len(split), Shard(0, 1), 1, self.run.spec.eval_limit) for item in part]
-        return Measured(folder, about, tuple(split.ids[i] for i in at), split.labels[at], known or {})
+        group_N = groups_in(self.run.images, split)
+        group_N = None if group_N is None else group_N[at]
+        return Measured(folder, about, tuple(split.ids[i] for i in at), split.labels[at], known or {}, group_N)
 
     def seconds(self, num: int, batch: int) -> float:
         """Of a pass over so many images, by its first batch."""

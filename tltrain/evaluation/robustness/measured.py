@@ -32,6 +32,8 @@ class Measured:
     """(N,) int64."""
     predicted: dict[Cell, np.ndarray] = field(default_factory=dict)
     """(N,) int64 of each pass that was made."""
+    group: np.ndarray | None = None
+    """(N,) int64, the group of each image, as `evaluation.metrics.Predictions.group`."""
 
     def right(self, cell: Cell) -> np.ndarray:
         """(N,) bool."""

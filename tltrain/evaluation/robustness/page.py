@@ -91,7 +91,7 @@ def _means(figures: Figures) -> Html:
             {"all": "All, mean", "clean": "Clean"}.get(row.name, title(row.name)),
             tables.strip(*row.mean, low, high),
             join(tenths(row.mean.value), el("small", f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}", class_="below")),
-            "" if row.name == "clean" else f"{100 * (row.mean.value - figures.clean.value):+.1f}",
+            "" if row.name == "clean" else _signed(row.mean.value - figures.clean.value),
         ]
         for row in rows
     ]
@@ -112,6 +112,11 @@ def _curves(figures: Figures) -> Html:
         if lines:
             charts.append(line_chart(kind.capitalize(), lines, y, lambda v: f"{100 * v:.4g}", x_label="severity; 0 is clean", x_top=5))
     return el("section", el("h2", "How it falls with the severity"), el("div", *charts, class_="pair"))
+
+
+def _signed(difference: float) -> str:
+    """In points, with a sign as wide as the plus."""
+    return f"{100 * difference:+.1f}".replace("-", "\u2212")
 
 
 def _points(figures: Figures, row: Row) -> list[tuple[float, float]]:
@@ -156,7 +161,10 @@ def _method(figures: Figures) -> Html:
         "set meets the same ones. Kinds and strengths follow ImageNet-C (Hendrycks and Dietterich 2019, arXiv:1903.12261); the code and "
         "the snow are our own, and lengths grow with the image. So the figures compare runs with each other, not with published ones.",
         f"95\u202f% intervals: Wilson's for one severity; for means the bootstrap with {RESAMPLES:,} resamples of the images, each with "
-        "all of its answers.",
+        "all of its answers."
+        if figures.num_groups is None
+        else f"The images lie in {plural(figures.num_groups, 'group')} of images that are alike. 95\u202f% intervals: Wilson's for as many "
+        "images as the groups are worth.",
     )
     return el("section", el("h2", "How it was measured"), *(el("p", line, class_="note") for line in lines))
 
@@ -168,8 +176,8 @@ def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images:
     shown = [
         [
             {"all": "All, mean", "clean": "Clean"}.get(row.name, title(row.name)), tenths(row.first), tenths(row.second),
-            f"{100 * row.gain.value:+.1f}", tables.strip(*row.gain, -scale, scale),
-            f"{100 * row.gain.low:+.1f} to {100 * row.gain.high:+.1f}", "< .001" if row.p < 0.001 else f"{row.p:.3f}",
+            _signed(row.gain.value), tables.strip(*row.gain, -scale, scale),
+            f"{_signed(row.gain.low)} to {_signed(row.gain.high)}", "< .001" if row.p < 0.001 else f"{row.p:.3f}",
         ]
         for row in rows
     ]  # fmt: skip

@@ -56,9 +56,22 @@ def seen(run: RunRecord) -> Html | None:
     return el("section", el("h2", "What it sees"), el("p", note, class_="note"), el("div", image, class_="scroll seen"))
 
 
+def _entries(notes: str) -> Sequence[str]:
+    """What stands below the plan's table, an entry each. Lines that begin with spaces belong to the entry above them."""
+    entries: list[str] = []
+    for line in notes.splitlines():
+        if line[:1].isspace() and entries:
+            entries[-1] += f" {line.strip()}"
+        elif line:
+            entries.append(line)
+    return entries
+
+
 def details(run: RunRecord) -> Html:
     """The plan, and what is looked up: methods, references, environment, recipe."""
-    plan = join(el("h2", "The plan"), el("pre", run.plan, class_="plan")) if run.plan else None
+    table, _, notes = run.plan.partition("\n\n")
+    shown = (el("pre", table, class_="plan"), el("pre", *(el("span", line) for line in _entries(notes)), class_="notes") if notes else None)
+    plan = join(el("h2", "The plan"), *shown) if run.plan else None
     rest = {k: v for k, v in (run.outcome or {}).items() if k != "error"}
     data = {name: value for name, value in (run.env.get("data") or {}).items() if name not in ("names", "by_class")}
     facts = [("Environment", {**run.env, **({"data": data} if data else {})}), ("Outcome", rest)]

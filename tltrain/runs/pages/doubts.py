@@ -44,7 +44,11 @@ def _val(test: Mapping[str, Any]) -> Val:
 
 
 def _no_sets(val: Val) -> Html:
-    return el("div", el("h3", "Sets of classes"), el("p", f"{_capital(val)}, too few to promise a coverage: {conformal.needs()}."))
+    return el("div", el("h3", "Sets of classes"), el("p", f"{_capital(val)}, too few to promise a coverage: {_narrow(conformal.needs())}."))
+
+
+def _narrow(text: str) -> str:
+    return text.replace(" %", "\u202f%")
 
 
 def _capital(val: Val) -> str:
@@ -105,8 +109,8 @@ def _answers(rules: Sequence[Mapping[str, Any]], curve: Sequence[tuple[float, fl
         rows.append([percent(rule["target"], 0), tenths(rule["least"]), tenths(answered / rule["n"]), *shown])
     head = ["Wanted", "Promised, %", "Answered, %", "Right, %", "95\u202f%"]
     if not abstain.large_enough(val.worth):
-        none = f"{_capital(val)}, too few to promise anything of answers withheld: {abstain.needs()}."
-        return el("div", el("h3", "Answers withheld"), chart, el("p", none))
+        none = f"{_capital(val)}, too few to promise anything of answers withheld: {_narrow(abstain.needs())}."
+        return el("div", el("h3", "Answers withheld"), chart, el("p", none, class_="under"))
     table = parts.table(head, rows) if rows else el("p", "No threshold reaches 90\u202f% on val.")
     promise = (
         "Promised: at least so many of the answers are right, with 95\u202f% confidence (Clopper and Pearson's bound, for all of the "

@@ -39,13 +39,14 @@ _X_LABEL = "optimizer steps"
 _MOST_POINTS = 120  # of one curve in one stage; more would only show noise
 
 
-def report(run: RunRecord) -> str:
-    """The HTML page of a run."""
+def report(run: RunRecord, links: Html | None = None) -> str:
+    """The HTML page of a run. links: to the pages that lie beside it."""
     return page(
         f"{run.recipe.name} {DASH} tltrain",
         _header(run),
         parts.figures(_figures(run)),
         el("p", intervals(run.test), class_="note under") if run.test else None,
+        links,
         distilled.section(run),
         _learning(run),
         errors(run),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tltrain.core import files
 from tltrain.core.errors import UserError
+from tltrain.core.output import escape
 from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
 from tltrain.runs.pages.compare_page import comparison
 from tltrain.runs.pages.comparison import ComparedRun, compared_run
 from tltrain.runs.pages.run_page import report
 from tltrain.runs.record import read_run
+from tltrain.runs.report.html import Html, el, join
 
 __all__ = ["read_rows", "write_comparison", "write_entries", "write_report"]
 
@@ -23,8 +26,34 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     Raises UserError if the run cannot be read or the page cannot be written.
     """
     out = out or run_dir.report_file(run)
-    _write(out, report(read_run(run)))
+    _write(out, report(read_run(run), beside(run, out)))
     return out
+
+
+BESIDE = (
+    ("corruptions*/corruptions.html", "under corruptions"),
+    ("corruptions*/against.html", "under corruptions, against another run"),
+    ("../folds.html", "the cross-validation"),
+    ("../sweep.html", "the sweep"),
+    ("../comparison.html", "the comparison"),
+    ("../index.html", "the comparison"),
+)
+"""Pages that other verbs write into a run folder, or into the one above it: where they lie, and what they are called in a report."""
+
+
+def beside(run: Path, out: Path) -> Html | None:
+    """Links from a report at `out` to the other pages of its run that are there. None without any."""
+    links = []
+    for pattern, name in BESIDE:
+        above = pattern.startswith("../")
+        folder = run.absolute().parent if above else run.absolute()
+        for place in sorted(folder.glob(pattern.removeprefix("../"))):
+            of = "" if above else place.parent.name.removeprefix("corruptions").strip("-")  # of other images than the run's own test
+            where = Path(os.path.relpath(place, out.absolute().parent)).as_posix()
+            links.append(el("a", f"{name} ({of})" if of else name, href=escape.url(where)))
+    if not links:
+        return None
+    return el("p", "See also: ", *(join(", " if i else "", link) for i, link in enumerate(links)), ".", class_="under")
 
 
 def write_comparison(runs: Sequence[Path], out: Path, title: str, lead: str = "", names: Sequence[str] | None = None) -> Path:
