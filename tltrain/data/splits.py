@@ -252,15 +252,12 @@ def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
 
 
 def open_images(spec: Data, root: Path | None = None) -> DataSplits:
-    """Open, scan and split the data set that a recipe names. Raises UserError for one that cannot be trained on.
-
-    root: folder of downloads. Default: TLTRAIN_DATA, else the user's cache folder.
-    """
+    """Open, scan and split the data set that a recipe names. root: as in `open_source`. Raises UserError if it cannot be trained on."""
     return split(open_source(spec, root), spec)
 
 
 def open_source(spec: Data, root: Path | None = None, outline: bool = False) -> Source:
-    """All samples of the source. outline: an absent known data set by its published sizes, without a download. Raises UserError."""
+    """All samples of a source. root: of downloads; None is TLTRAIN_DATA or the user's cache. outline: an absent known set by its sizes."""
     kind, argument = _find(spec.source)
     kind.check(spec)
     outlined = kind.outline(argument, spec, root or data_root()) if outline and kind.outline is not None else None
