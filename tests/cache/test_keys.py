@@ -24,6 +24,7 @@ from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.keys import CacheContext
 from tltrain.core.recipe import Augment, Recipe
 from tltrain.data import DataSplits, Split, decode, open_images
+from tltrain.data.sampler import FiniteMixing
 from tltrain.data.views import Preprocess
 from tltrain.models import factory
 from tltrain.models.chain import Block, Chain
@@ -58,11 +59,13 @@ class Asked:
     augment: Augment = "light"
     num_views: int = 2
     erasing: float = 0.1
+    mixing: FiniteMixing | None = None
 
     def key(self) -> dict[str, Any]:
         machine = self.runtime
         context = CacheContext.of(self.recipe, self.images, self.student.preprocess, machine.device, machine.precision)
-        return keys.row_key(context, self.kind, self.frozen, self.loaded, self.split, self.augment, self.num_views, self.erasing)
+        of_views = self.augment, self.num_views, self.erasing, self.mixing
+        return keys.row_key(context, self.kind, self.frozen, self.loaded, self.split, *of_views)
 
 
 Patch = pytest.MonkeyPatch
@@ -257,6 +260,32 @@ def test_each_entry_of_a_rows_key_changes_with_what_it_stands_for(name: str, ask
 def test_every_entry_of_a_rows_key_has_a_case(asked: Asked) -> None:
     assert set(leaves(asked.key())) == {entry for entry, _ in CASES.values()}
     assert json.loads(json.dumps(asked.key())) == asked.key()
+
+
+MIXING = FiniteMixing(seed=3, number_N=np.arange(9), mixup=0.2, cutmix=1.0, size=32)
+
+
+@pytest.mark.parametrize(
+    ("values", "entry"),
+    [({"mixup": 0.3}, 1), ({"cutmix": 0.0}, 2), ({"seed": 4}, 3), ({"weight_N": np.ones(9)}, 4)],
+    ids=["mixup", "cutmix", "data.seed", "balanced partners"],
+)
+def test_what_mixes_views_counts_where_they_are_mixed(asked: Asked, values: dict[str, Any], entry: int) -> None:
+    before, after = (replace(asked, mixing=mixing).key() for mixing in (MIXING, replace(MIXING, **values)))
+    assert changed(before, after) == {f"mixed.{entry}"}
+    assert json.loads(json.dumps(before)) == before
+    assert "mixed" not in asked.key(), "what was stored of views that are not mixed is still read"
+    alone = replace(asked, num_views=1)
+    assert {entry.partition(".")[0] for entry in changed(alone.key(), replace(alone, mixing=MIXING).key())} == {"mixed"}
+
+
+def test_what_computes_a_mixture_counts(asked: Asked, monkeypatch: Patch) -> None:
+    mixed = replace(asked, mixing=MIXING)
+    before = mixed.key()
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "MIXING_VERSION", 2)
+        assert changed(before, mixed.key()) == {"mixed.0"}
+    assert changed(before, _version("scipy")(mixed, monkeypatch).key()) == {"mixed.5"}
 
 
 def test_every_value_of_a_configuration_counts_but_the_names_of_classes(asked: Asked) -> None:

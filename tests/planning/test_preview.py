@@ -17,7 +17,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, open_images
-from tltrain.data.sampler import SampleStream
+from tltrain.data.mixing import apply_mixup, stage_views
+from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
 from tltrain.models import factory
 from tltrain.planning.preview import choose, columns
@@ -54,7 +55,7 @@ def test_the_views_are_those_that_training_takes(made_recipe: Made) -> None:
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_images_are_made_of_the_rows_they_name(kind: str, made_recipe: Made) -> None:
-    recipe = made_recipe(stages=[HEAD | {kind: 1.0, "views": 1}])
+    recipe = made_recipe(stages=[HEAD | {kind: 1.0, "steps": 6}])
     images, preprocess, plan = planned(recipe)
     chosen = choose(images.train, 5)
     views = Views(images.train, preprocess, "none", recipe.data.flip, recipe.data.seed)
@@ -63,13 +64,29 @@ def test_mixed_images_are_made_of_the_rows_they_name(kind: str, made_recipe: Mad
     for row, note in enumerate(column.notes):
         share, partner = (int(word) for word in note.replace(" % of row", "").split())
         lam = 1 - share / 100
-        apply_mixup, own, other = column.images[row].astype(float), plain[row], plain[partner - 1]
+        mixed, own, other = column.images[row].astype(float), plain[row], plain[partner - 1]
         if kind == "mixup":
-            assert np.abs(apply_mixup - lam * own - (1 - lam) * other).max() < 2
+            assert np.abs(mixed - lam * own - (1 - lam) * other).max() < 2
         else:
-            from_other = (apply_mixup != own).any(2)
-            assert (apply_mixup == np.where(from_other[..., None], other, own)).all()
+            from_other = (mixed != own).any(2)
+            assert (mixed == np.where(from_other[..., None], other, own)).all()
             assert from_other.mean() <= 1 - lam + 0.006
+
+
+def test_finite_mixed_views_are_mixed_as_training_mixes_them(made_recipe: Made) -> None:
+    recipe = made_recipe(stages=[ALL | {"mixup": 1.0, "views": 2, "steps": 30}])
+    images, preprocess, plan = planned(recipe)
+    views = stage_views(recipe, plan[0], images.train, preprocess)
+    chosen = choose(images.train, 5)
+    found = columns(recipe, images.train, preprocess, plan[0], chosen, 4)
+    assert len(found) == 2
+    assert views.mixing is not None
+    for view, column in enumerate(found):
+        pixels = apply_mixup(views.batch([SampleRef(i, view) for i in chosen]))["image"].permute(0, 2, 3, 1)
+        np.testing.assert_array_equal(column.images, (255 * pixels).round().byte().numpy())
+        for note, item in zip(column.notes, views.mixing.mixed([SampleRef(i, view) for i in chosen]), strict=True):
+            other = f"row {chosen.index(item.partner) + 1}" if item.partner in chosen else images.train.ids[item.partner]
+            assert note == f"{100 * (1 - item.lam):.0f} % of {other}"
 
 
 def test_one_picture_is_written_and_stands_in_the_report(made_recipe: Made, tmp_path: Path, finished_run: Path) -> None:

@@ -134,12 +134,11 @@ def choose(
 
 
 def why_not_cacheable(stage: StagePlan) -> str | None:
-    """The reason why a stage's training rows cannot be cached: its views never repeat, or it mixes images. None if they can."""
-    spec = stage.spec
-    if spec.mixup or spec.cutmix:
-        name = "mixup" if spec.mixup else "cutmix"
-        return f"{name} mixes images before the frozen blocks, differently in each step (set {name}: 0)"
-    if spec.views is None and spec.augment == "none" and not spec.erasing:
+    """The reason why a stage's training rows cannot be cached: its views, or what they are mixed with, never repeat. None if they can."""
+    spec, mixes = stage.spec, stage.images_per_view > 1
+    if stage.mixes_anew and mixes:
+        return "this run began with a tltrain that mixes images differently in each step (a new run mixes by view)"
+    if spec.views is None and spec.augment == "none" and not spec.erasing and not mixes:
         return "views is null, so every step gets a new view (set views: 1; without augmentation all views are equal)"
     return "views is null, so every step gets a new view (set views)" if spec.views is None else None
 

@@ -22,6 +22,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.data import Split
 from tltrain.data.loader import item_loader
+from tltrain.data.mixing import apply_mixup
 from tltrain.data.rendering import to_device
 from tltrain.data.sampler import SampleRef
 from tltrain.data.views import Views
@@ -48,7 +49,7 @@ class CacheFiller:
         place, split = choice.place, views.split
         assert place is not None
         layout = Layout.of(len(split), choice.num_views, choice.speed.row_bytes, frozen.chunk or CHUNK["cpu"])
-        key = row_key(self.context, kind, frozen, loaded, split, views.augment, choice.num_views, views.erase)
+        key = row_key(self.context, kind, frozen, loaded, split, views.augment, choice.num_views, views.erase, views.mixing)
         key |= {"shard_rows": layout.shard_rows}
         opened = self._open(choice, kind, key, made_by)
         if opened is None:
@@ -135,6 +136,6 @@ class CacheFiller:
             parts = []
             for at in range(0, len(rows), chunk):
                 self.should_stop(f"row {done + at + 1:,} of {num:,}")  # tells the watchdog; a stop takes effect between shards
-                parts.append(frozen(to_device(next(loaded), device)["image"]))
+                parts.append(frozen(apply_mixup(to_device(next(loaded), device))["image"]))
             done += len(rows)
             yield name, {"rows": torch.cat(parts).cpu()}

@@ -14,12 +14,15 @@ from tltrain.cache import image_cache
 from tltrain.cache.frozen import FrozenModel
 from tltrain.core.recipe import Augment, Data, Recipe
 from tltrain.data import DataSplits, Split
+from tltrain.data.sampler import FiniteMixing
 from tltrain.data.views import PIXELS_VERSION, Preprocess
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
 FORMAT = 1
 """Increase it when a change of the code changes the rows of an unchanged key. Older caches are then ignored."""
+MIXING_VERSION = 1
+"""As FORMAT, for the rows of mixed views alone."""
 VERSIONS = ("torch", "torchvision", "pillow", "numpy", "transformers")
 
 
@@ -50,8 +53,12 @@ def row_key(
     augment: Augment,
     num_views: int,
     erasing: float = 0.0,
+    mixing: FiniteMixing | None = None,
 ) -> dict[str, Any]:
-    """All inputs that determine the bytes of a row. Augmentation is left out if only the evaluation view is cached."""
+    """All inputs that determine the bytes of a row. Augmentation is left out if only the evaluation view is cached.
+
+    Rows of unmixed views keep the keys that they had before there were mixed ones.
+    """
     chain, preprocess, data = frozen.chain, context.preprocess, context.data
     augmented = num_views > 1 and (augment != "none" or erasing > 0)
     device = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"  # the thread count changes the order of sums
@@ -74,13 +81,18 @@ def row_key(
         | _other_libraries(chain)
         | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": image_cache.codecs()},
         "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE"), torch.backends.cudnn.allow_tf32],
-    }
+    } | ({} if mixing is None else {"mixed": _mixed(mixing)})
 
 
 def _added(augment: Augment, erasing: float) -> list[Any]:
     """What keys of views got later: [version of the augmentation, erasing]. Left out where both are as they were when it came."""
     version = PIXELS_VERSION.get(augment, 1)
     return [version, erasing] if version > 1 or erasing > 0 else []
+
+
+def _mixed(mixing: FiniteMixing) -> list[Any]:
+    """What decides partners, shares and boxes beside the images of the split. SciPy computes the Beta distribution."""
+    return [MIXING_VERSION, mixing.mixup, mixing.cutmix, mixing.seed, mixing.weight_N is not None, version("scipy")]
 
 
 def _other_libraries(chain: Chain) -> dict[str, str]:

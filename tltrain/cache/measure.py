@@ -75,12 +75,12 @@ class _Meter:
         """Whether this process keeps all base images in memory without a cache."""
         return self.workers == 0 and self.base_bytes * len(self.split) <= MEMORY_BYTES
 
-    def speed(self, frozen: FrozenModel, augment: Augment, with_image: bool = True) -> Speed:
+    def speed(self, frozen: FrozenModel, augment: Augment, num_images: int = 1) -> Speed:
         key = (id(frozen.chain), frozen.stop)
         if key not in self.known:
             self.known[key] = time_frozen(frozen, self.student.preprocess.size, self.device)
         frozen_s, row_bytes = self.known[key]
-        return Speed(self.image_s(augment) if with_image else 0.0, frozen_s, row_bytes, self.device.type == "cuda")
+        return Speed(num_images * self.image_s(augment) if num_images else 0.0, frozen_s, row_bytes, self.device.type == "cuda")
 
     def image_s(self, augment: Augment) -> float:
         """Seconds of one view, shared out over the data workers."""

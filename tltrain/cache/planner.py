@@ -124,9 +124,9 @@ class _Surveyor:
             train = Choice(stage.spec.name, where, why_not=why_not)
         elif stage.first_trainable_block > 0:
             prefix = prefix_of(self.student, stage.first_trainable_block, self.machine.precision, True, self.machine.autocast)
-            train = self._train(stage, f"{where}, train", prefix, True, self.budget)
+            train = self._train(stage, f"{where}, train", prefix, stage.images_per_view, self.budget)
             num_val = len(self.images.val) if self.images.val is not None else 0
-            if num_val and self.images.shared is not None and train.place is not None:
+            if num_val and stage.shares(self.images.shared) is not None and train.place is not None:
                 val = Choice(stage.spec.name, f"{where}, val", why_not=cost_model.AMONG)
             elif num_val:
                 num_reads = stage.num_evaluations * min(num_val, self.recipe.data.eval_limit or num_val)
@@ -135,17 +135,18 @@ class _Surveyor:
                 val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, num_reads, speed, left)
         if self.teacher is not None:
             whole = teacher_of(self.teacher, self.recipe, True, self.machine.autocast)
-            logits = self._train(stage, "the teacher's logits", whole, False, self.budget.without(train).without(val))
+            logits = self._train(stage, "the teacher's logits", whole, 0, self.budget.without(train).without(val))
         return StageChoices(train, val, logits)
 
-    def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, with_image: bool, budget: Budget) -> Choice:
-        """with_image: whether a cached row also saves loading the image."""
+    def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, num_images: int, budget: Budget) -> Choice:
+        """num_images: that need not be loaded where a row is cached."""
         why_not = cost_model.why_not_cacheable(stage)
         if why_not is not None:
             return Choice(stage.spec.name, what, why_not=why_not)
-        speed = self.meter.speed(frozen, stage.spec.augment, with_image)
+        speed = self.meter.speed(frozen, stage.spec.augment, num_images)
         num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_reads
-        num, num_runs = (len(self.images.pool), 1) if self.images.shared is None else self._of_all_folds(self.images.shared)
+        shared = stage.shares(self.images.shared)
+        num, num_runs = (len(self.images.pool), 1) if shared is None else self._of_all_folds(shared)
         return cost_model.choose(self.start.cache, stage.spec.name, what, num, num_views, num_reads, speed, budget, num_runs=num_runs)
 
     def _of_all_folds(self, shared: SharedImages) -> tuple[int, int]:
@@ -173,7 +174,7 @@ def _choose_images(
     for choices, stage in zip(stages, planned, strict=True):
         stored = choices.train is not None and choices.train.place is not None
         rows = choices.train.num_rows if choices.train is not None else 0
-        num_reads += rows if stored else stage.num_reads
+        num_reads += (rows if stored else stage.num_reads) * stage.images_per_view
         if images.val is not None and (choices.val is None or choices.val.place is None):
             num_reads += stage.num_evaluations * min(len(images.val), limit or len(images.val))
     num = len(images.pool) + (len(images.val) if images.val is not None else 0)

@@ -16,9 +16,12 @@ from tltrain.cache.feature_table import Layout
 from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.keys import CacheContext, row_key
 from tltrain.cache.planner import prefix_of, teacher_of
-from tltrain.core.recipe import Augment, Data, Recipe, validate
+from tltrain.core.recipe import Data, Recipe, validate
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
+from tltrain.data.mixing import apply_mixup, stage_views
+from tltrain.data.rendering import to_device
+from tltrain.data.sampler import SampleRef
 from tltrain.data.unlabelled.pictures import apart, beside
 from tltrain.data.views import Preprocess, Views, base_of
 from tltrain.distributed.runtime import Runtime
@@ -56,8 +59,8 @@ class _FrozenOutputs:
     def compute(self, wanted: list[tuple[int, int]]) -> Iterator[Tensor]:
         """Newly computed rows of these (position, view)."""
         for at in range(0, len(wanted), AT_ONCE):
-            images = torch.stack([self.views.view(i, v) for i, v in wanted[at : at + AT_ONCE]])
-            yield from self.frozen(images.to(self.device)).cpu()
+            batch = to_device(self.views.batch([SampleRef(i, v) for i, v in wanted[at : at + AT_ONCE]]), self.device)
+            yield from self.frozen(apply_mixup(batch)["image"]).cpu()
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,11 @@ def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: 
     else:
         assert teacher is not None
         frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher
-    augment: Augment = stage.spec.augment if training else "none"
-    erasing = stage.spec.erasing if training else 0.0
+    views = stage_views(recipe, stage if training else None, split, student.preprocess)
     num_views = cost_model.num_views(recipe, stage) if training else 1
     context = CacheContext.of(recipe, images, student.preprocess, runtime.device, runtime.precision)
     context = replace(context, fingerprint=images.fingerprint_of(split))
-    _check(info, row_key(context, info.kind, frozen, loaded, split, augment, num_views, erasing), gone)
-    views = Views(split, student.preprocess, augment, recipe.data.flip, recipe.data.seed, erase=erasing)
+    _check(info, row_key(context, info.kind, frozen, loaded, split, views.augment, num_views, views.erase, views.mixing), gone)
     layout = Layout.of(len(split), num_views, some[0].numel() * some.element_size(), frozen.chunk or 1)
     if info.key.get("shard_rows", layout.shard_rows) != layout.shard_rows:
         raise CannotRecompute(f"it was made with {info.key['shard_rows']} rows in a shard, and here are {layout.shard_rows}")

@@ -101,11 +101,11 @@ class Stage(Model):
     erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a rectangle of a view gets the view's mean colour (random erasing, Zhong et al. 2020)."""
     views: int | None = Field(None, ge=1)
-    """Different views of each image: null a fresh one each epoch, 1 the evaluation view, k cycles through k."""
+    """Different views of each image, mixed or not: null a fresh one each epoch, 1 the evaluation view, k cycles through k."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup's Beta distribution (Zhang et al. 2018); 0 is off."""
     cutmix: float = Field(0.0, ge=0)
-    """Alpha of cutmix's Beta distribution (Yun et al. 2019); 0 is off; with mixup each batch draws one of them."""
+    """Alpha of cutmix's Beta distribution (Yun et al. 2019); 0 is off; with mixup each batch, or each of finite views, draws one."""
     norm_stats: Literal["frozen", "train"] = "frozen"
     """Whether BatchNorm of the blocks that train updates its running statistics."""
     loss: Annotated[str, *named("losses")] = LOSS

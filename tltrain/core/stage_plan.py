@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage
 
+Shared = TypeVar("Shared")
 AUTO = "auto"
 """An `unfreeze` that a race settles before the run begins (tltrain/training/depths)."""
 RACE = "race.json"
@@ -47,6 +48,22 @@ class StagePlan:
     """Planned optimizer steps of all stages before this one."""
     first_epoch: int
     """Planned epochs of all stages before this one, each rounded up. Fresh views are numbered from here."""
+    mixes_anew: bool = False
+    """A run of tltrain 0.1 goes on as it began: finite views are mixed anew in each step."""
+
+    @property
+    def images_per_view(self) -> int:
+        """Images that are decoded for one training view: a mixed one is made of two."""
+        return 2 if self.spec.mixup or self.spec.cutmix else 1
+
+    @property
+    def mixes_by_view(self) -> bool:
+        """Whether an image's partner, share and box belong to the number of the view. Where views are fresh they belong to the step."""
+        return self.images_per_view == 2 and self.spec.views is not None and not self.mixes_anew
+
+    def shares(self, shared: Shared | None) -> Shared | None:
+        """The images of all folds whose rows this stage takes its own from. None: it has rows of its own, as with partners of its own."""
+        return None if self.mixes_by_view else shared
 
     @property
     def first_trainable_block(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tltrain.data.rendering import to_device
-from tltrain.data.sampler import SampleRef, SampleStream, Shard, micro_batches, rank_slice
+from tltrain.data.sampler import FiniteMixing, SampleRef, SampleStream, Shard, micro_batches, rank_slice
 from tltrain.data.views import Batch, Views
 from tltrain.data.workers import Loader, fitting, shared_batch, worker_options
 
@@ -45,14 +45,17 @@ def item_loader(views: Views, batches: Sequence[list[SampleRef]], workers: int, 
     return _loader(views, batches, workers, pin)
 
 
-def train_positions(labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, shard: Shard) -> Iterator[Batch]:
-    """As train_loader without the images: label, weight, position and view. For training on cached features."""
+def train_positions(
+    labels: np.ndarray, stream: SampleStream, start_step: int, stop_step: int, shard: Shard, mixing: FiniteMixing | None = None
+) -> Iterator[Batch]:
+    """As train_loader without the images: label, weight, position and view; partner_label and lam. For training on cached features."""
     local = range(stream.batch)[shard.local(stream.batch)]
     parts = [local[rank_slice(len(local), i, shard.num_micro)] for i in range(shard.num_micro)]
     filled = [part or local[:1] or range(1) for part in parts]  # an empty part becomes one sample with weight 0, as in StepSampler
     for s in range(start_step, stop_step):
         position_B, view_B = (torch.from_numpy(array_B) for array_B in stream.positions(s))
         label_B = torch.from_numpy(labels[position_B.numpy()])
+        mixed = {} if mixing is None else _mixed_labels(labels, mixing, position_B, view_B)
         for part, full in zip(parts, filled, strict=True):
             at = slice(full.start, full.stop)
             yield {
@@ -60,7 +63,15 @@ def train_positions(labels: np.ndarray, stream: SampleStream, start_step: int, s
                 "weight": torch.full((len(full),), float(bool(part))),
                 "position": position_B[at],
                 "view": view_B[at],
+                **{name: value_B[at] for name, value_B in mixed.items()},
             }
+
+
+def _mixed_labels(labels: np.ndarray, mixing: FiniteMixing, position_B: torch.Tensor, view_B: torch.Tensor) -> Batch:
+    """What `Views.batch` says of the partners of mixed views, without their pixels."""
+    items = mixing.mixed([SampleRef(i, v) for i, v in zip(position_B.tolist(), view_B.tolist(), strict=True)])
+    partner_label_B = torch.from_numpy(labels[[item.partner for item in items]])
+    return {"partner_label": partner_label_B, "lam": torch.tensor([item.lam for item in items])}
 
 
 def eval_positions(labels: np.ndarray, shard: Shard, batch: int, limit: int | None) -> list[Batch]:
@@ -117,7 +128,7 @@ def _batch_bytes(views: Views, batches: StepSampler | Sequence[list[SampleRef]])
     if isinstance(batches, StepSampler):
         num = 2 * math.ceil(batches.stream.batch / (batches.shard.world * batches.shard.num_micro))
     else:
-        num = max(map(len, batches), default=0)
+        num = max(map(len, batches), default=0) * (1 if views.mixing is None else 2)
     return num * 3 * views.preprocess.resize**2
 
 

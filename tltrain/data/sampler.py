@@ -65,6 +65,23 @@ def uniform(seed: int, n: int) -> np.ndarray:
     return (raw_bits(seed, n) >> np.uint64(11)) * 2.0**-53
 
 
+def counted_uniform(seed: int, first_B: np.ndarray, second_B: np.ndarray, n: int) -> np.ndarray:
+    """Uniform random numbers, (B, n) float64 in [0, 1): n for each pair of numbers, whatever the other pairs. Vectorised."""
+    step = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        key_B = _scrambled(first_B.astype(np.uint64) * step + np.uint64(seed))
+        key_B = _scrambled(key_B + (second_B.astype(np.uint64) + np.uint64(1)) * step)
+        bits_BN = _scrambled(key_B[:, None] + (np.arange(n, dtype=np.uint64) + np.uint64(1)) * step)
+    return (bits_BN >> np.uint64(11)) * 2.0**-53
+
+
+def _scrambled(z: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser (Steele, Lea and Flood 2014), elementwise."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
 def shuffled(seed: int, n: int) -> np.ndarray:
     """A random permutation of 0 to n - 1, (n,) int64."""
     return np.argsort(raw_bits(seed, n), kind="stable")
@@ -77,6 +94,56 @@ def first_of_each(label_N: np.ndarray, order_N: np.ndarray, num_K: Sequence[int]
     mask_N = np.zeros(len(label_N), dtype=bool)
     mask_N[by_class_N[place_N < np.repeat(num_K, count_K)]] = True
     return mask_N
+
+
+@dataclass(frozen=True)
+class FiniteMixing:
+    """Mixup and CutMix of finite views: partner, share and box are pure functions of (seed, number of the image in its source, view).
+
+    So view v of an image is one picture whatever the step, and what a frozen network says of it can be stored. An image's partner is any
+    other image of the same split, seen in the view of the same number.
+    """
+
+    seed: int
+    """data.seed, as for the views themselves."""
+    number_N: np.ndarray
+    """Number of each sample of the split in its source, (N,)."""
+    mixup: float
+    """Alpha of mixup's Beta(alpha, alpha). 0: off."""
+    cutmix: float
+    """As mixup. Where both are on, each view draws one of them."""
+    size: int
+    """Side of the image in pixels, for cutmix's boxes."""
+    weight_N: np.ndarray | None = None
+    """(N,) how often each sample is drawn as a partner. None: all alike."""
+
+    def mixed(self, items: Sequence[SampleRef]) -> list[SampleRef]:
+        """The samples with their partners. Those that the loader made of padding keep their weight 0."""
+        position_B, view_B = (np.array([item[i] for item in items], dtype=np.int64) for i in range(2))
+        u_B5 = counted_uniform(derive_seed(self.seed, "mixed view"), self.number_N[position_B], view_B, 5)
+        partner_B = self._partners(position_B, u_B5[:, 0])
+        cut_B = u_B5[:, 1] < (0.5 if self.mixup and self.cutmix else float(self.mixup == 0))
+        alpha_B = np.where(cut_B, self.cutmix, self.mixup)
+        lam_B = betaincinv(alpha_B, alpha_B, u_B5[:, 2])
+        out = []
+        for n, item in enumerate(items):
+            lam, box = float(lam_B[n]), None
+            if cut_B[n]:
+                box, lam = _box(lam, float(u_B5[n, 3]), float(u_B5[n, 4]), self.size)
+            out.append(item._replace(partner=int(partner_B[n]), partner_view=item.view, lam=lam, box=box))
+        return out
+
+    def _partners(self, position_B: np.ndarray, u_B: np.ndarray) -> np.ndarray:
+        """(B,) positions, drawn by weight from all but the sample itself; the sample itself where it is alone."""
+        ends_N = self._ends_N
+        weight_B = np.ones(len(position_B)) if self.weight_N is None else self.weight_N[position_B]
+        drawn_B = u_B * (ends_N[-1] - weight_B)
+        drawn_B = drawn_B + weight_B * (drawn_B >= ends_N[position_B] - weight_B)  # skip the sample's own part
+        return np.minimum(np.searchsorted(ends_N, drawn_B, side="right"), len(ends_N) - 1)
+
+    @cached_property
+    def _ends_N(self) -> np.ndarray:
+        return np.cumsum(np.ones(len(self.number_N)) if self.weight_N is None else self.weight_N)
 
 
 @dataclass(frozen=True)
@@ -98,9 +165,9 @@ class SampleStream:
     draw_weights: tuple[float, ...] | None = None
     """(num_samples,) sampling weights. An epoch is then num_samples draws with replacement in place of a permutation."""
     mixup: float = 0.0
-    """Alpha of mixup's Beta(alpha, alpha). 0: off."""
+    """Alpha of mixup's Beta(alpha, alpha), drawn anew in each step. 0: off, or `FiniteMixing` mixes."""
     cutmix: float = 0.0
-    """Alpha of cutmix's Beta(alpha, alpha). 0: off."""
+    """Alpha of cutmix's Beta(alpha, alpha), as mixup's."""
     size: int = 0
     """Side of the image in pixels, for cutmix's boxes."""
 

@@ -22,7 +22,7 @@ from tltrain.data.augmentation import affine, erasing
 from tltrain.data.augmentation.policies import RandomOperations
 from tltrain.data.dataset import Split
 from tltrain.data.rendering import DRAWN, PIXELS, Drawn, pack, to_device
-from tltrain.data.sampler import SampleRef, derive_seed
+from tltrain.data.sampler import FiniteMixing, SampleRef, derive_seed
 
 Batch = dict[str, Tensor]
 
@@ -77,14 +77,16 @@ class Views(Dataset[Batch]):
         bases: BaseImages | None = None,
         on_device: bool = False,
         erase: float = 0.0,
+        mixing: FiniteMixing | None = None,
     ) -> None:
         """bases: cached base images of this split at this size. None: they are decoded on the fly.
 
         on_device: batches hold the inputs of `rendering.to_device`, which renders strong views on the device with the same pixels.
         It applies to strong views only: other views are cheaper to make than to move. erase: probability of random erasing.
+        mixing: `batch` gives each view its partner. None: samples have the partners that they come with.
         """
         self.split, self.preprocess, self.augment, self.flip, self.seed, self.bases = split, preprocess, augment, flip, seed, bases
-        self.erase = erase
+        self.erase, self.mixing = erase, mixing
         self.renders = on_device and augment == "strong"
         self._transform = _transform(augment, flip, preprocess)
         self._cached: dict[int, np.ndarray] = {}
@@ -107,6 +109,7 @@ class Views(Dataset[Batch]):
         With mixing also partner_image, partner_label, lam float32, and box int64 (B, 4): top, left, bottom, right; zeros for mixup.
         With strong views made on the device, image.pixels and image.drawn replace image. The same holds for partner_image.
         """
+        items = items if self.mixing is None else self.mixing.mixed(items)
         position_B = np.array([item.position for item in items])
         batch = {
             **self._images("image", [(item.position, item.view) for item in items]),
@@ -127,7 +130,10 @@ class Views(Dataset[Batch]):
         return _to_tensor(self._base(i))
 
     def view(self, i: int, v: int) -> Tensor:
-        """View v of sample i, uint8 (3, size, size). View 0 is the evaluation view, the centre crop. Other views are augmented."""
+        """View v of sample i, uint8 (3, size, size). View 0 is the evaluation view, the centre crop. Other views are augmented.
+
+        Unmixed: `batch` names the partner of a mixed view.
+        """
         return _to_tensor(self._view(i, v))
 
     def _images(self, name: str, samples: Sequence[tuple[int, int]]) -> Batch:

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tltrain.core.output import escape
-from tltrain.core.recipe import Augment, Recipe
+from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split
-from tltrain.data.mixing import apply_mixup
+from tltrain.data.mixing import apply_mixup, stage_views
 from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
 
@@ -37,17 +37,18 @@ class Column:
     images: np.ndarray
     """(rows, size, size, 3), uint8."""
     notes: tuple[str, ...]
-    """Text under each image: the row it is mixed with, or empty."""
+    """Text under each image: the row or the image it is mixed with, or empty."""
 
 
 def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned: Sequence[StagePlan], rows: int = ROWS) -> bytes:
     """The preview as a PNG: some training images in the evaluation view and in the first views of each stage.
 
-    The pixels are those of the network's input before normalisation. Images are mixed (mixup, CutMix) with other rows of the preview.
+    The pixels are those of the network's input before normalisation. Fresh views are mixed (mixup, CutMix) with other rows of
+    the preview; finite ones with the images that training mixes them with.
     """
     chosen = choose(images.train, rows)
     labels = [images.classes[images.train.labels[i]] for i in chosen]
-    evaluated = _batch(_views(recipe, images.train, preprocess, "none"), [SampleRef(i, 0) for i in chosen])
+    evaluated = _batch(stage_views(recipe, None, images.train, preprocess), [SampleRef(i, 0) for i in chosen])
     all_columns = [Column("val, test", "evaluation view", evaluated, ("",) * len(chosen))]
     most = max(1, min(VIEWS, MOST_COLUMNS // len(planned)))
     for stage in planned:
@@ -69,20 +70,22 @@ def columns(recipe: Recipe, split: Split, preprocess: Preprocess, stage: StagePl
     spec = stage.spec
     stream = SampleStream(
         seed=recipe.seed, stage=stage.index, num_samples=len(chosen), batch=len(chosen), views=spec.views, first_epoch=stage.first_epoch,
-        mixup=spec.mixup, cutmix=spec.cutmix, size=preprocess.size,
+        mixup=0 if stage.mixes_by_view else spec.mixup, cutmix=0 if stage.mixes_by_view else spec.cutmix, size=preprocess.size,
     )  # fmt: skip
-    mixes = spec.mixup > 0 or spec.cutmix > 0
+    mixes = stage.images_per_view > 1
     plain = spec.augment == "none" and not spec.erasing
     num = 1 if plain and not mixes else min(most, math.ceil(stage.epoch(stage.num_steps)))
-    if not mixes:
+    if not mixes or stage.mixes_by_view:
         num = min(num, spec.views or num)
-    views = _views(recipe, split, preprocess, spec.augment, spec.erasing)
+    views = stage_views(recipe, stage, split, preprocess)
     columns = []
     for epoch in range(num):
         items = sorted(stream.step(epoch), key=lambda item: item.position)
         title = "evaluation view" if items[0].view == 0 or plain else f"view {items[0].view}"
-        notes = tuple(_mixture(item, split, chosen) if mixes else "" for item in items)
         placed = [_placed(item, chosen) for item in items]
+        if views.mixing is not None:
+            placed = views.mixing.mixed(placed)
+        notes = tuple(_mixture(item, split, chosen) if mixes else "" for item in placed)
         columns.append(Column(spec.name, title, _batch(views, placed), notes))
     return columns
 
@@ -93,11 +96,8 @@ def _placed(item: SampleRef, chosen: Sequence[int]) -> SampleRef:
 
 
 def _mixture(item: SampleRef, split: Split, chosen: Sequence[int]) -> str:
-    return f"{100 * (1 - item.lam):.0f} % of row {item.partner + 1}"
-
-
-def _views(recipe: Recipe, split: Split, preprocess: Preprocess, augment: Augment, erasing: float = 0.0) -> Views:
-    return Views(split, preprocess, augment, recipe.data.flip, recipe.data.seed, erase=erasing)
+    other = f"row {chosen.index(item.partner) + 1}" if item.partner in chosen else _short(split.ids[item.partner], 14)
+    return f"{100 * (1 - item.lam):.0f} % of {other}"
 
 
 def _batch(views: Views, items: Sequence[SampleRef]) -> np.ndarray:
@@ -163,6 +163,6 @@ def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
     axes.text(x, y, escape.line(text), va="center", parse_math=False, color=_INK, **style)
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = _WORD) -> str:
     text = escape.line(text)
-    return text if len(text) <= _WORD else "…" + text[1 - _WORD :]
+    return text if len(text) <= most else "…" + text[1 - most :]

@@ -27,6 +27,9 @@ BUSY = 1.5
 """Programs a core that want to run, above which a machine is called busy."""
 STEP_S = 0.002
 """Seconds of one step beside its images: sampling, the optimizer, the log."""
+EVALUATION_S = 0.02
+"""Seconds of one evaluation beside its images: the figures, the log brought to the disk, a copy of the best weights. Few images make epochs
+of one step, and then most of the time is this."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,13 @@ class _Clock:
         if _stored(chosen.train):
             seconds = stage.num_reads * step_s
         else:
-            seconds = stage.num_reads * self._together(self.image_s(spec.augment), frozen_s + step_s)
+            seconds = stage.num_reads * self._together(stage.images_per_view * self.image_s(spec.augment), frozen_s + step_s)
         if self.teacher is not None and not _stored(chosen.teacher):
             seconds += stage.num_reads * self.forward(None, teacher=True)
         num_val = 0 if self.images.val is None else min(len(self.images.val), self.recipe.data.eval_limit or len(self.images.val))
         val_s = trained_s if _stored(chosen.val) else self._together(self.image_s("none"), frozen_s + trained_s)
         filled = sum(map(_filled, (chosen.train, chosen.val, chosen.teacher)))
-        return filled + seconds + stage.num_steps * STEP_S + stage.num_evaluations * num_val * val_s
+        return filled + seconds + stage.num_steps * STEP_S + stage.num_evaluations * (num_val * val_s + EVALUATION_S)
 
     def solving(self, stage: StagePlan) -> float:
         """Seconds in which one process works the head out."""

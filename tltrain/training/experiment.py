@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tltrain.core import metric, registry, stage_plan
@@ -90,6 +90,8 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
     return student, teacher
 
 
+MIXES_BY_VIEW = "mixes_by_view"
+"""What the run's env.json says of its finite mixed views. Absent in runs of tltrain 0.1."""
 STUDENT = "weights"
 """The name of the student's weights among `inputs`."""
 
@@ -118,6 +120,13 @@ def check_objective(recipe: Recipe, images: DataSplits, together: int) -> None:
         objective.label_loss(name, num_classes)
     if recipe.distill is not None:
         objective.check_distill_loss(recipe, num_classes, together)
+
+
+def as_begun(experiment: Experiment, path: Path) -> Experiment:
+    """The experiment with what its run has begun with: one of tltrain 0.1 mixes finite views anew in each step, and goes on so."""
+    by_view = run_dir.kept(path).get(MIXES_BY_VIEW, False) or not checkpoint.committed(run_dir.checkpoints(path))
+    plan = experiment.plan if by_view else tuple(replace(stage, mixes_anew=stage.mixes_by_view) for stage in experiment.plan)
+    return replace(experiment, plan=plan)
 
 
 def check_pixels(path: Path, recipe: Recipe, began_with: dict[str, int]) -> None:

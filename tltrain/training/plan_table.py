@@ -129,7 +129,15 @@ def _schedule(stage: StagePlan) -> str:
 def _views(stage: StagePlan) -> str:
     count = "fresh" if stage.spec.views is None else str(stage.spec.views)
     erased = f", {stage.spec.erasing:.0%} erased" if stage.spec.erasing else ""
-    return f"{count}, {stage.spec.augment}{erased}"
+    return f"{count}, {stage.spec.augment}{erased}{', mixed' * (stage.images_per_view > 1)}"
+
+
+def taught_by(recipe: Recipe) -> str:
+    """Who teaches, such as `two teachers: runs/a and runs/b (mean of their answers)`. One: `one teacher: ...`."""
+    teachers = () if recipe.distill is None else recipe.distill.teachers
+    *most, last = [escape.line(spec.weights or f"{spec.name} with random weights") for spec in teachers]
+    num = {1: "one teacher", 2: "two teachers", 3: "three teachers"}.get(len(teachers), f"{len(teachers)} teachers")
+    return f"{num}: {', '.join(most)}{' and ' if most else ''}{last}" + (" (the mean of their answers)" if most else "")
 
 
 def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int) -> list[str]:
@@ -151,15 +159,29 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     if own := optim.own_dropout(chain, plan):
         named = f"the network's own dropout ({own[0]}{f' and {len(own) - 1} more' * (len(own) > 1)})"
         lines.append(f"note    {named} is drawn per process and micro-batch, so the result depends on their number")
+    lines += _mixing_lines(plan)
     if recipe.backbone.dropout:
         lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
     if (distill := recipe.distill) is not None:
         term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
         rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
         lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
+        lines += [f"teacher {taught_by(recipe)}"] if distill.ensemble else []
         if find_distill_loss(distill.loss).reads == "batch" and num_micro > 1:
             told = f"{distill.loss} compares the images of a micro-batch of all processes, {recipe.batch // num_micro} of {recipe.batch}"
             lines.append(f"note    {told}, so the result depends on the number of micro-batches")
+    return lines
+
+
+def _mixing_lines(plan: Sequence[StagePlan]) -> list[str]:
+    """What mixed views cost, and how a run that an older version began mixes them."""
+    mixed = [stage for stage in plan if stage.images_per_view > 1]
+    if not mixed:
+        return []
+    names = ", ".join(stage.spec.name for stage in mixed)
+    lines = [f"note    a mixed view (stage {names}) is made of two images, which are both decoded and augmented"]
+    if any(stage.mixes_anew for stage in mixed):
+        lines.append("note    this run began with a tltrain that mixes finite views anew in each step, and goes on so")
     return lines
 
 

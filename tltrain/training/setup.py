@@ -19,10 +19,11 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.paths import cache_root
-from tltrain.core.recipe import Augment, Recipe, Stage
+from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split, open_images
 from tltrain.data.loader import eval_loader
+from tltrain.data.mixing import stage_views
 from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.data.unlabelled.pictures import beside
@@ -45,7 +46,7 @@ from tltrain.runs.early_end import recorded
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
-from tltrain.training.experiment import Experiment, check_objective, check_pixels, inputs
+from tltrain.training.experiment import MIXES_BY_VIEW, Experiment, as_begun, check_objective, check_pixels, inputs
 from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
@@ -132,12 +133,10 @@ class Run:
         finally:
             self.trackers.close()
 
-    def views(self, split: Split, spec: Stage | None = None) -> Views:
+    def views(self, split: Split, stage: StagePlan | None = None) -> Views:
         """The views that a stage trains on. None: the evaluation view alone."""
-        data, bases, on_device = self.recipe.data, self.bases.get(split.name), self.strong_views.on_device
-        augment: Augment = "none" if spec is None else spec.augment
-        erasing = 0.0 if spec is None else spec.erasing
-        return Views(split, self.student.preprocess, augment, data.flip, data.seed, bases, on_device, erasing)
+        bases, on_device = self.bases.get(split.name), self.strong_views.on_device
+        return stage_views(self.recipe, stage, split, self.student.preprocess, bases, on_device)
 
     def eval_batches(self, split: Split) -> Any:
         return eval_loader(self.views(split), self.shard, self.device_batch, self.recipe.data.eval_limit, self.workers, pin=self.pins)
@@ -173,7 +172,7 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     for note in (*images.notes, *_shared(runtime, lambda: kept_data.seen_in_training(images, recipe.data, inputs(recipe)))):
         console.say(f"data    {note}", style="yellow")
     with console.doing("building the networks"):
-        experiment = Experiment.open(recipe, images, sources)
+        experiment = as_begun(Experiment.open(recipe, images, sources), path)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {cost_model.uncut(student.chain)}; drop it")
@@ -197,7 +196,8 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     _shared(runtime, lambda: len(chosen(start)))
     generation = _claim(path, recipe, start, runtime)
     reduced = {name: kept_flags[name] for name in ("too_large", "chunk") if name in kept_flags}
-    kept_flags = {"max_device_batch": device_batch, "compile": start.compile, "pixels": PIXELS_VERSION} | reduced
+    began = {"pixels": PIXELS_VERSION, MIXES_BY_VIEW: not any(stage.mixes_anew for stage in planned)}
+    kept_flags = {"max_device_batch": device_batch, "compile": start.compile} | began | reduced
     with recorded(path, generation, runtime.rank):
         _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
         _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)

@@ -204,14 +204,14 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
     """A function from a first step to its batches. They hold no images if all outputs that need images are cached."""
-    stream, views = _stream(run, stage), run.views(run.images.pool, stage.spec)
+    stream, views = _stream(run, stage), run.views(run.images.pool, stage)
     rows = {name: cached for name, cached in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if cached is not None}
     without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
 
     def batches(step: int) -> Iterable[Batch]:
         where = (stream, step, stage.num_steps, run.shard)
         if without_images:
-            return Attached(train_positions(views.split.labels, *where), rows)
+            return Attached(train_positions(views.split.labels, *where, views.mixing), rows)
         return Attached(train_loader(views, *where, run.workers, run.pins), rows)
 
     return batches
@@ -219,7 +219,7 @@ def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: Sta
 
 def _solver(run: Run, stage: StagePlan, prefix: FrozenModel | None, stores: StageStores) -> SolveHead:
     """What works out the head of a stage with solve. prefix: computes features where no store has them."""
-    runtime, images, views = run.runtime, run.images, run.views(run.images.train, stage.spec)
+    runtime, images, views = run.runtime, run.images, run.views(run.images.train, stage)
     path, _ = solved.head_of(run.student.chain, stage)
     problem = solved.HeadProblem(runtime, stage, images, run.recipe.data.balance != "none", path, run.recipe.seed)
 
@@ -243,7 +243,7 @@ def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
 
 
 def _stream(run: Run, stage: StagePlan) -> SampleStream:
-    """The order of samples, views and mixing of a stage, as a pure function of the seed and the step."""
+    """The order of samples, views and fresh mixing of a stage, as a pure function of the seed and the step."""
     recipe, labels = run.recipe, run.images.pool.labels
     draw_weights = None
     if recipe.data.balance == "sampler":
@@ -256,8 +256,8 @@ def _stream(run: Run, stage: StagePlan) -> SampleStream:
         views=stage.spec.views,
         first_epoch=stage.first_epoch,
         draw_weights=draw_weights,
-        mixup=stage.spec.mixup,
-        cutmix=stage.spec.cutmix,
+        mixup=0 if stage.mixes_by_view else stage.spec.mixup,
+        cutmix=0 if stage.mixes_by_view else stage.spec.cutmix,
         size=run.student.preprocess.size,
     )
 

@@ -13,7 +13,6 @@ from tltrain.cache.filling import CacheFiller
 from tltrain.cache.frozen import FrozenModel
 from tltrain.cache.image_cache import PartOfCache
 from tltrain.cache.keys import CacheContext
-from tltrain.core.recipe import Stage
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import Split
 from tltrain.data.views import Batch
@@ -59,17 +58,17 @@ def open_stores(
     should_stop(where): whether a stop is requested. Filling ends then.
     """
     chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.pool, run.images.val
-    shared, stage_origin = run.images.shared, {"stage": stage.index, "run": str(run.path.absolute())}
+    shared, stage_origin = stage.shares(run.images.shared), {"stage": stage.index, "run": str(run.path.absolute())}
 
-    def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, spec: Stage | None) -> Rows | None:
+    def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, of: StagePlan | None) -> Rows | None:
         filler = _filler(run, should_stop, split)
-        return filler.rows(choice, kind, frozen, loaded, run.views(split, spec), _origin(run, split) | stage_origin)
+        return filler.rows(choice, kind, frozen, loaded, run.views(split, of), _origin(run, split) | stage_origin)
 
     def of_train(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded) -> Rows | None:
         """The rows of train, which of folds stand among those of all images."""
         if shared is None:
-            return rows(choice, kind, frozen, loaded, train, stage.spec)
-        of_all = rows(choice, kind, frozen, loaded, shared.split, stage.spec)
+            return rows(choice, kind, frozen, loaded, train, stage)
+        of_all = rows(choice, kind, frozen, loaded, shared.split, stage)
         return of_all and of_all.part(shared.positions(train))
 
     if prefix is not None and chosen.train is not None and chosen.train.place is not None:
