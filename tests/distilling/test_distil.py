@@ -137,7 +137,7 @@ def test_mistakes(runs: list[Path], digits: Path, tmp_path: Path, capsys: pytest
     folder = tmp_path / "small"
     for minutes in ("0", "inf", "nan", "-1"):
         assert f"--minutes is {minutes}" in mistake(asked(runs[:1], folder, f"--minutes={minutes}"), capsys)
-    assert "is no run folder" in mistake(asked([tmp_path / "nothing"], folder), capsys)
+    assert "give the folder that `tltrain train` made" in mistake(asked([tmp_path / "nothing"], folder), capsys)
     assert "given twice" in mistake(asked([runs[0], runs[0]], folder), capsys)
     assert "backbone.name is 'resnet-mcro'; did you mean" in mistake(asked(runs[:1], folder, to="resnet-mcro"), capsys)
     stopped = tmp_path / "stopped"
