@@ -15,7 +15,7 @@ from tltrain.cache.planner import Choices, StageChoices
 from tltrain.core.recipe import Recipe, parse
 from tltrain.data import outline_images
 from tltrain.planning import run_time
-from tltrain.planning.run_time import STEP_S, RunTime
+from tltrain.planning.run_time import EVALUATION_S, STEP_S, RunTime
 from tltrain.training.experiment import Experiment
 
 RECIPE = """
@@ -53,8 +53,8 @@ def test_steps_views_evaluations_and_the_test_are_counted_once(speeds: None) -> 
     assert images.test is not None
     num_val, num_last = len(images.val), len(images.val) + len(images.test)
     seen_s = IMAGE_S + WHOLE_S
-    head = 300 * (IMAGE_S + PREFIX_S + 3 * (WHOLE_S - PREFIX_S)) + 30 * STEP_S + 2 * num_val * seen_s
-    assert found.stages == pytest.approx((head, 200 * (IMAGE_S + 3 * WHOLE_S) + 20 * STEP_S + 2 * num_val * seen_s))
+    head = 300 * (IMAGE_S + PREFIX_S + 3 * (WHOLE_S - PREFIX_S)) + 30 * STEP_S + 2 * (num_val * seen_s + EVALUATION_S)
+    assert found.stages == pytest.approx((head, 200 * (IMAGE_S + 3 * WHOLE_S) + 20 * STEP_S + 2 * (num_val * seen_s + EVALUATION_S)))
     assert found.rest == pytest.approx(num_last * seen_s)
     assert found.after(0) == pytest.approx(found.stages[1] + found.rest)
     shared, _ = expected(parse(RECIPE, "r"), StageChoices(), world=4)
@@ -67,7 +67,9 @@ def test_what_is_stored_is_computed_once(speeds: None) -> None:
     assert experiment.images.val is not None
     trained_s = WHOLE_S - PREFIX_S
     filled = 150 * (IMAGE_S + PREFIX_S)
-    assert found.stages[0] == pytest.approx(filled + 300 * 3 * trained_s + 30 * STEP_S + 2 * len(experiment.images.val) * trained_s)
+    assert found.stages[0] == pytest.approx(
+        filled + 300 * 3 * trained_s + 30 * STEP_S + 2 * (len(experiment.images.val) * trained_s + EVALUATION_S)
+    )
 
 
 def test_a_head_is_worked_out_by_one_process(speeds: None, monkeypatch: pytest.MonkeyPatch) -> None:
