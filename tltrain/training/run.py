@@ -254,7 +254,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         run.log({"kind": "test", **last.place(last.num_steps), **figures})
         if run.runtime.is_main:
             seconds = progress.seconds + clock() - began
-            details = {"weights": last.spec.carry, "seconds": seconds}
+            details: dict[str, Any] = {"weights": last.spec.carry, "seconds": seconds}
             details |= metrics.details(predictions, run.images.classes, run.recipe.data.depth)
             details |= metrics.doubts(predictions, rules.sets, rules.abstentions, run.images.classes, rules.val)
             images = test, run.views(test), run.images.classes
