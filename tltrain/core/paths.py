@@ -56,6 +56,8 @@ def near(path: str | Path) -> str:
 
 def check_run(run: Path) -> None:
     """Raise UserError where a path is no run folder, with those that may have been meant. Quick: before anything large is imported."""
+    if (inner := run_of_a_fit(run)) is not None:
+        raise UserError(f"{run} is the folder of a fit, and its run is {inner}; give that")
     if (run / "recipe.yaml").is_file():
         return
     inside = _runs_in(run)
@@ -67,6 +69,12 @@ def check_run(run: Path) -> None:
     meant = [each for each in others if get_close_matches(run.name, [each.name], n=1)]
     hint = f"did you mean {meant[0]}?" if meant else f"run folders here: {', '.join(map(str, list(others)[:5]))}" if others else ""
     raise UserError(f"there is no folder {run}; {hint or 'give the folder that `tltrain train` made'}")
+
+
+def run_of_a_fit(folder: Path) -> Path | None:
+    """The run within a folder of `tltrain fit`, beside the recipe that was chosen. None: it is no such folder, or has none yet."""
+    inner = folder / "run"
+    return inner if (inner / "recipe.yaml").is_file() and not (folder / "generations").exists() else None
 
 
 def _runs_in(folder: Path) -> list[Path]:

@@ -39,6 +39,15 @@ def test_a_folder_that_is_not_there_names_the_one_beside_it(tmp_path: Path) -> N
         parsing.parse("plan", ["folder-resnet50", str(tmp_path / "other")])
 
 
+def test_what_a_recipe_keeps_for_other_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """digits-distill learns from 10 images a class, and would do so from anybody's photos."""
+    parsing.parse("plan", ["digits-distill", str(tmp_path)])
+    assert f"what it says of data holds for folder:{tmp_path} too: --data.per_class 10, --data.flip False" in capsys.readouterr().err
+    parsing.parse("plan", ["folder-resnet50", str(tmp_path)])
+    parsing.parse("plan", ["digits-distill", "digits"])
+    assert "holds for" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("values", ["0..x", "a..4", "0.."])
 def test_a_range_that_is_none_is_said_to_be_one(values: str) -> None:
     with pytest.raises(UserError, match=r"a range stands between two whole numbers, such as seed=0\.\.4"):

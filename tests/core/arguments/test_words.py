@@ -72,6 +72,7 @@ def test_what_was_decided_is_said(here: Path, capsys: pytest.CaptureFixture[str]
     assert [stage.epochs for stage in recipe.stages] == [2, 2, 2]
     assert capsys.readouterr().err == (
         "note    the data is folder:photos\n"
+        "note    digits-resnet was made for digits, and what it says of data holds for folder:photos too: --data.flip False\n"
         "note    --epochs 2 is of every stage: head (was 3), top (was 4), all (was 6); of one: --stages.all.epochs 2\n"
     )
 

@@ -151,3 +151,15 @@ def test_the_page_filters_rows_without_a_script(runs: Path, capsys: pytest.Captu
             assert f"body:has(#{name}-{i}:checked) tbody tr:not(.{name}-{i}) {{ display: none; }}" in text
     rows = text.partition("<tbody>")[2].split("<tr ")[1:]
     assert sum("state-1" in row.partition(">")[0] for row in rows) == 2 == sum("finished" in row for row in rows)
+
+
+def test_the_run_of_a_fit_stands_for_its_folder(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = runs / "pictures-fit"
+    (fit / "run").mkdir(parents=True)
+    done = next(path for path in sorted(runs.iterdir()) if (path / "outcome.json").is_file())
+    for name in ("recipe.yaml", "outcome.json"):
+        (fit / "run" / name).write_text((done / name).read_text())
+    (fit / "recipe.yaml").write_text((done / "recipe.yaml").read_text())
+    assert main(["ls", str(fit), "--json"]) == 0
+    assert [Path(line["run"]).name for line in json.loads(capsys.readouterr().out)] == ["run"]
+    assert f"is the folder of a fit, and its run is {fit / 'run'}" in mistake(["evaluate", str(fit)], capsys)

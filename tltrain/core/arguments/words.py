@@ -144,12 +144,21 @@ def _apply(words: Words, recipe: Recipe, name: str, value: str) -> None:
         words.changes["data.source"] = source
         if source != value:
             words.notes.append(f"the data is {source}")
+        if source != recipe.data.source and (kept := _kept(recipe)):
+            words.notes.append(f"{recipe.name} was made for {recipe.data.source}, and what it says of data holds for {source} too: {kept}")
         return
     number = _number(name, value)
     if name == "--size":
         words.changes.update(_sized(recipe, int(number)))
     else:
         _of_all_stages(words, recipe, name.removeprefix("--"), number)
+
+
+def _kept(recipe: Recipe) -> str:
+    """The settings of a recipe's data that are no defaults, as flags that change them. Those of size go with the network."""
+    fields = type(recipe.data).model_fields.items()
+    said = {name: getattr(recipe.data, name) for name, field in fields if getattr(recipe.data, name) != field.default}
+    return ", ".join(f"--data.{name} {value}" for name, value in said.items() if name not in ("source", "size", "resize"))
 
 
 def _number(name: str, value: str) -> float:

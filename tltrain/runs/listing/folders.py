@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.paths import run_of_a_fit
 from tltrain.core.recipe import Recipe
 from tltrain.runs import run_dir
 
@@ -66,7 +67,7 @@ def find(root: Path) -> Iterator[tuple[Path, str | None]]:
 def _find(path: Path, depth: int) -> Iterator[tuple[Path, str | None]]:
     try:
         if run_dir.recipe_file(path).is_file():
-            yield path, None
+            yield (path if run_of_a_fit(path) is None else path / "run"), None
             return
         inside = sorted(path.iterdir())
     except OSError as error:
