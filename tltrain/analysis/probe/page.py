@@ -60,7 +60,7 @@ def _chart(probed: Probed) -> Html:
         "Accuracy against time, %", marks, log_axis(min(times), max(times)), y, compact, lambda share: f"{100 * share:.0f}",
         x_label="milliseconds of one image in the network, on this machine", keys=used, edge=(edge(rows), "the best for its time"),
     )  # fmt: skip
-    kind = "Wilson's, and where images have groups the bootstrap over groups"
+    kind = "Wilson's; where images have groups, for as many images as the groups are worth"
     note = el("p", f"The numbers are the rows of the table. Lines are 95\u202f% intervals: {kind}.", class_="note")
     return el("section", el("h2", "Accuracy against cost"), drawn, note)
 

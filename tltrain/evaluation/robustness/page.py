@@ -184,10 +184,11 @@ def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images:
     head = ["Right, %", first, second, "Difference", f"\u2212{100 * scale:.0f} to +{100 * scale:.0f}", "95\u202f% interval", "p"]
     tests = len([row for row in rows if row.name not in ("clean", "all")])
     same = f"corruptions of the same kinds, whose pixels are not the same ({unlike})" if unlike else "the same corruptions"
+    chance = f"Of {tests} such tests, about one in twenty has p < .05 by chance alone. " if tests > 1 else ""
     note = (
         f"On the same {plural(num_images, 'image')} under {same}, in points of accuracy, {first} minus {second}. Intervals: the "
-        f" bootstrap over images, each with all of its answers; p: the sign-flip test over images. Of {tests} such tests, about one in "
-        "twenty has p < .05 by chance alone. They cover the choice of images, not of the seed."
+        f"bootstrap over images or groups of them, with all of their answers; p: the sign-flip test over the same. "
+        f"{chance}They cover the choice of images, not of the seed."
     )
     return page(
         f"{first} and {second} under corruptions",

@@ -191,6 +191,8 @@ def _note(entries: Sequence[ComparedRun]) -> Html:
         "resamples of the test images. The calibration error (ECE) is measured before calibration. Images counts those trained on, "
         "repeats included."
     ]
+    if any(e.predicted is not None and e.predicted.group is not None for e in entries):
+        sentences.append("Where images have groups, Wilson's is for as many images as they are worth, and they are resampled whole.")
     if any(e.run.recipe.backbone.weights for e in entries):
         sentences.append("The cost of the weights that a run starts from is not counted.")
     if any(e.run.recipe.distill for e in entries):
@@ -220,7 +222,8 @@ def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
         for pair in pairs
     ]
     text = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% interval "
-    text += f"(bootstrap over images, each with both answers); p is that of the {pairs[0].test}. "
+    over = "images" if pairs[0].first.predicted is None or pairs[0].first.predicted.group is None else "groups of images"
+    text += f"(bootstrap over {over}, each with both answers); p is that of the {pairs[0].test}. "
     if len(pairs) > 1:
         text += f"Of {len(pairs)} such tests, about one in twenty has p < .05 by chance alone."
     head = ["Against", "Difference", "Only the best right", "Only the other right", "p"]
