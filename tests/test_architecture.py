@@ -16,15 +16,15 @@ PACKAGE = ROOT / "tltrain"
 # From the ground up: a room imports only from rooms that stand before it here; files of one room import each other.
 ROOMS = (
     "core/output", "core/schema", "core", "core/arguments",
-    "data/tables", "data/pictures", "data/augmentation", "data", "data/corruptions", "data/scans", "data/remote", "data/sources",
-    "data/containers", "data/published", "data/unlabelled",
+    "data/tables", "data/pictures", "data/augmentation", "data/multilabel", "data", "data/corruptions", "data/scans", "data/remote",
+    "data/sources", "data/containers", "data/published", "data/unlabelled",
     "heads", "uncertainty",
     "runs", "runs/trackers", "runs/report", "runs/listing", "runs/pages", "runs/folds",
     "models/weight_files", "models", "models/tracing", "models/timm", "models/transformers", "models/families",
     "distributed", "distributed/strategies",
     "cache",
     "planning",
-    "evaluation", "evaluation/promises", "evaluation/robustness", "evaluation/exporters",
+    "evaluation/multilabel", "evaluation", "evaluation/promises", "evaluation/robustness", "evaluation/exporters",
     "training/losses", "training/weights", "training/depths", "training", "many",
     "analysis", "analysis/probe", "analysis/doctor", "fitting", "distilling",
     "api", "commands", "cli", "__main__",

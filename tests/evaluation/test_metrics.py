@@ -133,5 +133,5 @@ def test_no_key_of_a_row_is_free_for_a_metric(finished_run: Path) -> None:
     rows = [row for row in read_rows(finished_run) if row["kind"] in ("val", "teacher", "test")]
     keys = set().union(*rows, json.loads((finished_run / "test_metrics.json").read_text()))
     more = {"share", "curve"} | {"views", "strangers"}  # of a blend's row, and of an evaluation that was asked for them
-    more |= {"groups", "ends", "tree"}  # of test images in groups, and of classes in a tree
+    more |= {"groups", "ends", "tree", "per_label"}  # of test images in groups, of classes in a tree, of several labels
     assert keys - set(registry.names("metrics")) | more == metric.RESERVED

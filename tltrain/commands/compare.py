@@ -64,7 +64,8 @@ def rendered(entries: Sequence[ComparedRun]) -> RenderableType:
 
 def _runs(entries: Sequence[ComparedRun]) -> Table:
     several = on_several(entries)
-    table = _table("run", "top-1 (95 % interval)", "F1", "ECE", "time", *(["device time"] if several else []), "memory")
+    right = "all labels right" if all(e.run.recipe.data.multilabel for e in entries) else "top-1"
+    table = _table("run", f"{right} (95 % interval)", "F1", "ECE", "time", *(["device time"] if several else []), "memory")
     for e in leaderboard(entries):
         cost = [duration(e.run.seconds), *([duration(e.device_seconds)] if several else []), memory(e.peak_bytes)]
         if e.run.test is None or e.accuracy is None:

@@ -55,7 +55,8 @@ def predict_files(
         if form == "json":
             write_json(rows, out, trained.classes if all_shares else ())
         elif form == "csv":
-            columns = Columns(min(top, len(trained.classes)), trained.classes if all_shares else (), asked)
+            several = trained.card.thresholds is not None  # of several labels each has a probability of its own
+            columns = Columns(min(top, len(trained.classes)), trained.classes if all_shares or several else (), asked, several)
             write_csv(rows, out, columns)
         else:
             terminal = Terminal(file=out, highlight=False)
@@ -116,6 +117,8 @@ def write_json(predictions: Iterable[Prediction], out: IO[str], classes: Sequenc
 def _plain(p: Prediction, classes: Sequence[str]) -> dict[str, Any]:
     top = [{"label": name, "confidence": share} for name, share in p.top]
     plain: dict[str, Any] = {"path": p.id, "label": p.label, "confidence": p.confidence, "top": top, "problem": p.problem}
+    if p.labels is not None:
+        plain = {"path": p.id, "labels": p.labels, "top": top, "problem": p.problem}
     for name in ("set", "strangeness", "decision"):
         if (value := getattr(p, name)) is not None:
             plain[name] = value
@@ -133,9 +136,14 @@ class Columns:
     classes: tuple[str, ...] = ()
     """Those whose probability stands in a column `p:CLASS`."""
     asked: Asked = PLAIN
+    labels: bool = False
+    """Whether an image may have several labels: a column `labels`, a JSON list as of a set, stands in place of the classes."""
 
     def heads(self) -> Iterator[str]:
         """The names of the columns in between."""
+        if self.labels:
+            yield from ("labels", *(f"p:{name}" for name in self.classes))
+            return
         yield from ("label", "confidence")
         yield from (f"{name}_{i}" for i in range(2, self.top + 1) for name in ("label", "confidence"))
         yield from ["set"] if self.asked.sets else []
@@ -145,8 +153,11 @@ class Columns:
 
     def cells(self, p: Prediction) -> Iterator[str]:
         """What stands in them for one image. A set is a JSON list, the most probable class first: no name of a class can break it."""
-        for name, share in p.top:
-            yield from (name, f"{share:.6f}")
+        if p.labels is not None:
+            yield json.dumps(p.labels, ensure_ascii=False)
+        else:
+            for name, share in p.top:
+                yield from (name, f"{share:.6f}")
         yield from [json.dumps(p.set, ensure_ascii=False)] if p.set is not None else []
         yield from [f"{p.strangeness:.4f}"] if p.strangeness is not None else []
         yield from [p.decision] if p.decision is not None else []
@@ -226,6 +237,11 @@ def _line(p: Prediction) -> Line:
     if p.set is not None:
         first, *more = map(escape.line, p.set)
         others = (f"set: {first}", *more)
+    if p.labels is not None:
+        rest = [(name, s) for name, s in p.top if name not in p.labels]
+        sure = ", ".join(f"{100 * s:.1f}" for name, s in p.top if name in p.labels)
+        named = ", ".join(map(escape.line, p.labels)) or "none of them"
+        return Line(file, named, "", sure, tuple(f"{escape.line(name)} {100 * s:.1f}" for name, s in rest))
     withheld = {"stranger": "none of these", "abstains": "abstains"}.get(p.decision or "", "")
     return Line(file, escape.line(label), withheld, f"{100 * share:.1f} %", others)
 

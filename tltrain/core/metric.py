@@ -12,7 +12,7 @@ from tltrain.core.errors import UserError
 RESERVED = frozenset({
     "kind", "time", "stage", "stage_index", "step", "run_step", "epoch", "split", "n", "best", "share", "curve",
     "weights", "seconds", "classes", "per_class", "confusion", "reliability", "calibration",
-    "sets", "abstain", "answered_curve", "views", "strangers", "groups", "ends", "tree", "fitted_on",
+    "per_label", "sets", "abstain", "answered_curve", "views", "strangers", "groups", "ends", "tree", "fitted_on",
 })  # fmt: skip
 """Keys that stand beside the metrics in a row of metrics-*.jsonl, in test_metrics.json and in what evaluate gives: names for no metric."""
 
@@ -26,8 +26,15 @@ class Metric:
     higher_is_better: bool = True
     title: str = ""
     """Its name in reports. Empty: the registered name."""
+    of: tuple[str, ...] = ("classes",)
+    """The data that it is of: `classes` (each image has one class), `labels` (several or none), or both."""
     is_share: bool = False
     """Whether it lies between 0 and 1 and is shown in per cent."""
+
+
+def of_data(multilabel: bool) -> list[str]:
+    """The names of the metrics of images with one class each, or with several labels."""
+    return [name for name in registry.names("metrics") if ("labels" if multilabel else "classes") in metric(name).of]
 
 
 def metric(name: str) -> Metric:

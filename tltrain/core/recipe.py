@@ -191,9 +191,15 @@ class Recipe(Model):
         if len(set(names)) < len(names):
             raise ValueError(f"stage names are {names}; each must be different")
         solved = [s.name for s in self.stages if s.solve is not None]
+        self.data.check_learned(solved, [s.name for s in self.stages if s.unfreeze == "auto"], self.distill is not None)
         if self.distill is not None and solved:
             raise ValueError(f"stage {solved[0]} has solve, which learns from labels alone, and distill names a teacher; leave one out")
         return self
+
+    @property
+    def select_beside_loss(self) -> str:
+        """The metric to show beside the loss, which has its own chart: `select`, or the usual one where that is the loss."""
+        return ("map" if self.data.multilabel else "top1") if self.select == "loss" else self.select
 
     def smoke(self) -> Recipe:
         """A short test run of this recipe: two steps a stage, or a head solved on `SMOKE_PER_CLASS` images, and one batch of evaluation."""

@@ -61,6 +61,10 @@ KINDS: dict[str, dict[str, str]] = {
         "recall_weighted": "tltrain.evaluation.metrics:RECALL_WEIGHTED",
         "f1_weighted": "tltrain.evaluation.metrics:F1_WEIGHTED",
         "ece": "tltrain.evaluation.metrics:ECE",
+        "map": "tltrain.evaluation.multilabel.metrics:MAP",
+        "f1_micro": "tltrain.evaluation.multilabel.metrics:F1_MICRO",
+        "auroc_macro": "tltrain.evaluation.multilabel.metrics:AUROC",
+        "subset_accuracy": "tltrain.evaluation.multilabel.metrics:SUBSET",
     },
     "trackers": {
         "wandb": "tltrain.runs.trackers.wandb:WandbTracker",

@@ -1,6 +1,6 @@
 """The data pipeline: sources, splits, decoding, augmented views, sample order, loaders."""
 
-from tltrain.data.dataset import DataSplits, Source, SourceKind, Split, class_weights
+from tltrain.data.dataset import DataSplits, Source, SourceKind, Split, class_counts, class_weights, label_weights
 from tltrain.data.splits import assign, open_images, outline_images, split_names
 
 __all__ = [
@@ -9,7 +9,9 @@ __all__ = [
     "SourceKind",
     "Split",
     "assign",
+    "class_counts",
     "class_weights",
+    "label_weights",
     "open_images",
     "outline_images",
     "split_names",

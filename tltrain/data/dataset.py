@@ -26,7 +26,7 @@ class Split:
 
     name: str
     labels: np.ndarray
-    """(N,) int64, the class of each sample."""
+    """(N,) int64, the class of each sample. Of several labels (`Data.multilabel`): (N, K) uint8, 1 where a sample has a class."""
     ids: Sequence[str]
     """(N,) readable name of each sample: a path relative to the source, or digits/17. `Texts` keeps a million in one buffer."""
     source_index: np.ndarray
@@ -131,7 +131,7 @@ class Source:
 
     classes: tuple[str, ...]
     labels: np.ndarray
-    """(N,) int64."""
+    """(N,) int64, or (N, K) uint8, as in `Split`."""
     ids: Sequence[str]
     """(N,) readable names. A tuple does; of a million images let it be `Texts.of(names)` (tltrain/data/tables/texts.py)."""
     numbers: np.ndarray
@@ -164,13 +164,14 @@ class SourceKind:
     open: Opener
     argument: str = ""
     """Name of the part after the colon in messages, such as PATH. Empty: the source has no such part."""
+    multilabel: bool = False
+    """Whether it reads several labels an image (data.label_separator, data.label_columns)."""
     columns: bool = False
     """Whether it reads tables whose columns data.image_column and data.label_column name."""
     tree: bool = False
     """Whether its classes are folders, of which data.depth says how many levels count."""
     outline: Callable[[str | None, Data, Path], Source | None] | None = None
     """For `tltrain plan`: returns a Source with the known sizes of a data set that is not downloaded yet, or None if it is there."""
-
 
     def foreign(self) -> dict[str, None]:
         """What a recipe may say under `data` of other kinds alone, as a recipe that says nothing of it has it."""
@@ -220,6 +221,11 @@ def sampling_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return weight_N
 
 
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(num_classes,) int64: the samples of each class. labels: as in `Split`."""
+    return labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+
+
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Loss weights (num_classes,) inverse to class frequency: n / (K n_c). Their mean over the samples is 1.
 
@@ -230,6 +236,14 @@ def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     weight_K = np.zeros(num_classes)
     weight_K[present] = len(labels) / (present.sum() * count_K[present])
     return weight_K
+
+
+def label_weights(labels: np.ndarray) -> np.ndarray:
+    """Loss weights (2, K) of several labels (N, K): of samples without each class, and of those with it.
+
+    Each class is two, with and without it, that are weighed as `class_weights` does: their sums over the samples are equal.
+    """
+    return np.stack([class_weights(label_N, 2) for label_N in labels.T], axis=1)
 
 
 ALONE = 0.95

@@ -16,7 +16,9 @@ from tltrain.core import registry
 from tltrain.core.errors import LISTED, UserError, some
 from tltrain.core.paths import data_root
 from tltrain.core.recipe import Data
-from tltrain.data.dataset import DataSplits, Indexed, SharedImages, Source, SourceKind, Split, corrected_source
+from tltrain.data.dataset import DataSplits, Indexed, SharedImages, Source, SourceKind, Split, class_counts, corrected_source
+from tltrain.data.multilabel.label_sets import check_known
+from tltrain.data.multilabel.stratify import cut_label_sets
 from tltrain.data.sampler import derive_seed, first_of_each, shuffled
 from tltrain.data.tables.texts import Texts, same_as
 
@@ -54,8 +56,8 @@ def split(source: Source, spec: Data) -> DataSplits:
 
 
 def _shared(source: Source) -> SharedImages:
-    samples = np.flatnonzero(source.declared != "test")
-    return SharedImages(_split(source, "all", samples), _fingerprint(source, {"all": samples}))
+    samples = {"all": np.flatnonzero(source.declared != "test")}
+    return SharedImages(_split(source, "all", samples["all"]), _fingerprint(source, samples))
 
 
 def _fold(source: Source, spec: Data, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -127,8 +129,10 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
     """Mask (N,) of the samples to cut from train: about `fraction` of each class, whole groups only, never all of a class.
 
     Groups are tried in a random order by `seed`. A group is cut if that brings the class counts closer to their targets. A class with
-    two or more samples gives at least one, if its groups allow it.
+    two or more samples gives at least one, if its groups allow it. Several labels (N, K) are cut by their sets.
     """
+    if label_N.ndim == 2:
+        return cut_label_sets(label_N, list(_groups(group_N, seed)), fraction)
     leaves: list[int] = []
     count_K = np.bincount(label_N)
     wanted_K = np.where(count_K > 1, np.clip(fraction * count_K, 1, np.maximum(count_K - 1, 1)), 0).tolist()
@@ -163,8 +167,7 @@ def folds(label_N: np.ndarray, group_N: np.ndarray, k: int, seed: int) -> np.nda
     num_groups = len(np.unique(group_N))
     if not 2 <= k <= num_groups:
         few = f"{len(label_N)} images make {num_groups} groups, and a group is never parted; give fewer folds"
-        remedy = "give 2 or more" if k < 2 else few
-        raise UserError(f"the data cannot be parted into {k} folds: {remedy}")
+        raise UserError(f"the data cannot be parted into {k} folds: {'give 2 or more' if k < 2 else few}")
     labels = label_N.tolist()
     groups = [(members, sorted(Counter([labels[i] for i in members]).items())) for members in _groups(group_N, seed)]
     groups.sort(key=lambda group: (-len(group[0]), group[1][0][0]))  # stable, so that equal ones stay in their random order
@@ -184,8 +187,7 @@ def folds(label_N: np.ndarray, group_N: np.ndarray, k: int, seed: int) -> np.nda
 def keep_per_class(label_N: np.ndarray, num: int, seed: int) -> np.ndarray:
     """Sorted positions of at most `num` samples of each class, drawn by `seed`."""
     order = shuffled(seed, len(label_N))
-    drawn = [order[label_N[order] == c][:num] for c in np.unique(label_N)]
-    return np.sort(np.concatenate(drawn))
+    return np.sort(np.concatenate([order[label_N[order] == c][:num] for c in np.unique(label_N)]))
 
 
 def _groups(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
@@ -206,18 +208,15 @@ def _split(source: Source, name: str, samples: np.ndarray) -> Split:
 
 def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:
     """Notes on classes with few training images, or without evaluation images. Raises UserError if a class has no training image."""
-    count_K = np.bincount(source.labels[train], minlength=len(source.classes))
-    absent = [name for name, n in zip(source.classes, count_K, strict=True) if n == 0]
-    if absent:
+    count_K = class_counts(source.labels[train], len(source.classes))
+    if absent := [name for name, n in zip(source.classes, count_K, strict=True) if n == 0]:
         raise UserError(f"no readable training image of class {some(absent)}; add some, or take the class out of every split")
     notes = []
-    few = [f"{name} ({n})" for name, n in zip(source.classes, count_K, strict=True) if n < TINY]
-    if few:
+    if few := [f"{name} ({n})" for name, n in zip(source.classes, count_K, strict=True) if n < TINY]:
         notes.append(f"classes with fewer than {TINY} training images: {some(few)}")
     for split_name in ("val", "test"):
-        present = set(source.labels[parts[split_name]].tolist())
-        missing = [name for c, name in enumerate(source.classes) if c not in present]
-        if present and missing:
+        num_K = class_counts(source.labels[parts[split_name]], len(source.classes))
+        if len(parts[split_name]) and (missing := [name for name, n in zip(source.classes, num_K, strict=True) if n == 0]):
             notes.append(f"{split_name} has no image of class {some(missing)}")
     return notes
 
@@ -240,31 +239,32 @@ def _twins(source: Source, parts: dict[str, np.ndarray]) -> list[str]:
 
 
 def _fingerprint(source: Source, parts: dict[str, np.ndarray]) -> str:
-    state = hashlib.blake2b(source.fingerprint.encode(), digest_size=16)
-    for name, samples in parts.items():
-        state.update(name.encode() + source.numbers[samples].astype("<i8").tobytes())
-    return state.hexdigest()
+    members = b"".join(name.encode() + source.numbers[samples].astype("<i8").tobytes() for name, samples in parts.items())
+    return hashlib.blake2b(source.fingerprint.encode() + members, digest_size=16).hexdigest()
 
 
 def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
     """As open_images, without downloads, for `tltrain plan`. An absent known data set is outlined by its published sizes."""
-    return split(open_source(spec, root, outline=True), spec)
+    return split(open_source(spec, root, outline=True, multilabel=True), spec)
 
 
-def open_images(spec: Data, root: Path | None = None) -> DataSplits:
-    """Open, scan and split the data set that a recipe names. root: as in `open_source`. Raises UserError if it cannot be trained on."""
-    return split(open_source(spec, root), spec)
+def open_images(spec: Data, root: Path | None = None, multilabel: bool = False) -> DataSplits:
+    """Open, scan and split the data set that a recipe names. Arguments and errors are those of `open_source`."""
+    return split(open_source(spec, root, multilabel=multilabel), spec)
 
 
-def open_source(spec: Data, root: Path | None = None, outline: bool = False) -> Source:
-    """All samples of a source. root: of downloads; None is TLTRAIN_DATA or the user's cache. outline: an absent known set by its sizes."""
+def open_source(spec: Data, root: Path | None = None, outline: bool = False, multilabel: bool = False) -> Source:
+    """All samples of a source. Raises UserError for one that cannot be trained on.
+
+    root: of downloads; None is TLTRAIN_DATA or the user's cache. outline: an absent known set by its sizes. multilabel: it may be.
+    """
     kind, argument = _find(spec.source)
     kind.check(spec)
+    check_known(spec, multilabel and kind.multilabel)
     outlined = kind.outline(argument, spec, root or data_root()) if outline and kind.outline is not None else None
     source = outlined or kind.open(argument, spec, root or data_root())
     if spec.white is not None and not kind.argument:
-        note = f"data.white is {spec.white}, and {spec.source} has no image files that it could change"
-        source = replace(source, notes=(*source.notes, note))
+        source = replace(source, notes=(*source.notes, f"data.white is {spec.white}, and {spec.source} has no image files it could change"))
     return source
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,9 +20,12 @@ from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
-from tltrain.evaluation.evaluator import features, predict, predict_views
+from tltrain.evaluation.evaluator import answers, features, predict, predict_views
 from tltrain.evaluation.kept_data import for_evaluation
 from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.multilabel.names import under_classes
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
+from tltrain.evaluation.results import differs_from_test
 from tltrain.models import factory
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import read_card
@@ -35,8 +38,6 @@ from tltrain.uncertainty.strangers import Strangers, found
 
 OWN = {"per_class": None, "exclude": None, "relabel": None, "folds": None, "fold": None, "repeat": 0}
 """What a recipe says of its own images, and not of another source."""
-ROUNDING = 0.002
-"""Largest share of images whose prediction may change with the device or the precision."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
     The run's own images keep the splits of the training, and `notes` lists images that are missing, new or changed.
     Raises UserError where the run is not finished, the split does not exist, or an image's class is not one of the run.
     """
-    runtime, opened = opened_run(path, source, which, strangers=asked.strangers is not None)
+    runtime, opened = opened_run(path, source, which, strangers=asked.strangers is not None, multilabel=True)
+    if opened.spec.multilabel:
+        return _labels_figures(path, runtime, opened, source, device_batch)
 
     def predicted(batch: int) -> tuple[Predictions, Predictions]:
         batches = opened.loader(runtime, opened.split, batch, asked.num_views)
@@ -92,7 +95,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
     figures = metrics.summary(predictions, len(opened.classes))
     top1 = accuracy_interval(predictions.predicted == predictions.label, predictions.group)
     if source is None and opened.split.name == "test" and not notes and asked.num_views == 1:
-        notes = _differs_from_test(path, figures)
+        notes = differs_from_test(path, figures)
     return {
         "split": opened.split.name,
         **figures,
@@ -104,6 +107,22 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
         **({} if asked.strangers is None else {"strangers": _found(runtime, opened, asked.strangers, device_batch)}),
         "notes": notes,
     }
+
+
+def _labels_figures(path: Path, runtime: Runtime, opened: Opened, source: str | None, device_batch: int) -> dict[str, Any]:
+    """`evaluate` of several labels an image."""
+
+    def predicted(batch: int) -> LabelPredictions:
+        said = answers(runtime, opened.chain, opened.loader(runtime, opened.split, batch), opened.temperature)
+        return replace(cast(LabelPredictions, said), thresholds=opened.thresholds)
+
+    predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
+    figures, notes = metrics.summary(predictions, len(opened.classes)), opened.notes
+    right = accuracy_interval((predictions.said == predictions.target).all(1))
+    if source is None and opened.split.name == "test" and not notes:
+        notes = differs_from_test(path, figures, "subset_accuracy")
+    ends = {"subset_low": right.low, "subset_high": right.high}
+    return {"split": opened.split.name, **figures, **ends, **metrics.details(predictions, opened.classes), "notes": notes}
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,8 @@ class Opened:
     spec: Data
     preprocess: Preprocess
     temperature: float
+    thresholds: tuple[float, ...] | None
+    """Of several labels: the calibrated probability from which each class is named."""
     notes: list[str]
 
     def views(self, split: Split, num_views: int = 1) -> Views:
@@ -145,17 +166,18 @@ class Opened:
         return eval_loader(views, *where) if num_views == 1 else eval_views_loader(views, num_views, *where)
 
 
-def opened_run(path: Path, source: str | None, which: str, strangers: bool = False) -> tuple[Runtime, Opened]:
+def opened_run(path: Path, source: str | None, which: str, strangers: bool = False, multilabel: bool = False) -> tuple[Runtime, Opened]:
     """Open a finished run with its images, or with those of another source. Arguments and errors are those of `evaluate`.
 
-    strangers: whether another source may hold images of classes that the run does not know. Call it inside `torch_settings_kept`.
+    strangers: whether another source may hold images of classes that the run does not know. multilabel: as in `open_images`.
+    Call it inside `torch_settings_kept`.
     """
     recipe = run_dir.read_recipe(path)
     card = read_card(run_dir.finished_weights(path))
     whole = {"val_fraction": 0.0, "test_fraction": 0.0} if which == "all" else {}  # what is not split may be of one image a class
     unknown = {} if source is None else foreign(source)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **unknown, **whole})
-    drawn = open_images(spec)
+    drawn = open_images(spec, multilabel=multilabel)
     images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
     part, classes = ByClass(_choose(images, which)), images.classes
     if source is not None and card is not None and card.classes is not None:
@@ -169,7 +191,7 @@ def opened_run(path: Path, source: str | None, which: str, strangers: bool = Fal
     chain = on_device(loaded.chain.freeze(len(loaded.chain.blocks), norm_stats=False), runtime.device).eval()  # as the run's own test does
     return runtime, Opened(
         recipe, images, classes, part.known, part.strange, part.present, chain, loaded.family.head_of(loaded.card),
-        spec, loaded.preprocess, loaded.card.temperature, [*notes, *part.notes],
+        spec, loaded.preprocess, loaded.card.temperature, loaded.card.thresholds, [*notes, *part.notes],
     )  # fmt: skip
 
 
@@ -189,6 +211,9 @@ def by_class(split: Split, theirs: Sequence[str], classes: Sequence[str], strang
     theirs: the class names that the split's labels count. classes: the run's. strangers: whether images of other classes may occur.
     Raises UserError if they occur and may not, or if no image has a class of the run.
     """
+    if split.labels.ndim == 2:
+        labels_NK, notes = under_classes(split.labels, theirs, classes)
+        return ByClass(replace(split, labels=labels_NK), notes=notes)
     number_of = {name: k for k, name in enumerate(classes)}
     label_N = np.array([number_of.get(name, -1) for name in theirs], dtype=np.int64)[split.labels]
     unknown = [name for k, name in enumerate(theirs) if name not in number_of and (split.labels == k).any()]
@@ -200,7 +225,7 @@ def by_class(split: Split, theirs: Sequence[str], classes: Sequence[str], strang
     if not (label_N >= 0).any():
         raise UserError(f"no image is of a class of the run; its classes: {some(list(classes))}")
     known, strange = (replace(_part(split, at), labels=label_N[at]) for at in (np.flatnonzero(label_N >= 0), np.flatnonzero(label_N < 0)))
-    present, notes = np.unique(known.labels), []
+    present, notes = np.unique(known.labels), list[str]()
     missing = [name for k, name in enumerate(classes) if k not in present]
     if missing:
         notes.append(
@@ -241,21 +266,6 @@ def _gain(num_views: int, alone: Predictions, together: Predictions) -> dict[str
     difference = {"difference": value, "interval": [low, high]}
     alone_top1 = float(one_N.mean())
     return {"num": num_views, "top1_of_one": alone_top1, **difference, "only_one_right": only_one, "only_all_right": only_all, "p": p}
-
-
-def _differs_from_test(path: Path, figures: Mapping[str, Any]) -> list[str]:
-    """A note if the accuracy on the same images differs from the run's own test by more than rounding."""
-    earlier = run_dir.test_metrics(path)
-    if earlier is None:
-        return []
-    n = figures["n"]
-    right, was_right = (round(test["top1"] * test["n"]) for test in (figures, earlier))
-    if n == earlier["n"] and abs(right - was_right) <= max(1, ROUNDING * n):
-        return []
-    return [
-        f"the run's own test had {was_right:,} of {earlier['n']:,} right, and this evaluation has {right:,} of {n:,} on the same images: "
-        "the weights, the device, the precision or the package versions have changed since"
-    ]
 
 
 class NoSplit(UserError):

@@ -14,6 +14,7 @@ from tltrain.data.rendering import to_device
 from tltrain.data.views import Batch
 from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.models.precision import full_precision
 
 COLUMNS = ("position", "weight", "label", "predicted", "confidence", "loss", "in_top5", "calibrated", "own")
@@ -41,6 +42,30 @@ def predict(
     """
     rows_NC = _gathered(runtime, model, loader, partial(_row, temperature, thresholds), entry, should_stop)
     return _predictions(rows_NC, temperature)
+
+
+def answers(
+    runtime: Runtime,
+    model: nn.Module,
+    loader: Iterable[Batch],
+    temperature: float = 1.0,
+    entry: InputAdapter = WHOLE,
+    should_stop: Callable[[], bool] | None = None,
+    thresholds: Sequence[float] = (),
+) -> Predictions | LabelPredictions:
+    """As `predict`, for images with one class each or with several labels, as their batches say. Collective."""
+    several = False
+
+    def row(logits_BK: Tensor, batch: Batch) -> Tensor:
+        nonlocal several
+        several = batch["label"].ndim == 2
+        return _label_row(logits_BK, batch) if several else _row(temperature, thresholds, logits_BK, batch)
+
+    rows_NC = _gathered(runtime, model, loader, row, entry, should_stop)
+    if not several:
+        return _predictions(rows_NC, temperature)
+    target_NK, logit_NK = np.split(rows_NC[:, 2:], 2, axis=1)
+    return LabelPredictions(rows_NC[:, 0].astype(np.int64), target_NK > 0, logit_NK, temperature)
 
 
 def predict_views(
@@ -160,6 +185,12 @@ def _columns(score_BK: Tensor, log_p_BK: Tensor, calibrated_BK: Tensor, threshol
     }  # fmt: skip
     sizes = [(calibrated_BK >= threshold).sum(1).clamp_min(1) for threshold in thresholds]
     return torch.stack([*(column_B[name] for name in COLUMNS), *sizes], dim=1).double()
+
+
+def _label_row(logits_BK: Tensor, batch: Batch) -> Tensor:
+    """(B, 2 + 2 K) float64: position, weight, the labels (1 where an image has a class), logits."""
+    where = torch.stack([batch["position"].double(), batch["weight"].double()], dim=1)
+    return torch.cat([where, batch["label"].double(), logits_BK.double()], dim=1)
 
 
 def _logits_row(logits_BK: Tensor, batch: Batch) -> Tensor:

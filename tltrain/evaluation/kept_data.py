@@ -16,6 +16,7 @@ import numpy as np
 from tltrain.core.errors import UserError, some
 from tltrain.core.recipe import Backbone, Data
 from tltrain.data import DataSplits, Source, assign, split_names
+from tltrain.data.multilabel.label_sets import written
 from tltrain.data.unlabelled.pictures import apart
 from tltrain.runs import data_record, run_dir
 from tltrain.runs.data_record import UNUSED, DataRecord, Difference, Sample
@@ -181,6 +182,12 @@ def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]
     known = data_record.read_samples(run)
     now = _samples(drawn, source.declared.tolist())
     difference = data_record.compare(record.classes, known, drawn.classes, now)
+    if source.labels.ndim == 2:
+        if source.classes != record.classes:
+            raise UserError(
+                f"{run} was trained on other classes ({'; '.join(difference.classes)}); {BACK}, or give other images with --data"
+            )
+        return assign(source, difference.splits, to_train=False), _missing(known, difference)
     strange = {sample.label for sample, name in zip(now, difference.splits, strict=True) if name != UNUSED} - set(record.classes)
     if strange:
         names = some(sorted(strange))
@@ -210,5 +217,6 @@ def _each(images: DataSplits, splits: Sequence[str]) -> Iterator[Sample]:
     source = images.source
     assert source is not None
     digests = source.digests or [""] * len(source.ids)
-    labels = [source.classes[k] for k in source.labels.tolist()]
+    several = source.labels.ndim == 2
+    labels = written(source.labels, source.classes) if several else [source.classes[k] for k in source.labels.tolist()]
     return map(Sample, source.ids, splits, labels, digests)

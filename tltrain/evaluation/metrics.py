@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from tltrain.core import registry
-from tltrain.core.metric import Metric, metric
+from tltrain.core.metric import Metric, metric, of_data
+from tltrain.evaluation.multilabel import details as of_labels
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.runs.report import tree
 from tltrain.runs.report.stats import accuracy_interval
 from tltrain.uncertainty import abstain, conformal
@@ -74,21 +75,31 @@ def in_groups(p: Predictions, group_N: np.ndarray | None) -> Predictions:
     return replace(p, group=None if group_N is None else group_N[p.position])
 
 
-def summary(p: Predictions, num_classes: int) -> dict[str, Any]:
-    """n and the value of every registered metric. top5 is None for five classes or fewer."""
-    out: dict[str, Any] = {"n": len(p.label)}
-    for name in registry.names("metrics"):
+def judged(
+    p: Predictions | LabelPredictions, group_N: np.ndarray | None, thresholds: tuple[float, ...] | None
+) -> Predictions | LabelPredictions:
+    """The predictions `in_groups`, or, of several labels, with the thresholds from which each is named."""
+    return replace(p, thresholds=thresholds) if isinstance(p, LabelPredictions) else in_groups(p, group_N)
+
+
+def summary(p: Predictions | LabelPredictions, num_classes: int) -> dict[str, Any]:
+    """n and the value of every registered metric of such data. top5 is None for five classes or fewer."""
+    out: dict[str, Any] = {"n": len(p.position)}
+    for name in of_data(isinstance(p, LabelPredictions)):
         value = metric(name).value(p, num_classes)
         out[name] = None if value is None else float(value)
     return out
 
 
-def details(p: Predictions, classes: Sequence[str], depth: int | None = None) -> dict[str, Any]:
+def details(p: Predictions | LabelPredictions, classes: Sequence[str], depth: int | None = None) -> dict[str, Any]:
     """Metrics by class, the confusion matrix (rows are true classes) and reliability before and after calibration, ready for JSON.
 
-    Where samples have groups, `groups` counts them, and `ends` beside a share of samples is the interval that respects them.
+    Of several labels: metrics, thresholds and calibration by label. Where samples have groups, `groups` counts them, and `ends` beside a
+    share of samples is the interval that respects them.
     depth: data.depth. `tree` then says how answers fare at each level and node of the tree of classes.
     """
+    if isinstance(p, LabelPredictions):
+        return of_labels.details(p, classes)
     labels = list(range(len(classes)))
     columns = precision_recall_fscore_support(p.label, p.predicted, labels=labels, zero_division=0)
     per_class = [
@@ -113,13 +124,14 @@ def _ends(p: Predictions, among: np.ndarray, hit: np.ndarray | None = None) -> d
 
 
 def doubts(
-    p: Predictions, sets: Sequence[Sets], abstentions: Sequence[Abstention], classes: Sequence[str], val: Val | None = None
-) -> dict[str, Any]:
+    p: Predictions | LabelPredictions, sets: Sequence[Sets], abstentions: Sequence[Abstention], classes: Sequence[str],
+    val: Val | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What sets and thresholds that were fitted on val do here, ready for JSON. Empty without any, and without `val`.
 
     sets: those whose thresholds `evaluator.predict` was given, in that order. val: how much of it there is, for the usual rules.
     """
-    if p.own is None or p.set_sizes is None or not (sets or abstentions or val):
+    if isinstance(p, LabelPredictions) or p.own is None or p.set_sizes is None or not (sets or abstentions or val):
         return {}
     on = Answers(p.calibrated, p.own, p.predicted == p.label)
     shown = [conformal.shown(s, on, size_N, p.label, classes) for s, size_N in zip(sets, p.set_sizes.T, strict=True)]
@@ -162,12 +174,13 @@ def _top5(p: Predictions, num_classes: int) -> float | None:
     return float(p.in_top5.mean()) if num_classes > 5 else None
 
 
-LOSS = Metric(lambda p, _: float(p.loss.mean()), higher_is_better=False, title="loss")
+BOTH = ("classes", "labels")
+LOSS = Metric(lambda p, _: float(p.loss.mean()), higher_is_better=False, title="loss", of=BOTH)
 TOP1 = Metric(lambda p, _: float((p.predicted == p.label).mean()), title="accuracy", is_share=True)
 TOP5 = Metric(_top5, title="top-5 accuracy", is_share=True)
-PRECISION_MACRO = Metric(lambda p, _: p.macro.precision, title="precision, macro mean", is_share=True)
-RECALL_MACRO = Metric(lambda p, _: p.macro.recall, title="recall, macro mean", is_share=True)
-F1_MACRO = Metric(lambda p, _: p.macro.f1, title="F1, macro mean", is_share=True)
+PRECISION_MACRO = Metric(lambda p, _: p.macro.precision, title="precision, macro mean", is_share=True, of=BOTH)
+RECALL_MACRO = Metric(lambda p, _: p.macro.recall, title="recall, macro mean", is_share=True, of=BOTH)
+F1_MACRO = Metric(lambda p, _: p.macro.f1, title="F1, macro mean", is_share=True, of=BOTH)
 PRECISION_WEIGHTED = Metric(lambda p, _: p.weighted.precision, title="precision, weighted mean", is_share=True)
 RECALL_WEIGHTED = Metric(lambda p, _: p.weighted.recall, title="recall, weighted mean", is_share=True)
 F1_WEIGHTED = Metric(lambda p, _: p.weighted.f1, title="F1, weighted mean", is_share=True)

@@ -52,6 +52,8 @@ class Prediction:
     """How unlike the training's images it is; a stranger above 1. None where that was not asked for."""
     decision: Decision | None = None
     """What becomes of the answer. None where nothing can keep it back."""
+    labels: tuple[str, ...] | None = None
+    """Of several labels: those whose probability reaches their thresholds, the most probable first. None where an image has one class."""
 
     @property
     def label(self) -> str | None:
@@ -97,7 +99,7 @@ def predict(
         if readable:
             x_BVCHW = torch.stack([view if view.ndim == 4 else view[None] for view in readable])
             (p_BK, features_BD), batch = _answers(trained, x_BVCHW, batch, asked.strangers is not None)
-            rows = _rows(trained.classes, p_BK, features_BD, top, asked)
+            rows = _rows(trained, p_BK, features_BD, top, asked)
         for name, view in zip(names, views, strict=True):
             yield Prediction(name, (), view) if isinstance(view, str) else replace(next(rows), id=name)
 
@@ -121,8 +123,9 @@ def _answers(trained: TrainedModel, x_BVCHW: Tensor, at_a_time: int, features: b
     return fitting(answered, at_a_time)
 
 
-def _rows(classes: Sequence[str], p_BK: Tensor, features_BD: Tensor, top: int, asked: Asked) -> Iterator[Prediction]:
+def _rows(trained: TrainedModel, p_BK: Tensor, features_BD: Tensor, top: int, asked: Asked) -> Iterator[Prediction]:
     """Predictions of the readable images of one batch, not yet named."""
+    classes, thresholds = trained.classes, trained.card.thresholds
     best = p_BK.sort(dim=1, descending=True, stable=True)  # stable: of equal classes the first wins
     in_BK = asked.sets[0].members(p_BK.numpy()) if asked.sets else None
     strangeness_B = None if asked.strangers is None else asked.strangers.score(features_BD.numpy()).tolist()
@@ -131,7 +134,8 @@ def _rows(classes: Sequence[str], p_BK: Tensor, features_BD: Tensor, top: int, a
         members = None if in_BK is None else tuple(classes[k] for k in order if in_BK[b, k])
         strangeness = None if strangeness_B is None else strangeness_B[b]
         decision = _decision(shares[0], strangeness, asked)
-        yield Prediction("", named, None, p_BK[b].numpy(), members, strangeness, decision)
+        labels = None if thresholds is None else tuple(classes[k] for k, p in zip(order, shares, strict=True) if p >= thresholds[k])
+        yield Prediction("", named, None, p_BK[b].numpy(), members, strangeness, decision, labels)
 
 
 def _decision(confidence: float, strangeness: float | None, asked: Asked) -> Decision | None:

@@ -18,22 +18,30 @@ from tltrain.core.output.console import duration
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.multilabel.details import predictions_csv
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.evaluation.saliency import lit, saliency
 from tltrain.models.chain import Chain
 from tltrain.runs import run_dir
 from tltrain.runs.pages.write import write_report
 
 NUM_MISTAKES, NUM_RIGHT = 24, 8
+ROUNDING = 0.002
+"""Largest share of images whose prediction may change with the device or the precision."""
 
 
 def write_test(
-    path: Path, figures: dict[str, Any], p: Predictions, split: Split, views: Views, classes: Sequence[str], chain: Chain | None = None
-) -> None:
+    path: Path, figures: dict[str, Any], p: Predictions | LabelPredictions, split: Split, views: Views, classes: Sequence[str],
+    chain: Chain | None = None,
+) -> None:  # fmt: skip
     """Write test_metrics.json, test_predictions.csv, mistakes.json and right_answers.json into a run folder.
 
-    Confidences in all but the first are calibrated. The second has a column `group` where samples have groups.
-    chain: shows where in each image it found its answer.
+    Confidences in all but the first are calibrated. The second has a column `group` where samples have groups. Of several labels no
+    examples are shown. chain: shows where in each image it found its answer.
     """
+    if isinstance(p, LabelPredictions):
+        run_dir.write_test(path, figures, predictions_csv(p, split.ids, classes).encode("utf-8", "surrogateescape"), [], [])
+        return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", "confidence", *([] if p.group is None else ["group"])])
@@ -92,7 +100,26 @@ def _encoded(pixels_HWC: np.ndarray, form: str) -> str:
 
 def test_line(figures: Mapping[str, Any], seconds: float) -> str:
     """The line on the terminal for the metrics of the test split, after so many seconds of training."""
+    if "map" in figures:
+        shown = {"mAP": "map", "F1": "f1_macro", "exact sets": "subset_accuracy"}
+        shares = [f"{name} {100 * figures[key]:.2f} %" for name, key in shown.items() if figures[key] is not None]
+        return f"test    {', '.join(shares)} of {figures['n']:,} images, {duration(seconds)}"
     return (
         f"test    top-1 {100 * figures['top1']:.2f} % of {figures['n']:,} images, F1 {100 * figures['f1_macro']:.2f} % (macro), "
         f"calibration error {100 * figures['ece']:.1f} %, {duration(seconds)}"
     )
+
+
+def differs_from_test(path: Path, figures: Mapping[str, Any], key: str = "top1") -> list[str]:
+    """A note if the accuracy on the same images differs from the run's own test by more than rounding. key: the share that is right."""
+    earlier = run_dir.test_metrics(path)
+    if earlier is None:
+        return []
+    n = figures["n"]
+    right, was_right = (round(test[key] * test["n"]) for test in (figures, earlier))
+    if n == earlier["n"] and abs(right - was_right) <= max(1, ROUNDING * n):
+        return []
+    return [
+        f"the run's own test had {was_right:,} of {earlier['n']:,} right, and this evaluation has {right:,} of {n:,} on the same images: "
+        "the weights, the device, the precision or the package versions have changed since"
+    ]

@@ -24,7 +24,10 @@ from tltrain.runs import run_dir
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run's network with its best weights. Its logits are calibrated: the head's weights are divided by the temperature."""
+    """A run's network with its best weights. Its logits are calibrated: the head's weights are divided by the temperature.
+
+    With `card.thresholds` it names several labels an image: probabilities are sigmoids, and need not sum to 1.
+    """
 
     path: Path
     recipe: Recipe
@@ -79,4 +82,5 @@ def probabilities_and_features(trained: TrainedModel, x_BCHW: Tensor) -> tuple[T
 def probabilities(trained: TrainedModel, x_BCHW: Tensor) -> Tensor:
     """Calibrated probabilities (B, K), float64 on the CPU, computed on the accelerator if there is one. x_BCHW: as `Chain` takes images."""
     device = next(trained.placed.parameters()).device
-    return trained.placed(x_BCHW.to(device)).cpu().double().softmax(1)
+    logits_BK = trained.placed(x_BCHW.to(device)).cpu().double()
+    return logits_BK.softmax(1) if trained.card.thresholds is None else logits_BK.sigmoid()

@@ -61,7 +61,7 @@ def load(
     source = source or find(spec, network=True)
     card = _fitted(source, spec, size, resize, tuple(classes))
     if head == "new":
-        card = replace(card, temperature=1.0)  # the temperature was fitted for the old head
+        card = replace(card, temperature=1.0, thresholds=None)  # both were fitted for the old head
     if source.read is None:
         if head == "keep":
             raise UserError(f"backbone.weights of {card.name} is null, and random weights have no head to keep; give trained weights")

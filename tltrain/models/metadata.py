@@ -39,6 +39,8 @@ class WeightsMetadata:
     """Names of the head's classes, in order. None where they are unknown."""
     temperature: float = 1.0
     """Divisor of the logits before the softmax, fitted for calibrated probabilities. 1 without calibration."""
+    thresholds: tuple[float, ...] | None = None
+    """Of several labels an image: the calibrated probability (a sigmoid, not a softmax) from which each class is named. Else None."""
 
 
 def write_weights(path: str | Path, state: Mapping[str, Tensor], card: WeightsMetadata) -> None:
@@ -49,9 +51,14 @@ def write_weights(path: str | Path, state: Mapping[str, Tensor], card: WeightsMe
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "tltrain": json.dumps(asdict(card))})
+        save_file(tensors, temporary, metadata={"format": "pt", "tltrain": json.dumps(plain(card))})
         files.follow_umask(temporary)
         _order_header(temporary)
+
+
+def plain(card: WeightsMetadata) -> dict[str, Any]:
+    """As JSON. Without the thresholds of several labels where there are none: those weights are the same bytes as ever."""
+    return {key: value for key, value in asdict(card).items() if key != "thresholds" or value is not None}
 
 
 def read_card(path: str | Path) -> WeightsMetadata | None:
@@ -73,7 +80,7 @@ def read_card(path: str | Path) -> WeightsMetadata | None:
     if not needed <= set(raw) <= known:
         differ = ", ".join(sorted((needed - set(raw)) | (set(raw) - known)))
         raise UserError(f"the card in {path} was written by another version of tltrain (it differs in {differ}); use that version")
-    lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes") if isinstance(raw[key], list)}
+    lists = {key: tuple(raw[key]) for key in ("mean", "std", "classes", "thresholds") if isinstance(raw.get(key), list)}
     return checked(WeightsMetadata(**{**raw, **lists}), f"the card in {path}")
 
 
@@ -82,6 +89,8 @@ def checked(card: WeightsMetadata, origin: str) -> WeightsMetadata:
     for key, (holds, rule) in _RULES.items():
         if not holds(value := getattr(card, key)):
             raise UserError(f"{origin} says that {key} is {untrusted.cut(value)}; it must be {rule}. Get the weights anew, or other ones")
+    if card.thresholds is not None and len(card.thresholds) != len(card.classes or ()):
+        raise UserError(f"{origin} has {len(card.thresholds)} thresholds for {len(card.classes or ())} classes; get the weights anew")
     return card
 
 
@@ -107,6 +116,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "interpolation": (lambda v: v in ("bilinear", "bicubic"), "bilinear or bicubic"),
     "classes": (lambda v: v is None or (isinstance(v, tuple) and all(isinstance(name, str) for name in v)), "a list of names, or null"),
     "temperature": (lambda v: _number(v) and v > 0, "a number above 0"),
+    "thresholds": (lambda v: v is None or (isinstance(v, tuple) and all(map(_number, v))), "a list of numbers, or null"),
 }
 
 

@@ -19,6 +19,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits, Split
 from tltrain.data.mixing import apply_mixup, stage_views
+from tltrain.data.multilabel.label_sets import written
 from tltrain.data.sampler import SampleRef, SampleStream
 from tltrain.data.views import Preprocess, Views
 
@@ -47,7 +48,7 @@ def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned:
     the preview; finite ones with the images that training mixes them with.
     """
     chosen = choose(images.train, rows)
-    labels = [images.classes[images.train.labels[i]] for i in chosen]
+    labels = named(images.train.labels[chosen], images.classes)
     evaluated = _batch(stage_views(recipe, None, images.train, preprocess), [SampleRef(i, 0) for i in chosen])
     all_columns = [Column("val, test", "evaluation view", evaluated, ("",) * len(chosen))]
     most = max(1, min(VIEWS, MOST_COLUMNS // len(planned)))
@@ -56,9 +57,15 @@ def picture(recipe: Recipe, images: DataSplits, preprocess: Preprocess, planned:
     return _draw(all_columns, [f"{_short(label)}\n{_short(images.train.ids[i])}" for label, i in zip(labels, chosen, strict=True)])
 
 
+def named(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """(N,) what a person calls each sample: its class, or its set of labels."""
+    return [text or "none of them" for text in written(labels, classes)] if labels.ndim == 2 else [classes[k] for k in labels.tolist()]
+
+
 def choose(split: Split, rows: int) -> list[int]:
-    """Positions in the split of at most `rows` samples, spread evenly over the classes and over the samples of each class."""
-    by_class = [np.flatnonzero(split.labels == k) for k in np.unique(split.labels)]
+    """Positions in the split of at most `rows` samples, spread evenly over the classes (or sets) and over the samples of each."""
+    kind_N = np.unique(split.labels, axis=0, return_inverse=True)[1].ravel()
+    by_class = [np.flatnonzero(kind_N == k) for k in np.unique(kind_N)]
     classes = np.unique(np.linspace(0, len(by_class) - 1, min(rows, len(by_class))).round().astype(int))
     each = -(-rows // len(classes))
     picked = [np.unique(np.linspace(0, len(by_class[k]) - 1, min(each, len(by_class[k]))).round().astype(int)) for k in classes]

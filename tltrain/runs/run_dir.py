@@ -97,7 +97,7 @@ def finished_weights(run: Path) -> Path:
 
 def test_metrics(run: Path) -> dict[str, Any] | None:
     """The test metrics. None before the test. Raises UserError for a damaged file, as the next three functions do."""
-    return manifest.read_json(run / "test_metrics.json", dict, ("n", "top1"))
+    return manifest.read_json(run / "test_metrics.json", dict, ("n", "loss"))
 
 
 def mistakes(run: Path) -> list[dict[str, Any]]:

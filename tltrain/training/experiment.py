@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tltrain.core import metric, registry, stage_plan
+from tltrain.core import metric, stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone, Recipe
 from tltrain.core.stage_plan import StagePlan
@@ -76,6 +76,8 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
         recipe.backbone, classes=images.classes, size=data.size, resize=data.resize, head="new", seed=recipe.seed,
         source=sources.pop(STUDENT, None),
     )  # fmt: skip
+    if data.multilabel:
+        student = replace(student, card=replace(student.card, thresholds=(0.5,) * len(images.classes)))
     if recipe.distill is None:
         return student, None
     view = student.preprocess
@@ -85,6 +87,8 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
         )
         for name, spec in inputs(recipe).items() if name != STUDENT
     ]  # fmt: skip
+    if several := [spec for spec, loaded in zip(recipe.distill.teachers, teachers, strict=True) if loaded.card.thresholds is not None]:
+        raise UserError(f"the teacher {several[0].weights} names several labels an image, and this recipe one class; give another teacher")
     teacher = _together(teachers, recipe)
     teacher.chain.freeze(len(teacher.chain.blocks), norm_stats=False).eval()
     return student, teacher
@@ -111,13 +115,14 @@ def check_objective(recipe: Recipe, images: DataSplits, together: int) -> None:
     """Check that every loss and metric can be loaded, that each loss is per sample and has what it reads, and that `select` is meaningful
     for these classes. together: images in the micro-batches of all processes. Raises UserError.
     """
-    num_classes = len(images.classes)
+    num_classes, multilabel = len(images.classes), recipe.data.multilabel
     if recipe.select == "top5" and num_classes <= 5:
         raise UserError(f"select is top5, and there are only {num_classes} classes, so that it is always right; choose top1")
-    for name in registry.names("metrics"):
-        metric.metric(name)
+    if recipe.select not in (known := metric.of_data(multilabel)):
+        what = "several labels an image; choose map" if multilabel else "one class an image; choose top1"
+        raise UserError(f"select is {recipe.select}, which is no metric of {what}, or another of {', '.join(known)}")
     for name in dict.fromkeys(stage.loss for stage in recipe.stages):
-        objective.label_loss(name, num_classes)
+        objective.label_loss(name, num_classes, multilabel)
     if recipe.distill is not None:
         objective.check_distill_loss(recipe, num_classes, together)
 

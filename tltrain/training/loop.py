@@ -26,7 +26,7 @@ from tltrain.distributed.strategies import Strategy
 from tltrain.distributed.strategies.consistency import Guard
 from tltrain.distributed.watchdog import CALLER, Watch
 from tltrain.evaluation import metrics
-from tltrain.evaluation.evaluator import Interrupted, predict
+from tltrain.evaluation.evaluator import Interrupted, answers
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.training.losses.finite import LossWatch, check_finite
 from tltrain.training.losses.objective import Objective
@@ -153,11 +153,11 @@ def val_figures(ctx: StageContext, step: int, should_stop: Callable[[], bool]) -
         return should_stop()
 
     assert ctx.val is not None
-    predictions = predict(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
+    predictions = answers(ctx.runtime, ctx.spread.model, ctx.val, entry=ctx.val_entry, should_stop=alive)
     check_finite(predictions, "val", ctx.stage, step)
     figures = metrics.summary(predictions, ctx.num_classes)
     if figures[ctx.recipe.select] is None:
-        told = f"select is {ctx.recipe.select}, which has no value for these {len(predictions.label)} predictions"
+        told = f"select is {ctx.recipe.select}, which has no value for these {len(predictions.position)} predictions"
         raise UserError(f"{told}; choose another metric")
     return figures
 

@@ -87,7 +87,7 @@ def _table(chain: Chain, plan: Sequence[StagePlan]) -> Table:
     table.add_row("epochs", "", *(f"{s.epoch(s.num_steps):.4g}" for s in plan))
     table.add_row("steps", "", *(f"{s.num_steps:,}" if not s.spec.solve else "solved" for s in plan))
     table.add_row("optimizer", "", *(_optimizer(chain, s) for s in plan))
-    if any(s.spec.loss != LOSS for s in plan):
+    if any(s.spec.loss != LOSS for s in plan):  # of several labels it is binary, as the line on the data says
         table.add_row("loss", "", *(s.spec.loss for s in plan))
     table.add_row("schedule", "", *(_schedule(s) for s in plan))
     table.add_row("views", "", *(_views(s) for s in plan))
@@ -193,8 +193,9 @@ def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str
         sizes += f", {len(images.unlabelled.split):,} unlabelled"
     seen = f"seen at {view.size} px (shorter side {view.resize})"
     strong = f"\nviews   strong ones are made {views.why}" if views.why else ""
+    several = ", several an image (binary cross entropy, the mean over classes)" if images.train.labels.ndim == 2 else ""
     classes = f"classes {count_classes(images.classes, images.train.labels)} (training images)"
-    return f"data    {sizes} images, {len(images.classes)} classes, {seen}\n{classes}\nweights {student.origin}{strong}"
+    return f"data    {sizes} images, {len(images.classes)} classes{several}, {seen}\n{classes}\nweights {student.origin}{strong}"
 
 
 def describe_device(device: str, precision: str, tf32: bool) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.distributed.signals import NoAnswer, StopSignal
 from tltrain.evaluation import metrics, results
-from tltrain.evaluation.evaluator import logits, predict
+from tltrain.evaluation.evaluator import answers, logits, predict
 from tltrain.evaluation.promises import kept
-from tltrain.evaluation.promises.fitted import fit_answers, groups_of, usual
+from tltrain.evaluation.promises.fitted import Fitted, fit_on_val, usual
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import write_weights
 from tltrain.planning import preview
@@ -238,17 +237,16 @@ def _stopped(run: Run, fit: StageResult) -> dict[str, Any]:
 def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
     """Calibrate and test the final weights once, then write the weights, the test results, the outcome and the report."""
     began, last = clock(), run.plan[-1]
-    said = None if run.images.val is None else logits(run.runtime, chain.eval(), run.eval_batches(run.images.val), _alive(run, "calibrate"))
-    temperature, val = fit_answers(said, groups_of(run.images, run.images.val))
-    test, rules = run.images.test, usual(val)
+    fitted = _fit_on_val(run, chain)
+    test, rules = run.images.test, usual(fitted.val)
     if test is not None:
-        predictions = predict(run.runtime, chain, run.eval_batches(test), temperature, WHOLE, _alive(run, "test"), rules.thresholds)
+        predictions = answers(run.runtime, chain, run.eval_batches(test), fitted.temperature, WHOLE, _alive(run, "test"), rules.thresholds)
         check_finite(predictions, "test", last, last.num_steps)
-        predictions = metrics.in_groups(predictions, groups_in(run.images, test))
+        predictions = metrics.judged(predictions, groups_in(run.images, test), fitted.thresholds)
     if run.runtime.is_main:
-        write_weights(run_dir.weights_file(run.path), weights, replace(run.student.card, temperature=temperature))
-        if val is not None:
-            kept.write_val(run.path, val)
+        write_weights(run_dir.weights_file(run.path), weights, fitted.on(run.student.card))
+        if fitted.val is not None:
+            kept.write_val(run.path, fitted.val)
     if test is not None:
         figures = metrics.summary(predictions, len(run.images.classes))
         run.log({"kind": "test", **last.place(last.num_steps), **figures})
@@ -259,7 +257,8 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
             details |= metrics.doubts(predictions, rules.sets, rules.abstentions, run.images.classes, rules.val)
             images = test, run.views(test), run.images.classes
             results.write_test(run.path, {"split": "test", **figures, **details}, predictions, *images, chain)
-            run.trackers.confusion(details["confusion"], list(run.images.classes))
+            if "confusion" in details:
+                run.trackers.confusion(details["confusion"], list(run.images.classes))
             run.trackers.mistakes(run_dir.mistakes(run.path))
             run.trackers.summary({f"test/{k}": v for k, v in figures.items()})
             run.console.say(results.test_line(figures, seconds), style="bold")
@@ -275,6 +274,16 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
         if len(run.trackers) > 0:
             run.trackers.weights(run_dir.weights_file(run.path), run.recipe.name, _teacher(run.recipe))
     return details
+
+
+def _fit_on_val(run: Run, chain: Chain) -> Fitted:
+    """Calibrate the final weights on val. Collective."""
+    alive = _alive(run, "calibrate")
+    return fit_on_val(
+        run.images,
+        lambda val: logits(run.runtime, chain.eval(), run.eval_batches(val), alive),
+        lambda val: answers(run.runtime, chain.eval(), run.eval_batches(val), should_stop=alive),
+    )
 
 
 def _teacher(recipe: Recipe) -> tuple[Path, str] | None:

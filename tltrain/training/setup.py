@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 
 from tltrain.cache import cost_model
@@ -21,7 +20,7 @@ from tltrain.core.output.console import Console
 from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
-from tltrain.data import DataSplits, Split, open_images
+from tltrain.data import DataSplits, Split, class_counts, open_images
 from tltrain.data.loader import eval_loader
 from tltrain.data.mixing import stage_views
 from tltrain.data.sampler import Shard, num_micro
@@ -233,7 +232,8 @@ def _open_images(
 
     sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
     """
-    drawn = once_a_machine(runtime, stop, cache_root, lambda: beside(open_images(recipe.data), recipe), lambda images: not images.in_memory)
+    opened = partial(open_images, recipe.data, multilabel=True)
+    drawn = once_a_machine(runtime, stop, cache_root, lambda: beside(opened(), recipe), lambda images: not images.in_memory)
 
     def decide() -> Decision:
         sources.update({name: weights.open_once(spec) for name, spec in inputs(recipe).items()})
@@ -265,7 +265,7 @@ def _write_environment(path: Path, runtime: Runtime, images: DataSplits, kept_fl
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device)
     splits = [s for s in (images.train, images.val, images.test) if s is not None]
     sizes = {s.name: len(s) for s in splits} | ({} if images.unlabelled is None else {"unlabelled": len(images.unlabelled.split)})
-    by_class = {s.name: np.bincount(s.labels, minlength=len(images.classes)).tolist() for s in splits}
+    by_class = {s.name: class_counts(s.labels, len(images.classes)).tolist() for s in splits}
     data = {"fingerprint": images.fingerprint, "classes": len(images.classes), **sizes, "names": images.classes, "by_class": by_class}
     run_dir.write_environment(path, accelerate, device, kept_flags, data)
 

@@ -17,7 +17,7 @@ from tltrain.cache.frozen import FEATURES, TEACHER, FrozenModel, InputAdapter
 from tltrain.cache.planner import prefix_of, teacher_of
 from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
-from tltrain.data import class_weights
+from tltrain.data import class_weights, label_weights
 from tltrain.data.dataset import sampling_weights
 from tltrain.data.loader import eval_positions, train_loader, train_positions
 from tltrain.data.sampler import SampleStream
@@ -194,12 +194,14 @@ def _context(
 def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective:
     """Build the objective that the recipe describes: label loss, class weights and distillation."""
     recipe, num_classes, weights_K, distillation = run.recipe, len(run.images.classes), None, None
+    labels, several = run.images.train.labels, run.recipe.data.multilabel
     if recipe.data.balance == "weights":
-        weights_K = torch.from_numpy(class_weights(run.images.train.labels, num_classes)).float().to(run.runtime.device)
+        weights = label_weights(labels) if several else class_weights(labels, num_classes)
+        weights_K = torch.from_numpy(weights).float().to(run.runtime.device)
     if teacher is not None and (spec := recipe.distill) is not None:
         together = Together.of(run.runtime, recipe.batch, run.shard.num_micro)
         distillation = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight, together)
-    return Objective(objective.label_loss(stage.spec.loss, num_classes), stage.spec.label_smoothing, weights_K, distillation)
+    return Objective(objective.label_loss(stage.spec.loss, num_classes, several), stage.spec.label_smoothing, weights_K, distillation)
 
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:

@@ -23,7 +23,7 @@ LOG_S = 60.0
 """Seconds between two lines about progress in a log."""
 _WIDEST = len("    head   / loss 1.234 4,686 img/s 10:22:30 left, run 12:22:30 ")
 """Columns of a progress bar beside the bar itself and the numbers of steps."""
-METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "f1_macro": "F1", "loss": "loss"}
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "f1_macro": "F1", "loss": "loss"}
 
 
 class Terminal(RichConsole):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -74,12 +75,49 @@ class Data(Model):
     """For parquet and hf: the column of classes; null finds it by what the table says of it, else by its name."""
     depth: int | None = Field(None, ge=1)
     """For a tree of folders: this many levels are classes, named by their path, and deeper folders belong to them; null is one level."""
+    label_separator: str | None = Field(None, min_length=1)
+    """For csv: what parts the classes of an image in the column label, such as |; an empty cell is none of them. null: one class each."""
+    label_columns: tuple[str, ...] | None = Field(None, min_length=2)
+    """For csv: columns of 1 and 0, one for each class, in place of the column label; an image may have several classes. null: none."""
     exclude: str | None = None
     """A CSV file of images to leave out: a column path, or the table of `tltrain doctor SOURCE`, where its suggestion is exclude."""
     relabel: str | None = None
     """A CSV file of images and their right class: columns path and label, or the doctor's table, where a suggestion is relabel:CLASS."""
     eval_limit: int | None = Field(None, ge=1)
     """Evaluate at most this many samples of val and of test; null evaluates all."""
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.label_separator is not None or self.label_columns is not None
+
+    def check_learned(self, solved: Sequence[str], raced: Sequence[str], distils: bool) -> None:
+        """Raise ValueError where images of several labels meet what learns one class an image. solved, raced: names of stages."""
+        given = [f"stage {name}'s solve" for name in solved] + [f"stage {name}'s unfreeze: auto" for name in raced]
+        given += ["distill"] if distils else []
+        if self.multilabel and given:
+            told = f"{', '.join(given)} learns one class an image"
+            raise ValueError(f"{told}; with label_separator or label_columns train the stages instead")
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Self:
+        if not self.multilabel:
+            return self
+        if self.label_separator is not None and self.label_columns is not None:
+            raise ValueError("label_separator and label_columns are two ways to write several labels; leave one out")
+        columns = [name.lower() for name in self.label_columns or ()]
+        if len(set(columns)) < len(columns) or {"path", "split", "group"} & set(columns) or any("|" in name for name in columns):
+            raise ValueError(
+                f"label_columns is {', '.join(self.label_columns or ())}; name each class once, and neither path, split, group nor a name "
+                "with | in it"
+            )
+        idle = {"folds": None, "per_class": None, "relabel": None}
+        given = [f"{name}: {getattr(self, name)}" for name, nothing in idle.items() if getattr(self, name) != nothing]
+        given += ["balance: sampler"] if self.balance == "sampler" else []
+        if given:
+            raise ValueError(f"{', '.join(given)}: of images with one class each; with label_separator or label_columns leave it out"
+                             + ("; balance: weights is the other way" if self.balance == "sampler" else ""))  # fmt: skip
+        return self
 
     @field_validator("source")
     @classmethod

@@ -6,6 +6,7 @@ import os
 import re
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tltrain.core.output import progress
 from tltrain.core.recipe import Data
 from tltrain.core.schema.data import is_url
 from tltrain.data.dataset import Source, SourceKind
+from tltrain.data.multilabel.label_sets import set_in_cell, set_in_columns
 from tltrain.data.remote.copies import copied, images_of
 from tltrain.data.sources.image_list import from_files, torn_group
 from tltrain.data.sources.layout import split_of
@@ -27,6 +29,8 @@ REPORTED = 10_000
 """Lines between two reports of progress."""
 COLUMNS = ("path", "label", "split", "group")
 FORM = "path,label[,split][,group]"
+FORM_OF_COLUMNS = "path,{}[,split][,group]"
+"""Of several labels: a column of ones and zeros for each class (data.label_columns)."""
 
 
 _ODD = re.compile(r"^~|\\|//|(^|/)\.\.?(/|$)|/$")
@@ -36,26 +40,32 @@ _ODD = re.compile(r"^~|\\|//|(^|/)\.\.?(/|$)|/$")
 def open_csv(argument: str, spec: Data) -> Source:
     """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table."""
     file = copied(argument) if is_url(argument) else Path(argument).expanduser().absolute()
-    columns, rows = stream_rows(file, COLUMNS[:2], f"data.source is csv:{file}", FORM)
-    table = _Table(file, columns)
+    needed: tuple[str, ...] = COLUMNS[:2]
+    form = FORM
+    if spec.label_columns is not None:
+        needed, form = ("path", *(name.lower() for name in spec.label_columns)), FORM_OF_COLUMNS.format(",".join(spec.label_columns))
+    columns, rows = stream_rows(file, needed, f"data.source is csv:{file}", form)
+    table = _Table(file, columns, spec)
     for line, values in rows:
         table.add(line, values)
         if line % REPORTED == 0:
             progress.report(f"{line:,} lines read")
     if not table.lines:
-        raise UserError(f"{file} has no line below the names of its columns; each further line names an image: {FORM}")
+        raise UserError(f"{file} has no line below the names of its columns; each further line names an image: {form}")
     listing = table.listing()
-    _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing)
+    _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing, spec)
     if is_url(argument):
         images_of(argument, listing.paths)
-    return from_files(listing, f"csv:{file}", spec, _notes(columns, table.num_with_slashes, listing))
+    used = ("path", "split", "group", *needed)
+    return from_files(listing, f"csv:{file}", spec, _notes(columns, used, table.num_with_slashes, listing))
 
 
 class _Table:
     """The rows of a table as columns."""
 
-    def __init__(self, file: Path, columns: list[str]) -> None:
-        self.file, self.folder = file, str(file.parent).rstrip("/")
+    def __init__(self, file: Path, columns: list[str], spec: Data) -> None:
+        self.file, self.folder, self.spec = file, str(file.parent).rstrip("/"), spec
+        self.label_places = [columns.index(name.lower()) for name in spec.label_columns or ()]
         self.place = {name: columns.index(name) for name in COLUMNS if name in columns}
         self.ids, self.groups, self.labels, self.splits = Growing(), Growing(), Names(), Names()
         self.label_numbers, self.split_numbers = array("q"), array("q")
@@ -71,10 +81,13 @@ class _Table:
 
     def add(self, line: int, values: list[str]) -> None:
         place = self.place
-        written, label = values[place["path"]], values[place["label"]]
-        if not written or not label:
-            empty = [column for column in COLUMNS[:2] if not values[place[column]]]
-            raise UserError(f"{self.file}, line {line}: {some(empty)} is empty; every line needs a path and a label")
+        written, label = values[place["path"]], self._label(line, values)
+        if not written or (not label and not self.spec.multilabel):
+            empty = [column for column, value in zip(COLUMNS[:2], (written, label), strict=True) if not value]
+            what = "path" if self.spec.multilabel else "path and a label"
+            raise UserError(
+                f"{self.file}, line {line}: {some(empty[:1] if self.spec.multilabel else empty)} is empty; every line needs a {what}"
+            )
         self.split_numbers.append(self._split(line, values[place["split"]]) if "split" in place else self.splits("train"))
         self.label_numbers.append(self.labels(label))
         if "group" in place:
@@ -89,6 +102,15 @@ class _Table:
             self.ids.add(name)
             self.keys.append(hash(os.path.normpath(path)))
         self.lines.append(line)
+
+    def _label(self, line: int, values: list[str]) -> str:
+        """The class, or the set of them where the recipe reads several labels."""
+        if self.spec.label_columns is not None:
+            return set_in_columns([values[k] for k in self.label_places], self.spec.label_columns, f"{self.file}, line {line}")
+        cell = values[self.place["label"]]
+        if self.spec.label_separator is not None:
+            return set_in_cell(cell, self.spec.label_separator, f"{self.file}, line {line}")
+        return cell
 
     def _split(self, line: int, name: str) -> int:
         if name not in self._split_of:
@@ -121,8 +143,8 @@ def _resolve(folder: Path, written: str) -> tuple[Path, str]:
     return path, written
 
 
-def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing) -> None:
-    """Raise UserError for a path listed twice, a group in two splits, or a class without training images.
+def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing, spec: Data) -> None:
+    """Raise UserError for a path listed twice, a group in two splits, or a class (not of several labels) without training images.
 
     key_N: (N,) a hash of each path.
     """
@@ -145,7 +167,7 @@ def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing) 
     absent = sorted(
         set(listing.labels) - {listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N[listing.split_N == train])).tolist()}
     )
-    if absent:
+    if absent and not spec.multilabel:  # a set of labels is no class
         raise UserError(f"{file}: no line of split train for class {some(absent)}; every class needs training images")
 
 
@@ -157,9 +179,9 @@ def _is_same(path: Path, other: Path) -> bool:
         return True
 
 
-def _notes(columns: list[str], num_with_slashes: int, listing: Listing) -> tuple[str, ...]:
+def _notes(columns: list[str], used: Sequence[str], num_with_slashes: int, listing: Listing) -> tuple[str, ...]:
     notes = []
-    unused = [column or "one without a name" for column in columns if column not in COLUMNS]
+    unused = [column or "one without a name" for column in columns if column not in used]
     if unused:
         notes.append(f"columns that are not used: {some(unused)}")
     if num_with_slashes:
@@ -169,4 +191,4 @@ def _notes(columns: list[str], num_with_slashes: int, listing: Listing) -> tuple
     return tuple(notes)
 
 
-CSV = SourceKind(lambda argument, spec, root: open_csv(argument or "", spec), argument="PATH")
+CSV = SourceKind(lambda argument, spec, root: open_csv(argument or "", spec), argument="PATH", multilabel=True)

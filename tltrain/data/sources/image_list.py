@@ -15,6 +15,7 @@ from tltrain.core.errors import LISTED, UserError, some
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Read, Source
 from tltrain.data.decode import read_image
+from tltrain.data.multilabel.label_sets import classes_of, matrix
 from tltrain.data.scans.found import Found, Scanned
 from tltrain.data.sources.names import doubtful
 from tltrain.data.sources.scan import check_notes, check_readable, odd_ones, scan, white_notes
@@ -68,7 +69,7 @@ def from_files(
     _check_groups(listing, origin)
     place = {name: k for k, name in enumerate(order)}
     present = [listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N)).tolist()]
-    classes = tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
+    classes = classes_of(present, spec) if spec.multilabel else tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
     if labelled and len(classes) < 2:
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     found, read = _looked(listing, kept, origin, spec, look)
@@ -80,8 +81,7 @@ def from_files(
     )
     numbers = np.flatnonzero(found.problem_N == 0)
     readable, digests = listing.take(numbers), found.take(numbers).digests("" if look is not None or spec.check == "full" else "~")
-    number_of = np.array([classes.index(name) if name in present else -1 for name in listing.labels], np.int64)
-    label_N = number_of[readable.label_N]
+    label_N = _labels(listing, present, classes, spec)[readable.label_N]
     first_N = same_as(digests)
     notes += (*doubtful(classes, label_N), *_two_labels(readable, digests, first_N))
     return Source(
@@ -92,11 +92,18 @@ def from_files(
         declared=np.array(readable.splits)[readable.split_N],
         groups=_groups(readable, digests, first_N),
         read=read,
-        fingerprint=_fingerprint(readable, digests, spec.white),
+        fingerprint=_fingerprint(readable, digests, spec.white, classes if spec.multilabel else ()),
         digests=digests,
         notes=notes,
         corrected=True,
     )
+
+
+def _labels(listing: Listing, present: Sequence[str], classes: Sequence[str], spec: Data) -> np.ndarray:
+    """What `Split.labels` holds of each of the listing's labels: the number of its class, or a row of ones and zeros."""
+    if spec.multilabel:
+        return matrix(listing.labels, classes, spec)
+    return np.array([classes.index(name) if name in present else -1 for name in listing.labels], np.int64)
 
 
 def _check_groups(listing: Listing, origin: str) -> None:
@@ -150,9 +157,13 @@ def _groups(samples: Listing, digests: Texts, first_N: np.ndarray) -> np.ndarray
     return (np.cumsum(first_N == np.arange(len(first_N))) - 1)[first_N]
 
 
-def _fingerprint(samples: Listing, digests: Texts, white: int | None) -> str:
-    """Hash of the samples, their contents and their white. Ids are relative paths, so moving the data keeps the fingerprint."""
+def _fingerprint(samples: Listing, digests: Texts, white: int | None, classes: Sequence[str]) -> str:
+    """Hash of the samples, their contents, their white, and the classes that an image may have several of.
+
+    Ids are relative paths, so moving the data keeps the fingerprint.
+    """
     state = hashlib.blake2b(b"" if white is None else f"white {white}".encode(), digest_size=16)
+    state.update(repr(classes).encode() if classes else b"")
     groups = repeat("", len(samples)) if samples.groups is None else samples.groups
     rows = zip(samples.ids, samples.split_names(), samples.label_names(), groups, digests, strict=True)
     while part := "".join(map(repr, islice(rows, PART))):

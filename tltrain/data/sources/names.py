@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tltrain.core.errors import UserError, some
+from tltrain.data.dataset import class_counts
 
 MISSING = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
 """Placeholders for a missing value in tables, in lower case."""
@@ -58,14 +59,14 @@ def counted(num: int, what: str = "image") -> str:
 
 
 def count_classes(classes: Sequence[str], label_N: np.ndarray) -> str:
-    """Each class with its number of samples, shortened: cat 120, dog 80."""
-    count_K = np.bincount(label_N, minlength=len(classes)).tolist()
+    """Each class with its number of samples, shortened: cat 120, dog 80. label_N: as in `Split`."""
+    count_K = class_counts(label_N, len(classes)).tolist()
     return some([f"{name} {n:,}" for name, n in zip(classes, count_K, strict=True)])
 
 
 def doubtful(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, ...]:
     """Notes on classes whose names are nearly equal, and on names that look like a missing value."""
-    count_K = np.bincount(label_N, minlength=len(classes)).tolist()
+    count_K = class_counts(label_N, len(classes)).tolist()
     counts = dict(zip(classes, count_K, strict=True))
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:

@@ -44,6 +44,9 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     model = _model(trained)
     model.config.id2label = dict(enumerate(trained.classes))
     model.config.label2id = {name: i for i, name in enumerate(trained.classes)}
+    if trained.card.thresholds is not None:  # then a pipeline gives each class a sigmoid of its own
+        model.config.problem_type = "multi_label_classification"
+        model.config.thresholds = list(trained.card.thresholds)
     with quiet():
         model.save_pretrained(folder)
     if model.config.model_type == _TIMM:

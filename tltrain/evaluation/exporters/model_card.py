@@ -10,7 +10,7 @@ from tltrain.evaluation.trained import TrainedModel
 from tltrain.runs import run_dir
 from tltrain.runs.record import Predicted, read_predictions
 from tltrain.runs.report.formatting import grouped
-from tltrain.runs.report.stats import ends_of, f1_interval
+from tltrain.runs.report.stats import ends_of, f1_interval, wilson
 
 FEW = 30  # with fewer test images, the recall of a class is too uncertain
 
@@ -24,6 +24,7 @@ def model_card(trained: TrainedModel, usage: str, fingerprint: str | None) -> st
         f"{len(trained.classes)} classes. Made with tltrain.",
         f"## How to use\n\n{usage}\n\nImages are resized to {card.resize} px at the shorter side ({card.interpolation}) and cropped to the "
         f"middle {card.size} x {card.size} px. Mean {_numbers(card.mean)}, standard deviation {_numbers(card.std)}, of values in [0, 1].",
+        *([] if card.thresholds is None else [_labels(trained)]),
         "## Data\n\n" + "\n".join(_data(trained, fingerprint)),
         "## How good it is\n\n" + "\n".join(_figures(trained, test)),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(trained, test)),
@@ -31,6 +32,16 @@ def model_card(trained: TrainedModel, usage: str, fingerprint: str | None) -> st
         f"## Recipe\n\n{markdown_block(recipe.to_yaml(), 'yaml')}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _labels(trained: TrainedModel) -> str:
+    """How logits become labels, where an image may have several."""
+    rows = [f"| {markdown(name)} | {t:.4f} |" for name, t in zip(trained.classes, trained.card.thresholds or (), strict=True)]
+    table = "\n".join(["| label | threshold |", "|--|--|", *rows])
+    return (
+        "An image may have several of these labels, or none (`multi_label_classification`). The probability of each is the sigmoid of its "
+        f"own logit, `1 / (1 + exp(-logit))`: no softmax. A label is named where it reaches its threshold, fitted on val:\n\n{table}"
+    )
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -54,6 +65,9 @@ def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[
         return
     yield f"On {test['n']:,} test images{grouped(test)}, with 95 % intervals over the choice of them:\n"
     yield "| figure | value | interval |\n|--|--|--|"
+    if "per_label" in test:
+        yield from _label_figures(test)
+        return
     predicted = read_predictions(trained.path)
     low, high = ends_of(test, test["top1"], test["n"])
     yield f"| accuracy | {100 * test['top1']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % (Wilson) |"
@@ -66,23 +80,43 @@ def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[
         yield f"| calibration error | {100 * test['ece']:.1f} % | not calibrated: the run has no val images |"
 
 
+def _label_figures(test: Mapping[str, Any]) -> Iterator[str]:
+    """`_figures` of several labels: the means, then label by label."""
+    low, high = wilson(test["subset_accuracy"], test["n"])
+    exact = f"{100 * test['subset_accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % (Wilson)"
+    yield f"| images with all labels right | {exact} |"
+    for name, key in (("mAP", "map"), ("F1, mean over labels", "f1_macro"), ("AUROC, mean over labels", "auroc_macro")):
+        yield f"| {name} | {_share(test[key])} | |"
+    yield f"| calibration error, mean over labels | {_share(test['calibration']['ece'])} | |"
+    yield "\n| label | test images | AP | AUROC | F1 |\n|--|--|--|--|--|"
+    for row in test["per_label"]:
+        yield f"| {markdown(row['name'])} | {row['support']:,} | {' | '.join(_share(row[key]) for key in ('ap', 'auroc', 'f1'))} |"
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.1f} %"
+
+
 def _f1_interval(predicted: Predicted) -> str:
     _, low, high = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def _limits(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "It always names one of its classes, also for an image that shows none of them."
+    if trained.card.thresholds is None:
+        yield "It always names one of its classes, also for an image that shows none of them."
     yield "The test images come from the same source as the training images: on photos of another kind expect less."
     if (white := trained.recipe.data.white) is not None:
         yield f"Grey images with 16 bits were scaled so that {white} is white (`data.white`); do the same before other tools."
     yield "Transparency is taken as white and a photo's rotation mark is followed in training; other tools may do otherwise."
     if test is None:
         return
-    rows = [row for row in test["per_class"] if row["support"]]
+    rows = [row for row in test.get("per_label", test.get("per_class", ())) if row["support"]]
     few = [row["name"] for row in rows if row["support"] < FEW]
     if few:
         others = f" and {len(few) - 20} others" if len(few) > 20 else ""
         yield f"Fewer than {FEW} test images each, so that little is known of: {', '.join(map(markdown, few[:20]))}{others}."
+    if not rows:
+        return
     worst = min(rows, key=lambda row: row["recall"])
     yield f"The class found least often is {markdown(worst['name'])}: {100 * worst['recall']:.0f} % of its {worst['support']} test images."

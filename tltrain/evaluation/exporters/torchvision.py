@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torchvision.models import get_model
 from tltrain.evaluation.exporters.base import Exporter, NotThere
 from tltrain.evaluation.trained import TrainedModel
 from tltrain.models import torchvision_hub
+from tltrain.models.metadata import plain
 
 WEIGHTS, DESCRIPTION = "model.pth", "model.json"
 USAGE = f"""```python
@@ -38,7 +38,7 @@ def check(trained: TrainedModel) -> None:
 
 def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
     torch.save(trained.chain.net.state_dict(), folder / WEIGHTS)
-    description = {name: value for name, value in asdict(trained.card).items() if name not in ("config", "temperature")}
+    description = {name: value for name, value in plain(trained.card).items() if name not in ("config", "temperature")}
     description["name"] = _name(trained)
     description["options"] = torchvision_hub.options(description["name"], trained.card.size)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

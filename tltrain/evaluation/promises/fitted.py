@@ -18,7 +18,11 @@ from tltrain.evaluation.calibration import fit_temperature
 from tltrain.evaluation.evaluate import Asked, NoSplit, Opened, opened_run
 from tltrain.evaluation.evaluator import features, predict, predict_views
 from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.multilabel.fitting import fit_temperature as fit_temperature_of_labels
+from tltrain.evaluation.multilabel.fitting import fit_thresholds
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.evaluation.promises import kept
+from tltrain.models.metadata import WeightsMetadata
 from tltrain.runs import data_record, run_dir
 from tltrain.uncertainty import abstain, answers, conformal
 from tltrain.uncertainty.abstain import Abstention
@@ -36,6 +40,11 @@ class Wanted:
     abstain: float | None = None
     strangers: bool = False
     num_views: int = 1
+
+    def flags(self) -> list[str]:
+        """What is asked for, as the command line writes it."""
+        asked = {"--coverage": self.coverage, "--abstain": self.abstain, "--strangers": self.strangers, "--views": self.num_views > 1}
+        return [name for name, value in asked.items() if value]
 
     def check(self) -> None:
         """Raise UserError for a value that can never be had."""
@@ -56,6 +65,8 @@ def rules_for(run: Path, wanted: Wanted, say: Say, device_batch: int = 128) -> A
     """
     wanted.check()
     run_dir.finished_weights(run)
+    if run_dir.read_recipe(run).data.multilabel and (asked_for := wanted.flags()):
+        raise UserError(f"{run} names several labels an image, and {', '.join(asked_for)} is of one class an image; leave it out")
     asked = Asked(wanted.num_views)
     if wanted.coverage is not None or wanted.abstain is not None:
         val = val_answers(run, say, wanted.num_views, device_batch)
@@ -130,6 +141,38 @@ def fit_answers(said: tuple[np.ndarray, np.ndarray] | None, num_groups: int | No
     temperature = fit_temperature(logits_NK, label_N)
     p_NK = softmax(logits_NK / temperature, axis=1)
     return temperature, Answers(p_NK.max(1), p_NK[np.arange(len(label_N)), label_N], p_NK.argmax(1) == label_N, num_groups)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted on val at the end of a run."""
+
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] | None = None
+    """Of several labels: (K,) the calibrated probability from which each class is named."""
+    val: Answers | None = None
+    """The answers that rules are fitted on. None without val, and of several labels."""
+
+    def on(self, card: WeightsMetadata) -> WeightsMetadata:
+        """The card of the weights with what was fitted."""
+        return replace(card, temperature=self.temperature, thresholds=self.thresholds)
+
+
+def fit_on_val(
+    images: DataSplits,
+    logits: Callable[[Split], tuple[np.ndarray, np.ndarray]],
+    answers_of: Callable[[Split], Predictions | LabelPredictions],
+) -> Fitted:
+    """Fit on val. logits: gives the logits and labels of a split; answers_of: its answers, where images have several labels."""
+    if images.train.labels.ndim == 2:
+        if images.val is None:
+            return Fitted(1.0, (0.5,) * len(images.classes))
+        said = answers_of(images.val)
+        assert isinstance(said, LabelPredictions)
+        said = replace(said, temperature=fit_temperature_of_labels(said))
+        return Fitted(said.temperature, fit_thresholds(said))
+    temperature, val = fit_answers(None if images.val is None else logits(images.val), groups_of(images, images.val))
+    return Fitted(temperature, None, val)
 
 
 def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128) -> Answers:

@@ -25,7 +25,7 @@ MANY = 10
 
 def lines_of(figures: Mapping[str, Any]) -> Iterator[str]:
     """All lines of the table. figures: as `command.figures_of` gives them."""
-    rows = [*_figures(figures), *_doubts(figures)]
+    rows = [*_figures(figures), *_labels(figures), *_doubts(figures)]
     width = max(WIDTH, *(len(name) for name, _ in rows)) + 1
     for name, said in rows:
         yield f"{name:{width}}{said}"
@@ -34,10 +34,11 @@ def lines_of(figures: Mapping[str, Any]) -> Iterator[str]:
 def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     n, groups = int(figures["n"]), figures.get("groups")
     yield f"{figures['split']} images", f"{n:,}" if groups is None else f"{n:,} in {groups:,} groups of images that are alike"
-    yield "accuracy", f"{100 * figures['top1']:.1f} % ({100 * figures['top1_low']:.1f} to {100 * figures['top1_high']:.1f}, 95 % interval)"
+    right, key, ends = ("all labels right", "subset_accuracy", "subset") if "per_label" in figures else ("accuracy", "top1", "top1")
+    yield right, f"{100 * figures[key]:.1f} % ({100 * figures[f'{ends}_low']:.1f} to {100 * figures[f'{ends}_high']:.1f}, 95 % interval)"
     if "tree" in figures:
         yield "by level", tree.line(figures["tree"])
-    for name in (name for name in registry.names("metrics") if name in figures and name not in LEFT_OUT | {"top1"}):
+    for name in (name for name in registry.names("metrics") if name in figures and name not in LEFT_OUT | {key}):
         value = figures[name]
         if value is None or (name == "top5" and len(figures["classes"]) <= MANY):
             continue
@@ -45,6 +46,13 @@ def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name == "ece" and (after := figures["calibration"])["temperature"] != 1:
             said += f", calibrated {100 * after['ece']:.1f} %"
         yield escape.line((metric(name).title or name).replace(", macro mean", ", mean")), said
+
+
+def _labels(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A line on each of several labels."""
+    for row in figures.get("per_label", ()):
+        values = [f"{key.upper()} {100 * row[key]:.1f} %" for key in ("ap", "auroc", "f1") if row[key] is not None]
+        yield escape.line(row["name"]), f"{', '.join(values)}, {row['support']:,} images, named from {row['threshold']:.3f}"
 
 
 def _doubts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -55,7 +63,8 @@ def _doubts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield "", f"{_share(of, 'covered')} of class {escape.line(of['name'])}"
     for row in figures.get("abstain", ()):
         right = f"{_share(row, 'right', 'answered')} right" if row["answered"] else "none"
-        rule = Abstention(row["target"], row["threshold"], *(row["val"][key] for key in ("n", "answered", "right")), row["num_groups"])
+        val = row["val"]
+        rule = Abstention(row["target"], row["threshold"], val["n"], val["answered"], val["right"], row["num_groups"])
         promised = f", promised {100 * rule.least:.1f} %" if rule.is_promised else ""
         yield f"abstain {100 * rule.target:g} %", f"{100 * row['answered'] / row['n']:.1f} % answered, {right}{promised}"
         if not rule.is_promised:

@@ -87,13 +87,13 @@ def _read(path: Path) -> RunLine:
     recipe, rows = run_dir.read_recipe(path), read_rows(path)
     test, outcome = run_dir.test_metrics(path), run_dir.outcome(path)
     state, last = _state(path, outcome), rows[-1] if rows else {}
-    val = val_row(recipe, rows)
+    val, right = val_row(recipe, rows), "subset_accuracy" if recipe.data.multilabel else "top1"
     when = float(last["time"]) if "time" in last else run_dir.recipe_file(path).stat().st_mtime
     error = str(outcome.get("error") or "") if state == "failed" else ""
     done = 1.0 if state == "finished" else share_done(recipe, rows, run_dir.environment(path))
     return RunLine(
         str(path), recipe.name, recipe.data.source, state, done, str(last.get("stage", "")), int(last.get("step", 0)),
-        number(val or {}, "top1"), number(test or {}, "top1"), _seconds(test, outcome, rows), when, error,
+        number(val or {}, right), number(test or {}, right), _seconds(test, outcome, rows), when, error,
     )  # fmt: skip
 
 

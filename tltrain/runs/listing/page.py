@@ -39,7 +39,11 @@ def listing(lines: Sequence[RunLine], root: Path, out: Path, now: float) -> str:
         el("header", el("h1", f"Runs in {root}"), el("p", f"{plural(len(lines), 'run')}, {finished} finished", class_="verdict")),
         *(_filter(name, values) for name, values in choices.items()),
         el("div", el("table", el("thead", head), el("tbody", *rows)), class_="scroll wide"),
-        el("p", "Val and test are accuracies (top-1). Val is that of the weights that the run hands on.", class_="note under"),
+        el(
+            "p",
+            "Val and test are accuracies (top-1; of several labels: all right). Val is that of the weights that the run hands on.",
+            class_="note under",
+        ),
     )
 
 

@@ -26,13 +26,14 @@ def images(run: RunRecord) -> Html | None:
     most = max(by_class["train"])
     rows = [[str(names[c]), _bar(by_class["train"][c] / most), *(count(numbers[c]) for numbers in by_class.values())] for c in order]
     table = parts.table(["Class", "", *by_class], rows, class_="tall balance")
-    return el("section", el("h2", "What it learned from"), el("p", _balance(names, by_class)), table)
+    return el("section", el("h2", "What it learned from"), el("p", _balance(names, by_class, data)), table)
 
 
-def _balance(names: Sequence[str], by_class: Mapping[str, Sequence[int]]) -> str:
+def _balance(names: Sequence[str], by_class: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> str:
+    """sizes: the images of each split; with several labels an image they are fewer, or more, than those of the classes together."""
     train = by_class["train"]
-    others = " and ".join(f"{count(sum(numbers))} {split}" for split, numbers in by_class.items() if split != "train")
-    text = f"{plural(sum(train), 'training image')} of {plural(len(names), 'class')}"
+    others = " and ".join(f"{count(sizes.get(split, sum(numbers)))} {split}" for split, numbers in by_class.items() if split != "train")
+    text = f"{plural(sizes.get('train', sum(train)), 'training image')} of {plural(len(names), 'class')}"
     text += f", beside {others} images." if others else "."
     least, largest = min(range(len(train)), key=train.__getitem__), max(range(len(train)), key=train.__getitem__)
     if train[largest] == train[least]:

@@ -51,10 +51,13 @@ def compared_run(name: str, run: RunRecord) -> ComparedRun:
     """A run with its metrics and their intervals, as every page shows them (`tltrain.runs.report.stats`)."""
     if run.test is None:
         return ComparedRun(name, run, None, None, None)
-    predicted, share, n = read_predictions(run.path), number(run.test, "top1"), int(run.test["n"])
+    several = run.recipe.data.multilabel  # then an image is right where all of its labels are
+    predicted, share, n = read_predictions(run.path), number(run.test, "subset_accuracy" if several else "top1"), int(run.test["n"])
     if predicted is None:
         return ComparedRun(name, run, None, Interval(share, *ends_of(run.test, share, n)), None)
     accuracy = accuracy_interval(predicted.right, predicted.group)
+    if several:
+        return ComparedRun(name, run, predicted, accuracy._replace(value=share), None)
     f1 = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return ComparedRun(name, run, predicted, accuracy._replace(value=share), f1._replace(value=number(run.test, "f1_macro")))
 

@@ -58,10 +58,10 @@ def write_figures(run: RunRecord, folder: Path) -> list[Path]:
 
 def drawn(run: RunRecord) -> Iterator[tuple[str, Figure]]:
     """Name and figure, one after the other."""
-    select = "top1" if run.recipe.select == "loss" else run.recipe.select
+    select = run.recipe.select_beside_loss
     yield from _curves(run, "loss", "loss", (("train", COLOURS[0]), ("val", COLOURS[1])))
     yield from _curves(run, "accuracy" if select == "top1" else select, select, (("val", COLOURS[1]),))
-    if run.test is not None:
+    if run.test is not None and "confusion" in run.test:
         yield "confusion", _confusion(run.test["confusion"], [str(name) for name in run.test["classes"]])
         bins = [b for b in run.test["reliability"] if b["n"]]
         if bins:
@@ -160,8 +160,16 @@ def tables(run: RunRecord) -> Iterator[tuple[str, list[list[Any]]]]:
         yield "curves", [keys, *([row.get(key, "") for key in keys] for row in rows)]
     if run.test is None:
         return
-    head = ["name", "support", "precision", "recall", "f1"]
-    yield "by_class", [head, *([row[key] for key in head] for row in run.test["per_class"])]
-    classes = [str(name) for name in run.test["classes"]]
-    yield "confusion", [["true \\ predicted", *classes], *([name, *row] for name, row in zip(classes, run.test["confusion"], strict=True))]
+    if "per_label" in run.test:
+        head = list(run.test["per_label"][0])
+        yield "by_label", [head, *([row[key] for key in head] for row in run.test["per_label"])]
+    else:
+        head = ["name", "support", "precision", "recall", "f1"]
+        yield "by_class", [head, *([row[key] for key in head] for row in run.test["per_class"])]
+        yield from _confusion_table(run.test)
     yield "test", [["figure", "value"], *([key, value] for key, value in run.test.items() if isinstance(value, int | float))]
+
+
+def _confusion_table(test: Mapping[str, Any]) -> Iterator[tuple[str, list[list[Any]]]]:
+    classes = [str(name) for name in test["classes"]]
+    yield "confusion", [["true \\ predicted", *classes], *([name, *row] for name, row in zip(classes, test["confusion"], strict=True))]

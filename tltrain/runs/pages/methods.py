@@ -87,6 +87,9 @@ def _distilled(run: RunRecord) -> str:
 def _result(run: RunRecord) -> str:
     if run.test is None:
         return ""
+    if "per_label" in run.test:
+        each = ", ".join(f"{name} {percent(number(run.test, key))}" for name, key in (("mAP", "map"), ("macro F1", "f1_macro")))
+        return f"Each class was a label of its own (binary cross entropy). On {plural(int(run.test['n']), 'test image')}: {each}."
     n, share = int(run.test["n"]), number(run.test, "top1")
     f1 = percent(number(run.test, "f1_macro"))
     accuracy = f"{percent(share)} (95 % interval {interval(share, n, run.test)})"

@@ -14,8 +14,8 @@ from tltrain.core.recipe import Stage
 from tltrain.runs.pages import background, distilled
 from tltrain.runs.pages.doubts import doubts
 from tltrain.runs.record import RunRecord, number, read_predictions, read_race
+from tltrain.runs.report import labels, tree
 from tltrain.runs.report import tables as parts
-from tltrain.runs.report import tree
 from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
 from tltrain.runs.report.formatting import (
     DASH,
@@ -49,6 +49,7 @@ def report(run: RunRecord, links: Html | None = None) -> str:
         links,
         distilled.section(run),
         _learning(run),
+        labels.by_label(run),
         errors(run),
         mistakes(run),
         calibration(run),
@@ -79,15 +80,14 @@ def _header(run: RunRecord) -> Html:
 
 
 def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
-    items = []
-    if (test := run.test) is not None:
+    items = labels.figures(run)
+    if (test := run.test) is not None and not items:
         n = int(test["n"])
         largest = max(test["per_class"], key=lambda r: r["support"])
         items.append(
             ("Test accuracy", percent(number(test, "top1")), f"{interval(number(test, 'top1'), n, test)}; {test['weights']} weights")
         )
-        chance = f"always saying {largest['name']}"
-        items.append(("Baseline", percent(largest["support"] / n), chance))
+        items.append(("Baseline", percent(largest["support"] / n), f"always saying {largest['name']}"))
         if math.isfinite(number(test, "top5")) and len(test["classes"]) > 10:
             items.append(("Test top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
         items.append(("Test F1", percent(number(test, "f1_macro")), f"mean over classes{_f1_ends(run)}"))
@@ -162,7 +162,7 @@ def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
 
 
 def _select_chart(run: RunRecord, spans: list[Span]) -> Html | None:
-    select = "top1" if run.recipe.select == "loss" else run.recipe.select  # the loss has its own chart
+    select = run.recipe.select_beside_loss
     lines = [line for line in _val_lines(run, select) if _finite(list(line.points))]
     values = [value for line in lines for value in _finite(list(line.points))]
     values += [number(row, select) for row in run.of_kind("blend") if math.isfinite(number(row, select))]
@@ -230,8 +230,7 @@ def _stage_table(run: RunRecord) -> Html:
     table = parts.table(["Stage", "Trains from", "Peak lr", "Steps", "Ended", "Time", "Best val"], rows, texts=2)
     texts = [f"{stage}: {sentence}." for stage, sentence in read_race(run.path).items()]
     texts += [f"{row['stage']} was worked out, not trained: {'; '.join(map(str, row['notes']))}." for row in run.of_kind("solve")]
-    kept = [row["stage"] for row in run.of_kind("stage_end") if row.get("unchanged")]
-    if kept:
+    if kept := [row["stage"] for row in run.of_kind("stage_end") if row.get("unchanged")]:
         texts.append(
             f"On val nothing that {' and '.join(kept)} trained was better than the weights it started from, so it handed on those."
         )
@@ -240,7 +239,7 @@ def _stage_table(run: RunRecord) -> Html:
 
 def errors(run: RunRecord) -> Html | None:
     """The section on where a run errs. None without a test."""
-    if run.test is None:
+    if run.test is None or "confusion" not in run.test:
         return None
     matrix, classes = run.test["confusion"], [str(c) for c in run.test["classes"]]
     frequent = parts.frequent_mistakes(matrix, classes) if len(classes) > 12 else None  # a small matrix shows them by itself
@@ -268,7 +267,7 @@ def mistakes(run: RunRecord) -> Html | None:
 
 def calibration(run: RunRecord) -> Html | None:
     """The section on confidence and accuracy. None without a test."""
-    bins = [b for b in run.test["reliability"] if b["n"]] if run.test else []
+    bins = [b for b in run.test.get("reliability", ()) if b["n"]] if run.test else []
     if run.test is None or not bins:
         return None
     text = el("p", parts.calibration(bins, number(run.test, "ece")))

@@ -112,6 +112,8 @@ def confusions(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
 
 def verdict(run: RunRecord) -> str:
     """The result of a run in one sentence, with a 95 % interval."""
+    if run.recipe.data.multilabel:
+        return _labels_verdict(run)
     if run.test is not None:
         return _test_verdict(run)
     best = run.best
@@ -122,6 +124,21 @@ def verdict(run: RunRecord) -> str:
     if ended(run) == "finished":
         return f"{seen}. There is no test split, and the weights were chosen on these images: expect a little less."
     return f"{_ending(run)}. With the best weights so far {seen}."
+
+
+def _labels_verdict(run: RunRecord) -> str:
+    """`verdict` of several labels an image."""
+    row, split = (run.best, "val") if run.test is None else (run.test, "test")
+    if row is None:
+        return f"{_ending(run)}; nothing has been evaluated yet."
+    share, n = number(row, "subset_accuracy"), int(row["n"])
+    head = f"mAP is {percent(number(row, 'map'))}; all labels are right on {percent(share)} of {plural(n, f'{split} image')}"
+    head = f"{head} (95{_SPACE}% interval {interval(share, n)})."
+    if run.test is not None:
+        return f"{head} {nothing}" if (nothing := learned_nothing(run.test)) is not None else head
+    if ended(run) == "finished":
+        return f"{head} There is no test split, and the weights were chosen on these images: expect a little less."
+    return f"{_ending(run)}. With the best weights so far: {head}"
 
 
 def ended(run: RunRecord) -> str:
@@ -142,8 +159,10 @@ def _ending(run: RunRecord) -> str:
 def learned_nothing(test: Mapping[str, Any]) -> str | None:
     """What to say, and what to try, where the accuracy cannot be told from always naming the most frequent class. Else None.
 
-    test: what test_metrics.json holds.
+    test: what test_metrics.json holds. Of several labels: where their order cannot be told from a random one.
     """
+    if "per_label" in test:
+        return _labels_learned_nothing(test)
     support = [sum(row) for row in test["confusion"]]
     largest = max(range(len(support)), key=support.__getitem__)
     share = support[largest] / int(test["n"])
@@ -152,6 +171,19 @@ def learned_nothing(test: Mapping[str, Any]) -> str | None:
     return (
         f"This cannot be told from always saying {test['classes'][largest]}, which is right for {percent(share)}: nothing that was learned "
         "shows on these images. Try more steps or a higher lr for the head, or look at the images and labels (tltrain preview)."
+    )
+
+
+def _labels_learned_nothing(test: Mapping[str, Any]) -> str | None:
+    """`learned_nothing` of several labels: by the mean AUROC, whose spread without skill is at most the labels' (Mann and Whitney 1947)."""
+    pairs = [(number(row, "auroc"), int(row["support"]), int(test["n"]) - int(row["support"])) for row in test["per_label"]]
+    known = [(auroc, math.sqrt((with_ + without + 1) / (12 * with_ * without))) for auroc, with_, without in pairs if with_ and without]
+    if not known or sum(auroc - 0.5 - 1.96 * spread for auroc, spread in known) > 0:
+        return None
+    return (
+        f"The labels cannot be told from a random order (AUROC {percent(sum(auroc for auroc, _ in known) / len(known))}, of a random one "
+        f"{percent(0.5, 0)}): nothing that was learned shows on these images. Try more steps or a higher lr for the head, or look at the "
+        "images and labels (tltrain preview)."
     )
 
 

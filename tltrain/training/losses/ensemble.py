@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from tltrain.models.chain import Block, Chain
 from tltrain.models.factory import Loaded
+from tltrain.models.metadata import plain
 from tltrain.models.precision import full_precision
 
 
@@ -37,7 +38,7 @@ def ensemble(members: Sequence[Loaded], temperature: float) -> Loaded:
     chains = [member.chain for member in members]
     net = Ensemble(chains, temperature)
     block = Block("ensemble", ("members",), why_whole="it is several networks")
-    described = json.loads(json.dumps([asdict(member.card) for member in members]))
+    described = json.loads(json.dumps([plain(member.card) for member in members]))
     card = replace(first.card, name="ensemble", config={"members": described, "temperature": temperature}, mean=(0.0,) * 3, std=(1.0,) * 3)
     chain = Chain(net, [block], card.mean, card.std).eval()
     return replace(first, chain=chain, card=card, origin=" + ".join(member.origin for member in members))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tltrain.core.stage_plan import StagePlan
 from tltrain.distributed.runtime import Runtime
 from tltrain.evaluation.metrics import Predictions
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 
 
 class NotFinite(RuntimeError):
@@ -24,7 +25,7 @@ class NotFinite(RuntimeError):
         self.rank, self.step = rank, step
 
 
-def check_finite(predictions: Predictions, split: str, stage: StagePlan, step: int) -> None:
+def check_finite(predictions: Predictions | LabelPredictions, split: str, stage: StagePlan, step: int) -> None:
     """Raise NotFinite if the mean loss on a split is not finite.
 
     The training loss cannot show this for the last update: it was computed before that update.

@@ -22,13 +22,22 @@ from tltrain.training.losses.distillation import DistillLoss
 from tltrain.training.losses.over_batch import Together
 
 LabelLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
-"""(logits (B, K), labels (B,), label smoothing, class weights (K,) or None) -> (B,). A recipe names one in stages.N.loss."""
+"""(logits (B, K), labels (B,), label smoothing, class weights (K,) or None) -> (B,). A recipe names one in stages.N.loss.
+
+Of several labels (data.label_separator) it is given labels (B, K) uint8, 1 where an image has a class, and class weights (2, K) or None."""
 
 
-def label_loss(name: str, num_classes: int) -> LabelLoss:
+def label_loss(name: str, num_classes: int, multilabel: bool = False) -> LabelLoss:
     """Load the loss named by stages.N.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
     loss = cast(LabelLoss, registry.find("losses", name, f"a stage's loss is {name!r}"))
-    _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
+    if not multilabel:
+        _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
+        return loss
+    try:
+        tried = loss(torch.zeros(2, num_classes), torch.eye(2, num_classes).byte(), 0.0, None)
+    except Exception as error:  # another package's, which may know nothing but one class an image
+        raise UserError(f"the loss {name} does not take several labels an image ({type(error).__name__}: {error}); leave it out") from error
+    _check_per_sample(name, tried)
     return loss
 
 
@@ -115,5 +124,7 @@ class Objective:
 
     def _of_label(self, logits_BK: Tensor, label_B: Tensor) -> Tensor:
         """The label loss (B,); 0 of a picture without a label."""
+        if label_B.ndim == 2:  # several labels: unlabelled pictures are of distillation, which has none
+            return self.label_loss(logits_BK, label_B, self.smoothing, self.class_weights_K)
         loss_B = self.label_loss(logits_BK, label_B.clamp_min(0), self.smoothing, self.class_weights_K)
         return torch.where(label_B == NO_LABEL, 0, loss_B)

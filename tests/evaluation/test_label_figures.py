@@ -1,0 +1,69 @@
+"""Figures of several labels, by hand; thresholds and temperature that are fitted on val."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import f1_score
+
+from tltrain.core.metric import metric, of_data
+from tltrain.evaluation import metrics
+from tltrain.evaluation.multilabel.fitting import fit_temperature, fit_thresholds
+from tltrain.evaluation.multilabel.names import under_classes
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
+
+
+def _said(target: list[list[int]], logit: list[list[float]]) -> LabelPredictions:
+    return LabelPredictions(np.arange(len(target)), np.array(target) > 0, np.array(logit, dtype=np.float64))
+
+
+def _drawn(num: int = 400, scale: float = 1.0) -> LabelPredictions:
+    """Answers that are calibrated where `scale` is 1, of labels with three frequencies."""
+    generator = np.random.default_rng(0)
+    logit_NK = generator.normal((0, -1, -2), 2, (num, 3))
+    return LabelPredictions(np.arange(num), generator.random((num, 3)) < expit(logit_NK), scale * logit_NK)
+
+
+def test_the_figures_are_those_worked_out_by_hand() -> None:
+    p = _said([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], [[2, -1, -3], [1, 1, -2], [3, 2, -1], [-1, -2, -4]])
+    figures = metrics.summary(p, 3)
+    # The first label is found at the places 2 and 3 of its order, (1/2 + 2/3) / 2; the second is ordered rightly; no image has the third.
+    assert figures["map"] == pytest.approx((7 / 12 + 1) / 2)
+    assert figures["auroc_macro"] == pytest.approx((0.5 + 1) / 2)
+    assert figures["f1_macro"] == pytest.approx((0.8 + 1) / 2)
+    assert figures["f1_micro"] == pytest.approx(8 / 9)
+    assert figures["subset_accuracy"] == 0.75
+    assert figures["loss"] == pytest.approx(float(np.logaddexp(0, np.where(p.target, -p.logit, p.logit)).mean()))
+    assert set(figures) == {"n", *of_data(multilabel=True)}
+    rows = metrics.details(p, ["a", "b", "c"])["per_label"]
+    assert (rows[2]["support"], rows[2]["ap"], rows[2]["auroc"]) == (0, None, None)
+
+
+def test_figures_of_one_class_an_image_are_the_same_as_ever() -> None:
+    names = "loss top1 top5 precision_macro recall_macro f1_macro precision_weighted recall_weighted f1_weighted ece"
+    assert of_data(multilabel=False) == names.split()
+    assert all(metric(name).of for name in of_data(multilabel=True))
+
+
+def test_a_threshold_is_the_best_of_all_for_its_label() -> None:
+    p = _drawn(60)
+    thresholds = fit_thresholds(p)
+    for share_N, target_N, threshold in zip(p.calibrated.T, p.target.T, thresholds, strict=True):
+        best = max(f1_score(target_N, share_N >= t) for t in share_N)
+        assert f1_score(target_N, share_N >= threshold) == pytest.approx(best)
+        assert threshold not in share_N.tolist()
+    nobody = LabelPredictions(p.position, np.zeros_like(p.target), p.logit)
+    assert fit_thresholds(nobody) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_the_temperature_makes_up_for_logits_that_are_too_large_or_too_small(scale: float) -> None:
+    assert fit_temperature(_drawn(4000, scale)) == pytest.approx(scale, rel=0.06)
+
+
+def test_labels_of_other_images_are_matched_by_name() -> None:
+    theirs = np.array([[1, 0, 0], [0, 1, 0]], np.uint8)
+    label_NK, notes = under_classes(theirs, ("b", "a", "x"), ("a", "b", "c"))
+    assert label_NK.tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert "labels c" in notes[0]

@@ -1,0 +1,1 @@
+"""Several labels an image: label sets in tables, and splits by them."""

@@ -1,0 +1,78 @@
+"""Sets of classes as they stand in tables, and as a matrix of ones and zeros. A set is written by its classes in order: cat|dog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import Data
+
+SEPARATOR = "|"
+"""Between the classes of a set that no table writes."""
+YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")
+
+
+def separator(spec: Data) -> str:
+    """What stands between two classes of a set in a listing."""
+    return spec.label_separator or SEPARATOR
+
+
+def set_in_cell(cell: str, mark: str, place: str) -> str:
+    """The set that a cell names, its classes sorted. An empty cell: none of the classes. place: of the cell, for messages.
+
+    Raises UserError for an empty name between two marks, and for a class that is named twice.
+    """
+    names = [name.strip() for name in cell.split(mark)] if cell else []
+    if "" in names:
+        raise UserError(
+            f"{place}: label is {cell!r}, with nothing before or behind a {mark!r}; write each class once, with one between two"
+        )
+    if len(set(names)) < len(names):
+        raise UserError(f"{place}: label is {cell!r}, which names a class twice; name each class once")
+    return mark.join(sorted(names))
+
+
+def set_in_columns(cells: Sequence[str], columns: Sequence[str], place: str) -> str:
+    """The set that a line of ones and zeros names, one cell for each column. Raises UserError for a cell that is neither."""
+    names = []
+    for name, cell in zip(columns, cells, strict=True):
+        if cell.lower() not in YES + NO:
+            raise UserError(f"{place}: column {name} is {cell!r}; it must be 1 for an image of this class, and 0 for another")
+        if cell.lower() in YES:
+            names.append(name)
+    return SEPARATOR.join(names)
+
+
+def classes_of(sets: Sequence[str], spec: Data) -> tuple[str, ...]:
+    """The classes: the recipe's columns, or those that the sets name, sorted."""
+    if spec.label_columns is not None:
+        return spec.label_columns
+    return tuple(sorted({name for text in sets if text for name in text.split(separator(spec))}))
+
+
+def matrix(sets: Sequence[str], classes: Sequence[str], spec: Data) -> np.ndarray:
+    """(S, K) uint8: 1 where a set holds a class."""
+    number_of = {name: k for k, name in enumerate(classes)}
+    out_SK = np.zeros((len(sets), len(classes)), dtype=np.uint8)
+    for s, text in enumerate(sets):
+        if text:
+            out_SK[s, [number_of[name] for name in text.split(separator(spec))]] = 1
+    return out_SK
+
+
+def written(label_NK: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """(N,) the set of each row as text, such as cat|dog. Empty: none of the classes."""
+    different_SK, which_N = np.unique(label_NK, axis=0, return_inverse=True)
+    texts = [SEPARATOR.join(name for name, has in zip(classes, row, strict=True) if has) for row in different_SK.tolist()]
+    return [texts[s] for s in which_N.ravel().tolist()]
+
+
+def check_known(spec: Data, known: bool) -> None:
+    """Raise UserError where a recipe of several labels meets what works on one class an image, or a source without them (not `known`)."""
+    if spec.multilabel and not known:
+        raise UserError(
+            f"data.label_separator and data.label_columns give each image of {spec.source} several labels, and this works on one class an "
+            "image. tltrain train, plan, preview, evaluate, predict, report and export know several labels, of tables (csv:FILE)"
+        )

@@ -1,0 +1,59 @@
+"""The figures of a test by label, and its answers image by image."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
+
+from tltrain.core.output import escape
+from tltrain.data.multilabel.label_sets import written
+from tltrain.evaluation.multilabel import metrics
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
+
+NUM_BINS = 15  # as of one class an image
+
+
+def details(p: LabelPredictions, classes: Sequence[str]) -> dict[str, Any]:
+    """Metrics, threshold and calibration by label, ready for JSON. A value that a label does not have is None."""
+    precision, recall, f1, support = precision_recall_fscore_support(p.target, p.said, average=None, zero_division=0)
+    thresholds = p.thresholds or (0.5,) * len(classes)
+    columns = {
+        "support": support, "frequency": p.target.mean(0), "precision": precision, "recall": recall, "f1": f1,
+        "ap": metrics.average_precision(p), "auroc": metrics.auroc(p), "threshold": np.array(thresholds),
+        "ece": np.array([calibration_error(share_N, target_N) for share_N, target_N in zip(p.calibrated.T, p.target.T, strict=True)]),
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {"name": name, **{key: _plain(column[k]) for key, column in columns.items()}} for k, name in enumerate(classes)
+    ]
+    calibration = {"temperature": p.temperature, "ece": float(columns["ece"].mean())}
+    return {"classes": list(classes), "per_label": rows, "calibration": calibration}
+
+
+def calibration_error(share_N: np.ndarray, target_N: np.ndarray) -> float:
+    """Expected calibration error of one label: the mean of |probability - frequency| over bins, weighted by their numbers of samples."""
+    which_N = np.clip(np.ceil(share_N * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    parts = [which_N == b for b in np.unique(which_N)]
+    return float(sum(part.sum() * abs(share_N[part].mean() - target_N[part].mean()) for part in parts) / len(share_N))
+
+
+def _plain(value: Any) -> float | int | None:
+    if np.isnan(value):
+        return None
+    return int(value) if isinstance(value, np.integer) else float(value)
+
+
+def predictions_csv(p: LabelPredictions, ids: Sequence[str], classes: Sequence[str]) -> str:
+    """A line an image: id, label and predicted (sets, such as cat|dog), confidence (of the answer's least sure label), p:CLASS of each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "label", "predicted", "confidence", *(escape.csv_cell(f"p:{name}") for name in classes)])
+    sets = zip(p.position, written(p.target, classes), written(p.said, classes), p.sure, p.calibrated, strict=True)
+    for position, label, predicted, sure, share_K in sets:
+        cells = map(escape.csv_cell, (ids[position], label, predicted))
+        writer.writerow([*cells, f"{sure:.6f}", *(f"{share:.6f}" for share in share_K)])
+    return text.getvalue()

@@ -1,0 +1,78 @@
+"""What a page says of several labels an image: key figures, a table. There is no confusion matrix: labels do not compete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tltrain.runs.record import RunRecord, number
+from tltrain.runs.report import tables
+from tltrain.runs.report.formatting import DASH, count, decimal, interval, percent, tenths
+from tltrain.runs.report.html import Html, el, join
+from tltrain.runs.report.stats import wilson
+
+_IN_CLASS_ORDER = 12  # labels up to which the table keeps the class list's order
+
+
+def figures(run: RunRecord) -> list[tuple[str, str, str]]:
+    """(name, value, note) of the test's key figures. Empty without a test, and for runs of one class an image."""
+    test = run.test
+    if test is None or "per_label" not in test:
+        return []
+    n, rows = int(test["n"]), test["per_label"]
+    frequency = sum(row["frequency"] for row in rows) / len(rows)
+    exact = number(test, "subset_accuracy")
+    return [
+        ("Test mAP", percent(number(test, "map")), f"mean over labels of the average precision; {test['weights']} weights"),
+        ("Baseline", percent(frequency), "mAP of a random order: the labels' mean frequency"),
+        ("Test F1", percent(number(test, "f1_macro")), f"mean over labels; over all answers {percent(number(test, 'f1_micro'))}"),
+        ("Test AUROC", percent(number(test, "auroc_macro")), "mean over labels; 50\u202f% is a random order"),
+        ("Exact sets", percent(exact), f"of {count(n)} test images all labels are right; {interval(exact, n)}"),
+        ("Test loss", decimal(number(test, "loss")), "binary cross entropy, mean over labels"),
+    ]
+
+
+def by_label(run: RunRecord) -> Html | None:
+    """The section on each label. None without a test, and for runs of one class an image."""
+    if run.test is None or "per_label" not in run.test:
+        return None
+    rows = run.test["per_label"]
+    many = len(rows) > _IN_CLASS_ORDER
+    shown = sorted(rows, key=lambda row: number(row, "ap")) if many else rows
+    head = ["Label", "Images", "AP", "Chance", "AUROC", "F1", "Recall", "95\u202f%", "Precision", "95\u202f%", "Threshold", "ECE"]
+    told = (
+        f"{'Worst first. ' if many else ''}In\u202f%; intervals are Wilson's. A label is named from its threshold on, that with the "
+        "largest F1 on val. Chance is the label's frequency: the average precision (AP) of a random order."
+    )
+    after, note = run.test["calibration"], el("p", told, class_="note")
+    trust = (
+        f"Probabilities come from logits divided by a temperature of {after['temperature']:.2f}, fitted on val. ECE is how far a label's "
+        f"probability is from its frequency among images of that probability: {decimal(after['ece'])} in the mean."
+    )
+    table = tables.table(head, [_row(row) for row in shown], class_="tall wide")
+    return el("section", el("h2", "Label by label"), join(note, table, el("p", trust, class_="note under")))
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    support = int(row["support"])
+    said = round(row["recall"] * support / row["precision"]) if row["precision"] else 0
+    shares = [_tenths(number(row, key)) for key in ("ap", "frequency", "auroc", "f1")]
+    ends = [
+        tenths(row["recall"]) if support else DASH,
+        _ends(row["recall"], support),
+        tenths(row["precision"]),
+        _ends(row["precision"], said),
+    ]
+    return [str(row["name"]), count(support), *shares, *ends, decimal(row["threshold"]), decimal(row["ece"])]
+
+
+def _tenths(share: float) -> str:
+    return tenths(share) if math.isfinite(share) else DASH
+
+
+def _ends(share: float, n: int) -> str:
+    if not n:
+        return DASH
+    low, high = wilson(share, n)
+    return f"{100 * low:.0f}\u00a0to\u00a0{100 * high:.0f}"
