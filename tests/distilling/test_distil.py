@@ -124,6 +124,8 @@ def test_several_runs_teach_by_the_mean_of_their_probabilities(runs: list[Path],
     alone = read_predictions(runs[1])
     assert alone is not None
     assert want != alone.right_by_id, "else nothing was averaged"
+    shutil.copytree(runs[0], tmp_path / "digits-fit" / "run")
+    assert teachers.opened([tmp_path / "digits-fit"]).teachers[0].path == tmp_path / "digits-fit" / "run", "the folder of a fit is its run"
 
 
 def _probabilities(run: Path, split: Split) -> np.ndarray:
