@@ -95,6 +95,8 @@ def test_the_verb_leaves_a_curve_and_a_suggestion(tmp_path: Path, capsys: pytest
     ]
     assert main(words) == 0
     printed = " ".join(capsys.readouterr().out.split())
+    assert "report " not in printed, "its answer is a rate, and no verdict on the network that it spoils"
+    assert "test top-1" not in printed
     assert "loss falls fastest at" in printed
     suggested = float(printed.partition("--stages.head.lr ")[2].split()[0])
     assert 1e-4 <= suggested <= 1

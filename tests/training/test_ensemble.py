@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from tltrain.cache.frozen import FrozenModel
-from tltrain.core.recipe import Backbone
+from tltrain.core.recipe import Backbone, load
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 from tltrain.training.losses.ensemble import ensemble
+from tltrain.training.plan_table import taught_by
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 CLASSES = ("a", "b", "c")
@@ -63,3 +64,14 @@ def test_its_fingerprint_and_description_know_every_member() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert key(first, second) == keys[0]
+
+
+def test_the_plan_names_every_teacher() -> None:
+    recipe = load("digits-distill")
+    assert taught_by(recipe) == "one teacher: runs/digits-resnet"
+    assert (
+        taught_by(recipe.override({"distill.ensemble": ["runs/b"]}))
+        == "two teachers: runs/digits-resnet and runs/b (the mean of their answers)"
+    )
+    more = [f"runs/{name}" for name in "bcd"]
+    assert taught_by(recipe.override({"distill.ensemble": more})).startswith("4 teachers: runs/digits-resnet, runs/b, runs/c and runs/d (")

@@ -10,7 +10,7 @@ from rich.table import Table
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output import escape
-from tltrain.core.output.console import Terminal
+from tltrain.core.output.console import Terminal, one_plan
 from tltrain.core.recipe import Recipe
 from tltrain.data import open_images
 from tltrain.data.splits import split
@@ -42,7 +42,8 @@ def run_folds(wanted: FoldsFolder, parsed: Sequence[tuple[Recipe, RunFlags]], jo
     if runs and jobs > 1:
         outcome = train_side_by_side(runs, min(jobs, len(runs)), wanted.path / "logs", lambda text: say(text, markup=False))
     elif runs:
-        outcome = train_one_by_one(runs, lambda text: say(f"\n{text}", style="bold", markup=False))
+        with one_plan():
+            outcome = train_one_by_one(runs, lambda text: say(f"\n{text}", style="bold", markup=False))
     show(wanted.path)
     return outcome
 

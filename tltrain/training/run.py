@@ -181,7 +181,7 @@ def _announce(run: Run, restored: State | None) -> None:
     run.trackers.plan(plan_table.text(table))
     if (picture := _preview(run)) is not None:
         run.trackers.preview(picture)
-    run.console.show(table)
+    run.console.show_plan(table)
     if restored is not None:
         at = restored.progress
         where = plan_[at.stage].spec.name if at.stage < len(plan_) else "the end"
@@ -215,6 +215,8 @@ def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     predictions = predict(run.runtime, teacher, run.eval_batches(split), should_stop=_alive(run, "teacher"))
     figures = metrics.summary(predictions, len(run.images.classes))
     run.log({"kind": "teacher", **run.plan[0].place(0), "stage": "teacher", "split": split.name, **figures})
+    if run.recipe.distill is not None and run.recipe.distill.ensemble:
+        run.console.say(f"teacher {plan_table.taught_by(run.recipe)}")
     run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
 
 
@@ -237,6 +239,7 @@ def _stopped(run: Run, fit: StageResult) -> dict[str, Any]:
 def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progress) -> dict[str, Any]:
     """Calibrate and test the final weights once, then write the weights, the test results, the outcome and the report."""
     began, last = clock(), run.plan[-1]
+    searches = last.spec.schedule == "range"  # for a learning rate, until the loss explodes: what it found is the answer, and no figures
     fitted = _fit_on_val(run, chain)
     test, rules = run.images.test, usual(fitted.val)
     if test is not None:
@@ -261,14 +264,16 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
                 run.trackers.confusion(details["confusion"], list(run.images.classes))
             run.trackers.mistakes(run_dir.mistakes(run.path))
             run.trackers.summary({f"test/{k}": v for k, v in figures.items()})
-            run.console.say(results.test_line(figures, seconds), style="bold")
-            if (nothing := learned_nothing({**figures, **details})) is not None:
+            if not searches:
+                run.console.say(results.test_line(figures, seconds), style="bold")
+            if not searches and (nothing := learned_nothing({**figures, **details})) is not None:
                 run.console.say(nothing, style="yellow")
     details = {"outcome": "finished", "seconds": progress.seconds + clock() - began, "peak_bytes": run.runtime.peak_bytes()}
     if run.runtime.is_main:
         run_dir.write_outcome(run.path, run.generation, details)
         page = results.report(run.path, run.console.say)
-        run.console.say(f"report  {page}")
+        if not searches:
+            run.console.say(f"report  {page}")
         if page is not None:
             run.trackers.report(page)
         if len(run.trackers) > 0:

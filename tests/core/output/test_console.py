@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tltrain.core.output import console as consoles
-from tltrain.core.output.console import Console, Terminal, brief
+from tltrain.core.output.console import Console, Terminal, brief, one_plan
 
 
 class Clock:
@@ -121,3 +121,17 @@ def test_the_other_processes_print_nothing(clock: Clock) -> None:
         console.busy("more")
         console.evaluation(ROW, 3)
     assert file.getvalue() == ""
+
+
+def test_folds_print_one_plan_and_what_follows_its_own() -> None:
+    console, file = opened(terminal=False)
+    with one_plan():
+        with one_plan():  # a race before the first fold
+            console.show_plan("plan of the race")
+            console.show_plan("plan of its second fold")
+        console.show_plan("plan of fold 0")
+        with one_plan():
+            console.show_plan("plan of the second race")
+        console.show_plan("plan of fold 1")
+    console.show_plan("plan of another run")
+    assert file.getvalue().split("\n") == ["plan of the race", "plan of fold 0", "plan of another run", ""]

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,14 @@ class Console:
         if self.enabled:
             self.rich.print(renderable, soft_wrap=False, crop=False)  # a path that is wider than the terminal stays whole
 
+    def show_plan(self, table: Any) -> None:
+        """Print the plan of a run. Within `one_plan` only that of the first."""
+        shown = _plans.get()
+        if not shown:
+            self.show(table)
+        if shown is not None:
+            shown.append(True)
+
     def open_stage(self, name: str, step: int, num_steps: int) -> None:
         """Start the progress of a stage at `step`: a bar on a terminal."""
         self.stage, self.said_at = _Stage(name, step, step, num_steps, clock()), clock()
@@ -175,6 +184,23 @@ class Console:
             self.bar = None
         if self.notebook is not None:
             self.notebook.clear()
+
+
+@contextlib.contextmanager
+def one_plan() -> Iterator[None]:
+    """Inside, runs that differ in their images alone, such as folds, print one plan: that of the first."""
+    if _plans.get():
+        yield  # folds of which each begins with a race: all of that was shown with the first
+        return
+    before = _plans.set([])
+    try:
+        yield
+    finally:
+        _plans.reset(before)
+
+
+_plans: ContextVar[list[bool] | None] = ContextVar("_plans", default=None)
+"""One for each plan that was asked for within `one_plan`."""
 
 
 @dataclass

@@ -74,8 +74,8 @@ def _common(recipe: Recipe) -> str:
 def _distilled(run: RunRecord) -> str:
     if (spec := run.recipe.distill) is None:
         return ""
-    teacher = spec.teacher.weights or spec.teacher.name
-    whose = f"an ensemble of {len(spec.teachers)} teachers, {teacher} and others" if spec.ensemble else f"the teacher {teacher}"
+    named = ", ".join([str(spec.teacher.weights or spec.teacher.name), *spec.ensemble])
+    whose = f"an ensemble of {len(spec.teachers)} teachers, {named}" if spec.ensemble else f"the teacher {named}"
     num = (run.env.get("data") or {}).get("unlabelled")
     beside = f", and those alone of {num:,} further images of {spec.unlabelled}, without labels" if num else ""
     return (

@@ -13,7 +13,7 @@ from typing import Any, cast
 from tltrain.core import files
 from tltrain.core.errors import MachineError, StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console
+from tltrain.core.output.console import Console, one_plan
 from tltrain.core.recipe import Recipe, Stage
 from tltrain.core.stage_plan import AUTO, check_one_races, is_open
 from tltrain.data import DataSplits, open_images
@@ -62,7 +62,7 @@ def settled(recipe: Recipe, start: RunFlags, train: Train) -> Recipe | dict[str,
     if not is_open(known):
         return known
     check_one_races(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    with StopSignal().listening() as stop:
+    with StopSignal().listening() as stop, one_plan():
         raced = _race_all(recipe, path, start, train, stop)
         if isinstance(raced, Recipe) and stop.signal is None:
             return raced
