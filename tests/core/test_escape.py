@@ -49,7 +49,8 @@ def test_whatever_is_drawn_on_a_console_arrives_as_text(text: str) -> None:
     console.print(text, markup=False)
     assert STEERING.search(re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).replace("\t", "")) is None, "rich's own colours alone are codes"
     rows = io.StringIO()
-    Terminal(file=rows, width=400, highlight=False).print(table([Prediction(text, ((text, 0.9), (text, 0.1))), Prediction(text, (), text)]))
+    for line in table([Prediction(text, ((text, 0.9), (text, 0.1))), Prediction(text, (), text)], None):
+        Terminal(file=rows, width=400, highlight=False).print(line, soft_wrap=True)
     assert len(rows.getvalue().splitlines()) == 3, "a name is one line"
 
 
