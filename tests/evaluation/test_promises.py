@@ -257,14 +257,17 @@ def test_a_val_that_is_too_small_promises_nothing_of_answers_withheld(
     page = run_dir.report_file(run).read_text(encoding="utf-8").replace("\u202f", " ")
     assert "Val has 12 images, too few to promise anything of answers withheld: 90 % takes 57" in page
     words = ["predict", str(run), str(made[1] / "test"), "--csv", "--abstain"]
-    kept.write_val(run, replace(kept.read_val(run), confidence=np.linspace(0.5, 1, 12), right=np.ones(12, bool)))  # type: ignore[type-var]
+    before = kept.read_val(run)
+    assert before is not None
+    val = replace(before, confidence=np.linspace(0.5, 1, 12), right=np.ones(12, bool))
+    kept.write_val(run, val)
     assert main([*words, "0.9"]) == 0
     said = capsys.readouterr().err
     assert "val has 12 images, too few to promise anything of other images: to promise that 90 % of answers are right takes" in said
     assert "promised for other images" not in said
     assert main([*words, "0.6"]) == 0
     assert "at least 60.7 % of answers are right" in capsys.readouterr().err
-    kept.write_val(run, replace(kept.read_val(run), num_groups=3))  # type: ignore[type-var]
+    kept.write_val(run, replace(val, num_groups=3))
     assert main([*words, "0.6"]) == 0
     assert "val has 12 images in 3 groups, too few" in capsys.readouterr().err, "images that are alike count once"
 

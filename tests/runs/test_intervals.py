@@ -109,7 +109,8 @@ def test_f1_of_groups_draws_whole_groups_and_of_single_images_as_ever() -> None:
 def test_a_group_has_one_sign_in_the_test_of_a_difference() -> None:
     """Ten images of one group differ: by chance that comes as often as heads. Ten that stand alone: once in 512."""
     a_N, b_N = np.ones(12, bool), np.repeat([False, True], [10, 2])
-    assert sign_flips(a_N, b_N) == (10, 0, pytest.approx(2 / 1024, abs=2e-3))
+    assert sign_flips(a_N, b_N)[:2] == (10, 0)
+    assert sign_flips(a_N, b_N)[2] == pytest.approx(2 / 1024, abs=2e-3)
     assert sign_flips(a_N, b_N, group_N=np.repeat([0, 1, 2], [10, 1, 1])) == (10, 0, 1.0)
 
 
