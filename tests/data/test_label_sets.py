@@ -128,6 +128,14 @@ def test_a_rare_label_is_in_train_and_where_there_are_two_in_val_as_well() -> No
         assert mask_N.sum() == 4
 
 
+def test_a_group_that_holds_all_images_of_a_label_stays_in_train() -> None:
+    label_NK = np.zeros((10, 2), np.uint8)
+    label_NK[:, 0], label_NK[:2, 1] = 1, 1
+    mask_N = cut_label_sets(label_NK, [[0, 1], *([i] for i in range(2, 10))], 0.6)
+    assert not mask_N[:2].any()
+    assert mask_N.sum() == 6
+
+
 def test_each_label_weighs_the_same_with_and_without_it() -> None:
     labels = np.array([[1, 0], [0, 0], [0, 1], [0, 1]], np.uint8)
     weights_2K = label_weights(labels)
