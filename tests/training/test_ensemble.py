@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from tltrain.cache.frozen import FrozenModel
+from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone, load
 from tltrain.models import factory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
+from tltrain.training.experiment import open_weights
 from tltrain.training.losses.ensemble import ensemble
 from tltrain.training.plan_table import taught_by
 
@@ -75,3 +78,12 @@ def test_the_plan_names_every_teacher() -> None:
     )
     more = [f"runs/{name}" for name in "bcd"]
     assert taught_by(recipe.override({"distill.ensemble": more})).startswith("4 teachers: runs/digits-resnet, runs/b, runs/c and runs/d (")
+
+
+@pytest.mark.parametrize("key", ["backbone.weights", "distill.teacher.weights", "distill.ensemble.1"])
+def test_weights_that_are_not_there_are_named_by_their_place(key: str) -> None:
+    shipped = "shipped:resnet-tiny-printed"
+    values = {"backbone.weights": None, "distill.teacher.weights": shipped, "distill.ensemble": [shipped, shipped]}
+    recipe = load("digits-distill").override(values).override({key: "nosuch"})
+    with pytest.raises(UserError, match=f"^{key} is 'nosuch', and no such file or folder exists"):
+        open_weights(recipe)

@@ -12,7 +12,7 @@ from tltrain.core.recipe import Backbone, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
 from tltrain.data.views import PIXELS_VERSION
-from tltrain.models import factory
+from tltrain.models import factory, weights
 from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
 from tltrain.runs import checkpoint, run_dir
@@ -104,6 +104,18 @@ def inputs(recipe: Recipe) -> dict[str, Backbone]:
     """The weights that a recipe starts from, by the names that messages and the run's record give them."""
     teachers = () if recipe.distill is None else recipe.distill.teachers
     return {STUDENT: recipe.backbone} | {"teacher" if k == 0 else f"teacher {k + 1}": spec for k, spec in enumerate(teachers)}
+
+
+def open_weights(recipe: Recipe) -> dict[str, WeightsSource]:
+    """The weights of `inputs`. Raises UserError, for those of a teacher with their place in the recipe."""
+    found: dict[str, WeightsSource] = {}
+    for k, (name, spec) in enumerate(inputs(recipe).items()):
+        try:
+            found[name] = weights.open_once(spec)
+        except UserError as error:
+            place = {0: "backbone.weights", 1: "distill.teacher.weights"}.get(k, f"distill.ensemble.{k - 2}")
+            raise UserError(str(error).replace("backbone.weights", place, 1)) from error
+    return found
 
 
 def _together(teachers: list[Loaded], recipe: Recipe) -> Loaded:

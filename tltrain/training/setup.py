@@ -45,7 +45,7 @@ from tltrain.runs.early_end import recorded
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
-from tltrain.training.experiment import MIXES_BY_VIEW, Experiment, as_begun, check_objective, check_pixels, inputs
+from tltrain.training.experiment import MIXES_BY_VIEW, Experiment, as_begun, check_objective, check_pixels, inputs, open_weights
 from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ def _open_images(
     drawn = once_a_machine(runtime, stop, cache_root, lambda: beside(opened(), recipe), lambda images: not images.in_memory)
 
     def decide() -> Decision:
-        sources.update({name: weights.open_once(spec) for name, spec in inputs(recipe).items()})
+        sources.update(open_weights(recipe))
         hashes = {name: weights.fingerprint(source) for name, source in sources.items()}
         known = {name: digest for name, digest in hashes.items() if digest is not None}
         return kept_data.decide(path, drawn, known, start.accept_data_change)
