@@ -226,7 +226,7 @@ def test_a_finished_run_is_evaluated_on_the_images_it_was_tested_on(root: Path, 
     assert "new images: 22" in said.err
     assert f"images that are gone: 1 ({tested[0]})" in said.err
     assert f"{len(tested) - 1} of {len(tested)} test" in said.err
-    assert f"n                  {len(tested) - 1}\n" in said.out
+    assert f"test images       {len(tested) - 1}\n" in said.out
     (data / "digit 0").rename(data / "zero")
     with pytest.raises(UserError, match=r"class zero, which it does not know .*old names"):
         evaluate(run, None, "test", 64)
