@@ -24,6 +24,7 @@ from tltrain.evaluation.evaluate import PLAIN, Asked
 from tltrain.evaluation.predict import BATCH, Prediction, find_files, predict
 from tltrain.evaluation.promises.fitted import Wanted, rules_for
 from tltrain.evaluation.trained import load_trained
+from tltrain.runs.report.formatting import plural
 
 Form = Literal["table", "json", "csv"]
 NOTHING = Wanted()
@@ -94,7 +95,7 @@ class _Counted:
         if self.decisions:
             parts = [f"{self.decisions['answers']:,} of {self.num_read:,} images answered"]
             parts += [f"abstains on {self.decisions['abstains']:,}"] if asked.abstentions else []
-            parts += [f"{self.decisions['stranger']:,} strangers"] if asked.strangers is not None else []
+            parts += [plural(self.decisions["stranger"], "stranger")] if asked.strangers is not None else []
             lines.append("answers " + ", ".join(parts))
         if self.sizes:
             mean = sum(size * num for size, num in self.sizes.items()) / self.num_read

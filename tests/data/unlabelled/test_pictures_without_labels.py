@@ -57,7 +57,7 @@ def test_loose_pictures_stand_behind_train_without_labels(labelled: Path, tmp_pa
     assert images.source is not None
     assert images.pool.source_index[16:].min() > images.source.numbers.max(), "each has views of its own"
     for i in range(16):
-        assert np.array_equal(images.pool.read(i), images.train.read(i))
+        assert np.array_equal(np.asarray(images.pool.read(i)), np.asarray(images.train.read(i)))
     for i, number in enumerate((900, 901, 902)):
         assert np.array_equal(np.asarray(images.pool.read(16 + i)), np.asarray(digit_image(number)))
     assert sum(len(split) for split in (images.val, images.test) if split) == 14
