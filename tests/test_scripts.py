@@ -39,8 +39,8 @@ class Read:
     def __call__(self, number):
         return self.read(number)
 
-def open_images(spec):
-    found = opened(spec)
+def open_images(spec, **options):
+    found = opened(spec, **options)
     return replace(found, train=replace(found.train, read=Read(found.train.read)))
 
 setup.open_images = open_images

@@ -206,5 +206,8 @@ def test_names_and_what_cannot_be_compared(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "a", CLASSES)
     with pytest.raises(UserError, match="two run folders"):
         compare([run], tmp_path / "c.html")
-    with pytest.raises(UserError, match=r"no recipe\.yaml"):
+    with pytest.raises(UserError, match="is no run folder, but holds some"):
         compare([run, tmp_path], tmp_path / "c.html")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no recipe\.yaml"):
+        compare([run, tmp_path / "empty"], tmp_path / "c.html")

@@ -38,6 +38,7 @@ from tltrain.training import stage
 from tltrain.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
+BEGUN_WITH = {"pixels": PIXELS_VERSION, "mixes_by_view": True}
 
 
 def cramped(trial: Trial, *arguments: Any) -> Trial:
@@ -91,7 +92,7 @@ def test_what_is_frozen_runs_in_smaller_chunks_stored_or_not(tmp_path: Path) -> 
     stored, online = (
         world.finish(cramped(Trial(spec, str(tmp_path / how / "run"), start={"cache": how}), "frozen", 8)) for how in ("always", "never")
     )
-    assert kept(stored) == kept(online) == {"max_device_batch": 128, "compile": False, "chunk": 8, "pixels": PIXELS_VERSION}
+    assert kept(stored) == kept(online) == {"max_device_batch": 128, "compile": False, "chunk": 8, **BEGUN_WITH}
     assert trials.differences(stored, online) == []
 
 
@@ -108,11 +109,11 @@ def test_one_image_too_many_is_refused_with_the_remedies(tmp_path: Path) -> None
 def test_the_same_command_again_keeps_what_fits_and_another_number_is_believed(whole: Any, tmp_path: Path) -> None:
     trial = Trial(trials.recipe(), str(tmp_path / "run"), start={"max_device_batch": 12})
     assert world.run(replace(trial, before="faults.little_room_then_signal", arguments=("train", 5, 5))) == [75]
-    assert kept(tmp_path / "run") == {"max_device_batch": 3, "compile": False, "too_large": 12, "pixels": PIXELS_VERSION}
+    assert kept(tmp_path / "run") == {"max_device_batch": 3, "compile": False, "too_large": 12, **BEGUN_WITH}
     stopped = replace(trial, before="signal_after", arguments=(1,))
     assert world.run(stopped) == [75]
     assert "out of memory" not in world.log(stopped)
-    assert kept(tmp_path / "run") == {"max_device_batch": 3, "compile": False, "too_large": 12, "pixels": PIXELS_VERSION}
+    assert kept(tmp_path / "run") == {"max_device_batch": 3, "compile": False, "too_large": 12, **BEGUN_WITH}
     assert world.run(replace(stopped, start={"max_device_batch": 6})) == [75]
     assert kept(tmp_path / "run")["max_device_batch"] == 6
     world.finish(replace(trial, start={"max_device_batch": 3}))

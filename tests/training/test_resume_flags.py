@@ -71,11 +71,16 @@ def test_a_resumed_run_keeps_its_micro_batches(
     taken = len(seen) // len(first)
     assert 0 < taken < 5
     assert seen == first * taken
-    assert _kept(run) == {"max_device_batch": flag or DEVICE_BATCH, "compile": False, "pixels": PIXELS_VERSION}
+    assert _kept(run) == {"max_device_batch": flag or DEVICE_BATCH, "compile": False, "pixels": PIXELS_VERSION, "mixes_by_view": True}
     seen.clear()
     assert train(recipe, RunFlags(folder=run, workers=0, max_device_batch=then))["outcome"] == "finished"
     assert seen == sizes * (5 - taken)
-    assert _kept(run) == {"max_device_batch": then or flag or DEVICE_BATCH, "compile": False, "pixels": PIXELS_VERSION}
+    assert _kept(run) == {
+        "max_device_batch": then or flag or DEVICE_BATCH,
+        "compile": False,
+        "pixels": PIXELS_VERSION,
+        "mixes_by_view": True,
+    }
 
 
 def test_a_run_that_began_with_other_pixels_is_not_resumed(made_recipe: Made, tmp_path: Path) -> None:
