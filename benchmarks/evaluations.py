@@ -34,6 +34,7 @@ class Numbered(Dataset[dict[str, Tensor]]):
     """Samples whose image is their own position, with random labels."""
 
     preprocess = Preprocess(1, 1)
+    mixing = None
 
     def __init__(self, labels_N: np.ndarray) -> None:
         self.labels_N = labels_N

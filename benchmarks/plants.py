@@ -251,9 +251,9 @@ def count_reads(folder: str, silent: str = "") -> None:
             file.write(f"{path}\n")
         return read(path, white)
 
-    def open_noted(*arguments: Any) -> Any:
+    def open_noted(*arguments: Any, **options: Any) -> Any:
         Path(folder, f"opened.{own_rank()}").touch()
-        return opened(*arguments)
+        return opened(*arguments, **options)
 
     def stop_when_kept() -> None:
         while not list(Path(folder, "cache").glob("scans/*.scan")):

@@ -159,7 +159,7 @@ def test_learning_rates_may_be_written_as_people_write_them() -> None:
         ("name: all", "name: a/b", "stages.1.name: 'a/b': string should match pattern"),
         ("{name: resnet-tiny}", "{}", "backbone: name and weights are both null"),
         ("{name: resnet-tiny}", "{name: a, std: [1, 0, 1]}", "backbone: std is (1.0, 0.0, 1.0); each value must be above 0"),
-        ("batch: 8", "batch: 8\nselect: f1_mcro", "  select: 'f1_mcro' is unknown; did you mean f1_macro?"),
+        ("batch: 8", "batch: 8\nselect: f1_macr", "  select: 'f1_macr' is unknown; did you mean f1_macro?"),
         ("lr: 5e-4", "lr: 5e-4, loss: cross_entrpy", "stages.1.loss: 'cross_entrpy' is unknown; did you mean cross_entropy?"),
         ("batch: 8", "batch: 8\ndistill: {teacher: {weights: x}, loss: kds}", "distill.loss: 'kds' is unknown; did you mean kd?"),
         ("batch: 8", "batch: [8", "mine.yaml is not YAML"),
