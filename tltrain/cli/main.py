@@ -12,7 +12,7 @@ from tltrain import __version__
 from tltrain.cli import operate, start, take, understand
 from tltrain.cli.codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER
 from tltrain.core.errors import MachineError, UserError
-from tltrain.core.output import streams
+from tltrain.core.output import streams, wrapping
 from tltrain.core.output.help import print_help
 from tltrain.distributed.signals import last_resort
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.freeze()  # Python's last collection would look through all objects of torch, for 1.4 s, and then end the process
         return code
     streams.open_missing()
+    wrapping.say_warnings()
     try:
         code = _run(list(argv))
         sys.stdout.flush()

@@ -161,12 +161,14 @@ def parse_flags(default: T, argv: Sequence[str], prog: str, description: str | N
 
 def _without_box(text: str) -> str:
     """tyro's message out of the box that it draws, of lines or, where the terminal has none, of dashes: what follows the title."""
+    text = _COLOUR.sub("", text)  # on a terminal with colours it colours each word
     lines = [line.strip("│ ") for line in text.splitlines()[1:]]
     parts = [" ".join(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
     message = _of_a_value(_plainly(parts[0].rstrip(".") if parts else text.strip()))
     return message[:1].lower() + message[1:]
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NUMBER = re.compile(r"error parsing (\S+): .*\b(int|float)\b.*: (.+)", re.IGNORECASE)
 _UNION = re.compile(r"error parsing (\S+): no type matching (.+?) could be instantiated from \[(.+)\]", re.IGNORECASE)
 _CHOICE = re.compile(r"invalid choice (.+) for argument '(\S+)'\. Expected one of \((.+?),?\)", re.IGNORECASE)

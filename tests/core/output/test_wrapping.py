@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import re
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -56,6 +58,49 @@ def test_lines_are_broken_at_spaces_and_what_is_copied_is_whole(width: int) -> N
 )
 def test_commands_pages_and_what_fits_stay_as_they_are(line: str) -> None:
     assert wrapping.fitted(line, 80) == line
+
+
+@pytest.mark.parametrize("label", ["weights", "classes", "data   ", "cache  "])
+def test_lines_go_on_below_the_text_of_a_label(label: str) -> None:
+    first, *others = wrapping.fitted(f"{label} " + "word " * 30, 60).split("\n")
+    assert first.startswith(f"{label} word")
+    assert others
+    assert all(line.startswith("        word") for line in others)
+
+
+@pytest.mark.parametrize("piece", ["246 KB", "36.3 %", "(1,234 img/s)", "3 min 04 s", "2 h 05 min,"])
+def test_a_number_and_its_unit_stand_in_one_line(piece: str) -> None:
+    for before in range(20):
+        text = f"data    {'x' * (before + 1)} {'words ' * 6}is {piece} of the text that goes on and on"
+        assert any(piece in line for line in wrapping.fitted(text, 60).split("\n")), before
+
+
+def test_a_warning_is_said_as_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    wrapping.say_warnings()
+    wrapping.say_warnings()
+    with terminal(80) as (stream, read), monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stream)
+        logging.getLogger("tltrain.data.remote.copies").warning("%s cannot be asked: %s", "http://photos", "word " * 20)
+        lines = read()
+    assert lines[0].startswith("note    http://photos cannot be asked: word")
+    assert len(lines) > 1, "once, in several lines"
+    assert all(line.startswith("        word") and len(line) <= 80 for line in lines[1:])
+
+
+def test_a_mistake_in_a_flag_is_plain_where_the_terminal_has_colours() -> None:
+    for wrong, said in {
+        "--data.depth 0": "tltrain: data.depth: 0: input should be greater than or equal to 1; see",
+        "--data.val_fraction 7": "tltrain: data.val_fraction: 7.0: input should be less than 1; see",
+        "--seed 0..1": "tltrain: --seed is '0..1'; it must be a whole number; see",
+    }.items():
+        with terminal(80) as (stream, read):
+            subprocess.run(
+                [sys.executable, "-m", "tltrain", "train", "digits-resnet", *wrong.split()],
+                stdin=stream, stdout=stream, stderr=stream, check=False,
+                env={name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm-256color"},
+            )  # fmt: skip
+            assert read() == [said, "         `tltrain train digits-resnet --help`"]
 
 
 def test_a_mistake_is_broken_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ In a pipe, a file or a log nothing is broken: there a line is a line, for grep a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -12,11 +13,15 @@ from typing import IO
 
 from tltrain.core.output import escape
 
-_PIECE = re.compile(r"(\s*)((?:`[^`]*`|(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|--[A-Za-z][\w.-]* (?=[^\s-])|\S)+)")
-"""Space, and what is never broken: words, and what stands in backticks or quotation marks; a flag goes with its value."""
+_PIECE = re.compile(
+    r"(\s*)((?:`[^`]*`|(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|--[A-Za-z][\w.-]* (?=[^\s-])"
+    r"|(?<![\w.,])\d[\d.,]*(?: min \d+ s| h \d+ min| (?:%|[KMGT]?B|ms|s|min|h|px|img/s|points?))(?![\w/])|\S)+)"
+)
+"""Space, and what is never broken: words, and what stands in backticks or quotation marks. A flag goes with its value, a number with
+its unit."""
 _COMMAND = re.compile(r"\s+(?:tltrain|python|accelerate|sbatch|scancel|wandb|pip|apt) |\s*(?:page|table|report|folder|export) {2,}")
 """Lines that are one command, or end with one path: no part of them is broken."""
-_BEFORE = re.compile(r"\s*(?:tltrain: |(?:ok|note|BAD) {2,}\S+(?: \d+)? {2,}|[\w&-]+ {2,})?")
+_BEFORE = re.compile(r"\s*(?:tltrain: |(?:ok|note|BAD) {2,}\S+(?: \d+)? {2,}|[\w&-]+ {2,}|(?:weights|classes|teacher) (?! ))?")
 """What a line begins with: the next ones stand below what is behind it."""
 _MOST_BEFORE, _LEAST_TEXT = 24, 30
 """Columns: a beginning that is wider, or that leaves less for the text, is no column of its own."""
@@ -70,3 +75,20 @@ def say(text: str, stream: IO[str] | None = None) -> None:
 def note(text: str) -> None:
     """Print a note to standard error: what was decided, or what is to be known."""
     say(f"note    {escape.line(text)}", sys.stderr)
+
+
+class Notes(logging.Handler):
+    """Says what is logged as notes are said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            note(record.getMessage())
+        except Exception:  # as the handlers of logging do: what cannot be said ends nothing
+            self.handleError(record)
+
+
+def say_warnings() -> None:
+    """From now on the warnings of this package are notes, where they would be bare lines. More than once is as once."""
+    logger = logging.getLogger("tltrain")
+    if not any(isinstance(handler, Notes) for handler in logger.handlers):
+        logger.addHandler(Notes(logging.WARNING))
