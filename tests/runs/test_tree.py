@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def test_a_class_that_lies_higher_is_a_mistake_of_its_own_level() -> None:
     assert found["same_parent"] == 0, "the parent of an oak is trees"
 
 
+def test_classes_at_the_top_have_no_parent_to_stay_inside() -> None:
+    found = tree.figures(("cats", "dogs", "birds/owl", "birds/tit"), np.array([0, 1, 2, 3]), np.array([1, 0, 3, 3]), _none)
+    assert found["same_parent"] == 1, "the owl"
+    assert tree.inside(found, 4) == "33\u202f%"
+
+
 def test_intervals_of_groups_are_kept_and_shown() -> None:
     found = tree.figures(CLASSES, TRUE, SAID, lambda among, hit: {"ends": [0.123, 0.987]} if among.any() else {})
     assert all(row["ends"] == [0.123, 0.987] for row in (*found["levels"], *found["nodes"]))
@@ -95,8 +102,13 @@ def test_a_run_shows_its_tree_and_evaluate_and_compare_give_its_levels(tmp_path:
     assert f"level 1 {100 * levels[0]['top1']:.1f} %" in capsys.readouterr().out
     shutil.copytree(run, tmp_path / "same")
     assert main(["compare", str(run), str(tmp_path / "same"), "--out", str(tmp_path / "compared.html")]) == 0
-    assert "right at level 3" in " ".join(capsys.readouterr().out.split())
-    assert "Mistakes inside the parent" in Page(tmp_path / "compared.html").text
+    out = " ".join(capsys.readouterr().out.split())
+    assert "right at level 3" in out
+    compared = " ".join(Page(tmp_path / "compared.html").text.split())
+    assert "Mistakes inside the parent" in compared
+    inside = " ".join(tree.inside(test["tree"], test["n"]).split())
+    for text in (compared, out):
+        assert re.search(rf"% {inside}( |$)", text.replace(" %", "%").replace("%", " %")), "the same figure on the page and the terminal"
 
 
 def test_without_depth_there_is_no_tree(finished_run: Path) -> None:

@@ -20,6 +20,7 @@ from tltrain.runs.pages.write import write_entries
 from tltrain.runs.record import number, read_run
 from tltrain.runs.report.formatting import DASH, count, duration, ended, memory, percent, points
 from tltrain.runs.report.stats import Interval
+from tltrain.runs.report.tree import inside
 
 _MOST_RECIPES, _MOST_VALUES = 4, 20  # of the table of what differs, on a terminal
 
@@ -78,14 +79,14 @@ def _runs(entries: Sequence[ComparedRun]) -> Table:
 
 def _levels(entries: Sequence[ComparedRun]) -> list[Table]:
     """The accuracy at each level of a tree of classes."""
-    judged = [(e.name, e.run.test["tree"]) for e in leaderboard(entries) if e.run.test is not None and "tree" in e.run.test]
+    judged = [(e.name, e.run.test["tree"], int(e.run.test["n"])) for e in leaderboard(entries) if e.run.test and "tree" in e.run.test]
     if not judged:
         return []
-    most = max(len(of["levels"]) for _, of in judged)
+    most = max(len(of["levels"]) for _, of, _ in judged)
     table = _table("run", *(f"right at level {level}" for level in range(1, most + 1)), "mistakes inside the parent")
-    for name, of in judged:
+    for name, of, n in judged:
         shares = [percent(float(row["top1"])) for row in of["levels"]]
-        table.add_row(_name(name), *shares, *([DASH] * (most - len(shares))), count(int(of["same_parent"])))
+        table.add_row(_name(name), *shares, *([DASH] * (most - len(shares))), inside(of, n))
     return [table]
 
 

@@ -77,6 +77,15 @@ def test_one_folder_around_everything_is_entered_and_said(tmp_path: Path) -> Non
     assert "files that are not images by their suffix are left out: 1 .txt" in images.notes
 
 
+def test_depth_counts_the_levels_of_a_folder_in_an_archive_too(tmp_path: Path) -> None:
+    places = ("animals/birds/owl", "animals/birds/tit", "animals/fish/carp")
+    files = {f"{place}/{i}.png": row.content for place in places for i, row in enumerate(digit_rows()[:12])}
+    assert opened(f"zip:{_zip(tmp_path / 'a.zip', files)}", depth=2).classes == ("animals/birds", "animals/fish")
+    within = {f"photos/train/{name}": content for name, content in files.items()}
+    images = opened(f"zip:{_zip(tmp_path / 'b.zip', within)}", depth=2)
+    assert images.classes == ("animals/birds", "animals/fish"), "a folder around splits is no level"
+
+
 def test_an_archive_is_looked_through_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FORMS["deflated"](tmp_path, _files())
     first = opened(source)

@@ -21,6 +21,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _database(folder: Path, pairs: Iterable[tuple[str, bytes]], **options: Any) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with lmdb.open(str(folder), map_size=2**24, **options) as database, database.begin(write=True) as transaction:
         for key, value in pairs:
             transaction.put(key.encode(), value)
@@ -66,6 +67,24 @@ def test_a_database_a_split_with_classes_under_keys_of_their_own(tmp_path: Path)
     for split, name in ((images.train, "train"), (images.val, "val"), (images.test, "test")):
         assert looks(split) == expected(name)
     assert images.train.ids[0] == "train_lmdb/image-000000001"
+
+
+def test_of_several_databases_the_splits_of_the_keys_hold_and_another_in_the_name_is_refused(tmp_path: Path) -> None:
+    pairs = _as_paths()
+    for half, name in enumerate(("a_lmdb", "b_lmdb")):
+        _database(tmp_path / "neutral" / name, pairs[half::2])
+        _database(tmp_path / "named" / f"{('train', 'test')[half]}_lmdb", pairs[half::2])
+    images = opened(f"lmdb:{tmp_path / 'neutral'}")
+    assert all("_lmdb/train/" in name for name in images.train.ids)
+    for split, name in ((images.train, "train"), (images.val, "val"), (images.test, "test")):
+        assert split is not None
+        assert len(split) == len(_of(name))
+    _refused(tmp_path / "named", r"is called (train|test), and its keys begin with test, train, val; give it a name without a split")
+    for split in ("train", "test"):
+        bare = [(key.partition("/")[2], value) for key, value in pairs if key.startswith(f"{split}/")]
+        _database(tmp_path / "bare" / f"{split}_lmdb", bare)
+    bare_images = opened(f"lmdb:{tmp_path / 'bare'}", val_fraction=0)
+    assert (len(bare_images.train), len(bare_images.test)) == (len(_of("train")), len(_of("test")))
 
 
 def test_small_and_large_values_and_those_that_were_written_twice_are_read_from_their_places(tmp_path: Path) -> None:

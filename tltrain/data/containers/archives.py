@@ -32,10 +32,11 @@ _LOCAL = struct.Struct("<4s22xHH")  # the header before the bytes of a file in a
 class ArchiveTree(Tree):
     """Folders and images of an archive by their names alone: nothing is looked up on the disk, and nothing is unpacked.
 
-    A folder that holds everything else, as most archives have one, is entered: `root` is then a path below the archive.
+    A folder that holds everything else, as most archives have one, is entered: `root` is then a path below the archive. With depth, which
+    counts levels as in a folder, it is entered only if it holds train, val or test.
     """
 
-    def __init__(self, file: Path, names: Iterable[str]) -> None:
+    def __init__(self, file: Path, names: Iterable[str], depth: int | None = None) -> None:
         self.root = file
         self.number: dict[Path, int] = {}
         """Place of each image among the names. Of two of the same name, the later counts, as where they are unpacked."""
@@ -45,7 +46,7 @@ class ArchiveTree(Tree):
         self._others: dict[Path, list[str]] = defaultdict(list)
         for number, name in enumerate(names):
             self._add(number, name)
-        self._entered = self._enter()
+        self._entered = self._enter(depth)
 
     def look(self, folder: Path) -> Below:
         folders, images = sorted(self._folders.get(folder, ())), sorted(self._images.get(folder, ()))
@@ -80,13 +81,15 @@ class ArchiveTree(Tree):
         self.number[path] = number
         self._images[path.parent].add(path)
 
-    def _enter(self) -> str:
+    def _enter(self, depth: int | None) -> str:
         """Go down into the folder that holds everything. Returns its name; empty: there is none."""
         file = self.root
         while len(below := self.look(self.root).folders) == 1 and not self.look(self.root).images and not split_of(below[0].name):
             if not self.look(below[0]).folders:
                 break  # the only class
             self.root = below[0]
+        if depth is not None and not any(split_of(folder.name) for folder in self.look(self.root).folders):
+            self.root = file
         return "" if self.root == file else self.root.relative_to(file).as_posix()
 
 
@@ -99,7 +102,7 @@ def open_archive(kind: str, argument: str | None, spec: Data) -> Source:
     look, what = {"zip": (look_through_zip, "a zip archive"), "tar": (look_through_tar, "a tar archive")}[kind]
     file = container(argument, kind, what)
     contents = kept(file, kind, look)
-    tree = ArchiveTree(file, [extent.name for extent in contents.images])
+    tree = ArchiveTree(file, [extent.name for extent in contents.images], spec.depth)
     listed, notes = in_classes(tree, spec.depth)
     images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]], contents.stamp) for sample in listed]
     return from_packed(images, f"{kind}:{file}", spec, (*contents.notes, *notes))

@@ -6,7 +6,7 @@ Two layouts are known: keys `image-X` with the class of each in `label-X`, and k
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def open_lmdb(argument: str | None, spec: Data) -> Source:
     files = _files(argument, origin)
     names = names_of([file.parent if file.name == FILE else file for file in files])
     splits, notes = splits_of(names, f"data.source is {origin}") if len(files) > 1 else (["train"], ())
+    is_said = bool(notes)
     images: list[Packed] = []
     for file, name, split in zip(told(files), names, splits, strict=True):
         contents = kept(file, "lmdb", look_through)
@@ -46,11 +47,12 @@ def open_lmdb(argument: str | None, spec: Data) -> Source:
                 raise UserError(f"data.depth is of folders, and the keys of {file} are no paths; leave it out")
             images += of_contents(contents, name, file, split)
             continue
-        tree = ArchiveTree(file, [extent.name for extent in contents.images])
+        tree = ArchiveTree(file, [extent.name for extent in contents.images], spec.depth)
         listed, found = in_classes(tree, spec.depth)
         notes += found
+        of_file = _split_of_file(listed, split if is_said else "", file)
         images += [
-            Packed(_of_split(image, split, name, len(files) > 1), file, contents.images[tree.number[image.path]], contents.stamp)
+            Packed(_of_file(image, of_file, name, len(files) > 1), file, contents.images[tree.number[image.path]], contents.stamp)
             for image in listed
         ]
     return from_packed(images, origin, spec, tuple(dict.fromkeys(notes)), numbers_first([image.listed.label for image in images]))
@@ -157,8 +159,20 @@ def _refuse_pickles(values: Mapping[str, memoryview], file: Path) -> None:
         raise UserError(f"{file} holds no image whose key says so, of {some(list(values)[:3])}{why}; images are found by {LAYOUTS}")
 
 
-def _of_split(image: Listed, split: str, name: str, is_one_of_several: bool) -> Listed:
-    return image._replace(split=split, id=f"{name}/{image.id}") if is_one_of_several else image
+def _split_of_file(listed: Iterable[Listed], said: str, file: Path) -> str:
+    """The split of all images of a database, from its name. Empty: the keys have splits, or the name says none.
+
+    said: what the name says. Raises UserError where the keys say another.
+    """
+    by_keys = {image.split for image in listed if not image.id.startswith(f"{image.label}/")}  # the keys begin with train/, val/ or test/
+    if said and by_keys and by_keys != {said}:
+        raise UserError(f"{file} is called {said}, and its keys begin with {some(sorted(by_keys))}; give it a name without a split, or "
+                        "write it with keys such as cat/1.jpg")  # fmt: skip
+    return "" if by_keys else said
+
+
+def _of_file(image: Listed, split: str, name: str, is_one_of_several: bool) -> Listed:
+    return image._replace(split=split or image.split, id=f"{name}/{image.id}") if is_one_of_several else image
 
 
 LMDB = SourceKind(lambda argument, spec, root: open_lmdb(argument, spec), argument="PATH", tree=True)

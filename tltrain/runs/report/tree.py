@@ -25,7 +25,8 @@ def figures(classes: Sequence[str], label_N: np.ndarray, predicted_N: np.ndarray
 
     levels: for each level from the top, `top1`, the share of answers whose path is that of the true class down to there, and `begin`,
     the number of mistakes that are right at the level above. nodes: for each folder, those above first, `n` images of its classes, of
-    which `right` were answered with one of its classes, and `exact` with their own. same_parent: mistakes whose class has the true parent.
+    which `right` were answered with one of its classes, and `exact` with their own. same_parent: mistakes whose class has the true parent;
+    classes at the top have none.
     """
     everything_N, exact_N = np.ones(len(label_N), bool), label_N == predicted_N
     levels, nodes, above_N = list[dict[str, Any]](), list[dict[str, Any]](), everything_N
@@ -44,7 +45,8 @@ def figures(classes: Sequence[str], label_N: np.ndarray, predicted_N: np.ndarray
         above_N = right_N
     parents = [name.rpartition(SIGN)[0] for name in classes]
     parent_K = np.array([parents.index(parent) for parent in parents])
-    same = int((~exact_N & (parent_K[label_N] == parent_K[predicted_N])).sum())
+    has_parent_K = np.array([parent != "" for parent in parents])
+    same = int((~exact_N & has_parent_K[label_N] & (parent_K[label_N] == parent_K[predicted_N])).sum())
     return {"levels": levels, "same_parent": same, "nodes": sorted(nodes, key=lambda node: str(node["path"]).split(SIGN))}
 
 
@@ -70,6 +72,12 @@ def sentence(tree: Mapping[str, Any], n: int) -> str:
 
 def _num_wrong(tree: Mapping[str, Any], n: int) -> int:
     return n - round(float(tree["levels"][-1]["top1"]) * n)
+
+
+def inside(tree: Mapping[str, Any], n: int) -> str:
+    """The part of the mistakes that stay inside the same parent."""
+    wrong = _num_wrong(tree, n)
+    return percent(tree["same_parent"] / wrong, 0) if wrong else DASH
 
 
 def line(tree: Mapping[str, Any]) -> str:
@@ -120,9 +128,9 @@ def compared(tests: Sequence[tuple[str, Mapping[str, Any]]]) -> Html | None:
     most = max(len(tree["levels"]) for _, tree, _ in known)
     rows: list[list[str | None]] = []
     for name, tree, n in known:
-        levels, inside, wrong = tree["levels"], tree["same_parent"], _num_wrong(tree, n)
+        levels = tree["levels"]
         cells = [_with_ends(row["top1"], *ends_of(row, row["top1"], n)) for row in levels]
-        rows.append([name, *cells, *([DASH] * (most - len(levels))), percent(inside / wrong, 0) if wrong else DASH])
+        rows.append([name, *cells, *([DASH] * (most - len(levels))), inside(tree, n)])
     head = ["Run", *(f"Level {level}" for level in range(1, most + 1)), "Mistakes inside the parent"]
     note = "Right at a level: the answer names the right node of the tree of classes there."
     return el("section", el("h2", "By level"), el("p", note, class_="note"), table(head, rows, class_="wide"))
