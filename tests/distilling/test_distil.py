@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 
 from tltrain.cli.main import main
 from tltrain.core import recipe as recipes
+from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Backbone, Recipe
 from tltrain.data import Split
 from tltrain.data.views import Views
-from tltrain.distilling import choose, distil, teachers
-from tltrain.distilling.against import _right
+from tltrain.distilling import against, choose, distil, teachers
+from tltrain.distilling.against import _accuracy, _right
 from tltrain.distilling.choose import Pace, length
 from tltrain.distilling.distil import folder_of
 from tltrain.distilling.student import spec_of
@@ -267,3 +268,49 @@ def test_a_stop_changes_nothing(runs: list[Path], tmp_path: Path, monkeypatch: p
     assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
     figures = [json.loads((tmp_path / name / "run" / "distilled.json").read_text())["gain"] for name in ("stopped", "whole")]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["chosen", "trained"])
+def test_a_teacher_that_was_trained_anew_is_another(
+    trained: bool, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its test images may be among those that the kept recipe trains on, and its figures are not those of the student's teacher."""
+    flat, teacher, folder = tmp_path / "flat", tmp_path / "teacher", tmp_path / "small"
+    for split in ("train", "val", "test"):
+        shutil.copytree(digits / split, flat, dirs_exist_ok=True)
+    taught(flat, teacher)
+    assert main(asked([teacher], folder, *([] if trained else ["--dry-run"]))) == 0
+    shutil.rmtree(teacher)
+    taught(flat, teacher, seed=1, data=None if trained else {"seed": 1})
+    capsys.readouterr()
+    others = "" if trained else " and the images in their splits and the teacher's data settings"
+    assert f"the teacher's weights{others} are not those that this distillation began with" in mistake(asked([teacher], folder), capsys)
+    assert (folder / "run").exists() == trained
+
+
+def test_a_student_is_not_set_against_a_teacher_of_other_test_images(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against, "_right", lambda *_: {"test/digit 0/another.png": 1.0})
+    with pytest.raises(UserError, match="tested on other images than its teacher"):
+        _accuracy(runs[0], teachers.opened(runs[:1]))
+
+
+def test_training_images_that_changed_are_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The test images are as they were: what the student would learn from is not."""
+    pictures = tmp_path / "pictures"
+    shutil.copytree(digits, pictures)
+    teacher = taught(pictures, tmp_path / "teacher")
+    one, other = sorted((pictures / "train" / "digit 0").iterdir())[:2]
+    one.write_bytes(other.read_bytes())
+    said = mistake(asked([teacher], tmp_path / "small"), capsys)
+    assert "the data is not what this run learned from" in said
+    assert one.name in said
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_run_is_the_same_however_its_path_is_spelled(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked(runs[:1], tmp_path / "small", "--dry-run")) == 0
+    monkeypatch.chdir(runs[0].parent)
+    assert main(asked([Path(runs[0].name)], tmp_path / "small", "--dry-run")) == 0
+    assert "runs: " in mistake(asked([Path(runs[1].name)], tmp_path / "small", "--dry-run"), capsys)

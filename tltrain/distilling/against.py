@@ -68,7 +68,12 @@ def _accuracy(run: Path, taught: Taught) -> dict[str, Any]:
         return {}
     mine = own.right_by_id
     theirs = _right(taught.teachers, taught.images.test)
-    ids = [name for name in mine if name in theirs]
+    if set(mine) != set(theirs):
+        raise UserError(
+            f"{run} was tested on other images than its teacher {taught.teachers[0].path}, so that nothing compares the two; "
+            "delete the folder of the student, and distil anew"
+        )
+    ids = list(mine)
     mine_N, theirs_N = (np.array([right[name] for name in ids]) for right in (mine, theirs))
     group_N = None
     if own.group is not None:

@@ -17,7 +17,7 @@ from tltrain.distilling.choose import LEAST_STEPS, VIEWS, Length, Pace, draft, l
 from tltrain.distilling.cost import pace_of
 from tltrain.distilling.memory import Plan
 from tltrain.distilling.student import Student, parameters_of, student_of
-from tltrain.distilling.teachers import OWN_RUN, Taught, opened
+from tltrain.distilling.teachers import OWN_RUN, Taught, identity, opened
 from tltrain.fitting import written
 from tltrain.fitting.choose import Draft, batch_of
 from tltrain.fitting.facts import facts_of
@@ -63,6 +63,8 @@ def distil(wanted: Wanted, start: RunFlags, console: Console) -> str:
     if plan is None:
         plan = _planned(wanted, taught, start, console, began)
         memory.keep(wanted.folder, asked, plan)
+    else:
+        memory.check_taught(wanted.folder, plan, identity(taught))
     where = wanted.folder / RECIPE
     memory.write(where, written.text(plan.draft, list(plan.head)))
     for line in plan.lines:
@@ -98,7 +100,7 @@ def _planned(wanted: Wanted, taught: Taught, start: RunFlags, console: Console, 
     chosen = length(pace, facts.train, batch_of(facts), left_s)
     final, time = drafted(chosen), "" if wanted.minutes is None else f", in {duration(60 * wanted.minutes)}"
     head = (f"Chosen by tltrain distil for {student.spec.name or student.spec.weights} from {_names(taught)}{time}: {facts.line()}.",)
-    return Plan(final.values, final.reasons, head, tuple(chosen.lines(facts.train)))
+    return Plan(final.values, final.reasons, head, tuple(chosen.lines(facts.train)), identity(taught))
 
 
 def _notes(taught: Taught, student: Student) -> list[str]:

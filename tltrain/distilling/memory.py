@@ -12,7 +12,7 @@ from tltrain.fitting.choose import Draft
 from tltrain.runs.links import check_links
 
 NAME = "distil.json"
-VERSION = 1
+VERSION = 2
 """Of what the file holds."""
 
 
@@ -27,6 +27,8 @@ class Plan:
     """Lines of comment above the recipe."""
     lines: tuple[str, ...]
     """What it costs, as it is said before it starts."""
+    taught: dict[str, Any]
+    """What the student learns from, as `teachers.identity` says it."""
 
     @property
     def draft(self) -> Draft:
@@ -46,7 +48,8 @@ def read(folder: Path, asked: dict[str, Any]) -> Plan | None:
     raw = untrusted.read_json(file)
     if not isinstance(raw, dict) or not isinstance(raw.get("asked"), dict):
         raise _damaged(file)
-    changed = [f"{key}: {raw['asked'].get(key)} -> {value}" for key, value in asked.items() if raw["asked"].get(key) != value]
+    kept = raw["asked"]
+    changed = [f"{key}: {kept.get(key)} -> {value}" for key, value in asked.items() if not _same(key, kept.get(key), value)]
     if changed:
         raise UserError(f"{folder} holds a distillation of something else (its own -> yours):\n  " + "\n  ".join(changed)
                         + "\nchoose another folder with --folder, or delete it")  # fmt: skip
@@ -55,9 +58,27 @@ def read(folder: Path, asked: dict[str, Any]) -> Plan | None:
                         "with --folder")  # fmt: skip
     try:
         plan = raw["plan"]
-        return Plan(dict(plan["values"]), dict(plan["reasons"]), *(tuple(map(str, plan[key])) for key in ("head", "lines")))
+        head, lines = (tuple(map(str, plan[key])) for key in ("head", "lines"))
+        return Plan(dict(plan["values"]), dict(plan["reasons"]), head, lines, dict(plan["taught"]))
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(file) from error
+
+
+def _same(key: str, kept: Any, asked: Any) -> bool:
+    """Whether the same was asked. Runs are the same however their paths are spelled."""
+    if key != "runs" or not isinstance(kept, list):
+        return bool(kept == asked)
+    return [Path(str(run)).expanduser().resolve() for run in kept] == [Path(run).expanduser().resolve() for run in asked]
+
+
+def check_taught(folder: Path, plan: Plan, taught: dict[str, Any]) -> None:
+    """Check that teachers and images are those that the recipe was chosen for. Raises UserError."""
+    changed = [key for key in {**plan.taught, **taught} if plan.taught.get(key) != taught.get(key)]
+    if changed:
+        raise UserError(
+            f"{folder}: the {' and the '.join(changed)} are not those that this distillation began with, so that its student may be tested "
+            "on what its teacher learned from; put them back, or choose another folder with --folder"
+        )
 
 
 def keep(folder: Path, asked: dict[str, Any], plan: Plan) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tltrain.core.errors import UserError, some
-from tltrain.core.recipe import Data, Recipe
+from tltrain.core.recipe import Backbone, Data, Recipe
 from tltrain.data import DataSplits, open_images
+from tltrain.evaluation import kept_data
+from tltrain.models import weights as files_of
 from tltrain.models.metadata import WeightsMetadata, read_card
 from tltrain.runs import data_record, run_dir
 from tltrain.runs.folds import folder as folds
@@ -58,7 +61,20 @@ def opened(paths: Sequence[Path]) -> Taught:
     images = _images(first, data)
     for each in teachers:
         _check_test(each, images, of_folds[0] if of_folds else None, exact=each is first)
+    if not of_folds and (lines := kept_data.changes(first.path, images)):
+        raise UserError(
+            f"{first.path}: the data is not what this run learned from, and its student learns from the same images:\n  "
+            + "\n  ".join(lines) + "\nput the data back as it was, or train the teacher again"
+        )  # fmt: skip
     return Taught(teachers, data, images)
+
+
+def identity(taught: Taught) -> dict[str, Any]:
+    """What a student learns from, by the name that a message gives it: another value is another teacher, or are other images."""
+    digests = [files_of.fingerprint(files_of.find(Backbone(weights=str(each.path)), network=False)) for each in taught.teachers]
+    teachers = {"teacher's weights" if k == 0 else f"weights of teacher {k + 1}": digest for k, digest in enumerate(digests)}
+    settings = taught.data.model_dump(mode="json", exclude_defaults=True)
+    return {**teachers, "images in their splits": taught.images.fingerprint, "teacher's data settings": settings}
 
 
 def _run_in(path: Path) -> Path:

@@ -81,13 +81,28 @@ def _decided(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bo
     names = ["" if name == UNUSED else name for name in difference.splits]
     lines = difference.lines()
     if not lines and not record.assigned:
-        redrawn = [i for i, a, b in zip(drawn.source.ids, names, split_names(drawn), strict=True) if a != b]
-        lines = [f"images that would be drawn into another split: {len(redrawn):,} ({some(redrawn)})"] if redrawn else []
+        lines = _redrawn(drawn, drawn.source.ids, names)
     if lines:
         _check_accepted(run, lines, difference, accept)
         _check_not_empty(run, known, names)
     notes = tuple(f"changed since this run began: {line}; {KEEPS}" for line in lines)
     return Decision(drawn.fingerprint, names, notes, replace(fresh, assigned=True) if lines else None)
+
+
+def _redrawn(drawn: DataSplits, ids: Sequence[str], names: Sequence[str]) -> list[str]:
+    redrawn = [i for i, a, b in zip(ids, names, split_names(drawn), strict=True) if a != b]
+    return [f"images that would be drawn into another split: {len(redrawn):,} ({some(redrawn)})"] if redrawn else []
+
+
+def changes(run: Path, drawn: DataSplits) -> list[str]:
+    """What is not as it was when the run learned from these images, as lines. Empty where nothing is, and where nobody can tell."""
+    record = data_record.read(run)
+    if record is None or drawn.source is None or (record.fingerprint == drawn.fingerprint and not record.assigned):
+        return []
+    known = data_record.read_samples(run)
+    difference = data_record.compare(record.classes, known, drawn.classes, _samples(drawn, drawn.source.declared.tolist()))
+    names = ["" if name == UNUSED else name for name in difference.splits]
+    return difference.lines() or _redrawn(drawn, drawn.source.ids, names)
 
 
 def _check_accepted(run: Path, lines: Sequence[str], difference: Difference, accept: bool) -> None:
@@ -165,6 +180,93 @@ def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbo
                 "too good to be true: give both runs the same split (data.seed, data.fold), or test on other images"
             )
     return notes
+
+
+def _check_accepted(run: Path, lines: Sequence[str], difference: Difference, accept: bool) -> None:
+    problem = f"{run}: the data is not what this run began with:\n  " + "\n  ".join(lines)
+    if difference.classes or difference.moved:
+        why = "a network has one output for each class" if difference.classes else "what was trained on must not be tested on"
+        raise UserError(f"{problem}\n{why}: {BACK}")
+    if not accept:
+        raise UserError(f"{problem}\n{BACK}, or go on with --accept-data-change: {KEEPS}")
+
+
+def _check_not_empty(run: Path, known: Sequence[Sample], names: Sequence[str]) -> None:
+    empty = {sample.split for sample in known} - {UNUSED} - set(names)
+    if empty:
+        raise UserError(f"{run}: no image of {some(sorted(empty))} is left of those that this run began with; {BACK}")
+
+
+def _notes_without_record(run: Path, drawn: DataSplits, accept: bool) -> tuple[str, ...]:
+    """Check a run of tltrain 0.1.0, which kept only a hash of the data. Returns notes for the user.
+
+    Raises UserError if the number of classes has changed, or if the hash differs and `accept` is False.
+    """
+    first_data = run_dir.environment(run).get("data", {})
+    if first_data.get("fingerprint", drawn.fingerprint) == drawn.fingerprint:
+        return ()
+    problem = f"{run}: the data is not what this run began with"
+    if first_data.get("classes") != len(drawn.classes):
+        raise UserError(f"{problem}: it had {first_data.get('classes')} classes, and has {len(drawn.classes)} now; {BACK}")
+    if not accept:
+        raise UserError(
+            f"{problem}. Its version of tltrain did not keep which image was in which split, so that images which it has trained on may "
+            f"now be tested on. {BACK}, or go on all the same with --accept-data-change"
+        )
+    return ("changed since this run began, and drawn into new splits: test images may have been trained on",)
+
+
+def write(run: Path, decision: Decision, images: DataSplits) -> None:
+    """Write the record of the images, if the decision has one."""
+    if decision.record is not None:
+        data_record.write(run, decision.record, _each(images, [name or UNUSED for name in split_names(images)]))
+
+
+def learned(weights: str | None, data: Data, source: Source) -> set[int]:
+    """Positions of the source's images that the run of these weights was trained or chosen on. Empty if they belong to no run.
+
+    weights: as in `backbone.weights`; a run folder, or a file in it. data: what the source was opened from. Images are known by the hashes
+    of their bytes; where the source has none, or data.check made them of other parts, by their ids if the source is the run's own.
+    """
+    given = Path(weights or "").expanduser()
+    if weights is None or not given.exists():  # a name such as imagenet: the working folder may be a run, and is above every name
+        return set()
+    places = [given, *given.parents][:4]  # RUN/stages/0-head/...
+    run = next((place for place in places if (place / data_record.NAME).is_file()), None)
+    if run is None:
+        return set()
+    known = [sample for sample in data_record.read_samples(run) if sample.split in ("train", "val")]
+    digests = {sample.digest for sample in known}
+    if source.digests and {digest[:1] == "~" for digest in digests} == {source.digests[0][:1] == "~"}:  # hashes of parts are no others'
+        return {i for i, digest in enumerate(source.digests) if digest in digests}
+    ids = {sample.id for sample in known} if run_dir.read_recipe(run).data.source == data.source else set()
+    return {i for i, name in enumerate(source.ids) if name in ids}
+
+
+def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbone]) -> list[str]:
+    """Notes about test images that the weights of another run have learned from. inputs: start weights and teachers, by name."""
+    if images.source is None or images.test is None:
+        return []
+    known = {name: learned(spec.weights, data, images.source) for name, spec in inputs.items()}
+    tested = {i for i, split in enumerate(split_names(images)) if split == "test"} if any(known.values()) else set()
+    notes = []
+    for name, positions in known.items():
+        if seen := len(tested & positions):
+            notes.append(
+                f"the {name}, {inputs[name].weights}, learned from {seen:,} of the {len(tested):,} test images, so that test figures are "
+                "too good to be true: give both runs the same split (data.seed, data.fold), or test on other images"
+            )
+    return notes
+
+
+def opened(spec: Data, run: Path, other: bool, multilabel: bool) -> DataSplits:
+    """Open images as `open_images` does. other: they are not the run's own, and a mistake names what they have from its recipe."""
+    try:
+        return open_images(spec, multilabel=multilabel)
+    except UserError as error:
+        if not other or spec.depth is None or "data.depth" not in str(error):
+            raise
+        raise UserError(f"{error}; data.depth comes from the run {run}, as other images are read as its own are") from error
 
 
 def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]:

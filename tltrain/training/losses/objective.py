@@ -71,7 +71,6 @@ def check_distill_loss(recipe: Recipe, num_classes: int, together: int) -> None:
     if reads == "labels" and recipe.distill.unlabelled is not None:
         told = f"distill.loss is {name}, which reads labels, and the pictures of distill.unlabelled ({recipe.distill.unlabelled}) have none"
         raise UserError(f"{told}; take distill.loss: {DISTILL_LOSS}, or leave them out")
-
     if reads == "batch" and together < 2:
         told = f"distill.loss is {name}, which compares the images of a micro-batch, and one has {together}"
         raise UserError(f"{told}; raise batch or --max-device-batch, or take distill.loss: {DISTILL_LOSS}")
