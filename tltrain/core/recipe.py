@@ -50,7 +50,7 @@ class Distill(Model):
     ensemble: tuple[str, ...] = ()
     """Run folders or weights of more teachers, such as the folds; the student learns the mean of their predictions and the teacher's."""
     unlabelled: str | None = None
-    """Pictures without labels beside the labelled, for the teacher's term alone: folder:PATH, loose or not, or any data source."""
+    """Pictures without labels beside the labelled, for the teacher's term alone: folder:PATH, zip:FILE, tar:, csv: of paths, or others."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

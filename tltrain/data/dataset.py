@@ -71,6 +71,8 @@ class Unlabelled:
     """(N,) as in `Source`."""
     in_memory: bool = False
     notes: tuple[str, ...] = ()
+    excluded: frozenset[str] = frozenset()
+    """Of what data.exclude leaves out: the hashes of the files and, where both are one source, the ids."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Sample order, views and mixup partners of every training step, as pure functions of seeds and step numbers.
 
+Mixup partners of finite views are of (seed, image, view) alone (`FiniteMixing`); those of fresh views are drawn anew in each step.
+
 Uses raw bits of PCG64 and a stable sort, so that the order does not depend on the version of numpy.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, validate
 from tltrain.data import DataSplits, open_images
 from tltrain.data.dataset import NO_LABEL, class_weights, sampling_weights
+from tltrain.data.unlabelled.loose import open_unlabelled
 from tltrain.data.unlabelled.pictures import apart, beside
 
 
@@ -126,11 +129,75 @@ def digit_file(folder: Path, number: int) -> Path:
     return path
 
 
+def test_what_data_exclude_leaves_out_stays_out(labelled: Path, tmp_path: Path) -> None:
+    out = [f"train/digit 0/{path.name}" for path in sorted((labelled / "train" / "digit 0").iterdir())[:4]]
+    (tmp_path / "out.csv").write_text("path\n" + "\n".join(out))
+    data = {"per_class": 3, "exclude": str(tmp_path / "out.csv")}
+    images = opened(f"folder:{labelled}", f"folder:{labelled}", **data)
+    assert images.unlabelled is not None
+    assert not set(out) & set(images.unlabelled.split.ids)
+    assert len(images.unlabelled.split) == 30 - 14 - 6 - 4
+    assert images.notes[-1].endswith("8 of test, 6 of val, 6 that train has with their labels, 4 that data.exclude leaves out")
+    root = loose(tmp_path / "more", 900)
+    (root / "copy.png").write_bytes((labelled / out[0]).read_bytes())
+    elsewhere = opened(f"folder:{labelled}", f"folder:{root}", **data)
+    assert elsewhere.unlabelled is not None
+    assert list(elsewhere.unlabelled.split.ids) == ["900.png"], "known by its bytes under another name"
+    (tmp_path / "numbers.csv").write_text("path\ndigits/5\n")
+    in_memory = opened("digits", "digits", per_class=5, exclude=str(tmp_path / "numbers.csv"))
+    assert in_memory.unlabelled is not None
+    assert "digits/5" not in set(in_memory.unlabelled.split.ids)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "csv"])
+@pytest.mark.parametrize("inside", ["", "only/", "test/"])
+def test_archives_and_tables_need_no_classes(labelled: Path, tmp_path: Path, kind: str, inside: str) -> None:
+    root = tmp_path / "more"
+    (root / inside).mkdir(parents=True)
+    for number in (900, 901):
+        digit_image(number).save(root / inside / f"{number}.png")
+    file = tmp_path / f"more.{kind}"
+    if kind == "csv":
+        file.write_text("path\n" + "\n".join(f"more/{inside}{number}.png" for number in (900, 901)))
+    else:
+        shutil.make_archive(str(file.with_suffix("")), kind, root)
+    images = opened(f"folder:{labelled}", f"{kind}:{file}", depth=1)
+    assert images.unlabelled is not None
+    assert [Path(name).name for name in images.unlabelled.split.ids] == ["900.png", "901.png"]
+    for i, number in enumerate((900, 901)):
+        assert np.array_equal(np.asarray(images.unlabelled.split.read(i)), np.asarray(digit_image(number)))
+
+
+def test_columns_and_levels_of_the_data_are_not_asked_of_another_kind(tmp_path: Path) -> None:
+    root = loose(tmp_path / "more", 900)
+    shutil.make_archive(str(tmp_path / "more"), "zip", root)
+    data = recipe_of("parquet:x", None, image_column="picture", label_column="kind").data
+    for named in (f"zip:{tmp_path / 'more.zip'}", f"folder:{root}", "digits"):
+        assert len(open_unlabelled(named, data).ids) in (1, 1797)
+    assert len(open_unlabelled("digits", recipe_of("folder:x", None, depth=2).data).ids) == 1797
+
+
+def test_pictures_that_are_all_declared_as_test_are_said(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_text(f"path,split\n{digit_file(tmp_path, 900)},test\n{digit_file(tmp_path, 901)},val\n")
+    with pytest.raises(UserError, match=r"more\.csv, whose 2 pictures are all declared as val or test there, and those are not taken"):
+        opened(f"folder:{labelled}", f"csv:{tmp_path / 'more.csv'}")
+
+
 def test_mistakes_name_the_key(labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "odd.csv").write_text("picture\n1.png\n")
+    digit_image(1).save(tmp_path / "1.png")
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr("read me.txt", "nothing")
     for named, told in (
         ("folder:absent", r"distill\.unlabelled is folder:absent; .*absent is not a folder; give one that holds images"),
         (f"folder:{tmp_path / 'empty'}", r"distill\.unlabelled is .* holds no image \("),
+        (
+            f"csv:{tmp_path / 'odd.csv'}",
+            r"distill\.unlabelled is csv:.*has the columns picture and not path; the first line names: path\[,split\]",
+        ),
+        (f"zip:{tmp_path / 'none.zip'}", r"distill\.unlabelled is zip:.*none\.zip holds no image \("),
+        ("zip:absent.zip", r"distill\.unlabelled is zip:absent\.zip; .* is not there; give a zip archive"),
         ("foldr:x", r"distill\.unlabelled is 'foldr:x'; did you mean folder:PATH\?"),
     ):
         with pytest.raises(UserError, match=told):

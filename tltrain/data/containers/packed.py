@@ -84,24 +84,26 @@ class PackedReader:
         return _inflated(stored) if self.deflated_N[number] else stored
 
 
-def from_packed(images: Sequence[Packed], origin: str, spec: Data, notes: tuple[str, ...] = (), order: Sequence[str] = ()) -> Source:
+def from_packed(
+    images: Sequence[Packed], origin: str, spec: Data, notes: tuple[str, ...] = (), order: Sequence[str] = (), labelled: bool = True
+) -> Source:
     """The source of these images. Raises UserError for too many unreadable ones, and for fewer than two classes.
 
     origin: the user's name of the source. order: of the classes, where it is not that of the alphabet. Tables may name files in place of
-    bytes; those are read where they lie, and refused beside bytes.
+    bytes; those are read where they lie, and refused beside bytes. labelled: whether there must be classes.
     """
     if apart := sum(bool(image.extent.path) for image in images):
         if apart < len(images):
             raise UserError(f"{origin}: {apart:,} of its {len(images):,} images lie in files of their own and the others do not; write the "
                             "bytes of all of them into the tables")  # fmt: skip
-        return from_files([image.listed for image in images], origin, spec, notes, order=order)
+        return from_files([image.listed for image in images], origin, spec, notes, order=order, labelled=labelled)
 
     def look(kept: Sequence[int]) -> tuple[list[Scanned], PackedReader]:
         used = [images[i] for i in kept]
         read = _reader(used, spec.white)
         return _scan(used, read, origin), read
 
-    return from_files([image.listed for image in images], origin, spec, notes, look, order)
+    return from_files([image.listed for image in images], origin, spec, notes, look, order, labelled)
 
 
 def of_contents(contents: Contents, prefix: str, place: Path, split: str) -> list[Packed]:

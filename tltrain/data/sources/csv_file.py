@@ -29,6 +29,7 @@ REPORTED = 10_000
 """Lines between two reports of progress."""
 COLUMNS = ("path", "label", "split", "group")
 FORM = "path,label[,split][,group]"
+FORM_WITHOUT_LABELS = "path[,split]"
 FORM_OF_COLUMNS = "path,{}[,split][,group]"
 """Of several labels: a column of ones and zeros for each class (data.label_columns)."""
 
@@ -37,15 +38,20 @@ _ODD = re.compile(r"^~|\\|//|(^|/)\.\.?(/|$)|/$")
 """Paths that pathlib writes in another way, or that may be another path: ~, \\, // and . or .. between slashes."""
 
 
-def open_csv(argument: str, spec: Data) -> Source:
-    """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table."""
+def open_csv(argument: str, spec: Data, labelled: bool = True) -> Source:
+    """Open a CSV file. Relative paths are relative to its folder. Raises UserError, with the line, for an inconsistent table.
+
+    labelled: whether its labels are read; without them the column path is enough.
+    """
     file = copied(argument) if is_url(argument) else Path(argument).expanduser().absolute()
     needed: tuple[str, ...] = COLUMNS[:2]
     form = FORM
     if spec.label_columns is not None:
         needed, form = ("path", *(name.lower() for name in spec.label_columns)), FORM_OF_COLUMNS.format(",".join(spec.label_columns))
+    if not labelled:
+        needed, form = ("path",), FORM_WITHOUT_LABELS
     columns, rows = stream_rows(file, needed, f"data.source is csv:{file}", form)
-    table = _Table(file, columns, spec)
+    table = _Table(file, columns, spec, labelled)
     for line, values in rows:
         table.add(line, values)
         if line % REPORTED == 0:
@@ -53,18 +59,19 @@ def open_csv(argument: str, spec: Data) -> Source:
     if not table.lines:
         raise UserError(f"{file} has no line below the names of its columns; each further line names an image: {form}")
     listing = table.listing()
-    _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing, spec)
+    _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing, spec, labelled)
     if is_url(argument):
         images_of(argument, listing.paths)
     used = ("path", "split", "group", *needed)
-    return from_files(listing, f"csv:{file}", spec, _notes(columns, used, table.num_with_slashes, listing))
+    return from_files(listing, f"csv:{file}", spec, _notes(columns, used, table.num_with_slashes, listing), labelled=labelled)
 
 
 class _Table:
     """The rows of a table as columns."""
 
-    def __init__(self, file: Path, columns: list[str], spec: Data) -> None:
+    def __init__(self, file: Path, columns: list[str], spec: Data, labelled: bool) -> None:
         self.file, self.folder, self.spec = file, str(file.parent).rstrip("/"), spec
+        self.labelled = labelled
         self.label_places = [columns.index(name.lower()) for name in spec.label_columns or ()]
         self.place = {name: columns.index(name) for name in COLUMNS if name in columns}
         self.ids, self.groups, self.labels, self.splits = Growing(), Growing(), Names(), Names()
@@ -82,12 +89,11 @@ class _Table:
     def add(self, line: int, values: list[str]) -> None:
         place = self.place
         written, label = values[place["path"]], self._label(line, values)
-        if not written or (not label and not self.spec.multilabel):
+        one_class = self.labelled and not self.spec.multilabel
+        if not written or (not label and one_class):
             empty = [column for column, value in zip(COLUMNS[:2], (written, label), strict=True) if not value]
-            what = "path" if self.spec.multilabel else "path and a label"
-            raise UserError(
-                f"{self.file}, line {line}: {some(empty[:1] if self.spec.multilabel else empty)} is empty; every line needs a {what}"
-            )
+            what = "path and a label" if one_class else "path"
+            raise UserError(f"{self.file}, line {line}: {some(empty if one_class else empty[:1])} is empty; every line needs a {what}")
         self.split_numbers.append(self._split(line, values[place["split"]]) if "split" in place else self.splits("train"))
         self.label_numbers.append(self.labels(label))
         if "group" in place:
@@ -104,7 +110,9 @@ class _Table:
         self.lines.append(line)
 
     def _label(self, line: int, values: list[str]) -> str:
-        """The class, or the set of them where the recipe reads several labels."""
+        """The class, or the set of them where the recipe reads several labels. Empty where labels are not read."""
+        if not self.labelled:
+            return ""
         if self.spec.label_columns is not None:
             return set_in_columns([values[k] for k in self.label_places], self.spec.label_columns, f"{self.file}, line {line}")
         cell = values[self.place["label"]]
@@ -143,7 +151,7 @@ def _resolve(folder: Path, written: str) -> tuple[Path, str]:
     return path, written
 
 
-def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing, spec: Data) -> None:
+def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing, spec: Data, labelled: bool) -> None:
     """Raise UserError for a path listed twice, a group in two splits, or a class (not of several labels) without training images.
 
     key_N: (N,) a hash of each path.
@@ -167,7 +175,7 @@ def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing, 
     absent = sorted(
         set(listing.labels) - {listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N[listing.split_N == train])).tolist()}
     )
-    if absent and not spec.multilabel:  # a set of labels is no class
+    if absent and labelled and not spec.multilabel:  # a set of labels is no class
         raise UserError(f"{file}: no line of split train for class {some(absent)}; every class needs training images")
 
 

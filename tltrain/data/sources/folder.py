@@ -40,13 +40,18 @@ def open_loose(argument: str, spec: Data) -> Source:
     if not argument or not _is_folder(root):
         raise UserError(shown(f"data.source is folder:{argument}; {root} is not a folder; give one that holds images"))
     tree = Tree(root)
+    return from_files(without_classes(tree, f"data.source is folder:{argument}"), f"folder:{root}", spec, tree.notes(), labelled=False)
+
+
+def without_classes(tree: Tree, what: str) -> Listing:
+    """Every image of a tree, all of train and of no class. what: how the UserError begins where there is none."""
+    root = tree.root
     names = [_below(root, place, files) for place, files in tree.by_folder(root, Counter()) if files]
     if not names:
-        raise UserError(shown(f"data.source is folder:{argument}; {root} holds no image ({' '.join(SUFFIXES)})"))
+        raise UserError(shown(f"{what}; {root} holds no image ({' '.join(SUFFIXES)})"))
     ids = joined(names)
     zero_N = np.zeros(len(ids), dtype=np.int64)
-    listing = Listing(ids.with_prefix(f"{str(root).rstrip('/')}/"), ids, zero_N, ("train",), zero_N, ("",))
-    return from_files(listing, f"folder:{root}", spec, tree.notes(), labelled=False)
+    return Listing(ids.with_prefix(f"{str(root).rstrip('/')}/"), ids, zero_N, ("train",), zero_N, ("",))
 
 
 def in_classes(tree: Tree, depth: int | None = None) -> tuple[Listing, tuple[str, ...]]:

@@ -10,29 +10,37 @@ from dataclasses import replace
 import numpy as np
 
 from tltrain.core.errors import UserError
-from tltrain.core.recipe import Recipe
+from tltrain.core.recipe import Data, Recipe
 from tltrain.data.dataset import NO_LABEL, DataSplits, Indexed, Source, Split, Unlabelled
-from tltrain.data.sources.folder import open_loose
 from tltrain.data.splits import open_source, split_names
 from tltrain.data.tables.texts import Texts
+from tltrain.data.unlabelled.loose import open_unlabelled
+
+OUT = "excluded"
+"""Where a picture stands that data.exclude leaves out, as the splits are named."""
 
 
 def beside(images: DataSplits, recipe: Recipe, outline: bool = False) -> DataSplits:
     """The data set with all pictures of distill.unlabelled, none left out yet. Raises UserError as opening a source does.
 
     Labels of their source are not read further, and what it declares as val or test is not taken. outline: as in `open_source`.
+    What data.exclude leaves out of the data set is known to the result, for `apart`.
     """
     if recipe.distill is None or recipe.distill.unlabelled is None:
         return images
     named = recipe.distill.unlabelled
-    spec = recipe.data.model_copy(update={"source": named, "exclude": None, "relabel": None})
-    kind, _, argument = named.partition(":")
     try:
-        source = open_loose(argument, spec) if kind == "folder" else open_source(spec, outline=outline)
+        source = open_unlabelled(named, recipe.data, outline)
     except UserError as error:
-        raise UserError(str(error).replace("data.source is", "distill.unlabelled is")) from error
+        said = str(error).replace("data.source is", "distill.unlabelled is")
+        raise UserError(said if said.startswith("distill.unlabelled") else f"distill.unlabelled is {named}: {said}") from error
     at = np.flatnonzero(source.declared == "train")
-    opened = Unlabelled(named, _split(source, at), source.fingerprint, _taken(source.digests, at), source.in_memory, source.notes)
+    if not len(at):
+        told = f"whose {len(source.ids):,} pictures are all declared as val or test there, and those are not taken"
+        raise UserError(f"distill.unlabelled is {named}, {told}; give others, or leave it out")
+    excluded = _excluded(images, recipe.data, named, outline)
+    digests = _taken(source.digests, at)
+    opened = Unlabelled(named, _split(source, at), source.fingerprint, digests, source.in_memory, source.notes, excluded)
     return replace(images, unlabelled=opened, in_memory=images.in_memory and opened.in_memory)
 
 
@@ -47,7 +55,7 @@ def apart(images: DataSplits, opened: Unlabelled | None, own: str) -> DataSplits
     place_N = np.array(list(_places(images, opened, own)), dtype=object)
     kept = np.flatnonzero(place_N == "")
     found = Counter(place_N.tolist())
-    told = {"test": "of test", "val": "of val", "train": "that train has with their labels"}
+    told = {"test": "of test", "val": "of val", "train": "that train has with their labels", OUT: "that data.exclude leaves out"}
     gone = [f"{found[name]:,} {what}" for name, what in told.items() if found[name]]
     num, source = len(opened.split), images.source
     if not len(kept):
@@ -70,7 +78,7 @@ def _places(images: DataSplits, opened: Unlabelled, own: str) -> Iterator[str]:
     if source is None:
         yield from [""] * len(split)
         return
-    rank = {"": 0, "train": 1, "val": 2, "test": 3}
+    rank = {"": 0, OUT: 1, "train": 2, "val": 3, "test": 4}
     by_digest, by_id = dict[str, str](), dict[str, str]()
     for i, name in enumerate(split_names(images)):
         if _comparable(source, opened) and rank[name] > rank[by_digest.get(source.digests[i], "")]:
@@ -78,7 +86,19 @@ def _places(images: DataSplits, opened: Unlabelled, own: str) -> Iterator[str]:
         if own == opened.named and name:
             by_id[source.ids[i]] = name
     for i, digest in enumerate(opened.digests or [""] * len(split)):
-        yield max(by_digest.get(digest, ""), by_id.get(split.ids[i], ""), key=rank.__getitem__)
+        out = OUT if digest in opened.excluded or split.ids[i] in opened.excluded else ""
+        yield max(by_digest.get(digest, ""), by_id.get(split.ids[i], ""), out, key=rank.__getitem__)
+
+
+def _excluded(images: DataSplits, data: Data, named: str, outline: bool) -> frozenset[str]:
+    """`Unlabelled.excluded`: what the source has and the open data set has not. Raises UserError as opening a source does."""
+    if data.exclude is None or images.source is None:
+        return frozenset()
+    whole = open_source(data.model_copy(update={"exclude": None, "relabel": None, "max_unreadable": 1.0}), outline=outline)
+    kept = set(images.source.ids)
+    at = [i for i, name in enumerate(whole.ids) if name not in kept]
+    names = [whole.ids[i] for i in at] if data.source == named else []
+    return frozenset([*names, *(whole.digests[i] for i in at if len(whole.digests))])
 
 
 def _comparable(source: Source, opened: Unlabelled) -> bool:
