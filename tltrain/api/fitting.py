@@ -54,7 +54,7 @@ def fit(
         name = Path(source.partition(":")[2] or source).stem or "pictures"
     else:
         source, name = "", "pictures"
-    where = Path("runs") / f"{name}-fit" if folder is None else Path(folder)
+    where = Path("runs") / f"{files.short_name(name)}-fit" if folder is None else Path(folder)
     if not source:
         source = f"csv:{_kept(where, _table(listed, labels))}"
     wanted = Wanted(source, where, minutes, tuple(backbones), seed)

@@ -95,6 +95,7 @@ def fit(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="stop at the recipe: nothing trains")
     arguments = parser.parse_args(argv)
     from tltrain.core.arguments.words import source_of
+    from tltrain.core.files import short_name
     from tltrain.core.flags import RunFlags
     from tltrain.core.output.console import Console
 
@@ -105,7 +106,7 @@ def fit(argv: Sequence[str]) -> int:
     from tltrain.fitting.fit import fit as choose_and_train
 
     names = tuple(name.strip() for name in arguments.backbones.split(",") if name.strip())
-    folder = arguments.folder or Path("runs") / f"{Path(source.partition(':')[2] or source).stem or 'pictures'}-fit"
+    folder = arguments.folder or Path("runs") / f"{short_name(Path(source.partition(':')[2] or source).stem) or 'pictures'}-fit"
     wanted = Wanted(source, folder, arguments.minutes, names, arguments.seed, arguments.dry_run)
     return exit_code(choose_and_train(wanted, RunFlags(workers=arguments.workers), Console(enabled=True)))
 

@@ -108,6 +108,16 @@ def commit_folder(temporary: Path, final: Path) -> None:
     sync(final.parent)
 
 
+def short_name(name: str, most: int = 200) -> str:
+    """A name of a file or a folder; one of more than `most` bytes is cut, and ends in a hash of the whole and its suffix."""
+    whole = name.encode("utf-8", "surrogateescape")
+    if len(whole) <= most:  # file systems take 255, of which locks and temporary files need some
+        return name
+    suffix = suffix if len(suffix := Path(name).suffix) <= 16 and suffix.isascii() else ""
+    digest = hashlib.blake2b(whole, digest_size=8).hexdigest()
+    return f"{whole[: most - len(digest) - len(suffix) - 1].decode('utf-8', 'ignore')}-{digest}{suffix}"
+
+
 def follow_umask(path: Path) -> None:
     """Give a file the permissions that new files get here. safetensors makes its files readable by their owner only."""
     probe = temporary_for(path)

@@ -197,7 +197,11 @@ def _plainly(message: str) -> str:
     """pydantic's mistakes in a part of the recipe as those of the whole are said: path, value, rule."""
     head = _OF_PYDANTIC.match(message)
     found = _MISTAKE.findall(message, head.end()) if head else []
-    said = [
-        f"{head[1]}.{name}: {value}: {rule[:1].lower()}{rule[1:]}" if name else f"{head[1]}: {rule}" for name, rule, value in found if head
-    ]
+    said = [f"{head[1]}{'.' * bool(name)}{name}: {_of_rule(rule, value if name else '')}" for name, rule, value in found if head]
     return "; ".join(said) or message
+
+
+def _of_rule(rule: str, value: str) -> str:
+    """Our own rules name the value themselves, or leave it out: a URL may hold a password."""
+    own = rule.removeprefix("Value error, ")
+    return own if own != rule or not value else f"{value}: {rule[:1].lower()}{rule[1:]}"

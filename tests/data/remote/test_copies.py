@@ -15,6 +15,7 @@ import pytest
 from container_files import digit_rows, expected, looks, opened, tar_file
 
 from tltrain.core import recipe as recipes
+from tltrain.core.arguments.parsing import parse
 from tltrain.core.arguments.words import source_of
 from tltrain.core.errors import UserError
 from tltrain.data.remote import copies
@@ -91,6 +92,8 @@ def test_a_copy_that_was_damaged_here_is_made_anew(tmp_path: Path, caplog: pytes
     caplog.clear()
     assert copies.copied(url).read_bytes() == whole
     assert "copied" not in caplog.text, "another time and the same bytes: it is whole"
+    noted = json.loads((copy.parent / ".digits.zip.copy.json").read_text())
+    assert noted["stamp"] == [len(whole), copy.stat().st_mtime_ns], "the next start need not read it"
 
 
 def test_a_file_that_is_gone_is_said_with_the_place_of_its_copy(tmp_path: Path) -> None:
@@ -151,9 +154,23 @@ def test_a_url_with_a_secret_is_refused_and_the_secret_is_not_repeated(url: str,
         source_of(f"zip:{url}")
     with pytest.raises(UserError) as of_copy:
         copies.copied(url)
-    for caught in (of_recipe, of_word, of_copy):
+    with pytest.raises(UserError) as of_flag:
+        parse("plan", ["folder-resnet50", "--data.source", f"zip:{url}"])
+    with pytest.raises(UserError) as bare:
+        source_of(url)
+    for caught in (of_recipe, of_word, of_copy, of_flag, bare):
         assert f"the URL holds a secret ({what})" in str(caught.value)
         assert "word" not in str(caught.value)
+
+
+def test_a_bare_url_is_told_its_kind_and_one_without_a_host_is_one_message() -> None:
+    with pytest.raises(UserError, match=r"http://host/x.zip is a URL, and no data source; did you mean zip:http://host/x.zip\?"):
+        source_of("http://host/x.zip")
+    with pytest.raises(UserError, match=r"say what it is, such as zip:https://host/x.zip"):
+        source_of("s3://bucket/pictures")
+    for ask in (source_of, copies.copied, lambda text: parse("plan", ["folder-resnet50", "--data.source", text])):
+        with pytest.raises(UserError, match="the URL has a host that cannot be read"):
+            ask("http://[x/p.zip" if ask is copies.copied else "zip:http://[x/p.zip")
 
 
 def test_what_a_server_answers_is_shown_without_its_signature() -> None:
@@ -182,7 +199,8 @@ def server() -> Iterator[_Server]:
         def _head(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.server.content)))
-            self.send_header("ETag", f'"{self.server.tag}"')
+            if self.server.tag:
+                self.send_header("ETag", f'"{self.server.tag}"')
             self.end_headers()
 
         def do_HEAD(self) -> None:
@@ -229,6 +247,47 @@ def test_a_web_server_is_asked_for_the_tag_and_a_download_that_stops_is_not_take
     with pytest.raises(UserError, match=r"cannot be had|did not arrive whole"):
         opened(f"zip:{url}")
     assert place.read_bytes() == server.content, "the copy from before stays"
+
+
+def test_without_a_tag_a_change_of_the_same_size_is_copied_and_what_is_the_same_keeps_its_time(
+    server: _Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("aiohttp")
+    url = f"http://127.0.0.1:{server.server_port}/some.bin"
+    server.content, server.tag = b"one", ""
+    place = copies.copied(url)
+    before = place.stat().st_mtime_ns
+    with caplog.at_level(logging.WARNING):
+        assert copies.copied(url) == place
+    assert f"{url}: its server sends no tag, so a change of it cannot be told: it is copied anew" in caplog.text
+    assert place.stat().st_mtime_ns == before, "else a process that reads it would take it for another"
+    server.content = b"two"
+    assert copies.copied(url).read_bytes() == b"two"
+
+
+def test_names_with_a_hash_sign_have_places_of_their_own_and_a_copy_of_another_url_is_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = (copies.copied(_put(f"b/f#{i}.tar", str(i).encode())) for i in (1, 2))
+    assert (one.read_bytes(), two.read_bytes()) == (b"1", b"2")
+    url = "memory://b/f#1.tar"
+    note = one.with_name(f".{one.name}.copy.json")
+    note.write_text(json.dumps({**json.loads(note.read_text()), "url": "memory://other.tar"}))
+    with caplog.at_level(logging.WARNING):
+        assert copies.copied(url).read_bytes() == b"1"
+    assert f"is a copy of memory://other.tar: it is copied anew, from {url}" in caplog.text
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    names = [f"{'ä' * 125}{i}.zip" for i in (1, 2)]
+    places = [copies.copied(_put(f"{'d' * 300}/{name}", name.encode())) for name in names]
+    assert [place.read_bytes().decode() for place in places] == names
+    assert all(place.suffix == ".zip" for place in places)
+
+
+def test_a_folder_of_lmdb_behind_a_url_is_told_its_file() -> None:
+    _put("all/set/data.mdb", b"x")
+    for url in ("memory://all/set", "memory://all/set/"):
+        with pytest.raises(UserError, match=rf"{url} is a folder; give a file, which of a database of LMDB is the data.mdb in it"):
+            copies.copied(url)
 
 
 def test_without_a_server_the_copy_is_used_and_the_log_says_so(server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,27 +40,41 @@ class Words:
 def source_of(text: str) -> str | None:
     """The data source that a person means: folder:photos for a folder, csv:a.csv for a file, and a source as it is. None: it is none."""
     kind, _, argument = text.partition(":")
-    if is_url(argument) and (what := secret_in(argument)):
-        raise UserError(f"{kind}: the URL holds a secret ({what}), which runs would write down; docs/data.md says where it belongs")
-    if kind in registry.names("sources") and (":" in text or not Path(text).is_dir()):
+    sources = registry.names("sources")
+    suffix = Path(text).suffix.lower().lstrip(".")
+    if is_url(text) and kind not in sources:
+        _check_url(text, "the data")
+        meant = f"did you mean {suffix}:{text}?" if suffix in sources else "say what it is, such as zip:https://host/x.zip"
+        raise UserError(f"{text} is a URL, and no data source; {meant}")
+    if is_url(argument):
+        _check_url(argument, kind)
+    if kind in sources and (":" in text or not os.path.isdir(text)):
         return text
-    path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(text):  # of a name that is too long it says no
         return f"folder:{text}"
-    suffix = path.suffix.lower().lstrip(".")
-    return f"{suffix}:{text}" if suffix in registry.names("sources") and path.is_file() else None
+    return f"{suffix}:{text}" if suffix in sources and os.path.isfile(text) else None
+
+
+def _check_url(url: str, where: str) -> None:
+    """Raise UserError for a URL with a secret, which is not repeated, or without a host that can be read."""
+    try:
+        what = secret_in(url)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if what:
+        raise UserError(f"{where}: the URL holds a secret ({what}), which runs would write down; docs/data.md says where it belongs")
 
 
 def is_data(word: str) -> bool:
     """Whether a word that stands in a recipe's place is a folder of images or a data source."""
-    named = word in recipes.shipped() or Path(word).suffix in (".yaml", ".yml") or (Path(word) / "recipe.yaml").is_file()
+    named = word in recipes.shipped() or Path(word).suffix in (".yaml", ".yml") or os.path.isfile(Path(word) / "recipe.yaml")
     return not named and source_of(word) is not None
 
 
 def load(verb: str, name: str) -> Recipe:
     """The recipe of this name. Raises UserError; where the word is a folder or a data source, with the command that was likely meant."""
     path = Path(name)
-    if (path / "recipe.yaml").is_file():
+    if os.path.isfile(path / "recipe.yaml"):
         raise UserError(f"{name} is a run folder; this goes on with it:\n  tltrain {verb} {path / 'recipe.yaml'} --folder {name}")
     if is_data(name):
         raise UserError(f"{name} is data, and the recipe comes before it; you probably mean:\n  {usual(verb, name)}")

@@ -23,8 +23,11 @@ def is_url(text: str) -> bool:
 
 
 def secret_in(text: str) -> str:
-    """What of a URL is a secret: a user or password before the host, or a value of its query. Empty: nothing is."""
-    parts = urllib.parse.urlsplit(text)
+    """What of a URL is a secret: a user or password before the host, or a value of its query. Empty: nothing is. Raises ValueError."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+    except ValueError:  # its message may repeat a password
+        raise ValueError("the URL has a host that cannot be read; write it as https://host/x.zip") from None
     if "@" in parts.netloc:
         return "what stands before @"
     return next((f"{name}=…" for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True) if SECRET.search(name)), "")

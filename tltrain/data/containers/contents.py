@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def stamp_of(file: Path) -> list[int]:
 def container(argument: str | None, source: str, what: str) -> Path:
     """The file that a source names, or a copy of it. Raises UserError if it is none. what: what it should be, such as a zip archive."""
     file = local(argument)
-    if not argument or not file.exists():
+    if not argument or not os.path.exists(file):  # of a name that is too long it says no
         raise UserError(f"data.source is {source}:{argument or ''}; {file} is not there; give {what}")
     try:
         open_regular(file).close()

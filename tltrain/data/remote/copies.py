@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 import urllib.parse
@@ -39,6 +40,8 @@ SECRETS = (
     "a recipe is written into the run folder and may be published. Leave it out, and let the library find it: ~/.netrc for https, AWS's "
     "and Google's own files and variables for s3 and gs, or FSSPEC_HTTPS and the like for other options of fsspec"
 )
+LMDB = "data.mdb"
+"""The file within the folder that LMDB makes."""
 AT_ONCE = 16
 """Images of a table that are fetched at a time."""
 NEEDED = "pip install 'tltrain[remote]'"
@@ -78,7 +81,7 @@ def local(argument: str | None) -> Path:
 
 
 def copied(url: str) -> Path:
-    """The local copy of a remote file: fetched where there is none, where the remote file has changed, or where the copy is damaged.
+    """The local copy of a remote file: fetched where there is none, where the remote file has changed or may have, or the copy is damaged.
 
     Raises UserError where it cannot be had whole. Where the server does not answer, a whole copy is used, and the log says so.
     """
@@ -86,7 +89,7 @@ def copied(url: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     note = place.with_name(f".{place.name}.copy.json")
     with files.downloading(note.with_suffix(".lock"), f"downloads {url}"):
-        known = _whole(place, note)
+        known = _whole(place, note, url)
         try:
             now = _state(url)
         except _Unanswered as error:
@@ -95,9 +98,12 @@ def copied(url: str) -> Path:
                 raise UserError(f"{url} cannot be had: {error}{kept}") from None
             _log.warning("%s cannot be asked whether it has changed (%s): its copy of %s is used", url, error, known.when)
             return place
-        if known is not None and known.state == now:
+        is_same = known is not None and known.state == now
+        if is_same and now.tag:
             return place
-        if known is not None:
+        if is_same:
+            _log.warning("%s: its server sends no tag, so a change of it cannot be told: it is copied anew", url)
+        elif known is not None:
             _log.warning("%s has changed since %s (then %s; now %s): it is copied anew", url, known.when, known.state, now)
         _fetch(url, place, note, now)
     return place
@@ -105,15 +111,19 @@ def copied(url: str) -> Path:
 
 def place_of(url: str) -> Path:
     """Where the copy of a URL lies: below remote/ of the cache, as it lies there. Raises UserError for a URL with a password or a token."""
-    if what := secret_in(url):
+    try:
+        what = secret_in(url)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if what:
         raise UserError(f"the URL holds a secret ({what}); {SECRETS}")
     parts = urllib.parse.urlsplit(url)
-    names = [name for name in PurePosixPath(urllib.parse.unquote(parts.path)).parts if name not in ("/", ".", "..")]
+    names = [files.short_name(name) for name in PurePosixPath(urllib.parse.unquote(parts.path)).parts if name not in ("/", ".", "..")]
     if not names:
         raise UserError(f"{url} names no file; give the URL of a file")
-    if parts.query:  # another file under the same name
-        names.insert(-1, hashlib.blake2b(parts.query.encode(), digest_size=8).hexdigest())
-    return cache_root().joinpath("remote", parts.scheme, parts.netloc or "_", *names)
+    if more := parts.query + (f"#{parts.fragment}" if parts.fragment else ""):  # another file under the same name
+        names.insert(-1, hashlib.blake2b(more.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest())
+    return cache_root().joinpath("remote", parts.scheme, files.short_name(parts.netloc) or "_", *names)
 
 
 def listed(pattern: str, suffixes: Sequence[str]) -> list[str]:
@@ -174,7 +184,8 @@ def _state(url: str) -> State:
     except Exception as error:  # of any library and its network
         raise _Unanswered(error) from None
     if info.get("type") == "directory":
-        raise UserError(f"{url} is a folder; give a file, or the folder with / at its end where several files are one data set")
+        several = "parquet: and webdataset: take a folder with / at its end"
+        raise UserError(f"{url} is a folder; give a file, which of a database of LMDB is the {LMDB} in it; {several}")
     tag = next((str(info[name]) for name in TAGS if info.get(name)), "")
     return State(info.get("size"), tag)
 
@@ -202,6 +213,8 @@ def _fetch(url: str, place: Path, note: Path, expected: State) -> None:
         if now != expected:
             raise UserError(f"{url} changed while it was copied; start again once nobody writes it")
         digest = files.waited(lambda: files.sha256(temporary))
+        if place.is_file() and place.stat().st_size == arrived and files.waited(lambda: files.sha256(place)) == digest:
+            os.utime(temporary, ns=(place.stat().st_atime_ns, place.stat().st_mtime_ns))  # the same bytes: who reads them goes on
         note.unlink(missing_ok=True)  # of the copy that is replaced now
     status = place.stat()
     copy = Copy(expected, (status.st_size, status.st_mtime_ns), digest, time.strftime("%Y-%m-%d %H:%M"))
@@ -214,8 +227,8 @@ def _told(work: Callable[[], Any], said: list[str]) -> None:
         progress.report(said[0])
 
 
-def _whole(place: Path, note: Path) -> Copy | None:
-    """What is noted of a copy. None: there is none, or it is damaged."""
+def _whole(place: Path, note: Path, url: str) -> Copy | None:
+    """What is noted of a copy. None: there is none, it is of another URL, or it is damaged."""
     try:
         value = json.loads(note.read_text(encoding="utf-8"))
         copy = Copy(State(*value["state"]), (value["stamp"][0], value["stamp"][1]), value["digest"], value["when"])
@@ -225,9 +238,16 @@ def _whole(place: Path, note: Path) -> Copy | None:
     except (ValueError, TypeError, KeyError):
         _log.warning("%s is damaged; the file is copied anew", note)
         return None
-    if (status.st_size, status.st_mtime_ns) != copy.stamp and files.waited(lambda: files.sha256(place)) != copy.digest:
-        _log.warning("%s is not what was copied of %s: it is copied anew", place, value.get("url"))
+    if value.get("url") != url:
+        _log.warning("%s is a copy of %s: it is copied anew, from %s", place, value.get("url"), url)
         return None
+    stamp = (status.st_size, status.st_mtime_ns)
+    if stamp != copy.stamp:
+        if files.waited(lambda: files.sha256(place)) != copy.digest:
+            _log.warning("%s is not what was copied of %s: it is copied anew", place, url)
+            return None
+        copy = copy._replace(stamp=stamp)  # so that the next start need not read it
+        files.write_json(note, {"url": url, **copy._asdict()})
     return copy
 
 
