@@ -90,6 +90,14 @@ def test_the_own_folder_gives_what_per_class_leaves_out(labelled: Path) -> None:
         opened(f"folder:{labelled}", f"folder:{labelled}")
 
 
+def test_folds_leave_what_is_declared_as_test_unseen(labelled: Path) -> None:
+    data = {"folds": 2, "fold": 0, "per_class": 2}
+    images = opened(f"folder:{labelled}", f"folder:{labelled}", **data)
+    assert images.unlabelled is not None
+    assert {name.split("/")[0] for name in images.unlabelled.split.ids} == {"train"}
+    assert "16 of test, 6 of val, 4 that train has" in images.notes[-1], "those of the fold that plays test, and those declared"
+
+
 def test_images_in_memory_are_known_by_their_numbers(tmp_path: Path) -> None:
     images = opened("digits", "digits", per_class=5)
     assert images.unlabelled is not None

@@ -80,7 +80,8 @@ def _places(images: DataSplits, opened: Unlabelled, own: str) -> Iterator[str]:
         return
     rank = {"": 0, OUT: 1, "train": 2, "val": 3, "test": 4}
     by_digest, by_id = dict[str, str](), dict[str, str]()
-    for i, name in enumerate(split_names(images)):
+    for i, (drawn, declared) in enumerate(zip(split_names(images), source.declared.tolist(), strict=True)):
+        name = drawn or declared.replace("train", "")  # folds have what is declared as test in no split, and it stays unseen
         if _comparable(source, opened) and rank[name] > rank[by_digest.get(source.digests[i], "")]:
             by_digest[source.digests[i]] = name
         if own == opened.named and name:
