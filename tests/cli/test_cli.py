@@ -224,6 +224,11 @@ def test_a_run_folder_that_is_not_there_is_refused_at_once_and_those_near_it_are
         "export --to hf --images a.png runs/photos": "required: run (--images takes what stands behind it: put it last)",
         "export runs/photos --to onx": "--to is 'onx'; did you mean onnx?",
         "predict runs/photos a.png --top 0": "--top is 0; it must be at least 1",
+        "predict runs/photos a.png --data x": "there is no flag --data; see",
+        "report runs/photoz": "there is no folder runs/photoz; did you mean runs/photos?",
+        "compare runs/photos runs/photoz": "there is no folder runs/photoz; did you mean runs/photos?",
+        "soup runs/photos runs/photoz --out x": "there is no folder runs/photoz; did you mean runs/photos?",
+        "fit runz": "runz is no folder and no data source; did you mean runs?",
     }
     for typed, said in mistakes.items():
         assert main(typed.split()) == 2

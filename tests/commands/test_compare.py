@@ -202,7 +202,8 @@ def test_names_and_what_cannot_be_compared(tmp_path: Path) -> None:
     assert names([Path("x/a"), Path("x/b")]) == ["a", "b"]
     assert names([Path("x/a"), Path("y/a"), Path("y/b")]) == ["x/a", "y/a", "b"]
     assert names([Path("x/z/a"), Path("y/z/a")]) == ["x/z/a", "y/z/a"], "no more of the path than is needed, and no less"
-    assert len(set(names([Path("a"), Path("a")]))) == 1, "one folder twice has one name"
+    assert names([Path("x/a"), Path("x/a")]) == ["a", "a"], "one folder twice has one name, and no longer one than alone"
+    assert names([Path("/a"), Path("/x/a")]) == ["/a", "x/a"]
     run = fake_run(tmp_path / "a", CLASSES)
     with pytest.raises(UserError, match="two run folders"):
         compare([run], tmp_path / "c.html")

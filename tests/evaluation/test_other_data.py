@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data
 from tltrain.data import open_images
 from tltrain.data.splits import split_names
 from tltrain.evaluation.evaluate import evaluate
-from tltrain.evaluation.kept_data import learned
+from tltrain.evaluation.kept_data import images_for, learned
 from tltrain.runs import data_record, run_dir
 
 
@@ -27,6 +28,18 @@ def test_another_source_is_neither_folded_nor_asked_for_columns(finished_run: Pa
         figures.append(evaluate(finished_run, "digits", "test", 256))
     assert figures[0]["n"] == 359
     assert figures[1] == figures[0]
+
+
+def test_a_mistake_in_other_data_names_the_run_that_it_comes_from(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    spec = Data(source=f"folder:{tmp_path}", size=8, resize=8, depth=3)
+    said = "no folder of classes at that level; its deepest are at level 1"
+    with pytest.raises(UserError, match=f"{said}; data.depth comes from the run runs/tree"):
+        images_for(spec, Path("runs/tree"), other=True, multilabel=False)
+    with pytest.raises(UserError, match=f"{said}$"):
+        images_for(spec, Path("runs/tree"), other=False, multilabel=False)
 
 
 def test_a_name_of_weights_in_a_run_folder_is_not_that_run(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

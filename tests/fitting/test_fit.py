@@ -52,6 +52,7 @@ def test_a_dry_run_ends_at_a_recipe_with_reasons(tmp_path: Path, capsys: pytest.
     recipe = recipes.parse(text, "test")
     assert recipe.data.source == f"folder:{photos}"
     assert [stage.solve for stage in recipe.stages] == [recipe.stages[0].solve]
+    assert "asked to take 0.001 min on " in text, "and not how long it took"
     assert "# worked out, not trained" in text
     assert "too few to tell depths apart" in text
     assert recipe.data.val_fraction == 0, "8 images of a class to learn from"

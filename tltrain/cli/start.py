@@ -8,6 +8,7 @@ from pathlib import Path
 from tltrain.cli.codes import exit_code
 from tltrain.core.errors import Parser, UserError, parser_of
 from tltrain.core.output import wrapping
+from tltrain.core.paths import near
 
 
 def train(argv: Sequence[str]) -> int:
@@ -101,7 +102,8 @@ def fit(argv: Sequence[str]) -> int:
 
     source = source_of(arguments.source)
     if source is None:
-        raise UserError(f"{arguments.source} is no folder and no data source; give a folder of pictures, such as folder:photos")
+        hint = near(arguments.source) or "; give a folder of pictures, such as folder:photos"
+        raise UserError(f"{arguments.source} is no folder and no data source{hint}")
     from tltrain.fitting.fit import Wanted
     from tltrain.fitting.fit import fit as choose_and_train
 
@@ -193,6 +195,7 @@ def sweep(argv: Sequence[str]) -> int:
     from tltrain.core.arguments import parsing
     from tltrain.many import grid
 
+    grid.check_over_typed(rest)
     recipe, start = parsing.parse("sweep", rest)
     axes = [grid.axis(text) for text in arguments.over]
     grid.check_typed_once(axes, rest)

@@ -10,7 +10,7 @@ from tltrain.cli.corruptions import corruption_arguments, under_corruptions
 from tltrain.cli.doubts import doubt_arguments
 from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape, wrapping
-from tltrain.core.paths import check_run
+from tltrain.core.paths import check_run, check_runs
 
 
 def ls(argv: Sequence[str]) -> int:
@@ -72,6 +72,7 @@ def report(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the page of a run (default: RUN/report.html)")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write curves, confusion and calibration as SVG, PDF and CSV")
     arguments = parser.parse_args(argv)
+    check_runs([arguments.run])
     from tltrain.runs.folds.folder import is_folds
 
     if is_folds(arguments.run):
@@ -109,6 +110,7 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
     parser.add_argument("--title", default="Comparison", help="its title")
     arguments = parser.parse_args(argv)
+    check_runs(arguments.runs)
     from tltrain.commands.compare import compare as compare_runs
 
     print(escape.line(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}"))

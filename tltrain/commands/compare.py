@@ -47,8 +47,9 @@ def names(paths: Sequence[Path]) -> list[str]:
     parts = [path.absolute().parts for path in paths]
     depth = [1] * len(parts)
     while True:
-        short = ["/".join(part[-n:]) for part, n in zip(parts, depth, strict=True)]
-        again = [i for i, name in enumerate(short) if short.count(name) > 1 and depth[i] < len(parts[i])]
+        short = [str(Path(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
+        others = [{part for part, other in zip(parts, short, strict=True) if other == name} for name in short]  # one folder twice is one
+        again = [i for i in range(len(parts)) if len(others[i]) > 1 and depth[i] < len(parts[i])]
         if not again:
             return short
         for i in again:

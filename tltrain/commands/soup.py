@@ -15,6 +15,7 @@ from tltrain.core.errors import Parser, UserError
 from tltrain.core.metric import metric
 from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Terminal
+from tltrain.core.paths import check_run
 
 if TYPE_CHECKING:
     from tltrain.training.weights.soup import Measured, Soup
@@ -35,6 +36,8 @@ def cook(parser: Parser, argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
+    for run in arguments.runs:
+        check_run(run)
     from tltrain.training.weights.soup import soup  # torch comes with it, which help does without
 
     done = soup(arguments.runs, arguments.out, arguments.method, arguments.test, arguments.batch)

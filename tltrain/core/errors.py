@@ -102,5 +102,10 @@ def unknown_argument(arguments: Iterable[str], known: Iterable[str]) -> str:
     if first is None:
         return f"there is no place for {' '.join(arguments)}"
     first = first.partition("=")[0]
-    near = get_close_matches(first, list(known), n=1, cutoff=0.65)
-    return f"there is no flag {first}" + (f" (did you mean {near[0]}?)" if near else "")
+    named = {flag.lstrip("-"): flag for flag in known}  # dashes are in all, and would make strangers alike
+    near = [_MEANT[first]] if _MEANT.get(first) in named.values() else get_close_matches(first.lstrip("-"), named, n=1, cutoff=0.65)
+    return f"there is no flag {first}" + (f" (did you mean --{near[0].lstrip('-')}?)" if near else "")
+
+
+_MEANT = {"--folds": "--k"}
+"""Flags that are looked for, and those that are meant, where letters do not tell."""

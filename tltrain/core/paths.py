@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 from tltrain.core.errors import UserError
+
+FOLDS = "folds.json"
+"""The file that a folder of folds has."""
 
 
 def data_root() -> Path:
@@ -69,6 +73,13 @@ def check_run(run: Path) -> None:
     meant = [each for each in others if get_close_matches(run.name, [each.name], n=1)]
     hint = f"did you mean {meant[0]}?" if meant else f"run folders here: {', '.join(map(str, list(others)[:5]))}" if others else ""
     raise UserError(f"there is no folder {run}; {hint or 'give the folder that `tltrain train` made'}")
+
+
+def check_runs(paths: Iterable[Path]) -> None:
+    """`check_run` of each path that is no folder of folds."""
+    for path in paths:
+        if not (path / FOLDS).is_file():
+            check_run(path)
 
 
 def run_of_a_fit(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.recipe import Augment, Data, Recipe
-from tltrain.data import DataSplits, Split, open_images
+from tltrain.data import DataSplits, Split
 from tltrain.data.dataset import Indexed, groups_in
 from tltrain.data.loader import eval_loader, eval_views_loader
 from tltrain.data.sampler import Shard
@@ -21,7 +21,7 @@ from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import answers, features, predict, predict_views
-from tltrain.evaluation.kept_data import for_evaluation
+from tltrain.evaluation.kept_data import for_evaluation, images_for
 from tltrain.evaluation.metrics import Predictions
 from tltrain.evaluation.multilabel.names import under_classes
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
@@ -177,7 +177,7 @@ def opened_run(path: Path, source: str | None, which: str, strangers: bool = Fal
     whole = {"val_fraction": 0.0, "test_fraction": 0.0} if which == "all" else {}  # what is not split may be of one image a class
     unknown = {} if source is None else foreign(source)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **unknown, **whole})
-    drawn = open_images(spec, multilabel=multilabel)
+    drawn = images_for(spec, path, other=source is not None, multilabel=multilabel)
     images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
     part, classes = ByClass(_choose(images, which)), images.classes
     if source is not None and card is not None and card.classes is not None:

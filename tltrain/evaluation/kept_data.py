@@ -15,7 +15,7 @@ import numpy as np
 
 from tltrain.core.errors import UserError, some
 from tltrain.core.recipe import Backbone, Data
-from tltrain.data import DataSplits, Source, assign, split_names
+from tltrain.data import DataSplits, Source, assign, open_images, split_names
 from tltrain.data.multilabel.label_sets import written
 from tltrain.data.unlabelled.pictures import apart
 from tltrain.runs import data_record, run_dir
@@ -180,6 +180,16 @@ def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbo
                 "too good to be true: give both runs the same split (data.seed, data.fold), or test on other images"
             )
     return notes
+
+
+def images_for(spec: Data, run: Path, other: bool, multilabel: bool) -> DataSplits:
+    """Open images as `open_images` does. other: they are not the run's own, and a mistake names what they have from its recipe."""
+    try:
+        return open_images(spec, multilabel=multilabel)
+    except UserError as error:
+        if not other or spec.depth is None or "data.depth" not in str(error):
+            raise
+        raise UserError(f"{error}; data.depth comes from the run {run}, as other images are read as its own are") from error
 
 
 def for_evaluation(run: Path, drawn: DataSplits) -> tuple[DataSplits, list[str]]:

@@ -266,6 +266,6 @@ def _draft(plan: Plan, wanted: Wanted, depth: Depth, why: str) -> Draft:
 
 def _head(wanted: Wanted, plan: Plan) -> list[str]:
     return [
-        f"Chosen by tltrain fit for {wanted.source}, in {duration(60 * wanted.minutes)} on {plan.chosen.device}: {plan.facts.line()}.",
+        f"Chosen by tltrain fit for {wanted.source}, asked to take {wanted.minutes:g} min on {plan.chosen.device}: {plan.facts.line()}.",
         f"Probed: {'; '.join(plan.probed)}.",
     ]

@@ -80,6 +80,12 @@ def check_typed_once(axes: Sequence[Axis], argv: Sequence[str]) -> None:
             raise UserError(f"--{each.key} stands in the command and in --over; leave it out of one of them")
 
 
+def check_over_typed(argv: Sequence[str]) -> None:
+    """Raise UserError where seed=0..4 stands behind the recipe without --over, in the place of the data."""
+    if len(argv) > 1 and re.fullmatch(r"[a-z][\w.]*=.+", argv[1]) and words.source_of(argv[1]) is None:
+        raise UserError(f"{argv[1]} stands in the place of the data; you probably mean:\n  tltrain sweep {argv[0]} --over {argv[1]}")
+
+
 def folder_of(recipe: Recipe, start: RunFlags) -> Path:
     """The folder of the runs: --folder, else runs/NAME-sweep. Raises UserError."""
     if start.folder == AUTO:

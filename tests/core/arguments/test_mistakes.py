@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tltrain.cli.main import main
 from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.many import grid
@@ -29,6 +30,19 @@ def test_a_mistake_is_said_in_the_words_of_the_command(typed: str, said: str) ->
     with pytest.raises(UserError) as refused:
         parsing.parse("plan", ["digits-resnet", *typed.split()])
     assert str(refused.value) == f"{said}; see `tltrain plan digits-resnet --help`"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("folds digits-resnet --folds 2", "there is no flag --folds (did you mean --k?)"),
+        ("sweep digits-resnet --ovr seed=0..1", "there is no flag --ovr (did you mean --over?)"),
+        ("sweep digits-resnet seed=0..1", "of the data; you probably mean:\n  tltrain sweep digits-resnet --over seed=0..1"),
+    ],
+)
+def test_a_verb_knows_its_own_flags(typed: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(typed.split()) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_names_the_one_beside_it(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def parse_with(verb: str, argv: Sequence[str], changes: Sequence[Mapping[str, An
     typed = words.understood(recipe, [renamed(word) for word in argv[1:]])
     recipe = recipe.override(typed.changes) if typed.changes else recipe
     try:
-        parsed = parse_flags(_Arguments(RunFlags(), recipe), typed.rest, f"tltrain {verb} {argv[0]}", short=words.SHORT)
+        parsed = parse_flags(
+            _Arguments(RunFlags(), recipe), typed.rest, f"tltrain {verb} {argv[0]}", short=(*words.SHORT, *short_help.own_flags(verb))
+        )
     except UserError as error:
         raise UserError(_as_typed(str(error), recipe, argv)) from error
     except ValidationError as error:

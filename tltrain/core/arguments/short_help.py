@@ -136,6 +136,11 @@ def _few(verb: str, recipe: Recipe) -> dict[str, dict[str, str]]:
     return {**own, "what is learned": learned, "how it runs": flags}
 
 
+def own_flags(verb: str) -> tuple[str, ...]:
+    """The flags that a verb has beside those of the recipe and of how it runs."""
+    return tuple(flag.split()[0] for flag in _OWN.get(verb, ()))
+
+
 def _flag(name: str) -> str:
     values = {"folder": " PATH", "max_device_batch": " N", "workers": " N", "cache": " WHEN"}
     return f"--{name.replace('_', '-')}{values.get(name, '')}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tltrain.core import files, untrusted
+from tltrain.core import files, paths, untrusted
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags, run_path
 from tltrain.core.recipe import Recipe
@@ -16,7 +16,7 @@ from tltrain.runs import run_dir
 from tltrain.runs.links import check_links
 from tltrain.runs.listing.folders import AUTO
 
-NAME = "folds.json"
+NAME = paths.FOLDS
 MOST = 1_000
 """Folds and repeats of a folder that may come from somebody else."""
 
