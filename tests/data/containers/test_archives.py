@@ -84,6 +84,11 @@ def test_depth_counts_the_levels_of_a_folder_in_an_archive_too(tmp_path: Path) -
     within = {f"photos/train/{name}": content for name, content in files.items()}
     images = opened(f"zip:{_zip(tmp_path / 'b.zip', within)}", depth=2)
     assert images.classes == ("animals/birds", "animals/fish"), "a folder around splits is no level"
+    for name in within:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(within[name])
+    with pytest.raises(UserError, match=r"holds nothing but photos, which holds train; did you mean folder:.*/d/photos\?"):
+        opened(f"folder:{tmp_path / 'd'}", depth=2)
 
 
 def test_an_archive_is_looked_through_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,14 @@ def test_tables_of_parquet_and_csv(tmp_path: Path) -> None:
     assert looks(table.test) == expected("test")
 
 
+@pytest.mark.parametrize("path", ["https://host/1.png", "../images/1.png", "a/../../1.png"])
+def test_a_remote_table_names_images_beside_it(path: str) -> None:
+    url = _put("set/labels.csv", f"path,label\n0.png,cat\n{path},dog\n".encode())
+    with pytest.raises(UserError) as caught:
+        opened(f"csv:{url}")
+    assert str(caught.value) == f"{url}, line 3: path is {path}; a remote table names images beside it, such as cat/1.jpg"
+
+
 @pytest.mark.parametrize(
     ("url", "what"),
     [

@@ -43,7 +43,8 @@ def open_csv(argument: str, spec: Data, labelled: bool = True) -> Source:
 
     labelled: whether its labels are read; without them the column path is enough.
     """
-    file = copied(argument) if is_url(argument) else Path(argument).expanduser().absolute()
+    is_remote = is_url(argument)
+    file = copied(argument) if is_remote else Path(argument).expanduser().absolute()
     needed: tuple[str, ...] = COLUMNS[:2]
     form = FORM
     if spec.label_columns is not None:
@@ -53,6 +54,8 @@ def open_csv(argument: str, spec: Data, labelled: bool = True) -> Source:
     columns, rows = stream_rows(file, needed, f"data.source is csv:{file}", form)
     table = _Table(file, columns, spec, labelled)
     for line, values in rows:
+        if is_remote and (is_url(path := values[table.place["path"]]) or _goes_above(path)):
+            raise UserError(f"{argument}, line {line}: path is {path}; a remote table names images beside it, such as cat/1.jpg")
         table.add(line, values)
         if line % REPORTED == 0:
             progress.report(f"{line:,} lines read")
@@ -60,7 +63,7 @@ def open_csv(argument: str, spec: Data, labelled: bool = True) -> Source:
         raise UserError(f"{file} has no line below the names of its columns; each further line names an image: {form}")
     listing = table.listing()
     _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing, spec, labelled)
-    if is_url(argument):
+    if is_remote:
         images_of(argument, listing.paths)
     used = ("path", "split", "group", *needed)
     return from_files(listing, f"csv:{file}", spec, _notes(columns, used, table.num_with_slashes, listing), labelled=labelled)
@@ -177,6 +180,11 @@ def _check(file: Path, line_N: np.ndarray, key_N: np.ndarray, listing: Listing, 
     )
     if absent and labelled and not spec.multilabel:  # a set of labels is no class
         raise UserError(f"{file}: no line of split train for class {some(absent)}; every class needs training images")
+
+
+def _goes_above(written: str) -> bool:
+    """Whether a relative path goes up at any place."""
+    return written[:1] != "/" and ".." in re.split(r"[/\\]", written)
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -95,7 +95,7 @@ def _in_depth(tree: Tree, top: list[ClassFolder], depth: int | None) -> tuple[li
 def _classes(tree: Tree, depth: int | None) -> list[ClassFolder]:
     """The root's own subfolders as classes. Raises UserError if they look like splits, or if the classes are one level deeper."""
     root, folders = tree.root, tree.look(tree.root).folders
-    if len(folders) == 1 and depth is None:
+    if len(folders) == 1 and (depth is None or any(split_of(folder.name) == "train" for folder in tree.look(folders[0]).folders)):
         _refuse_wrapper(tree, folders[0])
     exact = [folder for folder in folders if split_of(folder.name)]
     called = {folder: split for folder in folders if (split := _like_split(folder.name))}
