@@ -23,7 +23,7 @@ from tltrain.core.registry import named
 from tltrain.core.schema.backbone import Backbone as Backbone
 from tltrain.core.schema.data import MOST_PIXELS as MOST_PIXELS
 from tltrain.core.schema.data import Data as Data
-from tltrain.core.schema.data import Model
+from tltrain.core.schema.data import Model, refuse_secrets
 
 VERSION = 1
 SMOKE_PER_CLASS = 4
@@ -54,6 +54,7 @@ class Distill(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        refuse_secrets(self.unlabelled or "")
         if self.unlabelled is not None and self.weight == 0:
             raise ValueError("unlabelled pictures have the teacher's term alone, and weight is 0; raise weight, or leave unlabelled out")
         return self

@@ -210,6 +210,9 @@ def test_mistakes_name_the_key(labelled: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=told):
             opened(f"folder:{labelled}", named)
+    with pytest.raises(UserError, match=r"distill.*the URL holds a secret \(what stands before @\)") as refused:
+        recipe_of("digits", "zip:https://me:hidden@host/x.zip")
+    assert "hidden" not in str(refused.value)
     raw = recipe_of("digits", "digits").model_dump(mode="json")
     with pytest.raises(UserError, match=r"unlabelled pictures have the teacher's term alone, and weight is 0; raise weight, or leave"):
         validate(raw | {"distill": raw["distill"] | {"weight": 0}}, "mine")

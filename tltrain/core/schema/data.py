@@ -33,6 +33,14 @@ def secret_in(text: str) -> str:
     return next((f"{name}=…" for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True) if SECRET.search(name)), "")
 
 
+def refuse_secrets(source: str) -> None:
+    """Raise ValueError for a source whose URL holds a secret."""
+    _, _, argument = source.partition(":")
+    if is_url(argument) and (what := secret_in(argument)):
+        told = f"the URL holds a secret ({what}), and a recipe is written into the run folder"
+        raise ValueError(f"{told}; docs/data.md says where secrets belong")
+
+
 class Model(BaseModel):
     """Values that do not change. A key that it does not have is refused."""
 
@@ -125,11 +133,7 @@ class Data(Model):
     @field_validator("source")
     @classmethod
     def _without_secrets(cls, source: str) -> str:
-        _, _, argument = source.partition(":")
-        if is_url(argument) and (what := secret_in(argument)):
-            raise ValueError(
-                f"the URL holds a secret ({what}), and a recipe is written into the run folder; docs/data.md says where secrets belong"
-            )
+        refuse_secrets(source)
         return source
 
     @model_validator(mode="after")
