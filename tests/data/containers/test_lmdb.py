@@ -80,10 +80,11 @@ def test_of_several_databases_the_splits_of_the_keys_hold_and_another_in_the_nam
         assert split is not None
         assert len(split) == len(_of(name))
     _refused(tmp_path / "named", r"is called (train|test), and its keys begin with test, train, val; give it a name without a split")
-    for split in ("train", "test"):
-        bare = [(key.partition("/")[2], value) for key, value in pairs if key.startswith(f"{split}/")]
-        _database(tmp_path / "bare" / f"{split}_lmdb", bare)
+    for part in ("train", "test"):
+        bare = [(key.partition("/")[2], value) for key, value in pairs if key.startswith(f"{part}/")]
+        _database(tmp_path / "bare" / f"{part}_lmdb", bare)
     bare_images = opened(f"lmdb:{tmp_path / 'bare'}", val_fraction=0)
+    assert bare_images.test is not None
     assert (len(bare_images.train), len(bare_images.test)) == (len(_of("train")), len(_of("test")))
 
 
