@@ -71,8 +71,8 @@ def test_from_a_run_to_its_student(runs: list[Path], tmp_path: Path, capsys: pyt
     folder = tmp_path / "small"
     assert main(asked(runs[1:], folder, "--dry-run")) == 0
     printed = capsys.readouterr().out
-    assert "store   the teacher's answers: 2 views of 32 images = 512 B" in printed
-    assert re.search(r"time    6 steps, about .* with the teacher's pass", printed)
+    assert "store   the teacher's answers to 2 views of 32 images are not stored (it saves less than 1 s)" in printed
+    assert re.search(r"time    6 steps, about .* with the teacher's answers", printed)
     assert "the student's weights are random" in printed
     assert not (folder / "run").exists()
     text = (folder / "recipe.yaml").read_text()
@@ -82,7 +82,7 @@ def test_from_a_run_to_its_student(runs: list[Path], tmp_path: Path, capsys: pyt
     assert (recipe.seed, recipe.data.seed, recipe.data.flip) == (1, 0, False), "those of the teacher"
     assert (recipe.backbone.name, recipe.backbone.weights, recipe.data.size) == ("resnet-micro", None, 32)
     assert [(s.unfreeze, s.steps, s.views) for s in recipe.stages] == [("all", 6, 2)]
-    for reason in ("# random: ", "# softened, ", "# the teacher's answers to 2 views"):
+    for reason in ("# random: ", "# softened, ", "# each view is seen "):
         assert reason in text
     assert main(["distill", *asked(runs[1:], folder)[1:]]) == 0, "the other spelling is understood, and the recipe is kept"
     assert (folder / "recipe.yaml").read_text() == text
@@ -107,6 +107,12 @@ def test_from_a_run_to_its_student(runs: list[Path], tmp_path: Path, capsys: pyt
     assert main(again) == 0, "a run that was killed before it was set against its teacher is, by the same command"
     assert json.loads((folder / "run" / "distilled.json").read_text())["gain"] == found["gain"]
     assert "minutes: None -> 3.0" in mistake([*again, "--minutes", "3"], capsys)
+    plan = (folder / "run" / "plan.txt").read_text()
+    assert "the teacher's logits, 2 views of 32 images" in plan
+    assert "not stored: it saves less than 1 s" in plan, "as was said"
+    (folder / "recipe.yaml").write_text(text.replace("steps: 6", "steps: 7"))
+    assert "recipe.yaml is not as it was written" in mistake(again, capsys)
+    assert "steps: 7" in (folder / "recipe.yaml").read_text(), "nothing is lost"
 
 
 def test_several_runs_teach_by_the_mean_of_their_probabilities(runs: list[Path], tmp_path: Path) -> None:
@@ -245,6 +251,17 @@ def test_views_and_steps_fit_into_the_time(pace: Pace, left_s: float | None, vie
     assert chosen.total_s == pytest.approx(views * 300 * 0.01 + steps * 0.1 + 10)
     assert left_s is None or steps == 10 or chosen.total_s <= left_s
     assert ("even one pass takes" in chosen.why) == (left_s == 11.0)
+
+
+def test_a_recipe_says_whether_answers_are_stored(pace: Pace) -> None:
+    stored = length(pace, num_train=300, batch=30, left_s=500.0)
+    assert "to make, once" in stored.lines(300)[0]
+    assert "the stored answers cost nothing more" in stored.why
+    anew = choose.answered_anew(stored, pace, 300, 30, 500.0, "--cache never")
+    assert anew.steps == 1_225, "each takes 0.1 s, and 0.3 s for 30 answers"
+    assert anew.total_s == pytest.approx(500.0)
+    assert "are not stored (--cache never)" in anew.lines(300)[0]
+    assert "stored" not in anew.why
 
 
 def test_views_fit_onto_the_disk_and_are_all_seen(pace: Pace) -> None:

@@ -52,17 +52,24 @@ class Length:
     views: int
     steps: int
     answers_s: float
-    """Seconds of the teachers' pass over all views."""
+    """Seconds of the teachers' answers in all."""
     answers_bytes: int
     total_s: float
     why: str
+    unstored: str = ""
+    """Why the answers are not stored. Empty where they are."""
 
     def lines(self, num_train: int) -> list[str]:
         """What it costs, for the user."""
-        stored = f"{self.views} views of {num_train:,} images = {size(self.answers_bytes)}"
+        views = f"{self.views} views of {num_train:,} images"
+        store = f"the teacher's answers: {views} = {size(self.answers_bytes)}, {duration(self.answers_s)} to make, once, "
+        store += "however long the student learns"
+        if self.unstored:
+            store = f"the teacher's answers to {views} are not stored ({self.unstored}): it answers in each step"
+        took = "the teacher's answers" if self.unstored else "the teacher's pass"
         return [
-            f"store   the teacher's answers: {stored}, {duration(self.answers_s)} to make, once, however long the student learns",
-            f"time    {self.steps:,} steps, about {duration(self.total_s)} with the teacher's pass, by forward passes timed here",
+            f"store   {store}",
+            f"time    {self.steps:,} steps, about {duration(self.total_s)} with {took}, by forward passes timed here",
         ]
 
 
@@ -85,14 +92,31 @@ def length(pace: Pace, num_train: int, batch: int, left_s: float | None) -> Leng
             break
     epochs = steps * batch / num_train
     total_s = answers_s + steps * pace.step_s + pace.rest_s
-    why = f"{epochs:.0f} epochs: long and patient, since the stored answers cost nothing more (Beyer et al. 2022)"
+    why = f"{_epochs(epochs)}: patience pays (Beyer et al. 2022), and the stored answers cost nothing more"
+    return Length(views, steps, answers_s, answers_bytes, total_s, why + _in_time(total_s, left_s))
+
+
+def answered_anew(length: Length, pace: Pace, num_train: int, batch: int, left_s: float | None, why_not: str) -> Length:
+    """The length of a run whose teacher answers in each step. length: if its answers were stored. why_not: why they are not."""
+    steps, step_s = length.steps, pace.step_s + batch * pace.answer_s
+    if left_s is not None:
+        steps = max(math.ceil(num_train / batch), math.floor((left_s - pace.rest_s) / max(step_s, 1e-9)))
+    answers_s, total_s = steps * batch * pace.answer_s, steps * step_s + pace.rest_s
+    why = f"{_epochs(steps * batch / num_train)}: patience pays (Beyer et al. 2022)" + _in_time(total_s, left_s)
+    return Length(length.views, steps, answers_s, 0, total_s, why, why_not)
+
+
+def _epochs(epochs: float) -> str:
+    return f"{epochs:.0f} epoch{'s' * (round(epochs) != 1)}"
+
+
+def _in_time(total_s: float, left_s: float | None) -> str:
+    """The end of the sentence on the length."""
     if left_s is None:
-        why += f"; about {duration(total_s)} here; --minutes gives it more or less"
-    elif total_s > left_s:
-        why += f"; even one pass takes about {duration(total_s)}, and {duration(left_s)} were left of --minutes"
-    else:
-        why += f"; what fits into the {duration(left_s)} that were left of --minutes"
-    return Length(views, steps, answers_s, answers_bytes, total_s, why)
+        return f"; about {duration(total_s)} here; --minutes gives it more or less"
+    if total_s > left_s:
+        return f"; even one pass takes about {duration(total_s)}, and {duration(left_s)} were left of --minutes"
+    return f"; what fits into the {duration(left_s)} that were left of --minutes"
 
 
 def draft(name: str, facts: Facts, data: Data, student: Student, teachers: list[str], seed: int, length: Length) -> Draft:
@@ -126,12 +150,19 @@ def draft(name: str, facts: Facts, data: Data, student: Student, teachers: list[
         "stages.0.lr": f"usual for AdamW on {beginning} {kind}; not searched",
         "stages.0.warmup": "the teacher's first gradients are large",
         "stages.0.augment": _why_augment(facts),
-        "stages.0.views": f"the teacher's answers to {length.views} views of each image are stored, {size(length.answers_bytes)}; each is "
-                          f"seen {max(1.0, epochs / length.views):.0f} times",
+        "stages.0.views": _why_views(length, max(1, round(epochs / length.views))),
         "stages.0.norm_stats": "the student's statistics follow these images",
         "stages.0.carry": f"{facts.val:,} val images " + ("choose the best weights" if facts.val >= JUDGES else "are too few to choose by"),
     }  # fmt: skip
     return Draft(values, {path: reason for path, reason in reasons.items() if reason})
+
+
+def _why_views(length: Length, num: int) -> str:
+    """num: how often the student sees each."""
+    seen = "once" if num == 1 else f"{num:,} times"
+    if length.unstored:
+        return f"each view is seen {seen}; the teacher's answers are not stored: {length.unstored}"
+    return f"the teacher's answers to {length.views} views of each image are stored, {size(length.answers_bytes)}; each is seen {seen}"
 
 
 def _given(data: Data) -> dict[str, Any]:

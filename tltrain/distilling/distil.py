@@ -13,8 +13,8 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.distilling import memory
 from tltrain.distilling.against import against
-from tltrain.distilling.choose import LEAST_STEPS, VIEWS, Length, Pace, draft, length
-from tltrain.distilling.cost import pace_of
+from tltrain.distilling.choose import LEAST_STEPS, VIEWS, Length, Pace, answered_anew, draft, length
+from tltrain.distilling.cost import pace_of, why_unstored
 from tltrain.distilling.memory import Plan
 from tltrain.distilling.student import Student, parameters_of, student_of
 from tltrain.distilling.teachers import OWN_RUN, Taught, identity, opened
@@ -66,7 +66,9 @@ def distil(wanted: Wanted, start: RunFlags, console: Console) -> str:
     else:
         memory.check_taught(wanted.folder, plan, identity(taught))
     where = wanted.folder / RECIPE
-    memory.write(where, written.text(plan.draft, list(plan.head)))
+    text = written.text(plan.draft, list(plan.head))
+    written.check_unedited(where, [text])
+    memory.write(where, text)
     for line in plan.lines:
         console.say(line)
     console.say(f"recipe  {where}", style="bold")
@@ -98,6 +100,8 @@ def _planned(wanted: Wanted, taught: Taught, start: RunFlags, console: Console, 
         pace: Pace = pace_of(drafted(longest).recipe, taught.images, start)
     left_s = None if wanted.minutes is None else max(0.0, 60 * wanted.minutes - (clock() - began))
     chosen = length(pace, facts.train, batch_of(facts), left_s)
+    if why_not := why_unstored(drafted(chosen).recipe, taught.images, start):
+        chosen = answered_anew(chosen, pace, facts.train, batch_of(facts), left_s, why_not)
     final, time = drafted(chosen), "" if wanted.minutes is None else f", in {duration(60 * wanted.minutes)}"
     head = (f"Chosen by tltrain distil for {student.spec.name or student.spec.weights} from {_names(taught)}{time}: {facts.line()}.",)
     return Plan(final.values, final.reasons, head, tuple(chosen.lines(facts.train)), identity(taught))

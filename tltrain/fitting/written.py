@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.fitting.choose import Draft
 
@@ -19,6 +21,18 @@ def text(draft: Draft, head: list[str]) -> str:
     """The file. head: lines of comment above everything."""
     top = "".join(f"{line}\n" for line in _comment("", " ".join(head)))
     return top + "\n".join(_lines(draft.values, "", "", draft.reasons)) + "\n"
+
+
+def check_unedited(file: Path, kept: Collection[str]) -> None:
+    """Check that a recipe is as it was written, if it is there: writing it anew would lose what a person changed. Raises UserError.
+
+    kept: the texts that were written.
+    """
+    if file.is_file() and file.read_text(encoding="utf-8", errors="replace") not in kept:
+        raise UserError(
+            f"{file} is not as it was written, and this command trains what it chose itself; train yours with "
+            f"`tltrain train {file} --folder ANOTHER`, or delete the file, so that it is written again"
+        )
 
 
 def _lines(values: dict[str, Any], path: str, indent: str, reasons: dict[str, str]) -> Iterator[str]:
