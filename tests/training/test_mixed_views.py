@@ -62,6 +62,8 @@ def test_features_of_mixed_views_are_stored(tmp_path: Path, capsys: pytest.Captu
     plan = (tmp_path / "stored" / "plan.txt").read_text()
     assert "3 views of 60 images" in plan
     assert "a mixed view (stage head, deeper) is made of two images, which are both decoded" in plan
+    assert "in stage head each image keeps the partner and share of each of its 3 mixed views, and may never be seen unmixed" in plan
+    assert "in stage deeper each image has one mixed view, whose partner and share it keeps, and may never be seen unmixed" in plan
     assert len(stores("features")) == 4, "two of train, two of val, which is not mixed"
     assert main(["cache", "verify"]) == 0
     assert capsys.readouterr().out.count("equal bit for bit") == 4

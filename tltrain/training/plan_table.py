@@ -173,6 +173,10 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     return lines
 
 
+FEW_MIXED = 8
+"""Finite views below which a note says that the mixes of an image are few."""
+
+
 def _mixing_lines(plan: Sequence[StagePlan]) -> list[str]:
     """What mixed views cost, and how a run that an older version began mixes them."""
     mixed = [stage for stage in plan if stage.images_per_view > 1]
@@ -180,6 +184,16 @@ def _mixing_lines(plan: Sequence[StagePlan]) -> list[str]:
         return []
     names = ", ".join(stage.spec.name for stage in mixed)
     lines = [f"note    a mixed view (stage {names}) is made of two images, which are both decoded and augmented"]
+    for stage in (each for each in mixed if not each.mixes_anew):
+        if stage.spec.views is not None and stage.spec.views < FEW_MIXED:
+            kept = (
+                f"keeps the partner and share of each of its {stage.spec.views} mixed views"
+                if stage.spec.views > 1
+                else ("has one mixed view, whose partner and share it keeps")
+            )
+            lines.append(
+                f"note    in stage {stage.spec.name} each image {kept}, and may never be seen unmixed; more views mix it with more"
+            )
     if any(stage.mixes_anew for stage in mixed):
         lines.append("note    this run began with a tltrain that mixes finite views anew in each step, and goes on so")
     return lines
