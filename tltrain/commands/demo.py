@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import duration
+from tltrain.core.output.console import Terminal, duration
 from tltrain.core.recipe import Augment, Backbone, Data, Distill, Recipe, Stage
 from tltrain.data import open_images
 from tltrain.runs import run_dir
@@ -85,7 +84,7 @@ def run_demo(out: Path, seed: int) -> str:
 
     Returns finished, stopped or failed. Raises UserError.
     """
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # the terminal, also while the output of a run is captured
+    console = Terminal(file=sys.stdout, highlight=False, soft_wrap=True)  # the terminal, also while the output of a run is captured
     planned = [arm for arm in arms(demo_data(seed), seed, out) if arm.recipe.name not in LONG]
     _introduce(console, planned, out)
     with one_thread():
@@ -102,8 +101,8 @@ def run_demo(out: Path, seed: int) -> str:
     console.print(results(planned, out))
     page = write_comparison([arm.path(out) for arm in planned], out / "index.html", TITLE, LEAD, [arm.title for arm in planned])
     console.print(
-        "\nparameters: those that train. The interval counts the luck of the test images, not\n"
-        "that of the labelled ones: python -m benchmarks.demo_gain repeats this over seeds.\n\n"
+        "\nparameters: those that train. The interval counts the luck of the test images, not "
+        "that of the labelled ones: `python -m benchmarks.demo_gain` repeats this over seeds.\n\n"
         f"page    {page}",
         markup=False,
     )
@@ -159,12 +158,12 @@ def results(planned: Sequence[Arm], out: Path) -> Table:
     return table
 
 
-def _introduce(console: Console, planned: Sequence[Arm], out: Path) -> None:
+def _introduce(console: Terminal, planned: Sequence[Arm], out: Path) -> None:
     images = open_images(planned[0].recipe.data)
     assert images.test is not None, "the demo's data have a test split"
     console.print(TITLE, style="bold")
     console.print(
-        "source  a ResNet and a ViT that know 40,000 rendered characters, 0 to 9 and A to Z\n"
+        "source  a ResNet and a ViT that know 40,000 rendered characters, 0-9 and A-Z\n"
         f"target  scikit-learn's digits: {len(images.train)} labelled images, {PER_CLASS} of each; {len(images.test)} to test\n"
         f"runs    {len(planned)}, into {out}; after a stop the same command goes on\n",
         markup=False,

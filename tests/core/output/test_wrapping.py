@@ -54,7 +54,14 @@ def test_lines_are_broken_at_spaces_and_what_is_copied_is_whole(width: int) -> N
 
 
 @pytest.mark.parametrize(
-    "line", [f"  tltrain train {PATH} --folder {PATH}", f"page    {PATH} 2/a b.html", "ok    gpu 0       a GPU, 80 GB", "a  b   c"]
+    "line",
+    [
+        f"  tltrain train {PATH} --folder {PATH}",
+        f"page    {PATH} 2/a b.html",
+        f"absent  resnet18: curl -o {PATH} http://a",
+        "ok    gpu 0       a GPU, 80 GB",
+        "a  b   c",
+    ],
 )
 def test_commands_pages_and_what_fits_stay_as_they_are(line: str) -> None:
     assert wrapping.fitted(line, 80) == line

@@ -19,8 +19,8 @@ _PIECE = re.compile(
 )
 """Space, and what is never broken: words, and what stands in backticks or quotation marks. A flag goes with its value, a number with
 its unit."""
-_COMMAND = re.compile(r"\s+(?:tltrain|python|accelerate|sbatch|scancel|wandb|pip|apt) |\s*(?:page|table|report|folder|export) {2,}")
-"""Lines that are one command, or end with one path: no part of them is broken."""
+_COMMAND = re.compile(r"\s+(?:tltrain|python|accelerate|sbatch|scancel|wandb|pip|apt) |\s*(?:page|table|report|folder|export|absent) {2,}")
+"""Lines that are one command, or end with one, or with one path: no part of them is broken."""
 _BEFORE = re.compile(r"\s*(?:tltrain: |(?:ok|note|BAD) {2,}\S+(?: \d+)? {2,}|[\w&-]+ {2,}|(?:weights|classes|teacher) (?! ))?")
 """What a line begins with: the next ones stand below what is behind it."""
 _MOST_BEFORE, _LEAST_TEXT = 24, 30
