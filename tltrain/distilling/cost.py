@@ -15,7 +15,8 @@ from tltrain.training.experiment import Experiment
 
 def why_unstored(recipe: Recipe, images: DataSplits, start: RunFlags) -> str:
     """Why the run of a student's recipe would not store its teacher's answers. Empty where it would. Raises UserError."""
-    whole = Experiment.outline(recipe, images, [].append)
+    problems: list[str] = []
+    whole = Experiment.outline(recipe, images, problems.append)
     answers = survey(recipe, start, images, whole.student, whole.teacher, whole.plan, machine_of(images, start)).stages[0].teacher
     return "" if answers is None or answers.place is not None else answers.why_not
 
