@@ -15,7 +15,7 @@ import numpy as np
 from tltrain.core import registry
 from tltrain.core.errors import LISTED, UserError, some
 from tltrain.core.paths import data_root
-from tltrain.core.recipe import Data
+from tltrain.core.schema.data import Data, without_secrets
 from tltrain.data.dataset import DataSplits, Indexed, SharedImages, Source, SourceKind, Split, class_counts, corrected_source
 from tltrain.data.multilabel.label_sets import check_known
 from tltrain.data.multilabel.stratify import cut_label_sets
@@ -283,7 +283,7 @@ def _find(source: str) -> tuple[SourceKind, str | None]:
     near = [form for form, other in forms.items() if other == name] or get_close_matches(source, forms, n=1)
     near = near or [form for form, other in forms.items() if other in get_close_matches(name.lower(), known, n=1, cutoff=0.7)]
     hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(forms)}"
-    raise UserError(f"data.source is {source!r}; {hint}")
+    raise UserError(f"data.source is {without_secrets(source)!r}; {hint}")
 
 
 def _kind(name: str) -> SourceKind:

@@ -19,6 +19,7 @@ from tltrain.core.arguments.parsing import parse
 from tltrain.core.arguments.words import source_of
 from tltrain.core.errors import UserError
 from tltrain.data.remote import copies
+from tltrain.data.splits import foreign
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -166,7 +167,12 @@ def test_a_url_with_a_secret_is_refused_and_the_secret_is_not_repeated(url: str,
         parse("plan", ["folder-resnet50", "--data.source", f"zip:{url}"])
     with pytest.raises(UserError) as bare:
         source_of(url)
-    for caught in (of_recipe, of_word, of_copy, of_flag, bare):
+    with pytest.raises(UserError) as bare_in_recipe:
+        recipes.parse(f"data: {{source: '{url}'}}\nbackbone: {{name: resnet18}}\n", "a recipe")
+    with pytest.raises(UserError, match=r"^data.source is '[a-z0-9]+://") as for_evaluate:
+        foreign(url)
+    assert "word" not in str(for_evaluate.value)
+    for caught in (of_recipe, of_word, of_copy, of_flag, bare, bare_in_recipe):
         assert f"the URL holds a secret ({what})" in str(caught.value)
         assert "word" not in str(caught.value)
 

@@ -36,9 +36,15 @@ def secret_in(text: str) -> str:
 def refuse_secrets(source: str) -> None:
     """Raise ValueError for a source whose URL holds a secret."""
     _, _, argument = source.partition(":")
-    if is_url(argument) and (what := secret_in(argument)):
+    url = source if is_url(source) else argument
+    if is_url(url) and (what := secret_in(url)):
         told = f"the URL holds a secret ({what}), and a recipe is written into the run folder"
         raise ValueError(f"{told}; docs/data.md says where secrets belong")
+
+
+def without_secrets(text: str) -> str:
+    """A source for messages: a URL without what stands before @, and without its query."""
+    return re.sub(r"(//[^?]*)[?].*", r"\1?…", re.sub(r"//[^/]*@", "//…@", text))
 
 
 class Model(BaseModel):
