@@ -24,7 +24,7 @@ def signal_at(moment: str, name: str, rank: int = 0) -> None:
 
     places: dict[str, tuple[Any, str, int]] = {
         "step": (loop, "apply_mixup", 1),
-        "evaluate": (loop, "predict", 2),
+        "evaluate": (loop, "answers", 2),
         "save": (checkpoint, "_write", 1),
         "between": (run, "save_stage_weights", 1),
     }

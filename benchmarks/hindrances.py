@@ -24,11 +24,11 @@ PHASES: dict[str, tuple[str, str, int]] = {
     "table": ("training.run", "_announce", 1),
     "build": ("training.stage", "spread", 2),
     "step": ("training.loop", "apply_mixup", 6),
-    "evaluation": ("training.loop", "predict", 2),
+    "evaluation": ("training.loop", "answers", 2),
     "save": ("runs.checkpoint", "_write", 3),
     "between stages": ("training.run", "save_stage_weights", 1),
     "calibration": ("training.run", "fit_answers", 1),
-    "test": ("training.run", "predict", 1),
+    "test": ("training.run", "answers", 1),
     "report": ("evaluation.results", "report", 1),
 }
 """Phase of a run to (module, function, number of the call) where it is met."""

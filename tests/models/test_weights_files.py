@@ -171,7 +171,8 @@ SHIPPED = "af10101056bb20d0c202a1b29c8f3270"
 def test_a_fingerprint_is_the_one_that_older_versions_took(tmp_path: Path) -> None:
     """A run that they began is resumed by this one, which compares them."""
     written = ours(tmp_path / "w.safetensors")
-    old = hashlib.blake2b(repr(written.card).encode(), digest_size=16)
+    of_old = repr(written.card).replace(", thresholds=None", "")  # what they did not know of
+    old = hashlib.blake2b(of_old.encode(), digest_size=16)
     for name, tensor in sorted(load_file(tmp_path / "w.safetensors").items()):
         old.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         old.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
