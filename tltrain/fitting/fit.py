@@ -74,6 +74,7 @@ def fit(wanted: Wanted, start: RunFlags, console: Console) -> str:
     memory = Memory.open(wanted.folder, _asked(wanted))
     if memory.of_another:
         return _of_another(wanted.folder, console)
+    memory.check_recipe(RECIPE)
     try:
         plan = memory.plan or memory.keep(_planned(wanted, start, console, clock()))
     except StoppedAtOnce as stopped:
@@ -82,7 +83,7 @@ def fit(wanted: Wanted, start: RunFlags, console: Console) -> str:
     draft = _dry(plan, wanted) if wanted.dry_run else _raced(wanted, plan, start, console)
     if draft is None:
         return "stopped"
-    where = memory.write(RECIPE, written.text(draft, _head(wanted, plan)))
+    where = memory.write_recipe(RECIPE, written.text(draft, _head(wanted, plan)))
     console.say(f"recipe  {where}", style="bold")
     if wanted.dry_run:
         console.say(f"train it: tltrain train {where}")

@@ -10,6 +10,7 @@ from tltrain.core import files, untrusted
 from tltrain.core.errors import UserError
 from tltrain.fitting.choose import Chosen, Depth
 from tltrain.fitting.facts import Facts
+from tltrain.fitting.written import check_unedited
 from tltrain.runs.links import check_links
 
 NAME = "fit.json"
@@ -43,6 +44,8 @@ class Memory:
     plan: Plan | None
     of_another: bool = False
     """Whether another version of this program wrote it, so that its plan cannot be read."""
+    recipes: tuple[str, ...] = ()
+    """The recipe as it was written: by a dry run, and after the race."""
 
     @classmethod
     def open(cls, folder: Path, asked: dict[str, Any]) -> Self:
@@ -62,20 +65,36 @@ class Memory:
                             + "\nchoose another folder with --folder, or delete it")  # fmt: skip
         if raw.get("version") != VERSION:
             return cls(folder, asked, None, of_another=True)
-        return cls(folder, asked, _plan(file, raw.get("plan")))
+        recipes = raw.get("recipes", [])
+        if not isinstance(recipes, list):
+            raise _damaged(file)
+        return cls(folder, asked, _plan(file, raw.get("plan")), recipes=tuple(map(str, recipes)))
 
     def keep(self, plan: Plan) -> Plan:
         """Write the plan."""
         self.plan = plan
         self._made()
-        try:
-            files.write_json(self.folder / NAME, {"version": VERSION, "asked": self.asked, "plan": asdict(plan)})
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self._keep()
         return plan
 
-    def write(self, name: str, text: str) -> Path:
-        """Write a file of the folder. Returns its path. Raises UserError."""
+    def _keep(self) -> None:
+        plan = None if self.plan is None else asdict(self.plan)
+        try:
+            files.write_json(self.folder / NAME, {"version": VERSION, "asked": self.asked, "plan": plan, "recipes": list(self.recipes)})
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def check_recipe(self, name: str) -> None:
+        """Check that the recipe is as it was written. Raises UserError."""
+        if self.recipes:
+            check_unedited(self.folder / name, self.recipes)
+
+    def write_recipe(self, name: str, text: str) -> Path:
+        """Write the recipe. Returns its path. Raises UserError, also where a person has changed it."""
+        self.check_recipe(name)
+        if text not in self.recipes:  # kept before it is written, so that a kill in between leaves no file of unknown origin
+            self.recipes = (*self.recipes, text)
+            self._keep()
         try:
             files.write_atomic(self.folder / name, text)
         except OSError as error:
