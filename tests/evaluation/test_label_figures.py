@@ -9,9 +9,11 @@ from sklearn.metrics import f1_score
 
 from tltrain.core.metric import metric, of_data
 from tltrain.evaluation import metrics
+from tltrain.evaluation.multilabel.details import details, predictions_csv
 from tltrain.evaluation.multilabel.fitting import fit_temperature, fit_thresholds
 from tltrain.evaluation.multilabel.names import under_classes
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
+from tltrain.runs.report.stats import accuracy_interval
 
 
 def _said(target: list[list[int]], logit: list[list[float]]) -> LabelPredictions:
@@ -67,3 +69,21 @@ def test_labels_of_other_images_are_matched_by_name() -> None:
     label_NK, notes = under_classes(theirs, ("b", "a", "x"), ("a", "b", "c"))
     assert label_NK.tolist() == [[0, 1, 0], [1, 0, 0]]
     assert "labels c" in notes[0]
+
+
+def test_images_in_groups_widen_every_interval_and_are_written() -> None:
+    p = _drawn(60)
+    group_N = np.repeat(np.arange(6), 10)
+    grouped = metrics.judged(p, group_N, None)
+    assert isinstance(grouped, LabelPredictions)
+    plain, said = details(p, ("a", "b", "c")), details(grouped, ("a", "b", "c"))
+    assert said["groups"] == 6
+    assert "groups" not in plain
+    assert "ends" not in plain
+    right = (p.said == p.target).all(1)
+    assert said["ends"] == list(accuracy_interval(right, group_N)[1:])
+    low, high = accuracy_interval(right)[1:]
+    assert said["ends"][1] - said["ends"][0] > high - low
+    lines = predictions_csv(grouped, [str(i) for i in range(60)], ("a", "b", "c")).splitlines()
+    assert lines[0].endswith(",group")
+    assert [line.rsplit(",", 1)[1] for line in lines[1:]] == [str(g) for g in group_N]

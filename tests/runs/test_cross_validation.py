@@ -50,6 +50,19 @@ def test_the_figures_of_the_folds_together_are_those_of_all_predictions(tmp_path
     assert pooled.accuracies.tolist() == [run.test["top1"] for _, run in pooled.runs if run.test is not None]
 
 
+def test_a_fold_that_writes_no_groups_leaves_those_of_the_others(tmp_path: Path) -> None:
+    """One in which nearly every image is a group of its own writes none."""
+    folder = folds_folder(tmp_path / "folds")
+    plain = _pooled(folder).accuracy
+    first, second, *_ = sorted(folder.glob("*/test_predictions.csv"))
+    assert first != second
+    rows = first.read_text(encoding="utf-8").splitlines()
+    first.write_text("\n".join([f"{rows[0]},group", *(f"{row},{i // 8}" for i, row in enumerate(rows[1:]))]) + "\n", encoding="utf-8")
+    grouped = _pooled(folder).accuracy
+    assert grouped[0] == plain[0]
+    assert grouped[2] - grouped[1] > plain[2] - plain[1]
+
+
 def test_repeats_of_an_image_are_not_independent(tmp_path: Path) -> None:
     once, often = (_pooled(folds_folder(tmp_path / str(r), repeats=r)) for r in (1, 8))
     parts = [predicted(120, r, 0.8) for r in range(8)]

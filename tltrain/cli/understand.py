@@ -110,7 +110,8 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: comparison.html)")
     parser.add_argument("--title", default="Comparison", help="its title")
     arguments = parser.parse_args(argv)
-    check_runs(arguments.runs)
+    if len(arguments.runs) > 1:  # one alone is refused below, whether it is there or not
+        check_runs(arguments.runs)
     from tltrain.commands.compare import compare as compare_runs
 
     print(escape.line(f"page    {compare_runs(arguments.runs, arguments.out, arguments.title)}"))

@@ -113,12 +113,12 @@ def _labels_figures(path: Path, runtime: Runtime, opened: Opened, source: str | 
     """`evaluate` of several labels an image."""
 
     def predicted(batch: int) -> LabelPredictions:
-        said = answers(runtime, opened.chain, opened.loader(runtime, opened.split, batch), opened.temperature)
-        return replace(cast(LabelPredictions, said), thresholds=opened.thresholds)
+        return cast(LabelPredictions, answers(runtime, opened.chain, opened.loader(runtime, opened.split, batch), opened.temperature))
 
     predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
+    predictions = cast(LabelPredictions, metrics.judged(predictions, groups_in(opened.images, opened.split), opened.thresholds))
     figures, notes = metrics.summary(predictions, len(opened.classes)), opened.notes
-    right = accuracy_interval((predictions.said == predictions.target).all(1))
+    right = accuracy_interval((predictions.said == predictions.target).all(1), predictions.group)
     if source is None and opened.split.name == "test" and not notes:
         notes = differs_from_test(path, figures, "subset_accuracy")
     ends = {"subset_low": right.low, "subset_high": right.high}

@@ -78,8 +78,10 @@ def in_groups(p: Predictions, group_N: np.ndarray | None) -> Predictions:
 def judged(
     p: Predictions | LabelPredictions, group_N: np.ndarray | None, thresholds: tuple[float, ...] | None
 ) -> Predictions | LabelPredictions:
-    """The predictions `in_groups`, or, of several labels, with the thresholds from which each is named."""
-    return replace(p, thresholds=thresholds) if isinstance(p, LabelPredictions) else in_groups(p, group_N)
+    """The predictions with the groups of their samples, and of several labels with the thresholds from which each is named."""
+    if isinstance(p, LabelPredictions):
+        return replace(p, thresholds=thresholds, group=None if group_N is None else group_N[p.position])
+    return in_groups(p, group_N)
 
 
 def summary(p: Predictions | LabelPredictions, num_classes: int) -> dict[str, Any]:

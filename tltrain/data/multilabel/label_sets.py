@@ -46,10 +46,13 @@ def set_in_columns(cells: Sequence[str], columns: Sequence[str], place: str) -> 
 
 
 def classes_of(sets: Sequence[str], spec: Data) -> tuple[str, ...]:
-    """The classes: the recipe's columns, or those that the sets name, sorted."""
+    """The classes: the recipe's columns, or those that the sets name, sorted. Raises UserError for a name with SEPARATOR in it."""
     if spec.label_columns is not None:
         return spec.label_columns
-    return tuple(sorted({name for text in sets if text for name in text.split(separator(spec))}))
+    names = sorted({name for text in sets if text for name in text.split(separator(spec))})
+    if unclear := next((name for name in names if SEPARATOR in name), None):
+        raise UserError(f"label {unclear!r} has a {SEPARATOR} in it, which parts the labels of a set in what a run writes; rename it")
+    return tuple(names)
 
 
 def matrix(sets: Sequence[str], classes: Sequence[str], spec: Data) -> np.ndarray:
@@ -63,9 +66,10 @@ def matrix(sets: Sequence[str], classes: Sequence[str], spec: Data) -> np.ndarra
 
 
 def written(label_NK: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """(N,) the set of each row as text, such as cat|dog. Empty: none of the classes."""
+    """(N,) the set of each row as text, its classes sorted, such as cat|dog. Empty: none of the classes."""
     different_SK, which_N = np.unique(label_NK, axis=0, return_inverse=True)
-    texts = [SEPARATOR.join(name for name, has in zip(classes, row, strict=True) if has) for row in different_SK.tolist()]
+    # Sorted: runs whose classes stand in another order write one set alike.
+    texts = [SEPARATOR.join(sorted(name for name, has in zip(classes, row, strict=True) if has)) for row in different_SK.tolist()]
     return [texts[s] for s in which_N.ravel().tolist()]
 
 

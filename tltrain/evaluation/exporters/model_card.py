@@ -10,7 +10,7 @@ from tltrain.evaluation.trained import TrainedModel
 from tltrain.runs import run_dir
 from tltrain.runs.record import Predicted, read_predictions
 from tltrain.runs.report.formatting import grouped
-from tltrain.runs.report.stats import ends_of, f1_interval, wilson
+from tltrain.runs.report.stats import ends_of, f1_interval
 
 FEW = 30  # with fewer test images, the recall of a class is too uncertain
 
@@ -82,7 +82,7 @@ def _figures(trained: TrainedModel, test: Mapping[str, Any] | None) -> Iterator[
 
 def _label_figures(test: Mapping[str, Any]) -> Iterator[str]:
     """`_figures` of several labels: the means, then label by label."""
-    low, high = wilson(test["subset_accuracy"], test["n"])
+    low, high = ends_of(test, test["subset_accuracy"], test["n"])
     exact = f"{100 * test['subset_accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} % (Wilson)"
     yield f"| images with all labels right | {exact} |"
     for name, key in (("mAP", "map"), ("F1, mean over labels", "f1_macro"), ("AUROC, mean over labels", "auroc_macro")):

@@ -14,12 +14,17 @@ from tltrain.core.output import escape
 from tltrain.data.multilabel.label_sets import written
 from tltrain.evaluation.multilabel import metrics
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
+from tltrain.runs.report.stats import accuracy_interval
 
 NUM_BINS = 15  # as of one class an image
 
 
 def details(p: LabelPredictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Metrics, threshold and calibration by label, ready for JSON. A value that a label does not have is None."""
+    """Metrics, threshold and calibration by label, ready for JSON. A value that a label does not have is None.
+
+    Where samples have groups, `groups` counts them; `ends` is the interval of exact sets that respects them, and `recall_ends` and
+    `precision_ends` are those of a label.
+    """
     precision, recall, f1, support = precision_recall_fscore_support(p.target, p.said, average=None, zero_division=0)
     thresholds = p.thresholds or (0.5,) * len(classes)
     columns = {
@@ -27,11 +32,27 @@ def details(p: LabelPredictions, classes: Sequence[str]) -> dict[str, Any]:
         "ap": metrics.average_precision(p), "auroc": metrics.auroc(p), "threshold": np.array(thresholds),
         "ece": np.array([calibration_error(share_N, target_N) for share_N, target_N in zip(p.calibrated.T, p.target.T, strict=True)]),
     }  # fmt: skip
+    right_NK = p.target == p.said
     rows: list[dict[str, Any]] = [
-        {"name": name, **{key: _plain(column[k]) for key, column in columns.items()}} for k, name in enumerate(classes)
+        {
+            "name": name,
+            **{key: _plain(column[k]) for key, column in columns.items()},
+            **_ends(p, "recall_ends", right_NK[:, k], p.target[:, k]),
+            **_ends(p, "precision_ends", right_NK[:, k], p.said[:, k]),
+        }
+        for k, name in enumerate(classes)
     ]
     calibration = {"temperature": p.temperature, "ece": float(columns["ece"].mean())}
-    return {"classes": list(classes), "per_label": rows, "calibration": calibration}
+    grouped = {} if p.group is None else {"groups": len(np.unique(p.group))}
+    exact = _ends(p, "ends", right_NK.all(1), np.ones(len(p.target), bool))
+    return {"classes": list(classes), "per_label": rows, "calibration": calibration, **grouped, **exact}
+
+
+def _ends(p: LabelPredictions, key: str, hit_N: np.ndarray, among_N: np.ndarray) -> dict[str, list[float]]:
+    """Under `key`, the 95 % interval of the share of hits among some samples. Empty where samples have no groups, and among none."""
+    if p.group is None or not among_N.any():
+        return {}
+    return {key: list(accuracy_interval(hit_N[among_N], p.group[among_N])[1:])}
 
 
 def calibration_error(share_N: np.ndarray, target_N: np.ndarray) -> float:
@@ -48,12 +69,17 @@ def _plain(value: Any) -> float | int | None:
 
 
 def predictions_csv(p: LabelPredictions, ids: Sequence[str], classes: Sequence[str]) -> str:
-    """A line an image: id, label and predicted (sets, such as cat|dog), confidence (of the answer's least sure label), p:CLASS of each."""
+    """A line an image: id, label and predicted (sets, such as cat|dog), confidence (of the answer's least sure label), p:CLASS of each.
+
+    Where samples have groups, a column `group` comes last.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "label", "predicted", "confidence", *(escape.csv_cell(f"p:{name}") for name in classes)])
-    sets = zip(p.position, written(p.target, classes), written(p.said, classes), p.sure, p.calibrated, strict=True)
-    for position, label, predicted, sure, share_K in sets:
+    more = [] if p.group is None else ["group"]
+    writer.writerow(["id", "label", "predicted", "confidence", *(escape.csv_cell(f"p:{name}") for name in classes), *more])
+    groups: list[list[int]] = [[] for _ in p.target] if p.group is None else [[g] for g in p.group.tolist()]
+    sets = zip(p.position, written(p.target, classes), written(p.said, classes), p.sure, p.calibrated, groups, strict=True)
+    for position, label, predicted, sure, share_K, group in sets:
         cells = map(escape.csv_cell, (ids[position], label, predicted))
-        writer.writerow([*cells, f"{sure:.6f}", *(f"{share:.6f}" for share in share_K)])
+        writer.writerow([*cells, f"{sure:.6f}", *(f"{share:.6f}" for share in share_K), *group])
     return text.getvalue()

@@ -33,6 +33,8 @@ class LabelPredictions:
     """Divides the logits of calibrated probabilities."""
     thresholds: tuple[float, ...] | None = None
     """(K,) the calibrated probability from which each class is named. None: 0.5."""
+    group: np.ndarray | None = None
+    """(N,) int64, the group of each sample, such as those of one patient. None: each stands alone."""
 
     @cached_property
     def loss(self) -> np.ndarray:

@@ -134,7 +134,8 @@ def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence
     group_of: dict[str, int] = {}
     for member, predicted in rows.items():
         for row in predicted:
-            group_of[row["id"]] = int(row.get("group", -1))
+            if "group" in row:
+                group_of[row["id"]] = int(row["group"])
             if label_of.setdefault(row["id"], number_of[row["label"]]) != number_of[row["label"]]:
                 raise UserError(f"{member.path}: {row['id']} has another class than in other folds; the labels were changed: begin anew")
     ids = tuple(sorted(label_of))
@@ -149,8 +150,16 @@ def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence
                     "them has learned from it: their data are not the same; begin anew in another folder"
                 )
             predicted_RN[where], fold_RN[where], confidence_RN[where] = number_of[row["predicted"]], member.fold, float(row["confidence"])
-    label_N, group_N = (np.array([of[name] for name in ids], dtype=np.int64) for of in (label_of, group_of))
-    return OutOfFold(ids, label_N, predicted_RN, confidence_RN, fold_RN, None if (group_N < 0).any() else group_N)
+    label_N = np.array([label_of[name] for name in ids], dtype=np.int64)
+    return OutOfFold(ids, label_N, predicted_RN, confidence_RN, fold_RN, _groups(ids, group_of))
+
+
+def _groups(ids: Sequence[str], group_of: Mapping[str, int]) -> np.ndarray | None:
+    """(N,) the group of each image. One without is alone: a fold in which nearly each image is a group writes none. None: no fold does."""
+    if not group_of:
+        return None
+    first = max(group_of.values()) + 1
+    return np.array([group_of.get(name, first + i) for i, name in enumerate(ids)], dtype=np.int64)
 
 
 def _figures(runs: Sequence[tuple[Member, RunRecord]], p: OutOfFold, share: float, f1: float) -> dict[str, Any]:

@@ -40,11 +40,13 @@ def grouped(test: Mapping[str, Any]) -> str:
 
 def intervals(test: Mapping[str, Any]) -> str:
     """What the intervals of a run's test are."""
-    how = "Wilson's for a share of them, the bootstrap over images for F1."
+    several = "per_label" in test  # whose F1 is shown without an interval
+    how = f"Wilson's for a share of them{'' if several else ', the bootstrap over images for F1'}."
     if "groups" in test:
+        f1 = "" if several else ", the bootstrap over groups for F1"
         how = (
             f"they lie in {plural(int(test['groups']), 'group')} of images that are alike, such as those of one patient, and intervals are "
-            "as wide as that makes them (Wilson's for as many images as the groups are worth, the bootstrap over groups for F1)."
+            f"as wide as that makes them (Wilson's for as many images as the groups are worth{f1})."
         )
     return f"95{_SPACE}% intervals count the luck of these test images: {how} They do not count the luck of the seed."
 
@@ -133,7 +135,7 @@ def _labels_verdict(run: RunRecord) -> str:
         return f"{_ending(run)}; nothing has been evaluated yet."
     share, n = number(row, "subset_accuracy"), int(row["n"])
     head = f"mAP is {percent(number(row, 'map'))}; all labels are right on {percent(share)} of {plural(n, f'{split} image')}"
-    head = f"{head} (95{_SPACE}% interval {interval(share, n)})."
+    head = f"{head} (95{_SPACE}% interval {interval(share, n, run.test)})."
     if run.test is not None:
         return f"{head} {nothing}" if (nothing := learned_nothing(run.test)) is not None else head
     if ended(run) == "finished":

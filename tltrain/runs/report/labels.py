@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables
-from tltrain.runs.report.formatting import DASH, count, decimal, interval, percent, tenths
+from tltrain.runs.report.formatting import DASH, count, decimal, grouped, interval, percent, tenths
 from tltrain.runs.report.html import Html, el, join
-from tltrain.runs.report.stats import wilson
+from tltrain.runs.report.stats import ends_of
 
 _IN_CLASS_ORDER = 12  # labels up to which the table keeps the class list's order
 
@@ -21,14 +21,15 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     if test is None or "per_label" not in test:
         return []
     n, rows = int(test["n"]), test["per_label"]
-    frequency = sum(row["frequency"] for row in rows) / len(rows)
+    frequency_K = [row["frequency"] for row in rows if row["support"]]  # mAP leaves out a label that no image has
+    frequency = sum(frequency_K) / len(frequency_K) if frequency_K else math.nan
     exact = number(test, "subset_accuracy")
     return [
         ("Test mAP", percent(number(test, "map")), f"mean over labels of the average precision; {test['weights']} weights"),
         ("Baseline", percent(frequency), "mAP of a random order: the labels' mean frequency"),
         ("Test F1", percent(number(test, "f1_macro")), f"mean over labels; over all answers {percent(number(test, 'f1_micro'))}"),
         ("Test AUROC", percent(number(test, "auroc_macro")), "mean over labels; 50\u202f% is a random order"),
-        ("Exact sets", percent(exact), f"of {count(n)} test images all labels are right; {interval(exact, n)}"),
+        ("Exact sets", percent(exact), f"of {count(n)} test images{grouped(test)} all labels are right; {interval(exact, n, test)}"),
         ("Test loss", decimal(number(test, "loss")), "binary cross entropy, mean over labels"),
     ]
 
@@ -60,9 +61,9 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     shares = [_tenths(number(row, key)) for key in ("ap", "frequency", "auroc", "f1")]
     ends = [
         tenths(row["recall"]) if support else DASH,
-        _ends(row["recall"], support),
+        _ends(row.get("recall_ends"), row["recall"], support),
         tenths(row["precision"]),
-        _ends(row["precision"], said),
+        _ends(row.get("precision_ends"), row["precision"], said),
     ]
     return [str(row["name"]), count(support), *shares, *ends, decimal(row["threshold"]), decimal(row["ece"])]
 
@@ -71,8 +72,8 @@ def _tenths(share: float) -> str:
     return tenths(share) if math.isfinite(share) else DASH
 
 
-def _ends(share: float, n: int) -> str:
+def _ends(ends: Sequence[float] | None, share: float, n: int) -> str:
     if not n:
         return DASH
-    low, high = wilson(share, n)
+    low, high = ends_of({"ends": ends}, share, n)
     return f"{100 * low:.0f}\u00a0to\u00a0{100 * high:.0f}"
