@@ -18,6 +18,7 @@ from sklearn.metrics import f1_score
 
 from tltrain.commands.compare import compare, names, rendered
 from tltrain.core.errors import UserError
+from tltrain.core.recipe import parse
 from tltrain.runs.pages.comparison import ComparedRun, compared_run, differing, grouped, paired, welch
 from tltrain.runs.record import read_run
 from tltrain.runs.report.stats import bootstrap, f1_macro
@@ -212,3 +213,9 @@ def test_names_and_what_cannot_be_compared(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no recipe\.yaml"):
         compare([run, tmp_path / "empty"], tmp_path / "c.html")
+    several = fake_run(tmp_path / "several", CLASSES)
+    recipe = parse((several / "recipe.yaml").read_text(), "of several labels")
+    changes = {"data.source": "csv:sets.csv", "data.label_separator": "|", "select": "map"}
+    (several / "recipe.yaml").write_text(recipe.override(changes).to_yaml())
+    with pytest.raises(UserError, match="sets of labels"):
+        compare([run, several], tmp_path / "c.html")

@@ -38,6 +38,12 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
         )
     of = compared_folds if folds else lambda name, path: compared_run(name, read_run(path))
     entries = [of(name, path) for name, path in zip(names(paths), paths, strict=True)]
+    several = [entry.run.recipe.data.multilabel for entry in entries]
+    if len(set(several)) > 1:
+        raise UserError(
+            f"{paths[several.index(True)]} is judged by sets of labels and {paths[several.index(False)]} by one class an image; "
+            "neither is better than the other by that: compare runs of one kind"
+        )
     Terminal(highlight=False).print(rendered(entries))
     return write_entries(entries, out, title)
 

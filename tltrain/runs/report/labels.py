@@ -42,8 +42,9 @@ def by_label(run: RunRecord) -> Html | None:
     many = len(rows) > _IN_CLASS_ORDER
     shown = sorted(rows, key=lambda row: number(row, "ap")) if many else rows
     head = ["Label", "Images", "AP", "Chance", "AUROC", "F1", "Recall", "95\u202f%", "Precision", "95\u202f%", "Threshold", "ECE"]
+    worth = ", for as many images as the groups are worth" if "groups" in run.test else ""
     told = (
-        f"{'Worst first. ' if many else ''}In\u202f%; intervals are Wilson's. A label is named from its threshold on, that with the "
+        f"{'Worst first. ' if many else ''}In\u202f%; intervals are Wilson's{worth}. A label is named from its threshold on, that with the "
         "largest F1 on val. Chance is the label's frequency: the average precision (AP) of a random order."
     )
     after, note = run.test["calibration"], el("p", told, class_="note")
