@@ -27,7 +27,7 @@ PHASES: dict[str, tuple[str, str, int]] = {
     "evaluation": ("training.loop", "answers", 2),
     "save": ("runs.checkpoint", "_write", 3),
     "between stages": ("training.run", "save_stage_weights", 1),
-    "calibration": ("training.run", "fit_answers", 1),
+    "calibration": ("evaluation.promises.fitted", "fit_answers", 1),
     "test": ("training.run", "answers", 1),
     "report": ("evaluation.results", "report", 1),
 }
