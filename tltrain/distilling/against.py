@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from tltrain.cache.measure import timed
 from tltrain.core import files
@@ -99,6 +100,5 @@ def _probabilities(teacher: Teacher, test: Split) -> np.ndarray:
     views = Views(test, trained.preprocess, "none", teacher.recipe.data.flip, teacher.recipe.data.seed)
     loader = eval_loader(views, Shard(0, 1), DEVICE_BATCH, None, 0, runtime.device.type == "cuda")
     said_NK, _ = logits(runtime, trained.placed, loader)
-    p_NK = np.exp(said_NK - said_NK.max(1, keepdims=True))
-    share_NK: np.ndarray = p_NK / p_NK.sum(1, keepdims=True)
+    share_NK: np.ndarray = softmax(said_NK, axis=1)
     return share_NK

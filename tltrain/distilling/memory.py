@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tltrain.core import files, untrusted
+from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.fitting.choose import Draft
+from tltrain.fitting.memory import damaged, read_asked, unwritable
 from tltrain.runs.links import check_links
 
 NAME = "distil.json"
@@ -41,18 +42,9 @@ def read(folder: Path, asked: dict[str, Any]) -> Plan | None:
     Raises UserError for a folder of something else, and for one where something else was asked.
     """
     file = folder / NAME
-    if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(not files.is_temporary(path, file) for path in folder.iterdir())):
-            raise UserError(f"{folder} holds files and is no folder of a distillation (it has no {NAME}); choose another with --folder")
+    raw = read_asked(file, "distillation", asked, _same)
+    if raw is None:
         return None
-    raw = untrusted.read_json(file)
-    if not isinstance(raw, dict) or not isinstance(raw.get("asked"), dict):
-        raise _damaged(file)
-    kept = raw["asked"]
-    changed = [f"{key}: {kept.get(key)} -> {value}" for key, value in asked.items() if not _same(key, kept.get(key), value)]
-    if changed:
-        raise UserError(f"{folder} holds a distillation of something else (its own -> yours):\n  " + "\n  ".join(changed)
-                        + "\nchoose another folder with --folder, or delete it")  # fmt: skip
     if raw.get("version") != VERSION:
         raise UserError(f"{folder} holds a distillation of another version of tltrain; go on with that version, or choose another folder "
                         "with --folder")  # fmt: skip
@@ -61,7 +53,7 @@ def read(folder: Path, asked: dict[str, Any]) -> Plan | None:
         head, lines = (tuple(map(str, plan[key])) for key in ("head", "lines"))
         return Plan(dict(plan["values"]), dict(plan["reasons"]), head, lines, dict(plan["taught"]))
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(file) from error
+        raise damaged(file) from error
 
 
 def _same(key: str, kept: Any, asked: Any) -> bool:
@@ -97,11 +89,3 @@ def write(file: Path, text: str) -> None:
         files.write_atomic(file, text)
     except OSError as error:
         raise unwritable(file.parent, error) from error
-
-
-def unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"the folder {folder} cannot be written: {error}; choose another with --folder")
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(f"{file} is damaged; copy it from a backup, or delete {file.parent} and begin anew")

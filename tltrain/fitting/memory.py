@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -51,23 +52,14 @@ class Memory:
     def open(cls, folder: Path, asked: dict[str, Any]) -> Self:
         """Raises UserError for a folder of something else, and for one where something else was asked."""
         file = folder / NAME
-        if not file.is_file():
-            if folder.exists() and (not folder.is_dir() or any(not files.is_temporary(path, file) for path in folder.iterdir())):
-                raise UserError(f"{folder} holds files and is no folder of a fit (it has no {NAME}); choose another with --folder")
+        raw = read_asked(file, "fit", asked, lambda _, kept, now: bool(kept == now))
+        if raw is None:
             return cls(folder, asked, None)
-        raw = untrusted.read_json(file)
-        kept = raw.get("asked") if isinstance(raw, dict) else None
-        if not isinstance(kept, dict):
-            raise _damaged(file)
-        changed = [f"{key}: {kept.get(key)} -> {value}" for key, value in asked.items() if kept.get(key) != value]
-        if changed:
-            raise UserError(f"{folder} holds a fit of something else (its own -> yours):\n  " + "\n  ".join(changed)
-                            + "\nchoose another folder with --folder, or delete it")  # fmt: skip
         if raw.get("version") != VERSION:
             return cls(folder, asked, None, of_another=True)
         recipes = raw.get("recipes", [])
         if not isinstance(recipes, list):
-            raise _damaged(file)
+            raise damaged(file)
         return cls(folder, asked, _plan(file, raw.get("plan")), recipes=tuple(map(str, recipes)))
 
     def keep(self, plan: Plan) -> Plan:
@@ -82,7 +74,7 @@ class Memory:
         try:
             files.write_json(self.folder / NAME, {"version": VERSION, "asked": self.asked, "plan": plan, "recipes": list(self.recipes)})
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error) from error
 
     def check_recipe(self, name: str) -> None:
         """Check that the recipe is as it was written. Raises UserError."""
@@ -98,7 +90,7 @@ class Memory:
         try:
             files.write_atomic(self.folder / name, text)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.folder, error) from error
         return self.folder / name
 
     def _made(self) -> None:
@@ -106,10 +98,7 @@ class Memory:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"the folder {self.folder} cannot be written: {error}; choose another with --folder")
+            raise unwritable(self.folder, error) from error
 
 
 def _plan(file: Path, raw: Any) -> Plan | None:
@@ -120,8 +109,34 @@ def _plan(file: Path, raw: Any) -> Plan | None:
         texts = {name: tuple(map(str, raw[name])) for name in ("judged", "right", "probed")}
         return Plan(Facts(**raw["facts"]), Chosen(**raw["chosen"]), depths, str(raw["beyond"]), **texts)
     except (TypeError, KeyError, AttributeError) as error:
-        raise _damaged(file) from error
+        raise damaged(file) from error
 
 
-def _damaged(file: Path) -> UserError:
+def read_asked(file: Path, what: str, asked: dict[str, Any], same: Callable[[str, Any, Any], bool]) -> dict[str, Any] | None:
+    """What the file of a folder holds, for a call that asks the same. None for a folder that is not there yet.
+
+    what: fit or distillation. same: whether (key, value as it was asked, value now) ask the same.
+    Raises UserError for a folder of something else, and for one where something else was asked.
+    """
+    folder = file.parent
+    if not file.is_file():
+        if folder.exists() and (not folder.is_dir() or any(not files.is_temporary(path, file) for path in folder.iterdir())):
+            raise UserError(f"{folder} holds files and is no folder of a {what} (it has no {file.name}); choose another with --folder")
+        return None
+    raw = untrusted.read_json(file)
+    kept = raw.get("asked") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(kept, dict):
+        raise damaged(file)
+    changed = [f"{key}: {kept.get(key)} -> {value}" for key, value in asked.items() if not same(key, kept.get(key), value)]
+    if changed:
+        raise UserError(f"{folder} holds a {what} of something else (its own -> yours):\n  " + "\n  ".join(changed)
+                        + "\nchoose another folder with --folder, or delete it")  # fmt: skip
+    return raw
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"the folder {folder} cannot be written: {error}; choose another with --folder")
+
+
+def damaged(file: Path) -> UserError:
     return UserError(f"{file} is damaged; copy it from a backup, or delete {file.parent} and begin anew")
