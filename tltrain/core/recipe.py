@@ -20,10 +20,12 @@ from tltrain.core import errors, untrusted
 from tltrain.core import files as regular
 from tltrain.core.errors import UserError
 from tltrain.core.registry import named
+from tltrain.core.schema import taught
 from tltrain.core.schema.backbone import Backbone as Backbone
 from tltrain.core.schema.data import MOST_PIXELS as MOST_PIXELS
 from tltrain.core.schema.data import Data as Data
-from tltrain.core.schema.data import Model, refuse_secrets
+from tltrain.core.schema.data import Model
+from tltrain.core.schema.solved import check_solved
 
 VERSION = 1
 SMOKE_PER_CLASS = 4
@@ -35,28 +37,33 @@ Augment = Literal["none", "light", "strong", "trivial", "rand"]
 
 
 class Distill(Model):
-    """A frozen teacher whose softened answers the student learns beside the labels."""
+    """A frozen teacher whose softened answers the student learns beside the labels, or whose features it learns before them."""
 
     teacher: Backbone
-    """The teacher: a run folder as weights, or any backbone whose head knows this data's classes."""
-    temperature: float = Field(4.0, gt=0)
+    """The teacher: a run folder as weights, or any backbone whose head knows this data's classes (with target features, any classes)."""
+    target: taught.Target = "logits"
+    """logits: beside the labels, in every stage; features: in the first stage alone, without labels, through a linear map."""
+    temperature: float = Field(taught.TEMPERATURE, gt=0)
     """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
     weight: float = Field(0.9, ge=0, le=1)
-    """Weight of the teacher's term in the loss; the labels' term has the rest."""
+    """Weight of the teacher's term in the loss; the labels' term has the rest; 1 with target features."""
     loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
-    """The teacher's term of the loss: kd, dist, dkd, or one of another package."""
+    """The teacher's term of the loss: kd, dist, dkd, or one of another package; with target features cosine (usual there) or smooth_l1."""
     logits: Literal["float16", "float32"] = "float16"
-    """Precision that the teacher's logits are rounded to, cached or not."""
+    """Precision that the teacher's logits or features are rounded to, cached or not."""
     ensemble: tuple[str, ...] = ()
     """Run folders or weights of more teachers, such as the folds; the student learns the mean of their predictions and the teacher's."""
     unlabelled: str | None = None
     """Pictures without labels beside the labelled, for the teacher's term alone: folder:PATH, zip:FILE, tar:, csv: of paths, or others."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, raw: Any) -> Any:
+        return taught.with_defaults(raw)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse_secrets(self.unlabelled or "")
-        if self.unlabelled is not None and self.weight == 0:
-            raise ValueError("unlabelled pictures have the teacher's term alone, and weight is 0; raise weight, or leave unlabelled out")
+        taught.check(self)
         return self
 
     @property
@@ -133,7 +140,7 @@ class Stage(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.solve is not None:
-            self._check_solved()
+            check_solved(self, LOSS)
         elif (self.epochs is None) == (self.steps is None):
             raise ValueError("a stage needs exactly one of epochs and steps")
         elif self.lr is None:
@@ -144,22 +151,6 @@ class Stage(Model):
                 f"views: 1 is the evaluation view, which {cannot} cannot change; leave that out, or set views to null or 2 and more"
             )
         return self
-
-    def _check_solved(self) -> None:
-        """A solved stage takes no steps: what says how they are taken would do nothing. Raises ValueError."""
-        told = f"solve: {self.solve}"
-        if self.unfreeze != "head":
-            raise ValueError(f"{told} works out the head alone, and unfreeze is {self.unfreeze}; set unfreeze: head, or leave solve out")
-        idle = {
-            "epochs": None, "steps": None, "lr": None, "mixup": 0, "cutmix": 0, "loss": LOSS, "label_smoothing": 0, "ema": None,
-            "patience": None, "clip": None, "warmup": 0, "trains": "all",
-        }  # fmt: skip
-        given = [f"{name}: {getattr(self, name)}" for name, nothing in idle.items() if getattr(self, name) != nothing]
-        if given:
-            each = "them" if len(given) > 1 else "it"
-            raise ValueError(f"{told} takes no optimizer steps, so that {', '.join(given)} would do nothing; leave {each} out")
-        if self.carry in ("ema", "blend"):
-            raise ValueError(f"{told} has no path of weights that carry: {self.carry} could take from; set carry: best, or last")
 
 
 class Recipe(Model):
@@ -193,9 +184,16 @@ class Recipe(Model):
             raise ValueError(f"stage names are {names}; each must be different")
         solved = [s.name for s in self.stages if s.solve is not None]
         self.data.check_learned(solved, [s.name for s in self.stages if s.unfreeze == "auto"], self.distill is not None)
-        if self.distill is not None and solved:
+        if self.matches_features:
+            taught.check_pretraining(self.stages, LOSS)
+        elif self.distill is not None and solved:
             raise ValueError(f"stage {solved[0]} has solve, which learns from labels alone, and distill names a teacher; leave one out")
         return self
+
+    @property
+    def matches_features(self) -> bool:
+        """Whether the first stage learns a teacher's features, without labels, and the others labels alone."""
+        return self.distill is not None and self.distill.target == "features"
 
     @property
     def select_beside_loss(self) -> str:
