@@ -103,9 +103,21 @@ def unknown_argument(arguments: Iterable[str], known: Iterable[str]) -> str:
         return f"there is no place for {' '.join(arguments)}"
     first = first.partition("=")[0]
     named = {flag.lstrip("-"): flag for flag in known}  # dashes are in all, and would make strangers alike
-    near = [_MEANT[first]] if _MEANT.get(first) in named.values() else get_close_matches(first.lstrip("-"), named, n=1, cutoff=0.65)
+    meant = [flag for flag in _MEANT.get(first.replace("_", "-"), ()) if flag in named.values()]
+    near = meant or get_close_matches(first.lstrip("-"), named, n=1, cutoff=0.65)
     return f"there is no flag {first}" + (f" (did you mean --{near[0].lstrip('-')}?)" if near else "")
 
 
-_MEANT = {"--folds": "--k"}
-"""Flags that are looked for, and those that are meant, where letters do not tell."""
+_MEANT = {
+    "--folds": ("--k",),
+    "--output": ("--out", "--folder"),
+    "--output-dir": ("--out", "--folder"),
+    "--learning-rate": ("--lr",),
+    "--image-size": ("--size",),
+    "--img-size": ("--size",),
+    "--model": ("--backbone.name",),
+    "--backbone": ("--backbone.name",),
+    "--weights": ("--backbone.weights",),
+    "--pretrained": ("--backbone.weights",),
+}
+"""Flags that other programs have, and those that are meant here, the likeliest first, where letters do not tell."""

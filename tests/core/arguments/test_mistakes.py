@@ -13,6 +13,9 @@ from tltrain.many import grid
 
 MISTAKES = {
     "--epoch 3": "there is no flag --epoch (did you mean --epochs?)",
+    "--learning-rate 1": "there is no flag --learning-rate (did you mean --lr?)",
+    "--output_dir a": "there is no flag --output_dir (did you mean --folder?)",
+    "--backbone resnet50": "there is no flag --backbone (did you mean --backbone.name?)",
     "--siz 64": "there is no flag --siz (did you mean --size?)",
     "--seed 1.5": "--seed is '1.5'; it must be a whole number",
     "--save-minutes x": "--save-minutes is 'x'; it must be a number",

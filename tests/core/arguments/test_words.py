@@ -38,11 +38,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--stages.top.lr", "0.5"], "stages.1.lr", 0.5),
         (["--lr=0.25", "--stages.all.lr", "0.5"], "stages.2.lr", 0.5),
         (["--lr=0.25", "--stages.all.lr", "0.5"], "stages.1.lr", 0.25),
+        (["--backbone.mean", "0.5,0.25,1"], "backbone.mean", (0.5, 0.25, 1.0)),
+        (["--backbone.std=1,2,3"], "backbone.std", (1.0, 2.0, 3.0)),
+        (["table.csv", "--data.label_columns", "a,b"], "data.label_columns", ("a", "b")),
+        (["table.csv", "--data.label-columns=a,b"], "data.label_columns", ("a", "b")),
+        (["table.csv", "--data.label_columns", "a", "b, c"], "data.label_columns", ("a", "b, c")),
     ],
 )
 def test_short_words_are_overrides(here: Path, words: list[str], path: str, value: object) -> None:
     recipe, _ = parse("train", ["digits-resnet", *words])
-    assert recipe.flat()[path] == value
+    held = recipe.flat()[path]
+    assert (tuple(held) if isinstance(held, list) else held) == value
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ _SWITCHES = {f"--{no}{field.name.replace('_', '-')}" for field in fields(RunFlag
 
 _SEVERAL = (
     "--trackers", "--backbone.mean", "--backbone.std", "--distill.teacher.mean", "--distill.teacher.std", "--distill.ensemble",
+    "--data.label_columns",
 )  # fmt: skip
-"""Flags that take every word behind them."""
+"""Flags that take every word behind them, or one word with commas in it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def understood(recipe: Recipe, argv: Sequence[str]) -> Words:
         raise UserError(f"the data is {data} and --data {short['--data']}; give one of them")
     if data is not None:
         short = {"--data": data, **short}
-    words = Words({}, rest, [])
+    words = Words({}, _at_commas(rest), [])
     for name, value in short.items():
         _apply(words, recipe, name, value)
     return words
@@ -112,7 +113,26 @@ def _stands_alone(argv: Sequence[str]) -> bool:
         return not flags
     name, equals, _ = argv[flags[-1]].partition("=")
     values = 0 if equals or name in _SWITCHES else 1
-    return name not in _SEVERAL and len(argv) - 1 - flags[-1] > values
+    return not _takes_several(name) and len(argv) - 1 - flags[-1] > values
+
+
+def _takes_several(flag: str) -> bool:
+    return flag.replace("-", "_") in {known.replace("-", "_") for known in _SEVERAL}
+
+
+def _at_commas(argv: Sequence[str]) -> list[str]:
+    """One word behind a flag of several values as those that commas part: --backbone.mean 0.5,0.5,0.5. Several words stay as they are."""
+    parted: list[str] = []
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        alone = i + 1 == len(argv) or argv[i + 1].startswith("--")
+        if equals and _takes_several(name) and "," in value:
+            parted += [name, *value.split(",")]
+        elif i and _takes_several(argv[i - 1]) and alone and "," in word and not os.path.exists(word):
+            parted += word.split(",")
+        else:
+            parted.append(word)
+    return parted
 
 
 def _taken(recipe: Recipe, argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
