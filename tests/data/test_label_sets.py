@@ -13,7 +13,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import Data, validate
 from tltrain.data import DataSplits, label_weights, open_images
 from tltrain.data.multilabel.label_sets import written
-from tltrain.data.multilabel.stratify import cut_label_sets
+from tltrain.data.multilabel.stratify import cut_label_sets, fold_label_sets
+from tltrain.data.splits import folds, keep_per_class
 
 WHOLE: dict[str, Any] = {"val_fraction": 0, "test_fraction": 0}
 
@@ -47,6 +48,10 @@ def test_a_table_without_a_separator_stays_what_it_was(tmp_path: Path) -> None:
     assert images.train.labels.ndim == 1
 
 
+def test_a_set_is_written_alike_in_any_order_of_classes() -> None:
+    assert written(np.array([[1, 1, 0], [0, 0, 0], [1, 0, 1]], np.uint8), ("cat", "ant", "bee")) == ["ant|cat", "", "bee|cat"]
+
+
 @pytest.mark.parametrize(
     ("table", "changes", "said"),
     [
@@ -54,6 +59,7 @@ def test_a_table_without_a_separator_stays_what_it_was(tmp_path: Path) -> None:
         ("path,label\n0.png,row|row\n", {"label_separator": "|"}, "line 2: label is 'row|row', which names a class twice"),
         ("path,a,b\n0.png,1,-1\n", {"label_columns": ("a", "b")}, "line 2: column b is '-1'; it must be 1"),
         ("path,a\n0.png,1\n", {"label_columns": ("a", "b")}, "has the columns path, a and not b"),
+        ("path,label\n0.png,row;a|b\n", {"label_separator": ";"}, "label 'a|b' has a | in it"),
         ("path,label\n,row\n", {"label_separator": "|"}, "line 2: path is empty; every line needs a path"),
     ],
 )
@@ -140,3 +146,50 @@ def test_each_label_weighs_the_same_with_and_without_it() -> None:
     labels = np.array([[1, 0], [0, 0], [0, 1], [0, 1]], np.uint8)
     weights_2K = label_weights(labels)
     np.testing.assert_allclose(weights_2K, np.array([[4 / 6, 1.0], [2.0, 1.0]]))
+
+
+def test_folds_share_out_each_label_and_keep_groups_whole() -> None:
+    generator = np.random.default_rng(1)
+    label_NK = (generator.random((600, 5)) < (0.5, 0.3, 0.1, 0.03, 0.01)).astype(np.uint8)
+    fold_N = folds(label_NK, np.arange(600), 5, seed=0)
+    count_FK = np.stack([label_NK[fold_N == fold].sum(0) for fold in range(5)])
+    assert (np.ptp(count_FK, axis=0) <= 2).all()  # the rarest of them, five images, is in each fold
+    assert np.ptp(np.bincount(fold_N)) <= 2
+    assert (folds(label_NK, np.arange(600), 5, seed=0) == fold_N).all()
+    assert (folds(label_NK, np.arange(600), 5, seed=1) != fold_N).any()
+    group_N = np.arange(600) // 3
+    in_groups_N = folds(label_NK, group_N, 5, seed=0)
+    assert len(np.unique(np.stack([group_N, in_groups_N]), axis=1).T) == 200
+    assert set(in_groups_N.tolist()) == set(range(5))
+
+
+def test_no_fold_is_empty_where_one_image_has_each_label() -> None:
+    label_NK = np.zeros((4, 3), np.uint8)
+    label_NK[0] = 1
+    assert sorted(fold_label_sets(label_NK, [[0], [1], [2], [3]], 4).tolist()) == [0, 1, 2, 3]
+    assert set(fold_label_sets(np.ones((3, 2), np.uint8), [[0], [1], [2]], 3).tolist()) == {0, 1, 2}
+
+
+def test_per_class_keeps_as_many_of_each_label_and_no_image_that_none_needs() -> None:
+    label_NK = (np.random.default_rng(2).random((300, 4)) < (0.5, 0.3, 0.2, 0.02)).astype(np.uint8)
+    kept = keep_per_class(label_NK, 5, seed=0)
+    count_K = label_NK[kept].sum(0)
+    assert (count_K >= np.minimum(5, label_NK.sum(0))).all()
+    assert (~label_NK[kept].any(1)).sum() == min(5, (~label_NK.any(1)).sum())
+    assert len(kept) <= 5 * 5
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    assert keep_per_class(label_NK, 5, seed=1).tolist() != kept.tolist()
+
+
+def test_images_that_are_judged_alone_need_not_have_every_label(tmp_path: Path) -> None:
+    label_pictures(tmp_path, 4)
+    (tmp_path / "t.csv").write_text("path,label\n0.png,row\n1.png,\n", encoding="utf-8")
+    spec = Data(source=f"csv:{tmp_path}/t.csv", label_separator="|", **WHOLE)
+    assert open_images(spec, multilabel=True, to_train=False).classes == ("row",)
+    with pytest.raises(UserError, match=r"the images have 1 class \(row\); training needs at least two"):
+        open_images(spec, multilabel=True)
+    (tmp_path / "t.csv").write_text("path,row,square\n0.png,1,0\n1.png,0,0\n", encoding="utf-8")
+    spec = Data(source=f"csv:{tmp_path}/t.csv", label_columns=("row", "square"), **WHOLE)
+    assert open_images(spec, multilabel=True, to_train=False).train.labels.tolist() == [[1, 0], [0, 0]]
+    with pytest.raises(UserError, match="no readable training image of class square"):
+        open_images(spec, multilabel=True)

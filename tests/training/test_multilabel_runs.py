@@ -123,6 +123,32 @@ def test_a_metric_of_one_class_is_refused_before_the_first_step(pictures: Path, 
         train(made_recipe(select="map"), RunFlags(folder=tmp_path / "run", workers=0))
 
 
+def test_a_val_in_which_nothing_has_a_label_is_refused_before_the_first_step(pictures: Path, tmp_path: Path) -> None:
+    rows = (pictures / "sets.csv").read_text(encoding="utf-8").splitlines()[1:]
+    table = ["path,label,split", *(f"{pictures}/{row},train" for row in rows if not row.endswith(","))]
+    table += [f"{pictures}/{row},val" for row in rows if row.endswith(",")]
+    (tmp_path / "t.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
+    recipe = _recipe(pictures).override({"data.source": f"csv:{tmp_path}/t.csv"})
+    with pytest.raises(UserError, match=r"select is map, which has no value on val: its [0-9]+ images have none of the labels"):
+        train(recipe, RunFlags(folder=tmp_path / "run", workers=0))
+    assert not (tmp_path / "run").exists()
+    _trained(recipe.override({"select": "loss", "stages": [HEAD | {"steps": 1}]}), tmp_path / "run")
+
+
+def test_images_without_one_of_the_labels_are_evaluated_and_it_is_said_which(run: Path, tmp_path: Path) -> None:
+    rows = (run.parent / "sets.csv").read_text(encoding="utf-8").splitlines()[1:]
+    table = ["path,label", *(f"{run.parent}/{row}" for row in rows if "square" not in row)]
+    (tmp_path / "t.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
+    figures = evaluate(run, f"csv:{tmp_path}/t.csv", "all", 128)
+    assert figures["n"] == len(table) - 1
+    assert figures["notes"] == ["no image here has the labels square; means over labels go over the others"]
+    known = {row["name"]: row["ap"] for row in figures["per_label"]}
+    assert known["square"] is None
+    assert figures["map"] == pytest.approx((known["row"] + known["column"]) / 2)
+    (tmp_path / "t.csv").write_text("\n".join([*table[:1], *(line for line in table if line.endswith(",row"))]) + "\n", encoding="utf-8")
+    assert "column, square" in evaluate(run, f"csv:{tmp_path}/t.csv", "all", 128)["notes"][0]
+
+
 def test_pages_and_comparisons_count_images_with_all_labels_right(run: Path) -> None:
     page, test = (run / "report.html").read_text(encoding="utf-8"), run_dir.test_metrics(run)
     assert test is not None

@@ -105,10 +105,16 @@ def eval_views_loader(views: Views, num_views: int, shard: Shard, batch: int, li
     return _loader(views, [[item._replace(view=v) for item in items for v in range(num_views)] for items in samples], workers, pin)
 
 
+def evaluated(num_samples: int, limit: int | None) -> list[int]:
+    """The positions in a split that are evaluated: at most `limit`, spread evenly."""
+    num = min(num_samples, limit or num_samples)
+    return [i * num_samples // num for i in range(num)]
+
+
 def eval_batches(num_samples: int, shard: Shard, batch: int, limit: int | None) -> list[list[SampleRef]]:
     """The batches of `eval_loader` for this rank: view 0 of each sample, padded with samples of weight 0."""
-    num = min(num_samples, limit or num_samples)
-    positions = [i * num_samples // num for i in range(num)]
+    positions = evaluated(num_samples, limit)
+    num = len(positions)
     per_rank = math.ceil(num / shard.world)
     num_batches = math.ceil(per_rank / batch)
     size = math.ceil(per_rank / num_batches)

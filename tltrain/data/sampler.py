@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -87,6 +87,17 @@ def _scrambled(z: np.ndarray) -> np.ndarray:
 def shuffled(seed: int, n: int) -> np.ndarray:
     """A random permutation of 0 to n - 1, (n,) int64."""
     return np.argsort(raw_bits(seed, n), kind="stable")
+
+
+def groups_in_order(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
+    """The positions of each group, in a random order of groups by `seed`."""
+    by_group = np.argsort(group_N, kind="stable")
+    ends = np.flatnonzero(np.diff(group_N[by_group], append=group_N.max() + 1)) + 1
+    order = shuffled(seed, len(ends))
+    starts = np.concatenate([[0], ends[:-1]])[order].tolist()  # Python integers: indexing numpy arrays one by one is slow
+    positions = by_group.tolist()
+    for start, end in zip(starts, ends[order].tolist(), strict=True):
+        yield positions[start:end]
 
 
 def first_of_each(label_N: np.ndarray, order_N: np.ndarray, num_K: Sequence[int]) -> np.ndarray:

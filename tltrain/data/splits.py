@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,20 +18,20 @@ from tltrain.core.paths import data_root
 from tltrain.core.schema.data import Data, without_secrets
 from tltrain.data.dataset import DataSplits, Indexed, SharedImages, Source, SourceKind, Split, class_counts, corrected_source
 from tltrain.data.multilabel.label_sets import check_known
-from tltrain.data.multilabel.stratify import cut_label_sets
-from tltrain.data.sampler import derive_seed, first_of_each, shuffled
+from tltrain.data.multilabel.stratify import cut_label_sets, fold_label_sets, keep_of_each_label
+from tltrain.data.sampler import derive_seed, first_of_each, groups_in_order, shuffled
 from tltrain.data.tables.texts import Texts, same_as
 
 TINY = 5
 """A class with fewer training images than this is reported."""
 
 
-def split(source: Source, spec: Data) -> DataSplits:
+def split(source: Source, spec: Data, to_train: bool = True) -> DataSplits:
     """Train, val and test of a source. A split that the source declares is used as it is. The others are cut from train.
 
     With data.folds one fold of train plays test, and what the source declares as test is in no split.
     Images that data.exclude names are left out, and those of data.relabel have their new class.
-    Raises UserError if train, or a split with a fraction above 0, would be empty.
+    to_train: raise UserError as `_tiny` does. Also raised if a split with a fraction above 0 would be empty.
     """
     source = corrected_source(source, spec)
     train = np.flatnonzero(source.declared == "train")
@@ -47,7 +47,7 @@ def split(source: Source, spec: Data) -> DataSplits:
             parts[name], train = train[leaves], train[~leaves]
             if len(parts[name]) == 0:
                 raise _too_few(source, spec, train, name)
-    notes = [*source.notes, *fold_notes, *_tiny(source, train, parts)]
+    notes = [*source.notes, *fold_notes, *(_tiny(source, train, parts) if to_train else ())]
     if spec.per_class is not None:
         train = train[keep_per_class(source.labels[train], spec.per_class, derive_seed(spec.seed, "per_class"))]
     images = _data_splits(source, {"train": train, **parts}, notes)
@@ -65,7 +65,7 @@ def _fold(source: Source, spec: Data, train: np.ndarray) -> tuple[np.ndarray, np
     assert spec.folds is not None
     label_N = source.labels[train]
     fold_N = folds(label_N, source.groups[train], spec.folds, derive_seed(spec.seed, "folds", spec.repeat))
-    count_FK = np.stack([np.bincount(label_N[fold_N == f], minlength=len(source.classes)) for f in range(spec.folds)])
+    count_FK = np.stack([class_counts(label_N[fold_N == f], len(source.classes)) for f in range(spec.folds)])
     alone = [f"{name} ({n})" for name, n, most in zip(source.classes, count_FK.sum(0), count_FK.max(0), strict=True) if 0 < n == most]
     if alone:
         raise UserError(
@@ -132,7 +132,7 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
     two or more samples gives at least one, if its groups allow it. Several labels (N, K) are cut by their sets.
     """
     if label_N.ndim == 2:
-        return cut_label_sets(label_N, list(_groups(group_N, seed)), fraction)
+        return cut_label_sets(label_N, list(groups_in_order(group_N, seed)), fraction)
     leaves: list[int] = []
     count_K = np.bincount(label_N)
     wanted_K = np.where(count_K > 1, np.clip(fraction * count_K, 1, np.maximum(count_K - 1, 1)), 0).tolist()
@@ -145,7 +145,7 @@ def cut(label_N: np.ndarray, group_N: np.ndarray, fraction: float, seed: int) ->
             while taken_K[c] < room_K[c] and abs(wanted - taken_K[c]) > abs(wanted - taken_K[c] - 1):
                 taken_K[c] += 1
         return first_of_each(label_N, by_group_N[shuffled(seed, len(group_N))], taken_K)
-    for members in _groups(group_N, seed):
+    for members in groups_in_order(group_N, seed):
         counts = Counter([labels[i] for i in members])
         gain = sum(abs(wanted_K[c] - taken_K[c]) - abs(wanted_K[c] - taken_K[c] - n) for c, n in counts.items())
         if gain > 0 and all(taken_K[c] + n <= room_K[c] for c, n in counts.items()):
@@ -168,8 +168,10 @@ def folds(label_N: np.ndarray, group_N: np.ndarray, k: int, seed: int) -> np.nda
     if not 2 <= k <= num_groups:
         few = f"{len(label_N)} images make {num_groups} groups, and a group is never parted; give fewer folds"
         raise UserError(f"the data cannot be parted into {k} folds: {'give 2 or more' if k < 2 else few}")
+    if label_N.ndim == 2:
+        return fold_label_sets(label_N, list(groups_in_order(group_N, seed)), k)
     labels = label_N.tolist()
-    groups = [(members, sorted(Counter([labels[i] for i in members]).items())) for members in _groups(group_N, seed)]
+    groups = [(members, sorted(Counter([labels[i] for i in members]).items())) for members in groups_in_order(group_N, seed)]
     groups.sort(key=lambda group: (-len(group[0]), group[1][0][0]))  # stable, so that equal ones stay in their random order
     scale_K = [1 / max(n, 1) ** 2 for n in np.bincount(label_N).tolist()]  # a class of 5 weighs as much as one of 5,000
     count_FK = [[0] * len(scale_K) for _ in range(k)]
@@ -185,20 +187,11 @@ def folds(label_N: np.ndarray, group_N: np.ndarray, k: int, seed: int) -> np.nda
 
 
 def keep_per_class(label_N: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Sorted positions of at most `num` samples of each class, drawn by `seed`."""
+    """Sorted positions of at most `num` samples of each class, drawn by `seed`; of several labels as `keep_of_each_label` does."""
     order = shuffled(seed, len(label_N))
+    if label_N.ndim == 2:
+        return keep_of_each_label(label_N, num, order.tolist())
     return np.sort(np.concatenate([order[label_N[order] == c][:num] for c in np.unique(label_N)]))
-
-
-def _groups(group_N: np.ndarray, seed: int) -> Iterator[list[int]]:
-    """The positions of each group, in a random order of groups by `seed`."""
-    by_group = np.argsort(group_N, kind="stable")
-    ends = np.flatnonzero(np.diff(group_N[by_group], append=group_N.max() + 1)) + 1
-    order = shuffled(seed, len(ends))
-    starts = np.concatenate([[0], ends[:-1]])[order].tolist()  # Python integers: indexing numpy arrays one by one is slow
-    positions = by_group.tolist()
-    for start, end in zip(starts, ends[order].tolist(), strict=True):
-        yield positions[start:end]
 
 
 def _split(source: Source, name: str, samples: np.ndarray) -> Split:
@@ -207,7 +200,11 @@ def _split(source: Source, name: str, samples: np.ndarray) -> Split:
 
 
 def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:
-    """Notes on classes with few training images, or without evaluation images. Raises UserError if a class has no training image."""
+    """Notes on classes with few training images, or without evaluation images. Raises UserError if a class has no training image, and for
+    fewer than two classes.
+    """
+    if len(source.classes) < 2:
+        raise UserError(f"the images have {len(source.classes)} class ({', '.join(source.classes)}); training needs at least two")
     count_K = class_counts(source.labels[train], len(source.classes))
     if absent := [name for name, n in zip(source.classes, count_K, strict=True) if n == 0]:
         raise UserError(f"no readable training image of class {some(absent)}; add some, or take the class out of every split")
@@ -248,9 +245,9 @@ def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
     return split(open_source(spec, root, outline=True, multilabel=True), spec)
 
 
-def open_images(spec: Data, root: Path | None = None, multilabel: bool = False) -> DataSplits:
-    """Open, scan and split the data set that a recipe names. Arguments and errors are those of `open_source`."""
-    return split(open_source(spec, root, multilabel=multilabel), spec)
+def open_images(spec: Data, root: Path | None = None, multilabel: bool = False, to_train: bool = True) -> DataSplits:
+    """Open, scan and split the data set that a recipe names. Arguments and errors are those of `open_source` and `split`."""
+    return split(open_source(spec, root, multilabel=multilabel), spec, to_train)
 
 
 def open_source(spec: Data, root: Path | None = None, outline: bool = False, multilabel: bool = False) -> Source:

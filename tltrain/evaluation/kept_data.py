@@ -185,7 +185,7 @@ def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbo
 def images_for(spec: Data, run: Path, other: bool, multilabel: bool) -> DataSplits:
     """Open images as `open_images` does. other: they are not the run's own, and a mistake names what they have from its recipe."""
     try:
-        return open_images(spec, multilabel=multilabel)
+        return open_images(spec, multilabel=multilabel, to_train=not other)
     except UserError as error:
         if not other or spec.depth is None or "data.depth" not in str(error):
             raise

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tltrain.core import metric, stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone, Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
+from tltrain.data.loader import evaluated
 from tltrain.data.views import PIXELS_VERSION
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.models import factory, weights
 from tltrain.models.factory import Loaded
 from tltrain.models.family import WeightsSource
@@ -133,10 +137,25 @@ def check_objective(recipe: Recipe, images: DataSplits, together: int) -> None:
     if recipe.select not in (known := metric.of_data(multilabel)):
         what = "several labels an image; choose map" if multilabel else "one class an image; choose top1"
         raise UserError(f"select is {recipe.select}, which is no metric of {what}, or another of {', '.join(known)}")
+    if multilabel and images.val is not None:
+        _check_val_labels(recipe, images.val.labels)
     for name in dict.fromkeys(stage.loss for stage in recipe.stages):
         objective.label_loss(name, num_classes, multilabel)
     if recipe.distill is not None:
         objective.check_distill_loss(recipe, num_classes, together)
+
+
+def _check_val_labels(recipe: Recipe, label_NK: np.ndarray) -> None:
+    """Raise UserError where `select` has no value on val, whatever a network says: no image there has a label, or each has each."""
+    seen_NK = label_NK[evaluated(len(label_NK), recipe.data.eval_limit)]
+    said = LabelPredictions(np.arange(len(seen_NK)), seen_NK > 0, np.zeros(seen_NK.shape))
+    value = metric.metric(recipe.select).value(said, label_NK.shape[1])
+    if value is None or np.isnan(value):
+        what = "have none of the labels" if not seen_NK.any() else "have each label, or none of it, alike"
+        raise UserError(
+            f"select is {recipe.select}, which has no value on val: its {len(seen_NK):,} images {what}. Give val images with labels and "
+            "without, set data.val_fraction: 0 to go without val, or take select: loss"
+        )
 
 
 def as_begun(experiment: Experiment, path: Path) -> Experiment:

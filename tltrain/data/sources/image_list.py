@@ -54,7 +54,7 @@ def from_files(
     listed: Sequence[Listed], origin: str, spec: Data, notes: tuple[str, ...], look: Look | None = None, order: Sequence[str] = (),
     labelled: bool = True,
 ) -> Source:  # fmt: skip
-    """The source of these images. Raises UserError for too many unreadable ones, and for fewer than two classes.
+    """The source of these images. Raises UserError for too many unreadable ones, and for fewer than two classes of one an image.
 
     look: for images that are no files of their own; their paths are names in messages alone. order: of the classes, where it is not that
     of the alphabet. labelled: whether there must be classes.
@@ -70,7 +70,7 @@ def from_files(
     place = {name: k for k, name in enumerate(order)}
     present = [listing.labels[k] for k in np.flatnonzero(np.bincount(listing.label_N)).tolist()]
     classes = classes_of(present, spec) if spec.multilabel else tuple(sorted(present, key=lambda name: (place.get(name, len(place)), name)))
-    if labelled and len(classes) < 2:
+    if labelled and not spec.multilabel and len(classes) < 2:  # of several labels the split asks: one is enough to be evaluated
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     found, read = _looked(listing, kept, origin, spec, look)
     notes += (

@@ -44,6 +44,5 @@ def _threshold(share_N: np.ndarray, target_N: np.ndarray) -> float:
     f1 = 2 * right / (last + 1 + target_N.sum())
     below = np.append(share_N[last[1:]], 0.0)
     between = (share_N[last] + below) / 2
-    between[-1] = share_N[-1] / 2
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     return float(between[best[np.argmin(np.abs(between[best] - 0.5))]])
