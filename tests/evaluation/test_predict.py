@@ -21,9 +21,12 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.data.views import Preprocess
+from tltrain.evaluation.evaluate import Asked
 from tltrain.evaluation.predict import Prediction, evaluation_view, find_files, predict
 from tltrain.evaluation.trained import load_trained
 from tltrain.training.run import train
+from tltrain.uncertainty.conformal import Sets
+from tltrain.uncertainty.strangers import Strangers
 
 Made = Callable[..., Recipe]
 
@@ -202,7 +205,7 @@ ROWS = [
 
 def test_json_and_csv_are_read_back() -> None:
     out = io.StringIO()
-    write_json(ROWS, out)
+    write_json(ROWS, out, Columns(2))
     first, second = json.loads(out.getvalue())
     assert first == {
         "path": "a, b.png", "label": "cat", "confidence": 0.75, "problem": None,
@@ -214,6 +217,36 @@ def test_json_and_csv_are_read_back() -> None:
     one, two = csv.DictReader(io.StringIO(out.getvalue()))
     assert (one["path"], one["label"], one["confidence_2"], one["problem"]) == ("a, b.png", "cat", "0.250000", "")
     assert (two["label"], two["label_2"], two["problem"]) == ("", "", "not an image")
+
+
+UNREAD = Prediction("a.txt", (), "not an image")
+ONE = Prediction("a.png", (("cat", 0.75),), shares=np.array([0.75, 0.25]), set=("cat",), strangeness=0.5, decision="answers")
+SEVERAL = Prediction("b.png", (("cat", 0.75),), shares=np.array([0.75, 0.625, 0.25]), labels=("cat", "dog"))
+FITTED = Asked(sets=[Sets(0.9, 0.5, 20)], strangers=Strangers(np.zeros((2, 3), np.float32), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("read", "columns", "keys"),
+    [
+        (ONE, Columns(1), ["label", "confidence", "top"]),
+        (ONE, Columns(1, ("cat", "dog"), FITTED), ["label", "confidence", "top", "set", "strangeness", "decision", "probabilities"]),
+        (SEVERAL, Columns(1, ("cat", "dog", "owl"), labels=True), ["labels", "top", "probabilities"]),
+    ],
+)
+def test_every_object_has_the_same_keys_also_of_what_cannot_be_read(read: Prediction, columns: Columns, keys: list[str]) -> None:
+    out = io.StringIO()
+    write_json([read, UNREAD], out, columns)
+    first, second = json.loads(out.getvalue())
+    assert set(first) == set(second) == {"path", "problem", *keys}
+    assert {key: second[key] for key in keys} == {key: ([] if key == "top" else None) for key in keys}
+    if "probabilities" in keys:
+        assert first["probabilities"] == dict(zip(columns.classes, read.shares if read.shares is not None else (), strict=True))
+
+
+def test_labels_beyond_the_named_classes_keep_their_confidence() -> None:
+    head, row, _ = (text.plain for text in table([SEVERAL, UNREAD], None, ("cat", "dog", "owl")))
+    assert row.split("  ") == ["b.png", "cat, dog", "75.0, 62.5"]
+    assert head.split() == ["file", "class", "sure"], "no class stands behind them"
 
 
 def test_the_table_is_for_people() -> None:

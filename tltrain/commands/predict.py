@@ -53,15 +53,15 @@ def predict_files(
     predictions = predict(trained, files, top, batch, asked)
     rows = _Counted(track(predictions, "predict", len(files), console=bar, transient=True, disable=not bar.is_terminal))
     with recorded() as warned:
+        several = trained.card.thresholds is not None  # of several labels each has a probability of its own
+        columns = Columns(min(top, len(trained.classes)), trained.classes if all_shares or several else (), asked, several)
         if form == "json":
-            write_json(rows, out, trained.classes if all_shares else ())
+            write_json(rows, out, columns)
         elif form == "csv":
-            several = trained.card.thresholds is not None  # of several labels each has a probability of its own
-            columns = Columns(min(top, len(trained.classes)), trained.classes if all_shares or several else (), asked, several)
             write_csv(rows, out, columns)
         else:
             terminal = Terminal(file=out, highlight=False)
-            for text in table(rows, wrapping.width_of(out)):
+            for text in table(rows, wrapping.width_of(out), columns.classes):
                 terminal.print(text, soft_wrap=True)
     if warned:
         files_said = some([f"{file} ({said})" for file, said in warned.items()])
@@ -103,39 +103,14 @@ class _Counted:
         return lines
 
 
-def write_json(predictions: Iterable[Prediction], out: IO[str], classes: Sequence[str] = ()) -> None:
-    """One array, an object a line: {"path", "label", "confidence", "top": [{"label", "confidence"}], "problem"}.
-
-    Where they were asked for also "set", "strangeness", "decision", and "probabilities" by class. classes: those of the run, for the last.
-    """
-    out.write("[")
-    for number, prediction in enumerate(predictions):
-        out.write(("\n" if number == 0 else ",\n") + json.dumps(_plain(prediction, classes)))
-        out.flush()
-    out.write("\n]\n")
-
-
-def _plain(p: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    top = [{"label": name, "confidence": share} for name, share in p.top]
-    plain: dict[str, Any] = {"path": p.id, "label": p.label, "confidence": p.confidence, "top": top, "problem": p.problem}
-    if p.labels is not None:
-        plain = {"path": p.id, "labels": p.labels, "top": top, "problem": p.problem}
-    for name in ("set", "strangeness", "decision"):
-        if (value := getattr(p, name)) is not None:
-            plain[name] = value
-    if classes and p.shares is not None:
-        plain["probabilities"] = dict(zip(classes, p.shares.tolist(), strict=True))
-    return plain
-
-
 @dataclass(frozen=True)
 class Columns:
-    """What a line of the CSV holds beside path and problem."""
+    """What a line of the CSV, or an object of the JSON, holds beside path and problem."""
 
     top: int
     """Classes that are named, each with its confidence."""
     classes: tuple[str, ...] = ()
-    """Those whose probability stands in a column `p:CLASS`."""
+    """Those of the run, where the probability of each is given: in a column `p:CLASS`."""
     asked: Asked = PLAIN
     labels: bool = False
     """Whether an image may have several labels: a column `labels`, a JSON list as of a set, stands in place of the classes."""
@@ -147,10 +122,14 @@ class Columns:
             return
         yield from ("label", "confidence")
         yield from (f"{name}_{i}" for i in range(2, self.top + 1) for name in ("label", "confidence"))
+        yield from self.fitted()
+        yield from (f"p:{name}" for name in self.classes)
+
+    def fitted(self) -> Iterator[str]:
+        """The names of those that rest on rules fitted on val."""
         yield from ["set"] if self.asked.sets else []
         yield from ["strangeness"] if self.asked.strangers is not None else []
         yield from ["decision"] if self.asked.abstentions or self.asked.strangers is not None else []
-        yield from (f"p:{name}" for name in self.classes)
 
     def cells(self, p: Prediction) -> Iterator[str]:
         """What stands in them for one image. A set is a JSON list, the most probable class first: no name of a class can break it."""
@@ -164,6 +143,29 @@ class Columns:
         yield from [p.decision] if p.decision is not None else []
         if self.classes and p.shares is not None:
             yield from (f"{share:.6f}" for share in p.shares.tolist())
+
+
+def write_json(predictions: Iterable[Prediction], out: IO[str], columns: Columns) -> None:
+    """One array, an object a line, all with the same keys: path, label, confidence, top (each a label and its confidence), problem.
+
+    Where they were asked for also set, strangeness, decision, and probabilities by class. Of several labels: path, labels, top, problem,
+    probabilities. What a file that cannot be read does not have is null, and its top is empty.
+    """
+    out.write("[")
+    for number, prediction in enumerate(predictions):
+        out.write(("\n" if number == 0 else ",\n") + json.dumps(_plain(prediction, columns)))
+        out.flush()
+    out.write("\n]\n")
+
+
+def _plain(p: Prediction, columns: Columns) -> dict[str, Any]:
+    plain: dict[str, Any] = {"path": p.id}
+    plain |= {"labels": p.labels} if columns.labels else {"label": p.label, "confidence": p.confidence}
+    plain |= {"top": [{"label": name, "confidence": share} for name, share in p.top], "problem": p.problem}
+    plain |= {name: getattr(p, name) for name in columns.fitted()}
+    if columns.classes:
+        plain["probabilities"] = None if p.shares is None else dict(zip(columns.classes, p.shares.tolist(), strict=True))
+    return plain
 
 
 def write_csv(predictions: Iterable[Prediction], out: IO[str], columns: Columns) -> None:
@@ -202,15 +204,15 @@ class Line(NamedTuple):
         return f"{self.withheld} ({self.answer}?)" if self.withheld else self.answer
 
 
-def table(predictions: Iterable[Prediction], width: int | None) -> Iterator[Text]:
+def table(predictions: Iterable[Prediction], width: int | None, classes: Sequence[str] = ()) -> Iterator[Text]:
     """One line for each file: its class, the confidence, and the next classes, below a line of heads.
 
     width: columns of the terminal, which no line is wider than: long paths lose their middle, then the next classes are counted instead of
-    named, and class names are cut last. None: nothing is cut, as for a pipe.
+    named, and class names are cut last. None: nothing is cut, as for a pipe. classes: those of a run of several labels an image.
     """
-    rows = [_line(p) for p in predictions]
+    rows = [_line(p, classes) for p in predictions]
     sets = any(p.others and p.others[0].startswith("set:") for p in rows)
-    head = Line("file", "class", sure="sure", others=("" if sets else "then",))
+    head = Line("file", "class", sure="sure", others=("then",) if any(p.others for p in rows) and not sets else ())
     files, answers, sures, others = _widths([head, *rows], width)
     for row in (head, *rows):
         file = _padded(_middle_cut(row.file, files), files)
@@ -229,7 +231,7 @@ def table(predictions: Iterable[Prediction], width: int | None) -> Iterator[Text
         yield Text.assemble(text, style="bold") if row is head else text
 
 
-def _line(p: Prediction) -> Line:
+def _line(p: Prediction, classes: Sequence[str]) -> Line:
     file = escape.line(p.id)
     if p.problem is not None:
         return Line(file, "cannot be read", problem=escape.line(p.problem))
@@ -238,9 +240,9 @@ def _line(p: Prediction) -> Line:
     if p.set is not None:
         first, *more = map(escape.line, p.set)
         others = (f"set: {first}", *more)
-    if p.labels is not None:
-        rest = [(name, s) for name, s in p.top if name not in p.labels]
-        sure = ", ".join(f"{100 * s:.1f}" for name, s in p.top if name in p.labels)
+    if p.labels is not None and p.shares is not None:
+        rest, share_of = [(name, s) for name, s in p.top if name not in p.labels], dict(zip(classes, p.shares.tolist(), strict=True))
+        sure = ", ".join(f"{100 * share_of[name]:.1f}" for name in p.labels)
         named = ", ".join(map(escape.line, p.labels)) or "none of them"
         return Line(file, named, "", sure, tuple(f"{escape.line(name)} {100 * s:.1f}" for name, s in rest))
     withheld = {"stranger": "none of these", "abstains": "abstains"}.get(p.decision or "", "")
