@@ -11,7 +11,7 @@ from tltrain.core.recipe import parse
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, with_rate
 from tltrain.fitting.facts import Facts
-from tltrain.fitting.looking import LEAST_PROBED, balance, bounded, preferred, size_of, sizes_to_try, some_of
+from tltrain.fitting.looking import LEAST_PROBED, balance, bounded, choose_size, per_class_for, preferred, sizes_to_try
 from tltrain.fitting.lr_range import Found
 from tltrain.fitting.race import against_head
 from tltrain.training.depths.judge import HEAD, shallowest
@@ -146,7 +146,7 @@ def test_a_probe_looks_at_as_much_as_the_time_allows() -> None:
     assert "dear" in few.beyond
     assert bounded(costs, counts, 55_000, 0.0).per_class == LEAST_PROBED
     assert bounded(costs, [12, 9], 25, 0.0).names == ("cheap",)
-    assert some_of(counts, 0.1) == 2_000, "4,500 of 50,500 images; 5,000 of each class would be 10,500"
+    assert per_class_for(counts, 0.1) == 2_000, "4,500 of 50,500 images; 5,000 of each class would be 10,500"
 
 
 def test_another_size_must_cost_next_to_nothing_or_lead_by_more_than_luck() -> None:
@@ -155,25 +155,25 @@ def test_another_size_must_cost_next_to_nothing_or_lead_by_more_than_luck() -> N
     assert sizes_to_try(224, 500, 299) == [288], "so few cannot show that a smaller size costs nothing"
     own = np.arange(400) < 300
     worse, better, luck = np.arange(400) < 290, np.arange(400) < 330, np.where(np.arange(400) % 40 == 0, ~own, own)
-    assert size_of({224: own, 160: own, 288: own}, 224).size == 160
-    assert size_of({224: own, 160: worse, 288: own}, 224).size == 224
-    assert size_of({224: own, 160: worse, 288: better}, 224).size == 288
-    assert size_of({224: own, 160: own, 288: better}, 224).size == 288
+    assert choose_size({224: own, 160: own, 288: own}, 224).size == 160
+    assert choose_size({224: own, 160: worse, 288: own}, 224).size == 224
+    assert choose_size({224: own, 160: worse, 288: better}, 224).size == 288
+    assert choose_size({224: own, 160: own, 288: better}, 224).size == 288
     noise = np.arange(400) % 20 == 0
     assert (own ^ noise)[noise].sum() < own[noise].sum()
     level = np.where(np.arange(400) % 60 == 0, ~own, own) | (np.arange(400) > 396)
     assert level.mean() >= own.mean() - 0.005
-    assert size_of({224: own, 160: level}, 224).size == 224, "about as many, and it may be 2 points fewer"
-    assert size_of({224: own, 288: luck}, 224).size == 224
-    assert size_of({224: own}, 224).size is None, "nothing was chosen"
-    assert size_of({224: own, 160: own}, 224).right == tuple(own.tolist())
-    assert "72.5\u202f% at 160 px, 75.0\u202f% at 224 px" in size_of({224: own, 160: worse}, 224).why
+    assert choose_size({224: own, 160: level}, 224).size == 224, "about as many, and it may be 2 points fewer"
+    assert choose_size({224: own, 288: luck}, 224).size == 224
+    assert choose_size({224: own}, 224).size is None, "nothing was chosen"
+    assert choose_size({224: own, 160: own}, 224).right == tuple(own.tolist())
+    assert "72.5\u202f% at 160 px, 75.0\u202f% at 224 px" in choose_size({224: own, 160: worse}, 224).why
 
 
 def test_a_larger_size_that_leads_in_one_group_alone_may_be_luck() -> None:
     own, larger = np.arange(60) >= 12, np.ones(60, bool)
-    assert size_of({224: own, 288: larger}, 224).size == 288, "twelve images more, and none lost"
-    assert size_of({224: own, 288: larger}, 224, group_N=np.arange(60) // 12).size == 224, "twelve photographs of one object"
+    assert choose_size({224: own, 288: larger}, 224).size == 288, "twelve images more, and none lost"
+    assert choose_size({224: own, 288: larger}, 224, group_N=np.arange(60) // 12).size == 224, "twelve photographs of one object"
 
 
 def test_logistic_regression_must_lead_by_more_than_luck() -> None:

@@ -14,7 +14,7 @@ from tltrain.cli.main import main
 from tltrain.core import stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import load
-from tltrain.fitting.lr_range import judged, range_recipe
+from tltrain.fitting.lr_range import find_rate, range_recipe
 from tltrain.runs.metrics_log import read_rows
 
 RATES = np.geomspace(1e-6, 1.0, 100).tolist()
@@ -29,7 +29,7 @@ def bowl(at: float, width: float = 1.0) -> list[float]:
 
 @pytest.mark.parametrize("at", [1e-4, 3e-4, 1e-3])
 def test_the_rate_at_which_the_loss_falls_fastest_is_found(at: float) -> None:
-    found = judged(RATES, bowl(at))
+    found = find_rate(RATES, bowl(at))
     assert found.steepest is not None
     assert at / 2 < found.steepest < 4 * at, "smoothing comes late, by less than a factor of four"
     assert found.lowest > found.steepest
@@ -39,15 +39,15 @@ def test_the_rate_at_which_the_loss_falls_fastest_is_found(at: float) -> None:
 
 
 def test_a_loss_that_never_falls_suggests_nothing() -> None:
-    assert judged(RATES, [2.3] * 100).suggested is None
-    assert judged(RATES, [2.3 + i / 50 for i in range(100)]).suggested is None
-    assert judged(RATES, [math.nan] * 100).suggested is None
+    assert find_rate(RATES, [2.3] * 100).suggested is None
+    assert find_rate(RATES, [2.3 + i / 50 for i in range(100)]).suggested is None
+    assert find_rate(RATES, [math.nan] * 100).suggested is None
 
 
 def test_a_loss_that_is_not_finite_ends_the_test() -> None:
     loss = bowl(1e-3)
     loss[80:] = [math.inf] * 20
-    assert judged(RATES, loss).steepest == judged(RATES, bowl(1e-3)).steepest
+    assert find_rate(RATES, loss).steepest == find_rate(RATES, bowl(1e-3)).steepest
 
 
 def test_the_rate_rises_by_one_factor_to_the_highest() -> None:

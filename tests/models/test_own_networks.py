@@ -195,7 +195,7 @@ def test_a_run_of_a_module_is_loaded_and_exported_with_it(
     assert json.loads((run.path / "env.json").read_text())["data"]["classes"] == 10
     from tltrain.models.families import own
 
-    monkeypatch.setattr(own, "_GIVEN", {})
+    monkeypatch.setattr(own, "_REGISTERED", {})
     assert main(["evaluate", str(run.path)]) == 2
     assert "tltrain.load(RUN, backbone=…)" in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ from tltrain.runs.listing.folders import find
 from tltrain.runs.record import read_race, write_race
 from tltrain.training.depths import race
 from tltrain.training.depths.hidden import without_test
-from tltrain.training.depths.judge import judged
+from tltrain.training.depths.judge import choose_depth
 from tltrain.training.depths.race import candidates, raced_recipes, settled
 from tltrain.training.run import train
 
@@ -243,9 +243,9 @@ def test_images_of_a_group_count_as_one() -> None:
     ids = [f"{i}.png" for i in range(200)]
     head = {name: float(i >= 30) for i, name in enumerate(ids)}
     deep = dict.fromkeys(ids, 1.0)
-    assert judged({"head": head, "all": deep}).chosen == "all"
-    assert judged({"head": head, "all": deep}, {name: i // 30 for i, name in enumerate(ids)}).chosen == "head", "one group of seven"
-    assert judged({"head": head, "all": deep}, {name: i for i, name in enumerate(ids)}).chosen == "all"
+    assert choose_depth({"head": head, "all": deep}).chosen == "all"
+    assert choose_depth({"head": head, "all": deep}, {name: i // 30 for i, name in enumerate(ids)}).chosen == "head", "one group of seven"
+    assert choose_depth({"head": head, "all": deep}, {name: i for i, name in enumerate(ids)}).chosen == "all"
 
 
 def test_the_plan_says_what_a_race_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def fit(
         source, name = "", "pictures"
     where = Path("runs") / f"{files.short_name(name)}-fit" if folder is None else Path(folder)
     if not source:
-        source = f"csv:{_kept(where, _table(listed, labels))}"
+        source = f"csv:{_write_table(where, _table(listed, labels))}"
     wanted = Wanted(source, where, minutes, tuple(backbones), seed)
     ended = choose_and_train(wanted, RunFlags(workers=workers), Console(enabled=True))
     path = where / RUN
@@ -112,12 +112,12 @@ def _path(index: int, image: Any) -> str:
 
 
 def _can_be_kept(text: str) -> bool:
-    """Whether a table gives a text back as it is: values are read without the spaces around them, as UTF-8, and without NUL."""
+    """Whether a CSV table preserves a text: reading strips surrounding spaces, expects UTF-8, and refuses NUL."""
     return text == text.strip() and "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _kept(folder: Path, table: str) -> Path:
-    """The table beside the folder of the fit. Raises UserError where that folder is of other images."""
+def _write_table(folder: Path, table: str) -> Path:
+    """Write the table beside the folder of the fit, and return its path. Raises UserError if a table of other images is there."""
     beside = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))  # `.` has no name
     file = beside.with_name(f"{beside.name}{SUFFIX}")
     try:

@@ -66,9 +66,9 @@ class Run:
         return list(predict(self._trained, pictures, top, batch, asked))
 
     def _rules(self, wanted: Wanted) -> Asked:
-        """The rules of what is wanted, fitted once."""
+        """The fitted rules for these options (sets, thresholds), computed once per combination."""
         if wanted not in self._fitted:
-            self._give()
+            self._register_own()
             self._fitted[wanted] = rules_for(self.path, wanted, lambda text: wrapping.say(escape.line(text), sys.stderr))
         return self._fitted[wanted]
 
@@ -107,16 +107,16 @@ class Run:
         to: hf, torchvision, timm, onnx or torch-export. out: a new folder, by default export/TO in the run folder. images: files to compare
         on; none for the run's own. Raises UserError for a network that the tool does not have.
         """
-        self._give()
+        self._register_own()
         return export(self.path, to, None if out is None else Path(out), [Path(image) for image in images])
 
-    def _give(self) -> None:
+    def _register_own(self) -> None:
         if self._own is not None:
             give(self._own)
 
     @cached_property
     def _trained(self) -> TrainedModel:
-        self._give()
+        self._register_own()
         return load_trained(self.path)
 
     def __repr__(self) -> str:

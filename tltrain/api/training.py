@@ -85,7 +85,7 @@ def train(
     Raises UserError for invalid arguments, if the run fails, and if a race of `unfreeze: auto` was stopped. A stopped run (Ctrl-C) is
     returned with its best weights so far; in a thread no signal is heard.
     """
-    flags, changes = _sorted(more)
+    flags, changes = _flags_and_changes(more)
     own = backbone if isinstance(backbone, OwnNetwork) else None
     if own is not None:
         give(own)
@@ -139,7 +139,7 @@ def _opened(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
     return recipes.validate(dict(recipe), "recipe") if isinstance(recipe, Mapping) else recipes.load(str(recipe))
 
 
-def _sorted(more: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flags_and_changes(more: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(start-up flags, values of a recipe by path). Raises UserError for what is neither."""
     known = {f.name for f in fields(RunFlags)}
     for old in RENAMED.keys() & more.keys():

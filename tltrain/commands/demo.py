@@ -91,7 +91,7 @@ def run_demo(out: Path, seed: int) -> str:
         for i, arm in enumerate(planned, start=1):
             line = f"{i}/{len(planned)}  {arm.title:24}"
             with console.status(line) as status:
-                outcome, last_line = run_quietly(arm.recipe, arm.path(out), _shown(status, line, arm.recipe))
+                outcome, last_line = run_quietly(arm.recipe, arm.path(out), _progress_hook(status, line, arm.recipe))
             if outcome != "finished":
                 console.print(f"{line} {outcome}: {last_line}", markup=False)
                 return outcome
@@ -109,7 +109,7 @@ def run_demo(out: Path, seed: int) -> str:
     return "finished"
 
 
-def _shown(status: Status, line: str, recipe: Recipe) -> OnStep:
+def _progress_hook(status: Status, line: str, recipe: Recipe) -> OnStep:
     """Shows on the status line how far a run has come."""
     before, total = {}, 0
     for each in recipe.stages:

@@ -1,4 +1,4 @@
-"""Sets a finished student against its teacher: accuracy on the same test images, parameters, bytes, time of an image."""
+"""Compares a finished student with its teacher: accuracy on the same test images, parameters, bytes, time per image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tltrain.training.setup import DEVICE_BATCH
 
 
 def against(run: Path, taught: Taught, start: RunFlags) -> dict[str, Any]:
-    """What `distilled.json` of the student's run holds: made once, with the report that shows it. Raises UserError."""
+    """The contents of `distilled.json` in the student's run. Written once, together with the report that shows it. Raises UserError."""
     known = distilled.read(run)
     if known is not None:
         return known
@@ -51,7 +51,7 @@ def against(run: Path, taught: Taught, start: RunFlags) -> dict[str, Any]:
 
 
 def _costs(runs: Sequence[tuple[Path, Recipe]], images: DataSplits, start: RunFlags) -> dict[str, Any]:
-    """Parameters, bytes on the disk and ms an image of networks, all of which answer each image."""
+    """Parameters, bytes on the disk and ms per image, summed over networks that all predict every image."""
     machine, parameters, num_bytes, seconds = machine_of(images, start), 0, 0, 0.0
     for path, recipe in runs:
         spec = recipe.backbone.model_copy(update={"weights": str(path)})
@@ -86,7 +86,7 @@ def _accuracy(run: Path, taught: Taught) -> dict[str, Any]:
 
 
 def _right(teachers: Sequence[Teacher], test: Split) -> dict[str, float]:
-    """Test image to whether the teacher is right: as its run was tested; of several, the mean of their calibrated probabilities."""
+    """Test image to 1.0 where the teacher is right, else 0.0: by its run's own test; for several, by the mean of their probabilities."""
     if len(teachers) == 1 and (kept := read_predictions(teachers[0].path)) is not None:
         return kept.right_by_id
     predicted_N = sum(_probabilities(each, test) for each in teachers).argmax(1)  # type: ignore[union-attr]

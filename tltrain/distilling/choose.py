@@ -20,7 +20,7 @@ LEAST_STEPS = 1_000
 VIEWS = (64, 32, 16, 8, 4, 2)
 """Stored views of each image that are tried, the most first."""
 ANSWERS_SHARE = 0.25
-"""Of the time, that the teacher may take for its answers: the rest is the student's patience."""
+"""Largest share of the time that computing the teacher's logits may take. The student trains in the rest."""
 RATES = {(False, False): 3e-3, (False, True): 1e-3, (True, False): 3e-4, (True, True): 1e-4}
 """(pretrained, transformer) to the peak learning rate of AdamW."""
 TEMPERATURE, WEIGHT = 4.0, 0.9
@@ -31,28 +31,28 @@ EVALUATIONS = 20
 
 @dataclass(frozen=True)
 class Pace:
-    """What this machine does, as timed before anything trains."""
+    """Speed of this machine for this student and teacher, timed before training."""
 
     answer_s: float
-    """Seconds in which a view is made and the teachers answer it."""
+    """Seconds per view: augmentation and the teachers' forward passes."""
     answer_bytes: int
-    """Of one stored answer."""
+    """Bytes of one view's stored logits."""
     step_s: float
     """Seconds of an optimizer step of the student, its share of evaluations included."""
     rest_s: float
-    """Seconds of what comes after the stage: calibration and test."""
+    """Seconds after the stage: calibration and test."""
     room_bytes: int
-    """That stores may take on the disk."""
+    """Bytes that stores may use on the disk."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long the student learns, from how many views of each image, and why."""
+    """Length of the student's training, number of views per image, and the reasons."""
 
     views: int
     steps: int
     answers_s: float
-    """Seconds of the teachers' answers in all."""
+    """Total seconds of the teachers' forward passes."""
     answers_bytes: int
     total_s: float
     why: str
@@ -60,7 +60,7 @@ class Length:
     """Why the answers are not stored. Empty where they are."""
 
     def lines(self, num_train: int) -> list[str]:
-        """What it costs, for the user."""
+        """The cost as lines for the terminal."""
         views = f"{self.views} views of {num_train:,} images"
         store = f"the teacher's answers: {views} = {size(self.answers_bytes)}, {duration(self.answers_s)} to make, once, "
         store += "however long the student learns"
@@ -74,10 +74,10 @@ class Length:
 
 
 def length(pace: Pace, num_train: int, batch: int, left_s: float | None) -> Length:
-    """The views and steps that fit into `left_s` seconds, or those of a patient run where it is None.
+    """The number of views and steps that fit into `left_s` seconds. None: those of a long run, by EPOCHS.
 
-    As many views as the teacher answers in ANSWERS_SHARE of the time, as the disk has room for, and as the student sees at least once.
-    It learns for one pass over the images at least, whatever the time.
+    The largest number of VIEWS whose logits the teacher computes in ANSWERS_SHARE of the time, which fit on the disk, and which the student
+    sees at least once each. The student always trains for at least one epoch.
     """
     one_pass = math.ceil(num_train / batch)
     for views in VIEWS:
@@ -97,7 +97,7 @@ def length(pace: Pace, num_train: int, batch: int, left_s: float | None) -> Leng
 
 
 def answered_anew(length: Length, pace: Pace, num_train: int, batch: int, left_s: float | None, why_not: str) -> Length:
-    """The length of a run whose teacher answers in each step. length: if its answers were stored. why_not: why they are not."""
+    """The length of a run whose teacher runs in each step. length: of the same run with stored logits. why_not: why none are stored."""
     steps, step_s = length.steps, pace.step_s + batch * pace.answer_s
     if left_s is not None:
         steps = max(math.ceil(num_train / batch), math.floor((left_s - pace.rest_s) / max(step_s, 1e-9)))
@@ -133,7 +133,7 @@ def draft(name: str, facts: Facts, data: Data, student: Student, teachers: list[
     }  # fmt: skip
     values = {
         "name": name, "purpose": f"Chosen by tltrain distil for {facts.source}"[:200], "seed": seed, "batch": batch,
-        "data": {**_given(data), **student.data},
+        "data": {**_own_settings(data), **student.data},
         "backbone": {"name": student.spec.name, "weights": student.spec.weights},
         "distill": {**distill, "temperature": TEMPERATURE, "weight": WEIGHT}, "stages": [stage],
     }  # fmt: skip
@@ -165,8 +165,8 @@ def _why_views(length: Length, num: int) -> str:
     return f"the teacher's answers to {length.views} views of each image are stored, {size(length.answers_bytes)}; each is seen {seen}"
 
 
-def _given(data: Data) -> dict[str, Any]:
-    """What a recipe says of its images beyond the defaults, and its seed."""
+def _own_settings(data: Data) -> dict[str, Any]:
+    """The recipe's data settings that differ from the defaults, and its data.seed."""
     own = data.model_dump(mode="json", exclude_defaults=True)
     return {"source": own.pop("source"), "seed": data.seed, **{key: value for key, value in own.items() if key != "seed"}}
 

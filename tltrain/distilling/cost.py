@@ -1,4 +1,4 @@
-"""What a student's steps and its teacher's answers take on this machine, timed before anything trains."""
+"""Times a student's steps and its teacher's forward passes on this machine, before training."""
 
 from __future__ import annotations
 

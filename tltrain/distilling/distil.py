@@ -1,4 +1,4 @@
-"""Opens the teachers, chooses the student's recipe, says what it costs, trains it, and sets it against its teacher."""
+"""`tltrain distil`: opens the teachers, chooses the student's recipe, prints its cost, trains it, and compares it with its teacher."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _planned(wanted: Wanted, taught: Taught, start: RunFlags, console: Console, 
 
 
 def _notes(taught: Taught, student: Student) -> list[str]:
-    """What is said of the student before it is trained."""
+    """Notes on the student for the user, before training."""
     teachers, size, resize = taught.teachers, student.data.get("size", taught.data.size), student.data.get("resize", taught.data.resize)
     notes = [] if student.pretrained else [f"the student's weights are {student.why}"]
     num = sum(

@@ -1,4 +1,4 @@
-"""What the folder of a distillation keeps, so that the same command goes on after a stop, with the same recipe."""
+"""The plan in the folder of a distillation, so that the same command resumes with the same recipe after a stop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tltrain.runs.links import check_links
 
 NAME = "distil.json"
 VERSION = 2
-"""Of what the file holds."""
+"""Version of the file's format."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before anything trains."""
+    """Everything that is decided before training."""
 
     values: dict[str, Any]
     """Of the recipe."""
@@ -27,9 +27,9 @@ class Plan:
     head: tuple[str, ...]
     """Lines of comment above the recipe."""
     lines: tuple[str, ...]
-    """What it costs, as it is said before it starts."""
+    """The cost, as it is printed before the start."""
     taught: dict[str, Any]
-    """What the student learns from, as `teachers.identity` says it."""
+    """Fingerprints of the teachers and their data (`teachers.identity`)."""
 
     @property
     def draft(self) -> Draft:

@@ -1,4 +1,4 @@
-"""The student's network: its name as a person writes it, its weights where they are at hand, and the size of its images."""
+"""Resolves the student that a user names: the backbone, weights that are available locally, and the image size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tltrain.models.family import family_of, find_family
 from tltrain.models.weights import DEFAULT, find
 
 LIBRARIES = ("torchvision:", "timm:")
-"""Where a name without a library is looked for."""
+"""Libraries that are searched for a name without a prefix, in this order."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Student:
 
     spec: Backbone
     why: str
-    """Of its weights."""
+    """Why it has these weights."""
     transformer: bool
-    """Whether it is no network of convolutions, and wants a smaller learning rate."""
+    """Whether it is not convolutional. Such networks need a smaller learning rate."""
     data: dict[str, Any]
-    """What its recipe says of the size of images beside the teacher's: size and resize."""
+    """The keys size and resize of its recipe's data, where they differ from the teacher's."""
     why_size: str
     parameters: int
 
@@ -48,7 +48,7 @@ def student_of(text: str, taught: Taught) -> Student:
 
 
 def parameters_of(chain: Any) -> int:
-    """Of a network, on whatever device."""
+    """Number of parameters of a network."""
     return sum(parameter.numel() for parameter in chain.net.parameters())
 
 
@@ -72,7 +72,7 @@ def spec_of(text: str) -> tuple[Backbone, str]:
 
 
 def _full_name(text: str) -> str:
-    """The name with its library: mobilenet_v3_small is torchvision:mobilenet_v3_small. Raises UserError for one that nobody knows."""
+    """The name with its library: mobilenet_v3_small is torchvision:mobilenet_v3_small. Raises UserError for an unknown name."""
     for name in (text, *(f"{library}{text}" for library in LIBRARIES if ":" not in text)):
         if find_family(name) is not None:
             try:
@@ -87,7 +87,7 @@ def _full_name(text: str) -> str:
 
 
 def _size(spec: Backbone, taught: Taught) -> tuple[Data, str]:
-    """The images as the student sees them: of its weights' size; random weights take the teacher's, which it knows best."""
+    """(data settings with the student's image size, the reason). Random weights have no size of their own, and take the teacher's."""
     first = taught.teachers[0]
     if taught.data.size is not None:
         return taught.data, f"as in {first.path.name}"

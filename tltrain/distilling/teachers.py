@@ -1,4 +1,4 @@
-"""Opens the finished runs that a student learns from. Several must agree on classes and test images, which none may have learned from."""
+"""Opens the finished runs that teach a student. They must have the same classes, and no teacher may have trained on a test image."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Taught:
-    """Who teaches, and on which images."""
+    """The teachers, and the images that the student learns from."""
 
     teachers: tuple[Teacher, ...]
     data: Data
-    """Of the first teacher; of folds without the folds."""
+    """The first teacher's data settings. For a cross-validation, without its folds."""
     images: DataSplits
 
 
@@ -70,7 +70,7 @@ def opened(paths: Sequence[Path]) -> Taught:
 
 
 def identity(taught: Taught) -> dict[str, Any]:
-    """What a student learns from, by the name that a message gives it: another value is another teacher, or are other images."""
+    """Fingerprints of the teachers' weights, the images and the data settings, by the names that messages use."""
     digests = [files_of.fingerprint(files_of.find(Backbone(weights=str(each.path)), network=False)) for each in taught.teachers]
     teachers = {"teacher's weights" if k == 0 else f"weights of teacher {k + 1}": digest for k, digest in enumerate(digests)}
     settings = taught.data.model_dump(mode="json", exclude_defaults=True)
@@ -78,7 +78,7 @@ def identity(taught: Taught) -> dict[str, Any]:
 
 
 def _run_in(path: Path) -> Path:
-    """The run of a folder that `fit` or `distil` made; any other path is a run itself."""
+    """The run inside a folder of `tltrain fit` or `distil`. Any other path is returned as it is."""
     inner = path / OWN_RUN
     return inner if run_dir.recipe_file(inner).is_file() and not run_dir.weights_file(path).is_file() else path
 

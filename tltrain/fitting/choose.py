@@ -1,4 +1,4 @@
-"""Chooses a recipe: a pure function of the facts, of what a probe found, and of what this machine can do in the time."""
+"""Chooses a recipe: a pure function of facts about the data, probe results, and the speed of this machine."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ VIEWS = 4
 MANY = 5_000
 """Training images from which views are fresh in each epoch: storing them costs more than it saves."""
 JUDGES = 500
-"""Val images from which val alone can tell whether deeper training paid."""
+"""From this many val images on, val alone shows whether deeper training paid."""
 FEW_OF_EACH = 20
 """Training images of a class, on average, below which ridge learns from val too: it gains the more, the fewer there are, and its
 probabilities are no worse, since it scales them by images that it leaves out (docs/evidence.md, by benchmarks.val_images)."""
 WRITTEN = ("digits", "printed")
-"""Sources of characters."""
+"""Sources of written characters, whose mirror images have other meanings."""
 LEAST_RACED = 50
 """Training images below which nothing deeper than the head is tried."""
 FOLDS = 3
-"""Of the race between depths, where val is too small to judge."""
+"""Folds of the race between depths, which judges where val is too small."""
 LR_STEPS = 60
-"""Of the range test of a depth."""
+"""Steps of a depth's learning-rate range test."""
 WARMUP = 0.1
-"""Of the steps."""
+"""Share of the steps."""
 USUAL_LR = {True: 1e-4, False: 3e-4}
 """For AdamW on pretrained transformers, and on other networks."""
 FAR = 3.0
@@ -51,11 +51,11 @@ class Chosen:
     head: str
     """How the head is worked out best: ridge or logistic."""
     transformer: bool
-    """Whether it is no network of convolutions, and wants a smaller learning rate."""
+    """Whether it is not convolutional. Such networks need a smaller learning rate."""
     device: str
-    """On which it was timed."""
+    """The device it was timed on."""
     reasons: dict[str, str]
-    """Dotted path in the recipe to the reason, of what is chosen so far."""
+    """Reasons of the choices so far, by dotted path in the recipe."""
     size: int | None = None
     """Side of the images, pixels. None: that of the weights."""
     per_class: int | None = None
@@ -160,7 +160,7 @@ def _trying(depth: Depth, judged: bool) -> float:
 
 
 def _less(depth: Depth, steps: int, judged: bool) -> str:
-    """What is spared so that a depth fits into the time."""
+    """How the trial of a depth was shortened to fit into the time."""
     spared = [f"{depth.steps:,} steps in place of {steps:,}"] if depth.steps < steps else []
     spared += [f"raced on {depth.folds} of {FOLDS} folds"] if depth.folds < FOLDS and not judged else []
     return f"{depth.name} is tried with less: {', '.join(spared)}"

@@ -24,7 +24,7 @@ from tltrain.evaluation.kept_data import learned
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FOLDS, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
 from tltrain.fitting.facts import Facts, facts_of
-from tltrain.fitting.looking import K, heads, looked, sized, some_of
+from tltrain.fitting.looking import K, choose_head, per_class_for, probe_in_time, probe_sizes
 from tltrain.fitting.lr_range import measured, range_recipe
 from tltrain.fitting.memory import Memory, Plan
 from tltrain.fitting.race import race
@@ -120,14 +120,14 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
         console.say(f"data    {note}", style="yellow")
     candidates, ask = _candidates(wanted, console), Ask(wanted.source, k=K, seed=wanted.seed)
     _check_new(candidates, images, wanted.source)
-    probed, limit = looked(ask, candidates, images, start, console, PROBE_SHARE * left_s())
+    probed, limit = probe_in_time(ask, candidates, images, start, console, PROBE_SHARE * left_s())
     candidate = next(c for c in candidates if c.name == probed.knee.backbone)
     own = network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
     ask = replace(ask, per_class=limit.per_class)
-    size = sized(ask, candidate, probed, images, (own.size, facts.side), start, console, SIZE_SHARE * left_s())
+    size = probe_sizes(ask, candidate, probed, images, (own.size, facts.side), start, console, SIZE_SHARE * left_s())
     recipe = recipe_of(replace(ask, size=size.size), candidate)
     with FeatureBank.open(recipe, start, console, which=which_of(ask)) as bank:
-        head = heads(bank, np.array(size.right), facts, HEAD_SHARE * left_s(), wanted.seed)
+        head = choose_head(bank, np.array(size.right), facts, HEAD_SHARE * left_s(), wanted.seed)
     reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": head.why}
     reasons |= {"data.balance": head.why_balance} if head.why_balance else {}
     spec = candidate.spec
@@ -170,7 +170,7 @@ def _affordable(
     recipe = choose.draft(facts, chosen, Depth(HEAD), "fit", "", wanted.seed).recipe
     whole_s = seconds_of(recipe, images, start)
     counts = np.bincount(images.train.labels, minlength=facts.num_classes).tolist()
-    per_class = some_of(counts, left_s / max(whole_s, 1e-9))
+    per_class = per_class_for(counts, left_s / max(whole_s, 1e-9))
     if whole_s <= left_s or per_class >= max(counts):
         return facts, chosen, images
     why = f"all {facts.train:,} images would take {duration(whole_s)}, and {duration(left_s)} are left; more --minutes learn from more"

@@ -1,4 +1,4 @@
-"""Looks at backbones, sizes of images and heads within a given time: as many images of each class as it allows, the same for all."""
+"""Probes backbones, image sizes and heads within a time limit. All see the same images: as many of each class as the time allows."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tltrain.runs.report.stats import bootstrap, f1_macro, gain_interval
 K = 5
 """Folds of the probe."""
 LEAST_PROBED = 20
-"""Images of each class without which a probe says nothing."""
+"""Fewest images of each class for a probe that means something."""
 SMALLER, LARGER = 0.72, 1.28
 """Other sizes that are tried, times that of the weights: 160 and 288 for 224. Networks like larger images than they learned on (Touvron
 et al. 2019), and smaller ones cost half."""
 LOSS = 0.01
-"""Accuracy that a smaller size may cost at the most, at the lower end of its interval."""
+"""Largest accuracy loss of a smaller size, at the lower end of its 95 % interval."""
 LEAST_SIZED = 300
 """Images that are looked at from which a smaller size is tried: one that loses none of fewer may still cost a point (3 of 300, at 95 %)."""
 MULTIPLE = 16
@@ -43,16 +43,16 @@ MULTIPLE = 16
 
 @dataclass(frozen=True)
 class Bounded:
-    """What the time allows to probe."""
+    """The part of a probe that fits into the time."""
 
     names: tuple[str, ...]
-    """Backbones that are looked at."""
+    """Backbones to probe."""
     per_class: int | None
     """Training images of each class at most. None: all images of train and val."""
     seconds: float
     """Estimated."""
     beyond: str
-    """What more time would look at, as a sentence. Empty: nothing."""
+    """What more time would probe, as a sentence. Empty: nothing."""
 
 
 def bounded(seconds_of: dict[str, Callable[[int], float]], counts: Sequence[int], num_all: int, left_s: float) -> Bounded:
@@ -90,7 +90,7 @@ def _beyond(each: list[str], left_s: float) -> str:
 
 
 def _steps(most: int) -> Iterator[int]:
-    """Round numbers of images of a class, from the largest: the same on a machine that is a little slower."""
+    """Round numbers of images per class, descending. Round, so that a slightly slower machine makes the same choice."""
     rounds = [lead * 10**k for k in range(7) for lead in (1, 2, 5)]
     return iter([n for n in reversed(rounds) if LEAST_PROBED <= n < most])
 
@@ -99,12 +99,12 @@ def _of(counts: Sequence[int], per_class: int) -> int:
     return sum(min(n, per_class) for n in counts)
 
 
-def some_of(counts: Sequence[int], share: float) -> int:
-    """Images of each class at most, a round number, so that all classes together have this share of their images at most."""
+def per_class_for(counts: Sequence[int], share: float) -> int:
+    """The largest round number of images per class that keeps at most this share of all images."""
     return next((n for n in _steps(max(counts)) if _of(counts, n) <= share * sum(counts)), LEAST_PROBED)
 
 
-def looked(
+def probe_in_time(
     ask: Ask, candidates: Sequence[Candidate], images: DataSplits, start: RunFlags, console: Console, left_s: float
 ) -> tuple[Probed, Bounded]:
     """Probe the backbones within `left_s` seconds. Raises UserError where none can be probed."""
@@ -121,7 +121,7 @@ def looked(
 
 
 def _network(ask: Ask, candidate: Candidate, images: DataSplits, start: RunFlags) -> Network | None:
-    """None for a backbone that cannot be built: the probe says why."""
+    """The timed network of a candidate. None for one that cannot be built: the probe reports why."""
     try:
         return network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
     except UserError:
@@ -129,7 +129,7 @@ def _network(ask: Ask, candidate: Candidate, images: DataSplits, start: RunFlags
 
 
 def _cost(network: Network, num_classes: int) -> Callable[[int], float]:
-    """Seconds of a probe of so many images: features, a head for each fold, neighbours."""
+    """A function from a number of images to the seconds of a probe: features, a head for each fold, neighbours."""
 
     def seconds(num: int) -> float:
         head_s = solve_s("ridge", num - num // K, network.num_features, num_classes)
@@ -140,7 +140,7 @@ def _cost(network: Network, num_classes: int) -> Callable[[int], float]:
 
 @dataclass(frozen=True)
 class Sized:
-    """A size of images, and why."""
+    """The chosen image size, and why."""
 
     size: int | None
     """Pixels. None: no other than that of the weights was tried."""
@@ -156,7 +156,7 @@ def sizes_to_try(own: int, side: int, num: int) -> list[int]:
     return [*tried, larger] if larger <= side else tried
 
 
-def sized(
+def probe_sizes(
     ask: Ask, candidate: Candidate, own: Probed, images: DataSplits, sides: tuple[int, int], start: RunFlags, console: Console,
     left_s: float,
 ) -> Sized:  # fmt: skip
@@ -183,10 +183,10 @@ def sized(
         except UserError as error:
             console.say(f"left    {size} px: {error}", style="yellow")
     group_N = grouped(samples_of(open_images(recipe_of(own.ask, candidate).data), which_of(own.ask))) if len(right) > 1 else None
-    return size_of(right, sides[0], f"; more --minutes try {', '.join(beyond)}" if beyond else "", group_N)
+    return choose_size(right, sides[0], f"; more --minutes try {', '.join(beyond)}" if beyond else "", group_N)
 
 
-def size_of(right: dict[int, np.ndarray], own: int, beyond: str = "", group_N: np.ndarray | None = None) -> Sized:
+def choose_size(right: dict[int, np.ndarray], own: int, beyond: str = "", group_N: np.ndarray | None = None) -> Sized:
     """The smallest size that costs no more than LOSS against that of the weights, unless a larger one leads by more than luck.
 
     right: size to whether each image (N,) is right, out of fold; of the same images. group_N: (N,) which are alike. None: none.
@@ -206,7 +206,7 @@ def size_of(right: dict[int, np.ndarray], own: int, beyond: str = "", group_N: n
 
 @dataclass(frozen=True)
 class Heads:
-    """How the head is worked out best."""
+    """The chosen kind of head, and why."""
 
     kind: Kind
     why: str
@@ -215,12 +215,12 @@ class Heads:
     why_balance: str
     """Empty where the classes are about even, and weights were not tried."""
     ids: tuple[str, ...]
-    """(N,) the images that were looked at."""
+    """(N,) ids of the probed images."""
     right: np.ndarray
-    """(N,) whether each is right, judged by a head that never saw its fold."""
+    """(N,) whether each is predicted right, out of fold."""
 
 
-def heads(bank: FeatureBank, by_ridge_N: np.ndarray, facts: Facts, left_s: float, seed: int) -> Heads:
+def choose_head(bank: FeatureBank, by_ridge_N: np.ndarray, facts: Facts, left_s: float, seed: int) -> Heads:
     """Ridge, unless logistic regression leads by more than luck; without class weights, unless they raise macro F1 by more than luck.
 
     by_ridge_N: whether ridge, which the probe has judged already, is right. left_s: seconds for each of the two questions.
@@ -232,7 +232,7 @@ def heads(bank: FeatureBank, by_ridge_N: np.ndarray, facts: Facts, left_s: float
     if max(K * tried_s, used_s) > left_s:
         why += f"; logistic would take {duration(K * tried_s)} to compare and {duration(used_s)} to work out"
     else:
-        other_N = _said(bank, "logistic", seed).argmax(1).numpy() == bank.labels
+        other_N = _out_of_fold_logits(bank, "logistic", seed).argmax(1).numpy() == bank.labels
         kind, why = preferred(by_ridge_N, other_N, grouped(bank))
         right_N = other_N if kind == "logistic" else by_ridge_N
     if facts.ratio <= UNEVEN:
@@ -240,7 +240,7 @@ def heads(bank: FeatureBank, by_ridge_N: np.ndarray, facts: Facts, left_s: float
     if (balance_s := 2 * K * solve_s(kind, num, num_columns, num_classes)) > left_s:
         return Heads(kind, why, False, f"weights of classes would take {duration(balance_s)} to try", bank.ids, right_N)
     weight_N = class_weights(bank.labels, num_classes)[bank.labels]
-    plain_N, weighted_N = (_said(bank, kind, seed, each).argmax(1).numpy() for each in (None, weight_N))
+    plain_N, weighted_N = (_out_of_fold_logits(bank, kind, seed, each).argmax(1).numpy() for each in (None, weight_N))
     balanced, why_balance = balance(bank.labels, plain_N, weighted_N, facts)
     return Heads(kind, why, balanced, why_balance, bank.ids, (weighted_N if balanced else plain_N) == bank.labels)
 
@@ -267,7 +267,7 @@ def balance(label_N: np.ndarray, plain_N: np.ndarray, weighted_N: np.ndarray, fa
     return bool(pays), f"{told}{with_weights}, without {without}: {'more by more than luck' if pays else 'no more than luck would give'}"
 
 
-def _said(bank: FeatureBank, kind: Kind, seed: int, weight_N: np.ndarray | None = None) -> Tensor:
-    """Logits (N, K) of heads that never saw the fold, in the folds of the probe."""
+def _out_of_fold_logits(bank: FeatureBank, kind: Kind, seed: int, weight_N: np.ndarray | None = None) -> Tensor:
+    """Out-of-fold logits (N, K), with the folds of the probe."""
     fold_N = folds(bank.labels, bank.groups, K, seed)
     return out_of_fold(kind, bank.features(), bank.labels, fold_N, len(bank.classes), weight_N=weight_N, group_N=grouped(bank), seed=seed)

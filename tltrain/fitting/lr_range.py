@@ -30,13 +30,13 @@ from tltrain.training.run import train
 SMOOTH = 0.9
 """Decay of the running mean of the loss."""
 EXPLODED = 4.0
-"""Times the lowest loss above which the rest tells nothing."""
+"""The curve is cut where the loss exceeds this multiple of its minimum."""
 LEAST_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a rise said."""
+    """Result of a range test."""
 
     lr: np.ndarray
     """(S,) of each step, up to where the loss exploded."""
@@ -81,7 +81,7 @@ def measured(rising: Recipe, start: RunFlags) -> tuple[str, Found | None]:
     rows = [row for row in read_rows(start.folder) if row["kind"] == "train" and row["stage"] == name] if start.folder.is_dir() else []
     if outcome == "stopped" or len(rows) < LEAST_STEPS:
         return outcome, None
-    return outcome, judged([float(row["lr"]) for row in rows], [float(row["loss"]) for row in rows])
+    return outcome, find_rate([float(row["lr"]) for row in rows], [float(row["loss"]) for row in rows])
 
 
 def range_recipe(recipe: Recipe, stage: str | None, steps: int, highest: float) -> Recipe:
@@ -108,8 +108,8 @@ def range_recipe(recipe: Recipe, stage: str | None, steps: int, highest: float) 
     return recipe.override({"stages": stages, "name": f"{recipe.name}-lr"})
 
 
-def judged(lr: Sequence[float], loss: Sequence[float]) -> Found:
-    """lr, loss: (S,) of each step. The loss may end in values that are not finite."""
+def find_rate(lr: Sequence[float], loss: Sequence[float]) -> Found:
+    """Read the range test's curve. lr, loss: (S,) of each step. The loss may end in values that are not finite."""
     smooth: list[float] = []
     mean = 0.0
     for step, value in enumerate(loss):

@@ -1,4 +1,4 @@
-"""What a fit keeps in its folder, so that the same command goes on after a stop, and chooses the same."""
+"""The plan in the folder of a fit, so that the same command resumes after a stop and makes the same choices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tltrain.runs.links import check_links
 
 NAME = "fit.json"
 VERSION = 2
-"""Of what the file holds. The first had none, and did not say which images were looked at."""
+"""Version of the file's format. Version 1 had no version number, and did not list the probed images."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before anything trains."""
+    """Everything that is decided before training."""
 
     facts: Facts
     chosen: Chosen
@@ -29,9 +29,9 @@ class Plan:
     beyond: str
     """Depths that do not fit into the time, as a sentence; empty if all do."""
     judged: tuple[str, ...]
-    """Images that were looked at: all of train and val, or some."""
+    """The probed images: all of train and val, or some of each class."""
     right: tuple[str, ...]
-    """Those that the solved head gets right, each by a head that never saw it."""
+    """Those of `judged` that the solved head predicts right, out of fold."""
     probed: tuple[str, ...]
     """A line for each backbone."""
 
@@ -65,11 +65,11 @@ class Memory:
     def keep(self, plan: Plan) -> Plan:
         """Write the plan."""
         self.plan = plan
-        self._made()
-        self._keep()
+        self._make_folder()
+        self._write()
         return plan
 
-    def _keep(self) -> None:
+    def _write(self) -> None:
         plan = None if self.plan is None else asdict(self.plan)
         try:
             files.write_json(self.folder / NAME, {"version": VERSION, "asked": self.asked, "plan": plan, "recipes": list(self.recipes)})
@@ -86,14 +86,14 @@ class Memory:
         self.check_recipe(name)
         if text not in self.recipes:  # kept before it is written, so that a kill in between leaves no file of unknown origin
             self.recipes = (*self.recipes, text)
-            self._keep()
+            self._write()
         try:
             files.write_atomic(self.folder / name, text)
         except OSError as error:
             raise unwritable(self.folder, error) from error
         return self.folder / name
 
-    def _made(self) -> None:
+    def _make_folder(self) -> None:
         check_links(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,10 +113,10 @@ def _plan(file: Path, raw: Any) -> Plan | None:
 
 
 def read_asked(file: Path, what: str, asked: dict[str, Any], same: Callable[[str, Any, Any], bool]) -> dict[str, Any] | None:
-    """What the file of a folder holds, for a call that asks the same. None for a folder that is not there yet.
+    """The JSON file of an earlier call with the same arguments. None if the folder does not exist yet, or is empty.
 
-    what: fit or distillation. same: whether (key, value as it was asked, value now) ask the same.
-    Raises UserError for a folder of something else, and for one where something else was asked.
+    what: fit or distillation, for messages. same: whether (argument, its value then, its value now) are the same.
+    Raises UserError for a folder that holds something else, and for one of other arguments.
     """
     folder = file.parent
     if not file.is_file():

@@ -14,7 +14,7 @@ from tltrain.many.folds import run_folds
 from tltrain.runs.folds.folder import FoldsFolder, changes
 from tltrain.runs.folds.pooled import pool
 from tltrain.runs.record import read_predictions
-from tltrain.training.depths.judge import HEAD, Raced, judged
+from tltrain.training.depths.judge import HEAD, Raced, choose_depth
 from tltrain.training.run import train
 
 
@@ -63,11 +63,11 @@ def _folded(folder: Path, recipe: Recipe, num: int, start: RunFlags) -> tuple[st
 def against_head(
     right: Mapping[str, Mapping[str, float]], by_head: Mapping[str, float] | None, groups: Mapping[str, int] | None = None
 ) -> Raced:
-    """Who wins among the solved head and deeper depths, on the images that all of them judged.
+    """Choose between the solved head and deeper depths, on the images that all of them predicted.
 
-    right: name of a depth, shallow first, to image to whether it is right. by_head: the same of the head. None: it is in `right`.
-    groups: as of `judged`.
+    right: depth (shallow first) to image to 1.0 where it is right, else 0.0. by_head: the same for the head. None: it is in `right`.
+    groups: as of `choose_depth`.
     """
     if not set(right) - {HEAD}:
         return Raced(HEAD, {}, "every deeper training failed: the head alone is kept")
-    return judged(right if by_head is None else {HEAD: by_head, **right}, groups)
+    return choose_depth(right if by_head is None else {HEAD: by_head, **right}, groups)

@@ -1,4 +1,4 @@
-"""What a network and a recipe take on this machine, as measured before anything trains."""
+"""Times a network and a recipe on this machine, before training."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ not timed: the same cuts on every machine."""
 
 @dataclass(frozen=True)
 class Network:
-    """What a recipe depends on."""
+    """A recipe's network, timed."""
 
     device: str
     size: int
     """Side of its images, pixels."""
     num_features: int
-    """That its head takes."""
+    """Number of inputs of its head."""
     image_s: float
     """Seconds in which an image is read and passes through it."""
     cuts: tuple[str, ...]
     """Where its training could begin, from the shallowest to the deepest, which is `all`."""
     transformer: bool
-    """Whether it is no network of convolutions, and wants a smaller learning rate."""
+    """Whether it is not convolutional. Such networks need a smaller learning rate."""
 
 
 def machine_of(images: DataSplits, start: RunFlags) -> Machine:

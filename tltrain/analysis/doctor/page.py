@@ -19,7 +19,7 @@ from tltrain.runs.report.formatting import count, percent, plural
 from tltrain.runs.report.html import Html, el, join, page
 
 SHOWN = 48
-"""Findings of a problem that the page has pictures of. The table holds all."""
+"""Findings per problem that the page shows with pictures. The table lists all of them."""
 SIDE = 160
 """Longest side of a picture, pixels. With two pictures a finding and ten problems the page stays below 8 MB."""
 QUALITY = 75
@@ -55,7 +55,7 @@ def headline(diagnosis: Diagnosis) -> str:
 
 
 def looked_at(diagnosis: Diagnosis) -> str:
-    """What was looked at, and by what."""
+    """The images of each split, the number of classes, and what the images were compared by: pixels, or a backbone's features too."""
     splits = ", ".join(f"{count(num)} {name}" for name, num in diagnosis.splits.items())
     by = f"pixels and {diagnosis.backbone}" if diagnosis.backbone is not None else "pixels alone"
     return f"{splits}; {count(len(diagnosis.classes))} classes; by {by}."
@@ -91,7 +91,7 @@ def _figure(finding: Finding, diagnosis: Diagnosis, pictures: dict[int, str]) ->
     return el(
         "figure",
         el("div", *images),
-        el("figcaption", el("b", finding.suggestion), el("small", _said(finding, diagnosis)), _file(finding.path),
+        el("figcaption", el("b", finding.suggestion), el("small", _caption(finding, diagnosis)), _file(finding.path),
            _file(finding.other, "like ") if rest else None),
         title=f"{finding.path}{rest}: {finding.problem}",
     )  # fmt: skip
@@ -102,8 +102,8 @@ def _file(path: str, before: str = "") -> Html:
     return el("small", before, *(join(part, Html("<wbr>")) for part in re.findall(r"[^/_-]*[/_-]|[^/_-]+", path)), class_="path")
 
 
-def _said(finding: Finding, diagnosis: Diagnosis) -> str:
-    """The score and the classes of a finding in words."""
+def _caption(finding: Finding, diagnosis: Diagnosis) -> str:
+    """The line under a picture: its class, and the score of the finding in words."""
     labels, score = diagnosis.labels, finding.score
     own = labels[finding.position]
     if finding.other_position is not None:

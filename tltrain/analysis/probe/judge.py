@@ -1,4 +1,4 @@
-"""Judges backbones, and cuts of them, by heads that are solved on their features. Each image is judged by a head that never saw it."""
+"""Compares backbones, and cuts through them, by cross-validated heads solved on their features: no head has seen the image it predicts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tltrain.runs.report.stats import accuracy_interval, gain_interval
 
 NEIGHBOURS = 5
 MANY = 2000
-"""Images from which 5 folds are usual. Of fewer there are 10, since a head that lacks a fifth of them is clearly worse."""
+"""From this many images on the default is 5 folds. Below it is 10: a head trained without a fifth of few images is clearly worse."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ProbeRow:
     row_bytes: int
     """Bytes of the store for an image. 0 where features cannot be stored."""
     solve_s: float
-    """Seconds behind the features: all heads of all folds, and the neighbours."""
+    """Seconds after the features are computed: all heads of all folds, and the neighbours."""
     right: tuple[bool, ...] = field(repr=False)
     """(N,) whether each image was right."""
 
@@ -105,7 +105,7 @@ class Probed:
 
     @property
     def knee(self) -> ProbeRow:
-        """The row of least time among those that the best is not clearly better than."""
+        """The fastest row among those whose accuracy is not clearly below the best."""
         return min((row for row in self.rows if row.as_good), key=lambda row: row.image_s)
 
 
@@ -125,9 +125,9 @@ def recipe_of(ask: Ask, candidate: Candidate) -> Recipe:
 def probe(
     ask: Ask, candidates: Sequence[Candidate], flags: RunFlags, console: Console, known_problems: Mapping[str, str] | None = None
 ) -> Probed:
-    """Judge each candidate at each cut. One that cannot be opened is named among the problems, and the others go on.
+    """Cross-validate a solved head for each candidate at each cut. One that cannot be opened is listed among the problems.
 
-    known_problems: of backbones that are no candidates, by name.
+    known_problems: backbones that were ruled out before, name to reason.
     Raises UserError for data that cannot be judged, and where no candidate can.
     """
     if not candidates:
@@ -147,14 +147,14 @@ def probe(
         try:
             with FeatureBank.open(recipe_of(ask, candidate), flags, console, images=images, which=which_of(ask)) as bank:
                 for cut in ask.cuts:
-                    _tried(ask, candidate, bank, cut, fold_N, rows, problems, console)
+                    _add_row(ask, candidate, bank, cut, fold_N, rows, problems, console)
         except UserError as error:
-            _named(candidate.name, error, problems, console)
+            _add_problem(candidate.name, error, problems, console)
     if not rows:
         raise UserError("no backbone could be probed:\n" + "\n".join(f"  {name}: {why}" for name, why in problems.items()))
     counts = np.bincount(samples.labels)
     return Probed(
-        ask, _compared(rows, samples), problems, tuple(notes), len(samples), len(samples.classes), float(counts.max() / counts.sum())
+        ask, _ranked(rows, samples), problems, tuple(notes), len(samples), len(samples.classes), float(counts.max() / counts.sum())
     )
 
 
@@ -163,20 +163,20 @@ def which_of(ask: Ask) -> tuple[str, ...]:
     return EVERY if ask.everything else WITHOUT_TEST if ask.per_class is None else ("train",)
 
 
-def _tried(
+def _add_row(
     ask: Ask, candidate: Candidate, bank: FeatureBank, cut: str, fold_N: np.ndarray, rows: list[ProbeRow], problems: dict[str, str],
     console: Console,
 ) -> None:  # fmt: skip
     try:
         row = _row(ask, candidate, bank, cut, fold_N)
     except UserError as error:
-        _named(f"{candidate.name} before {cut}" if len(ask.cuts) > 1 else candidate.name, error, problems, console)
+        _add_problem(f"{candidate.name} before {cut}" if len(ask.cuts) > 1 else candidate.name, error, problems, console)
         return
     rows.append(row)
     console.say(f"probed  {row.name}: {100 * row.accuracy:.1f} % right, {1000 * row.image_s:.1f} ms an image")
 
 
-def _named(name: str, error: UserError, problems: dict[str, str], console: Console) -> None:
+def _add_problem(name: str, error: UserError, problems: dict[str, str], console: Console) -> None:
     problems[name] = str(error)
     console.say(f"left    {name}: {error}", style="yellow")
 
@@ -226,7 +226,7 @@ def grouped(samples: Samples) -> np.ndarray | None:
     return None if len(np.unique(samples.groups)) == len(samples) else samples.groups
 
 
-def _compared(rows: Sequence[ProbeRow], samples: Samples) -> tuple[ProbeRow, ...]:
+def _ranked(rows: Sequence[ProbeRow], samples: Samples) -> tuple[ProbeRow, ...]:
     """The rows from the best to the worst, of equals the quicker first, each with its difference from the best on the same images."""
     ranked = sorted(rows, key=lambda row: (-row.accuracy, row.image_s))
     best_N = np.array(ranked[0].right)

@@ -15,7 +15,7 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.files import open_regular
 from tltrain.core.output import progress
 from tltrain.core.recipe import Data
-from tltrain.data.containers.contents import Contents, Extent, container, kept
+from tltrain.data.containers.contents import Contents, Extent, cached_contents, container
 from tltrain.data.containers.packed import Packed, from_packed
 from tltrain.data.dataset import Source, SourceKind
 from tltrain.data.decode import SUFFIXES
@@ -101,7 +101,7 @@ def open_archive(kind: str, argument: str | None, spec: Data) -> Source:
     """Open an archive. Raises UserError if it is damaged, compressed as a whole, or laid out in a way that a folder may not be."""
     look, what = {"zip": (look_through_zip, "a zip archive"), "tar": (look_through_tar, "a tar archive")}[kind]
     file = container(argument, kind, what)
-    contents = kept(file, kind, look)
+    contents = cached_contents(file, kind, look)
     tree = ArchiveTree(file, [extent.name for extent in contents.images], spec.depth)
     listed, notes = in_classes(tree, spec.depth)
     images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]], contents.stamp) for sample in listed]

@@ -1,4 +1,4 @@
-"""What a container holds: which bytes are an image, with its label. Found once for each file, and kept in the cache."""
+"""The contents of a container: the byte range and the label of each image. Each file is looked through once, and the result cached."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tltrain.core.paths import cache_root
 from tltrain.data.remote.copies import local
 
 VERSION = 2
-"""Of what is noted of a container. It is part of the name of what is kept, so that containers are looked through again."""
+"""Version of the cached result. It is part of the cache file's name, so a new version looks through all containers again."""
 
 _log = logging.getLogger(__name__)
 
 
 class Extent(NamedTuple):
-    """The bytes of one image within a file, and what the container says of it."""
+    """The byte range of one image within a file, with its label, split and group."""
 
     name: str
     """In its container, such as cat/1.jpg."""
@@ -39,7 +39,7 @@ class Extent(NamedTuple):
     deflated: bool = False
     """Whether the bytes are compressed by zlib, as in most zip files."""
     path: str = ""
-    """The file that is the image, where it lies in none of the container."""
+    """The image file itself, if the container names a file in place of holding its bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ class Contents:
     classes: tuple[str, ...] = ()
     """The classes that the container names, in its order. Empty: it names none."""
     rows: int = 0
-    """Of a table: how many it has, with those that are left out."""
+    """Number of rows of a table, including rows that are left out."""
     stamp: tuple[int, int] = (-1, -1)
-    """Size and time of `file`, from before it was looked through."""
+    """Size and modification time of `file`, taken before it was looked through."""
 
 
-def kept(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
-    """What `look` finds in a container, kept by the file's path, size and time. One process looks, the others read its answer.
+def cached_contents(file: Path, what: str, look: Callable[[Path], Contents]) -> Contents:
+    """The result of `look` for a container, cached by the file's path, size and modification time.
 
-    what: the kind of the container, and whatever else the answer depends on. Raises UserError as `look`.
+    One process looks, and the others read its result. what: the kind of the container, and whatever else the result depends on.
+    Raises UserError as `look`.
     """
     name = hashlib.blake2b(f"{file}|{what}|{VERSION}".encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     cache = cache_root() / "contents" / f"{name}.json"

@@ -20,7 +20,7 @@ from tltrain.core.output import progress
 from tltrain.core.paths import absolute
 from tltrain.core.recipe import Data
 from tltrain.data.containers.columns import find_columns
-from tltrain.data.containers.contents import Contents, Extent, kept
+from tltrain.data.containers.contents import Contents, Extent, cached_contents
 from tltrain.data.containers.packed import Packed, from_packed, numbers_first
 from tltrain.data.containers.parquet import arrow, class_notes, entries, untold
 from tltrain.data.dataset import Source, SourceKind
@@ -42,7 +42,7 @@ def open_hf(argument: str | None, spec: Data) -> Source:
     for name, (split, data) in splits.items():
         first = 0
         for file in _files(data, f"hf:{argument}"):
-            table = kept(file, what, lambda file: _look_through(file, spec))
+            table = cached_contents(file, what, lambda file: _look_through(file, spec))
             images += [Packed(_listed(e, file, name, split, first), table.file, e, table.stamp) for e in table.images]
             first += table.rows
             tables.append(table)

@@ -17,9 +17,9 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.output import progress
 from tltrain.core.recipe import Data
 from tltrain.data.containers.archives import ArchiveTree
-from tltrain.data.containers.contents import Contents, Extent, container, kept
+from tltrain.data.containers.contents import Contents, Extent, cached_contents, container
 from tltrain.data.containers.packed import Packed, from_packed, numbers_first, of_contents
-from tltrain.data.containers.several import names_of, splits_of, told
+from tltrain.data.containers.several import names_of, splits_of, with_progress
 from tltrain.data.dataset import Source, SourceKind
 from tltrain.data.remote.copies import local
 from tltrain.data.sources.folder import in_classes
@@ -39,8 +39,8 @@ def open_lmdb(argument: str | None, spec: Data) -> Source:
     splits, notes = splits_of(names, f"data.source is {origin}") if len(files) > 1 else (["train"], ())
     is_said = bool(notes)
     images: list[Packed] = []
-    for file, name, split in zip(told(files), names, splits, strict=True):
-        contents = kept(file, "lmdb", look_through)
+    for file, name, split in zip(with_progress(files), names, splits, strict=True):
+        contents = cached_contents(file, "lmdb", look_through)
         notes += contents.notes
         if all(extent.label for extent in contents.images):
             if spec.depth is not None:

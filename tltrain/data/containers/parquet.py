@@ -18,9 +18,9 @@ from tltrain.core.output import progress
 from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Data
 from tltrain.data.containers.columns import NEEDED, Columns, classes_of, find_columns
-from tltrain.data.containers.contents import Contents, Extent, kept, stamp_of
+from tltrain.data.containers.contents import Contents, Extent, cached_contents, stamp_of
 from tltrain.data.containers.packed import from_packed, numbers_first, of_contents
-from tltrain.data.containers.several import files_of, names_of, splits_of, told
+from tltrain.data.containers.several import files_of, names_of, splits_of, with_progress
 from tltrain.data.dataset import Source, SourceKind
 from tltrain.data.sources.layout import split_of
 
@@ -36,7 +36,7 @@ def open_parquet(argument: str | None, spec: Data) -> Source:
     names = names_of(files)
     splits, notes = splits_of(names, f"data.source is {origin}")
     what = f"parquet|{spec.image_column}|{spec.label_column}"
-    tables = [kept(file, what, lambda file: _look_through(file, spec, _place(file, what))) for file in told(files)]
+    tables = [cached_contents(file, what, lambda file: _look_through(file, spec, _place(file, what))) for file in with_progress(files)]
     images = [
         image
         for file, name, split, table in zip(files, names, splits, tables, strict=True)
@@ -86,7 +86,7 @@ def entries(values: Sequence[dict[str, Any]], columns: Columns, place: str, firs
 
 
 def untold(num: int, place: str) -> tuple[str, ...]:
-    """A note on rows whose class is not told."""
+    """A note on rows without a known class (-1)."""
     return (f"{place}: {num:,} images whose class is -1, not told, are left out",) if num else ()
 
 

@@ -1,4 +1,4 @@
-"""Several containers that are one data set: which files a pattern means, and which split each of them is."""
+"""A data set of several containers: the files that a pattern matches, and the split of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list
     pattern = str(absolute(argument or ""))
     whole = f"data.source is {source}:{argument or ''}"
     if argument and is_url(argument):
-        found = [copied(url) for url in told([url for part in _ranged(argument) for url in listed(part, suffixes)])]
+        found = [copied(url) for url in with_progress([url for part in _ranged(argument) for url in listed(part, suffixes)])]
     elif argument and os.path.isdir(pattern):
         found = [path for suffix in suffixes for path in Path(pattern).rglob(f"*{suffix}") if not path.name.startswith(".")]
     elif argument:
@@ -61,7 +61,7 @@ def _ranged(pattern: str) -> list[str]:
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """What images are called by: the path below the folder that all files share."""
+    """The name of each file in image ids: its path below the folder that all files share."""
     shared = Path(os.path.commonpath([file.parent for file in files]))
     return [file.relative_to(shared).as_posix() for file in files]
 
@@ -85,8 +85,8 @@ def splits_of(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str, .
     return said, (f"splits by the names of the files: {listed}",)
 
 
-def told(files: Sequence[T]) -> Iterator[T]:
-    """The files one after another, with a word on how far it is for one who waits."""
+def with_progress(files: Sequence[T]) -> Iterator[T]:
+    """Iterates over the files, and reports how many are done."""
     pace = Pace("files looked through", len(files))
     for file in files:
         yield file

@@ -9,9 +9,9 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.files import open_regular
 from tltrain.core.recipe import Data
 from tltrain.data.containers.archives import members
-from tltrain.data.containers.contents import Contents, Extent, kept
+from tltrain.data.containers.contents import Contents, Extent, cached_contents
 from tltrain.data.containers.packed import from_packed, numbers_first, of_contents
-from tltrain.data.containers.several import files_of, names_of, splits_of, told
+from tltrain.data.containers.several import files_of, names_of, splits_of, with_progress
 from tltrain.data.dataset import Source, SourceKind
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -28,7 +28,7 @@ def open_webdataset(argument: str | None, spec: Data) -> Source:
     origin = f"webdataset:{argument}"
     names = names_of(files)
     splits, notes = splits_of(names, f"data.source is {origin}")
-    shards = [kept(file, "webdataset", look_through) for file in told(files)]
+    shards = [cached_contents(file, "webdataset", look_through) for file in with_progress(files)]
     images = [
         image
         for file, name, split, shard in zip(files, names, splits, shards, strict=True)

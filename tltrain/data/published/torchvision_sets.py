@@ -71,10 +71,10 @@ SETS = {
 
 def open_torchvision(argument: str | None, spec: Data, root: Path) -> Source:
     """Open a data set in `root`, downloaded if absent. Raises UserError for an unknown name, and where it cannot be had."""
-    name = _named(argument or "")
+    name = _known_name(argument or "")
     if name == "PCAM":
         check_reader()
-    parts = _brought(name, root)
+    parts = _open_or_download(name, root)
     train = next(iter(parts.values()))
     if name == "PCAM":
         return of_hdf5(parts)
@@ -91,17 +91,17 @@ def open_torchvision(argument: str | None, spec: Data, root: Path) -> Source:
 
 def outline_torchvision(argument: str | None, root: Path) -> Source | None:
     """For `tltrain plan`, which downloads nothing. Raises UserError where the data set is absent."""
-    name = _named(argument or "")
+    name = _known_name(argument or "")
     try:
-        _here(name, root)
-    except Exception as error:  # as in _brought
+        _open_present(name, root)
+    except Exception as error:  # as in _open_or_download
         raise UserError(
             f"torchvision:{name} is not in {root} yet, and a plan downloads nothing; training does ({SETS[name].megabytes:,} MB)"
         ) from error
     return None
 
 
-def _named(argument: str) -> str:
+def _known_name(argument: str) -> str:
     """The name as torchvision writes it. Raises UserError for another one."""
     plain = {_plain(name): name for name in SETS}
     if _plain(argument) in plain:
@@ -115,17 +115,17 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _here(name: str, root: Path, **options: Any) -> dict[str, Any]:
-    """Our split to torchvision's data set. Raises whatever torchvision raises, of which RuntimeError is its own word for an absent one."""
+def _open_present(name: str, root: Path, **options: Any) -> dict[str, Any]:
+    """Our split to torchvision's data set. Raises torchvision's errors: RuntimeError for an absent data set, others for damaged files."""
     from torchvision import datasets
 
     return {split: getattr(datasets, name)(str(root), **arguments, **options) for split, arguments in SETS[name].splits.items()}
 
 
-def _brought(name: str, root: Path) -> dict[str, Any]:
-    """As `_here`, downloaded if absent. torchvision checks the md5 of what it downloads. Raises UserError."""
+def _open_or_download(name: str, root: Path) -> dict[str, Any]:
+    """As `_open_present`, after a download if needed. torchvision checks the md5 of its downloads. Raises UserError."""
     try:
-        return files.waited(lambda: _here(name, root))  # it may take the md5 of gigabytes
+        return files.waited(lambda: _open_present(name, root))  # it may take the md5 of gigabytes
     except Exception:  # of files that are absent or damaged it raises RuntimeError, OSError and what its readers raise
         writable(root, "TLTRAIN_DATA")
     known = SETS[name]
@@ -133,7 +133,7 @@ def _brought(name: str, root: Path) -> dict[str, Any]:
     if why is None:
         try:
             with files.downloading(root / f".{name}.lock", f"downloads {name}"):  # one process downloads, the others wait
-                return files.waited(lambda: _here(name, root, download=True))
+                return files.waited(lambda: _open_present(name, root, download=True))
         except Exception as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(

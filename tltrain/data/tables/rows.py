@@ -44,7 +44,7 @@ def stream_rows(file: Path, needed: Sequence[str], what: str, form: str) -> tupl
     lines.seek(0)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     columns: list[str] = []
-    with _said(file, reader):
+    with _csv_errors(file, reader):
         for _ in range(first + 1):
             columns = [name.strip().lower() for name in next(reader, [])]
     _check_columns(file, columns, needed, form)
@@ -53,7 +53,7 @@ def stream_rows(file: Path, needed: Sequence[str], what: str, form: str) -> tupl
 
 def _rows(file: Path, reader: Any, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     num = len(columns)
-    with _said(file, reader):
+    with _csv_errors(file, reader):
         for values in reader:
             row = [value.strip() for value in values]
             if any(row):
@@ -61,7 +61,9 @@ def _rows(file: Path, reader: Any, columns: Sequence[str]) -> Iterator[tuple[int
 
 
 @contextmanager
-def _said(file: Path, reader: Any) -> Iterator[None]:
+def _csv_errors(file: Path, reader: Any) -> Iterator[None]:
+    """Turns a mistake in the quotes of a table into a UserError that names the line."""
+    """Turns a mistake in the quotes of a table into a UserError that names the line."""
     try:
         yield
     except csv.Error as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tltrain.core.recipe import Data
 from tltrain.data.containers.archives import ArchiveTree, look_through_tar, look_through_zip
-from tltrain.data.containers.contents import container, kept
+from tltrain.data.containers.contents import cached_contents, container
 from tltrain.data.containers.packed import Packed, from_packed
 from tltrain.data.dataset import Source
 from tltrain.data.sources.csv_file import open_csv
@@ -35,7 +35,7 @@ def open_unlabelled(named: str, data: Data, outline: bool = False) -> Source:
 def _open_archive(kind: str, argument: str, spec: Data) -> Source:
     look, what = ARCHIVES[kind]
     file = container(argument, kind, what)
-    contents = kept(file, kind, look)
+    contents = cached_contents(file, kind, look)
     tree = ArchiveTree(file, [extent.name for extent in contents.images])
     listed = without_classes(tree, f"data.source is {kind}:{argument}")
     images = [Packed(sample, contents.file, contents.images[tree.number[sample.path]], contents.stamp) for sample in listed]

@@ -52,8 +52,8 @@ class OwnNetwork:
         return f"tltrain.chain({type(self.module).__name__}, name={self.name.removeprefix(PREFIX)!r}, head={self.head!r}, cuts={self.cuts})"
 
 
-_GIVEN: dict[str, OwnNetwork] = {}
-"""The networks that this process was given, by name."""
+_REGISTERED: dict[str, OwnNetwork] = {}
+"""The networks that a program has registered in this process, by name."""
 
 
 def own_network(
@@ -90,12 +90,12 @@ def own_network(
 
 
 def give(network: OwnNetwork) -> None:
-    """Let recipes and run folders of this process name the network."""
-    _GIVEN[network.name] = network
+    """Register the network, so that recipes and run folders can name it in this process."""
+    _REGISTERED[network.name] = network
 
 
 class OwnFamily(Family):
-    """The networks that this process was given. Others are refused with what to write."""
+    """The networks that were registered in this process (`give`). An unknown one raises UserError with the call to write."""
 
     def matches(self, name: str) -> bool:
         return name.startswith(PREFIX)
@@ -104,7 +104,7 @@ class OwnFamily(Family):
         return {}  # there is nothing to choose from at the command line
 
     def default_card(self, name: str) -> WeightsMetadata:
-        return _given(name).card
+        return _registered(name).card
 
     def weights_in(self, name: str) -> str | None:
         """A module brings its weights."""
@@ -113,7 +113,7 @@ class OwnFamily(Family):
     def find_weights(self, name: str | None, weights: str, network: bool) -> WeightsSource | None:
         if name is None or weights != name:
             return None
-        own = _given(name)
+        own = _registered(name)
         return WeightsSource(self, own.card, f"the module {name.removeprefix(PREFIX)} as it was given", own.module.state_dict, own.notes)
 
     def head_of(self, card: WeightsMetadata) -> str:
@@ -121,7 +121,7 @@ class OwnFamily(Family):
 
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
         """A copy of the module with a head for so many classes."""
-        own = _given(card.name)
+        own = _registered(card.name)
         if own.card.config != card.config:
             raise UserError(
                 f"{card.name} is another network than the one that this run was trained with: its code, its layers, their attributes, its "
@@ -135,7 +135,7 @@ class OwnFamily(Family):
         return net.eval()
 
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
-        own = _given(card.name)
+        own = _registered(card.name)
         faster = ("cuda",) if sum(isinstance(m, nn.Conv2d) for m in net.modules()) > 3 else ()
         why = ""
         for with_values in (False, True):
@@ -158,7 +158,7 @@ class OwnFamily(Family):
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
         """As in `Family`. Raises UserError for a size that the module cannot take."""
         if size != card.size:
-            own = _given(card.name)
+            own = _registered(card.name)
             _check_logits(own.module, own.head, size)
         return replace(card, size=size, classes=classes)
 
@@ -166,13 +166,13 @@ class OwnFamily(Family):
 FAMILY = OwnFamily()
 
 
-def _given(name: str) -> OwnNetwork:
-    if name not in _GIVEN:
+def _registered(name: str) -> OwnNetwork:
+    if name not in _REGISTERED:
         raise UserError(
             f"{name} is a module of a Python program, and no run folder keeps its code; build it there again and give it: "
             "tltrain.train(RECIPE, backbone=tltrain.chain(module, …)), or tltrain.load(RUN, backbone=…)"
         )
-    return _GIVEN[name]
+    return _REGISTERED[name]
 
 
 def _check_pixels(size: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -267,7 +267,7 @@ def _code(cls: type, seen: set[int]) -> str:
 
 
 def _function(function: FunctionType, seen: set[int]) -> str:
-    """The source of a function, and what it names outside of itself: functions, and plain values. Each once."""
+    """The source of a function, followed by the global functions and plain values that it uses. Each once."""
     if id(function) in seen:
         return function.__qualname__
     seen.add(id(function))

@@ -1,4 +1,4 @@
-"""Judges depths by what each says of the same images, paired image by image."""
+"""Chooses between depths by their predictions on the same images, compared image by image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class Raced:
-    """Who won, and what to say of it."""
+    """The chosen depth, the accuracy of each, and the sentence that says why."""
 
     chosen: str
     accuracy: Mapping[str, float]
     sentence: str
 
 
-def judged(right: Mapping[str, Mapping[str, float]], groups: Mapping[str, int] | None = None) -> Raced:
+def choose_depth(right: Mapping[str, Mapping[str, float]], groups: Mapping[str, int] | None = None) -> Raced:
     """The shallowest depth that the best cannot be told from.
 
     right: name of a depth, shallow first, to image to whether it is right. Images that not all depths predicted are left out.

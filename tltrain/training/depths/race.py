@@ -24,7 +24,7 @@ from tltrain.runs.early_end import stop_early
 from tltrain.runs.listing.folders import OF_A_RACE, check_recipe, run_folder
 from tltrain.runs.record import as_chosen, read_predictions, write_race
 from tltrain.training.depths.hidden import check_weights, without_test
-from tltrain.training.depths.judge import HEAD, judged
+from tltrain.training.depths.judge import HEAD, choose_depth
 
 Train = Callable[..., dict[str, Any]]
 FOLDS = 3
@@ -121,7 +121,7 @@ def _race(
             console.say(f"race    {name} failed, and is out: {why}", style="yellow")
     if not right:
         raise UserError(f"every depth of stage {stage.name} failed, so that none can be chosen; the last: {why}")
-    found = judged(right, _groups(images))
+    found = choose_depth(right, _groups(images))
     console.say(found.sentence, style="bold")
     return found.chosen, found.sentence
 
