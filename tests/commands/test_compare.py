@@ -219,3 +219,14 @@ def test_names_and_what_cannot_be_compared(tmp_path: Path) -> None:
     (several / "recipe.yaml").write_text(recipe.override(changes).to_yaml())
     with pytest.raises(UserError, match="sets of labels"):
         compare([run, several], tmp_path / "c.html")
+
+
+def test_groups_of_seeds_of_one_recipe_name_are_named_by_what_their_runs_share(tmp_path: Path) -> None:
+    paths = [fake_run(tmp_path / f"seed-{seed}_lr-{lr}", CLASSES, seed=seed, lr=lr) for lr in (0.001, 0.002) for seed in (0, 1)]
+    assert [group.name for group in grouped(entries_of(*paths))] == ["lr-0.001", "lr-0.002"]
+    alone = [fake_run(tmp_path / name, CLASSES, seed=i % 2, lr=lr) for i, (name, lr) in enumerate((("a", 1), ("b", 1), ("c", 2), ("d", 2)))]
+    assert [group.name for group in grouped(entries_of(*alone))] == ["a and 1 more", "c and 1 more"]
+
+
+def test_the_run_of_a_fit_is_named_by_its_folder(tmp_path: Path) -> None:
+    assert names([tmp_path / "student" / "run", tmp_path / "teacher"]) == ["student/run", "teacher"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -11,6 +13,7 @@ from tltrain.core.metric import metric, of_data
 from tltrain.evaluation import metrics
 from tltrain.evaluation.multilabel.details import details, predictions_csv
 from tltrain.evaluation.multilabel.fitting import fit_temperature, fit_thresholds
+from tltrain.evaluation.multilabel.intervals import intervals, weighted
 from tltrain.evaluation.multilabel.names import under_classes
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.runs.report.stats import accuracy_interval
@@ -87,3 +90,31 @@ def test_images_in_groups_widen_every_interval_and_are_written() -> None:
     lines = predictions_csv(grouped, [str(i) for i in range(60)], ("a", "b", "c")).splitlines()
     assert lines[0].endswith(",group")
     assert [line.rsplit(",", 1)[1] for line in lines[1:]] == [str(g) for g in group_N]
+
+
+def test_the_bootstrap_of_means_over_labels_counts_each_image_as_often_as_it_was_drawn() -> None:
+    """Against scikit-learn on images that stand there so often; with equal logits, and with draws in which a label has no image."""
+    generator = np.random.default_rng(1)
+    logit_NK = np.round(generator.normal(size=(40, 3)), 1)
+    target_NK = generator.random((40, 3)) < (0.4, 0.4, 0.04)
+    p = LabelPredictions(np.arange(40), target_NK, logit_NK)
+    drawn_BN = np.stack([np.bincount(generator.integers(0, 40, 40), minlength=40) for _ in range(6)])
+    found = weighted(p, drawn_BN.astype(np.float64))
+    assert any(not target_NK[row > 0, 2].any() for row in drawn_BN)
+    for b, row in enumerate(drawn_BN):
+        again_N = np.repeat(np.arange(40), row)
+        figures = metrics.summary(LabelPredictions(np.arange(40), target_NK[again_N], logit_NK[again_N]), 3)
+        assert {name: value[b] for name, value in found.items()} == pytest.approx({name: figures[name] for name in found})
+
+
+def test_means_over_labels_have_intervals_that_hold_them_and_respect_groups() -> None:
+    p = _drawn(200)
+    alone = details(p, ["a", "b", "c"])["intervals"]
+    figures = metrics.summary(p, 3)
+    assert all(low < figures[name] < high for name, (low, high) in alone.items())
+    alike = replace(p, target=p.target[:40].repeat(5, 0), logit=p.logit[:40].repeat(5, 0), group=np.arange(40).repeat(5))
+    groups = intervals(alike)
+    assert all(high - low > 1.4 * (alone[name][1] - alone[name][0]) for name, (low, high) in groups.items())
+    right = replace(p, logit=np.where(p.target, 5.0, -5.0))
+    assert intervals(right)["map"] == pytest.approx((200 / (200 + 1.959964**2), 1), abs=1e-6), "Wilson's, where all are right"
+    assert intervals(replace(p, logit=p.logit * np.nan)) == {}

@@ -71,6 +71,6 @@ def test_the_page_counts_the_images_of_each_class(tmp_path: Path) -> None:
     env["data"] = {"classes": 2, "train": 40, "names": ["cat", "<b>dog"], "by_class": {"train": [10, 30], "val": [1, 3], "test": [5, 7]}}
     (run / "env.json").write_text(json.dumps(env))
     text = Page(write_report(run)).text
-    assert "40 training images of 2 classes, beside 4 val and 12 test images. <b>dog has 3.0 times as many training images as cat." in text
+    assert "40 training images of 2 classes, beside 4 val and 12 test images. There are 3.0 times as many of <b>dog as of cat." in text
     assert "Methods, to copy into a paper" in text
     assert "by_class" not in text.partition("Environment")[2].partition("Recipe")[0]

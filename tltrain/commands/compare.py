@@ -51,7 +51,7 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
 def names(paths: Sequence[Path]) -> list[str]:
     """The name of each folder, with as many of the folders above it as tell it from the others."""
     parts = [path.absolute().parts for path in paths]
-    depth = [1] * len(parts)
+    depth = [2 if part[-1] == "run" else 1 for part in parts]  # as fit and distil call the run in their folder
     while True:
         short = [str(Path(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
         others = [{part for part, other in zip(parts, short, strict=True) if other == name} for name in short]  # one folder twice is one

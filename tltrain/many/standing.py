@@ -136,8 +136,11 @@ def _luck(standing: Standing) -> str:
     measured = "" if luck.source == SEEDS else f", {num_val:,}; with --over seed=0..2 it is measured"
     told = (
         f"The best of {luck.num_choices} that were equally good would lead their mean by about {_amount(luck.expected, of)} by luck alone "
-        f"(by {luck.source}{measured}); this one leads by {_amount(luck.lead, of)}: "
+        f"(by {luck.source}{measured}); "
     )
+    if _amount(abs(luck.lead), of) == _amount(0.0, of):
+        return told + "this one does not lead: val tells no difference between them. The test figure was not chosen by, and is fair."
+    told += f"this one leads by {_amount(luck.lead, of)}: "
     if luck.lead <= luck.expected:
         return told + "all of that may be luck of choosing. The test figure was not chosen by, and is fair."
     return told + f"up to {percent(luck.share, 0)} of that may be luck of choosing. The test figure was not chosen by, and is fair."

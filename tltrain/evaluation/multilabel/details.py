@@ -13,6 +13,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from tltrain.core.output import escape
 from tltrain.data.multilabel.label_sets import written
 from tltrain.evaluation.multilabel import metrics
+from tltrain.evaluation.multilabel.intervals import intervals
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.runs.report.stats import accuracy_interval
 
@@ -22,6 +23,7 @@ NUM_BINS = 15  # as of one class an image
 def details(p: LabelPredictions, classes: Sequence[str]) -> dict[str, Any]:
     """Metrics, threshold and calibration by label, ready for JSON. A value that a label does not have is None.
 
+    `intervals` holds those of means over labels, by the name of the metric.
     Where samples have groups, `groups` counts them; `ends` is the interval of exact sets that respects them, and `recall_ends` and
     `precision_ends` are those of a label.
     """
@@ -45,7 +47,7 @@ def details(p: LabelPredictions, classes: Sequence[str]) -> dict[str, Any]:
     calibration = {"temperature": p.temperature, "ece": float(columns["ece"].mean())}
     grouped = {} if p.group is None else {"groups": len(np.unique(p.group))}
     exact = _ends(p, "ends", right_NK.all(1), np.ones(len(p.target), bool))
-    return {"classes": list(classes), "per_label": rows, "calibration": calibration, **grouped, **exact}
+    return {"classes": list(classes), "per_label": rows, "calibration": calibration, "intervals": intervals(p), **grouped, **exact}
 
 
 def _ends(p: LabelPredictions, key: str, hit_N: np.ndarray, among_N: np.ndarray) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from tltrain.data.corruptions.views import CELLS, CLEAN, Cell, CorruptedViews
 from tltrain.evaluation.robustness.figures import Difference, Figures, Row, title
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Axis, Line, axis, line_chart
-from tltrain.runs.report.formatting import percent, plural, points, tenths
+from tltrain.runs.report.formatting import percent, plural, signed, tenths
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES, Interval
 
@@ -41,7 +41,7 @@ def corruptions_page(name: str, about: str, figures: Figures, examples: Html) ->
 def verdict(figures: Figures) -> str:
     """The result in one sentence or two."""
     mean, clean = figures.overall.mean, figures.clean
-    head = f"{percent(mean.value)} are right in the mean of the corruptions, against {percent(clean.value)} of the clean images"
+    head = f"{percent(mean.value)} are right on average over the corruptions, against {percent(clean.value)} of the clean images"
     head += f" (95\u202f% intervals {_ends(mean)} and {_ends(clean)})."
     if len(figures.rows) < 2:
         return head
@@ -70,16 +70,15 @@ def _heat(figures: Figures) -> Html:
         el("tr", el("th", "All, mean" if row.name == "all" else title(row.name), scope="row"), *(_cell(row, s) for s in severities))
         for row in rows
     )
-    grid = el("table", el("thead", head), el("tbody", *body), class_="confusion flat", style="--cell:46px")
+    grid = el("table", el("thead", head), el("tbody", *body), class_="confusion flat shares")
     text = f"Right answers in\u202f%, by severity. Clean: {percent(figures.clean.value)}. The deeper the colour, the more is right."
     return el("div", el("p", text, class_="note"), el("div", grid, class_="scroll"))
 
 
 def _cell(row: Row, severity: int) -> Html:
     share = row.by_severity[severity].value
-    kind = "right" + (" deep" if share > 0.62 else "")
     said = f"{title(row.name)} {severity}: {percent(share)}, {_ends(row.by_severity[severity])}"
-    return el("td", tenths(share), class_=kind, style=f"--share:{100 * share:.0f}%", title=said)
+    return el("td", tenths(share), class_=tables.deep("right", share), style=f"--share:{100 * share:.0f}%", title=said)
 
 
 def _means(figures: Figures) -> Html:
@@ -91,7 +90,7 @@ def _means(figures: Figures) -> Html:
             {"all": "All, mean", "clean": "Clean"}.get(row.name, title(row.name)),
             tables.strip(*row.mean, low, high),
             join(tenths(row.mean.value), el("small", f"{100 * row.mean.low:.1f} to {100 * row.mean.high:.1f}", class_="below")),
-            "" if row.name == "clean" else _signed(row.mean.value - figures.clean.value),
+            "" if row.name == "clean" else signed(row.mean.value - figures.clean.value),
         ]
         for row in rows
     ]
@@ -110,13 +109,9 @@ def _curves(figures: Figures) -> Html:
         rows = [row for row in figures.rows if row.name in names]
         lines = [Line(title(row.name), _points(figures, row), f"s{i}", dots=True) for i, row in enumerate(rows)]
         if lines:
-            charts.append(line_chart(kind.capitalize(), lines, y, lambda v: f"{100 * v:.4g}", x_label="severity; 0 is clean", x_top=5))
-    return el("section", el("h2", "How it falls with the severity"), el("div", *charts, class_="pair"))
-
-
-def _signed(difference: float) -> str:
-    """In points, with a sign as wide as the plus."""
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+            charts.append(line_chart(kind.capitalize(), lines, y, lambda v: f"{100 * v:.4g}", x_label="severity", x_top=5))
+    note = el("p", "Right answers in\u202f%. All charts have one axis; 0 is the clean image.", class_="note")
+    return el("section", el("h2", "How it falls with the severity"), note, el("div", *charts, class_="pair"))
 
 
 def _points(figures: Figures, row: Row) -> list[tuple[float, float]]:
@@ -176,8 +171,8 @@ def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images:
     shown = [
         [
             {"all": "All, mean", "clean": "Clean"}.get(row.name, title(row.name)), tenths(row.first), tenths(row.second),
-            _signed(row.gain.value), tables.strip(*row.gain, -scale, scale),
-            f"{_signed(row.gain.low)} to {_signed(row.gain.high)}", "< .001" if row.p < 0.001 else f"{row.p:.3f}",
+            signed(row.gain.value), tables.strip(*row.gain, -scale, scale),
+            f"{signed(row.gain.low)} to {signed(row.gain.high)}", "< .001" if row.p < 0.001 else f"{row.p:.3f}",
         ]
         for row in rows
     ]  # fmt: skip
@@ -209,8 +204,8 @@ def against_verdict(names: tuple[str, str], rows: Sequence[Difference]) -> str:
     low_end, high_end = sorted(
         (overall.gain.low, overall.gain.high) if overall.gain.value >= 0 else (-overall.gain.low, -overall.gain.high)
     )
-    ends = f"{100 * low_end:.1f} to {points(high_end)}"
+    ends = f"{signed(low_end)} to {signed(high_end)} points"
     return (
-        f"Under corruptions {better} gets {percent(high)} right in the mean, against {percent(low)} for {worse}; {judged} "
+        f"Under corruptions {better} gets {percent(high)} right on average, against {percent(low)} for {worse}; {judged} "
         f"(95\u202f% interval of the difference {ends})."
     )

@@ -25,21 +25,22 @@ def images(run: RunRecord) -> Html | None:
         order.sort(key=lambda c: by_class["train"][c])
     most = max(by_class["train"])
     rows = [[str(names[c]), _bar(by_class["train"][c] / most), *(count(numbers[c]) for numbers in by_class.values())] for c in order]
-    table = parts.table(["Class", "", *by_class], rows, class_="tall balance")
-    return el("section", el("h2", "What it learned from"), el("p", _balance(names, by_class, data)), table)
+    word = "label" if run.recipe.data.multilabel else "class"
+    table = parts.table([word.capitalize(), "", *by_class], rows, class_="tall balance")
+    return el("section", el("h2", "What it learned from"), el("p", _balance(names, by_class, data, word)), table)
 
 
-def _balance(names: Sequence[str], by_class: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> str:
-    """sizes: the images of each split; with several labels an image they are fewer, or more, than those of the classes together."""
+def _balance(names: Sequence[str], by_class: Mapping[str, Sequence[int]], sizes: Mapping[str, int], word: str) -> str:
+    """sizes: the images of each split; with several labels an image they are fewer, or more, than those of the labels together."""
     train = by_class["train"]
     others = " and ".join(f"{count(sizes.get(split, sum(numbers)))} {split}" for split, numbers in by_class.items() if split != "train")
-    text = f"{plural(sizes.get('train', sum(train)), 'training image')} of {plural(len(names), 'class')}"
+    text = f"{plural(sizes.get('train', sum(train)), 'training image')} of {plural(len(names), word)}"
     text += f", beside {others} images." if others else "."
     least, largest = min(range(len(train)), key=train.__getitem__), max(range(len(train)), key=train.__getitem__)
     if train[largest] == train[least]:
-        return f"{text} Each class has {count(train[least])} of them."
+        return f"{text} Each {word} has {count(train[least])} of them."
     times = train[largest] / max(1, train[least])
-    return f"{text} {names[largest]} has {times:.1f} times as many training images as {names[least]}."
+    return f"{text} There are {times:.1f} times as many of {names[largest]} as of {names[least]}."
 
 
 def _bar(share: float) -> Html:

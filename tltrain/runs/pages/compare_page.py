@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tltrain.runs.pages.comparison import ComparedRun, Group, Paired, differing,
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import tables, tree
 from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, log_axis, thinned
-from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points
+from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points, signed
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES, Interval
 
@@ -108,7 +108,7 @@ def _verdict_over_seeds(groups: Sequence[Group]) -> tuple[str, str]:
         return f"{best}.", "With fewer than two seeds each, the effect of the seed on this difference is unknown."
     difference, p = tested
     why = (
-        f"The difference is {points(difference.value)} (95\u202f% interval {points(difference.low)} to {points(difference.high)}; "
+        f"The difference is {points(difference.value)} (95\u202f% interval {100 * difference.low:.1f} to {points(difference.high)}; "
         f"Welch's t over seeds, {p_value(p)})."
     )
     return f"{best}; {_judged(p >= 0.05)}.", why
@@ -122,7 +122,7 @@ def _chance(first: ComparedRun, second: ComparedRun) -> tuple[bool, str]:
         covers = "what the networks learned from" if first.is_folds else "the seed"
         return pair.p >= 0.05, (
             f"On the same images, {first.name} {how} on {count(pair.only_first)}, {second.name} {other} {count(pair.only_second)} "
-            f"({pair.test}, {p_value(pair.p)}). It covers the choice of test images, not of {covers}."
+            f"({pair.test}, {p_value(pair.p)}). This covers the luck of the test images, not that of {covers}."
         )
     assert first.accuracy is not None
     assert second.accuracy is not None
@@ -158,8 +158,14 @@ def _table(entries: Sequence[ComparedRun], groups: Sequence[Group], out: Path) -
     several = on_several(entries)
     rows = [_row(styles[id(e)], e, out, low, high, several) for e in leaderboard(entries)]
     marks = f"{100 * low:.0f} to {100 * high:.0f}\u202f%"
-    head = ["Run", "Test accuracy", marks, "F1, mean", "ECE", "Images", "Time", *(["Device time"] if several else []), "Peak memory"]
+    right, also = ("All labels right", "mAP") if _of_labels(entries) else ("Test accuracy", "ECE")
+    head = ["Run", right, marks, "F1, mean", also, "Trained on", "Time", *(["Device time"] if several else []), "Peak memory"]
     return tables.table(head, rows, class_="wide")
+
+
+def _of_labels(entries: Sequence[ComparedRun]) -> bool:
+    """Whether each image has several labels."""
+    return all(e.run.recipe.data.multilabel for e in entries)
 
 
 def _row(style: str, e: ComparedRun, out: Path, low: float, high: float, several: bool) -> list[str]:
@@ -173,7 +179,12 @@ def _row(style: str, e: ComparedRun, out: Path, low: float, high: float, several
         return [first, ended(run), "", DASH, DASH, *cost]
     mark = tables.strip(*e.accuracy, low, high, style)
     f1 = _figure(e.f1) if e.f1 is not None else percent(number(run.test, "f1_macro"))
-    return [first, _figure(e.accuracy), mark, f1, decimal(number(run.test, "ece")), *cost]
+    return [first, _figure(e.accuracy), mark, f1, _mean_ap(run.test) if "map" in run.test else decimal(number(run.test, "ece")), *cost]
+
+
+def _mean_ap(test: Mapping[str, Any]) -> str:
+    value, ends = number(test, "map"), (test.get("intervals") or {}).get("map")
+    return percent(value) if ends is None else _figure(Interval(value, *ends))
 
 
 def _figure(figure: Interval) -> Html:
@@ -186,11 +197,13 @@ def _style(index: int) -> str:
 
 
 def _note(entries: Sequence[ComparedRun]) -> Html:
+    share, others = ("the share of images", "means over labels") if _of_labels(entries) else ("an accuracy of images", "F1")
     sentences = [
-        f"95\u202f% intervals: Wilson's for an accuracy of images judged once each, else the bootstrap, as for F1, with {RESAMPLES:,} "
-        "resamples of the test images. The calibration error (ECE) is measured before calibration. Images counts those trained on, "
-        "repeats included."
+        f"95\u202f% intervals: Wilson's for {share} judged once each, else the bootstrap, as for {others}, with {RESAMPLES:,} resamples "
+        "of the test images. Trained on counts images, repeats included."
     ]
+    if not _of_labels(entries):
+        sentences.append("The calibration error (ECE) is measured before calibration.")
     if any(e.predicted is not None and e.predicted.group is not None for e in entries):
         sentences.append("Where images have groups, Wilson's is for as many images as they are worth, and they are resampled whole.")
     if any(e.run.recipe.backbone.weights for e in entries):
@@ -221,7 +234,8 @@ def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
         [pair.second.name, _points(pair.gain), count(pair.only_first), count(pair.only_second), p_value(pair.p)[2:].removeprefix("= ")]
         for pair in pairs
     ]
-    text = f"{best} with each of the others, image by image. The difference is in points of test accuracy, with its 95\u202f% interval "
+    share = "the share of images whose labels are all right" if _of_labels([pairs[0].first]) else "test accuracy"
+    text = f"{best} with each of the others, image by image. The difference is in points of {share}, with its 95\u202f% interval "
     over = "images" if pairs[0].first.predicted is None or pairs[0].first.predicted.group is None else "groups of images"
     text += f"(bootstrap over {over}, each with both answers); p is that of the {pairs[0].test}. "
     if len(pairs) > 1:
@@ -232,8 +246,8 @@ def _pairs(entries: Sequence[ComparedRun]) -> Html | None:
 
 
 def _points(figure: Interval) -> Html:
-    ends = f"{100 * figure.low:+.1f}\u00a0to\u00a0{100 * figure.high:+.1f}"
-    return join(f"{100 * figure.value:+.1f}", el("small", ends, class_="below"))
+    ends = f"{signed(figure.low)}\u00a0to\u00a0{signed(figure.high)}"
+    return join(signed(figure.value), el("small", ends, class_="below"))
 
 
 def _recipes(groups: Sequence[Group]) -> Html | None:
@@ -256,7 +270,8 @@ def value_text(value: Any) -> str:
 def _curves(groups: Sequence[Group]) -> Html | None:
     """Charts of accuracy and loss of every run. Runs of one recipe share a colour and a legend entry."""
     runs = [(i, group.name if k == 0 else "", e.run) for i, group in enumerate(groups) for k, e in enumerate(group.entries)]
-    accuracy = [Line(name, _curve(run, "val", "top1"), _style(i), dots=True) for i, name, run in runs]
+    key, title = ("map", "Val mAP, %") if runs[0][2].recipe.data.multilabel else ("top1", "Val accuracy, %")
+    accuracy = [Line(name, _curve(run, "val", key), _style(i), dots=True) for i, name, run in runs]
     # What a run minimises may be another loss than its neighbour's, such as a teacher's. On val all are cross entropy.
     kind = "val" if all(run.of_kind("val") for _, _, run in runs) else "train"
     loss = [Line(name, _curve(run, kind, "loss"), _style(i), dots=kind == "val") for i, name, run in runs]
@@ -265,12 +280,11 @@ def _curves(groups: Sequence[Group]) -> Html | None:
     if values := _values(accuracy):
         y = axis(min(values), max(values))
         y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
-        charts.append(line_chart("Val accuracy, %", accuracy, y, lambda v: f"{100 * v:.4g}", x_label="images trained on", x_top=top))
+        charts.append(line_chart(title, accuracy, y, lambda v: f"{100 * v:.4g}", x_label="images trained on", x_top=top))
     if values := [value for value in _values(loss) if value > 0]:
         uneven = max(values) > 30 * min(values)
-        y, title = (log_axis(min(values), max(values)), ", logarithmic") if uneven else (axis(0, max(values)), "")
-        title = f"{kind.capitalize()} loss{title}"
-        charts.append(line_chart(title, loss, y, lambda v: f"{v:.4g}", x_label="images trained on", x_top=top))
+        y, form = (log_axis(min(values), max(values)), ", logarithmic") if uneven else (axis(0, max(values)), "")
+        charts.append(line_chart(f"{kind.capitalize()} loss{form}", loss, y, lambda v: f"{v:.4g}", x_label="images trained on", x_top=top))
     return el("section", el("h2", "Learning"), el("div", *charts, class_="pair")) if charts else None
 
 

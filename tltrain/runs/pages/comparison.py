@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ def compared_run(name: str, run: RunRecord) -> ComparedRun:
         return ComparedRun(name, run, None, Interval(share, *ends_of(run.test, share, n)), None)
     accuracy = accuracy_interval(predicted.right, predicted.group)
     if several:
-        return ComparedRun(name, run, predicted, accuracy._replace(value=share), None)
+        ends = (run.test.get("intervals") or {}).get("f1_macro")
+        of_labels = None if ends is None else Interval(number(run.test, "f1_macro"), *ends)
+        return ComparedRun(name, run, predicted, accuracy._replace(value=share), of_labels)
     f1 = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return ComparedRun(name, run, predicted, accuracy._replace(value=share), f1._replace(value=number(run.test, "f1_macro")))
 
@@ -119,7 +122,8 @@ class Group:
 def grouped(entries: Sequence[ComparedRun]) -> list[Group]:
     """Group runs by recipe, in the order of their first runs.
 
-    A group has its recipe's name. If two groups share that name, each is named after its runs.
+    A group has its recipe's name. If two groups share that name, each is named after its runs: by the parts of their names that all of
+    its runs have, such as lr-1e-3 of seed-0_lr-1e-3 and seed-1_lr-1e-3, else by its first run.
     """
     groups: dict[tuple[str, int], list[ComparedRun]] = {}
     seen: Counter[str] = Counter()
@@ -130,15 +134,22 @@ def grouped(entries: Sequence[ComparedRun]) -> list[Group]:
         groups.setdefault((key, seen[seeds]), []).append(e)  # a repeated seed starts another group
         seen[seeds] += 1
     names = [members[0].run.recipe.name for members in groups.values()]
+    shared = [_shared(members) for members in groups.values()]
     return [
-        Group(_group_name(members, name if names.count(name) == 1 else None), tuple(members))
-        for name, members in zip(names, groups.values(), strict=True)
+        Group(_group_name(members, name if names.count(name) == 1 else part if shared.count(part) == 1 else ""), tuple(members))
+        for name, part, members in zip(names, shared, groups.values(), strict=True)
     ]
 
 
-def _group_name(members: Sequence[ComparedRun], recipe: str | None) -> str:
+def _group_name(members: Sequence[ComparedRun], name: str) -> str:
     first, num_others = members[0].name, len(members) - 1
-    return first if num_others == 0 else recipe or f"{first} and {num_others} more"
+    return first if num_others == 0 else name or f"{first} and {num_others} more"
+
+
+def _shared(members: Sequence[ComparedRun]) -> str:
+    """The parts between underscores that the names of all members have."""
+    others = [set(e.name.split("_")) for e in members[1:]]
+    return "_".join(part for part in members[0].name.split("_") if all(part in parts for parts in others))
 
 
 def welch(first: Group, second: Group) -> tuple[Interval, float] | None:
@@ -146,7 +157,9 @@ def welch(first: Group, second: Group) -> tuple[Interval, float] | None:
     a, b = first.accuracies, second.accuracies
     if min(len(a), len(b)) < 2 or a.std() + b.std() == 0:
         return None
-    test = scipy_stats.ttest_ind(a, b, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns where all seeds of one of them are equally good
+        test = scipy_stats.ttest_ind(a, b, equal_var=False)
     ends = test.confidence_interval(0.95)
     return Interval(first.mean - second.mean, float(ends.low), float(ends.high)), float(test.pvalue)
 

@@ -11,7 +11,7 @@ from tltrain.core.output.console import size
 from tltrain.runs import manifest
 from tltrain.runs.record import RunRecord
 from tltrain.runs.report import tables as parts
-from tltrain.runs.report.formatting import DASH, count, percent
+from tltrain.runs.report.formatting import DASH, count, percent, signed
 from tltrain.runs.report.html import Html, el
 
 NAME = "distilled.json"
@@ -59,11 +59,11 @@ def said(found: Mapping[str, Any]) -> str:
     """The difference as a sentence. Empty without a test."""
     if "gain" not in found:
         return ""
-    value, low, high = (100 * float(share) for share in found["gain"])
+    value, low, high = (float(share) for share in found["gain"])
     luck = "" if low > 0 or high < 0 else "; it may be luck"
-    differs = f"{abs(value):.1f} points {'more' if value > 0 else 'less'} than" if value else "as often as"
+    differs = f"{100 * abs(value):.1f} points {'more' if value > 0 else 'less'} than" if value else "as often as"
     of = f"on the same {count(int(found['n']))} test images"
-    return f"the student is right {differs} its teacher {of} (95\u202f%: {low:+.1f} to {high:+.1f} points{luck if value else ''})"
+    return f"the student is right {differs} its teacher {of} (95\u202f%: {signed(low)} to {signed(high)} points{luck if value else ''})"
 
 
 def _rows(found: Mapping[str, Any]) -> dict[str, list[str]]:

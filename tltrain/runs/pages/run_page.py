@@ -246,7 +246,7 @@ def errors(run: RunRecord) -> Html | None:
     left = el("div", el("h3", "Confusion"), parts.confusion(matrix, classes))
     pairs = el("div", el("h3", "Most frequent mistakes"), frequent) if frequent else None
     by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"]))
-    wide = 14 < len(classes) <= 30  # the confusion table is as wide as the page
+    wide = 12 < len(classes) <= 30  # the confusion table is as wide as the page
     parted = el("div", pairs, by_class, class_="pair gap") if wide else None
     grid = join(left, parted) if wide else el("div", el("div", left, pairs), by_class, class_="pair long")
     return join(el("section", el("h2", "Where it errs"), grid), tree.section(run.test))
@@ -272,16 +272,16 @@ def calibration(run: RunRecord) -> Html | None:
         return None
     text = el("p", parts.calibration(bins, number(run.test, "ece")))
     head = el("h2", "How far to trust its confidence")
-    note = el("p", "Each dot is a row of the table; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
+    note = el("p", "Each dot is a row of the table below it; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
     after = run.test.get("calibration") or {"temperature": 1.0}
     if after["temperature"] == 1:
         return el("section", head, text, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
     usual = f"tltrain predict and exports divide the logits by a temperature of {after['temperature']:.2f}, fitted on val."
     how = f"{after.get('how') or usual} With it the ECE is {decimal(after['ece'])}."
     calibrated = [b for b in after["reliability"] if b["n"]]
-    charts = el("div", _reliability(bins, ", as trained"), _reliability(calibrated, ", calibrated"), class_="pair")
-    tables = el("div", _bin_table(bins), _bin_table(calibrated), class_="pair gap")
-    return el("section", head, text, el("p", how), charts, el("div", note, class_="under"), tables)
+    before = el("div", _reliability(bins, ", as trained"), _bin_table(bins))
+    calmed = el("div", _reliability(calibrated, ", calibrated"), _bin_table(calibrated))
+    return el("section", head, text, el("p", how), el("div", note), el("div", before, calmed, class_="pair"))
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]], which: str = "") -> Html:

@@ -13,6 +13,8 @@ from tltrain.runs.report.formatting import compact
 from tltrain.runs.report.html import Html, el, join
 
 Point = tuple[float, float]
+_SHORT = 16
+"""Percent of the width that the name of a stage gets at least, if it is the last."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Axis:
         return round(1000 * (value - low) / (high - low), 1)
 
 
-def axis(low: float, high: float, about: int = 5, step_least: float = 0.0) -> Axis:
+def axis(low: float, high: float, about: float = 5, step_least: float = 0.0) -> Axis:
     """An axis that covers [low, high] and ends on ticks. It has `about` round ticks, at least `step_least` apart."""
     if high - low <= max(1e-12, 1e-6 * max(abs(low), abs(high))):  # practically one value
         high = low + (abs(low) if abs(low) > 1e-12 else 1)
@@ -85,7 +87,8 @@ def line_chart(
 ) -> Html:
     """Curves over an x axis from 0 to x_top, with a legend. best: a point to mark with a ring, and its legend text."""
     top = max(x_top, 1)
-    x = Axis(0, top, [t for t in axis(0, top, about=4, step_least=1).ticks if t <= top])
+    about = top if top <= 6 else 4  # every one of few steps, such as severities from 0 to 5
+    x = Axis(0, top, [t for t in axis(0, top, about=about, step_least=1).ticks if t <= top])
     drawn = [*_grid(x, y), *_edges(spans, x)]
     keys = [_key(line.style, line.label) for line in lines if line.label and (len(lines) > 1 or best)]
     if best:
@@ -201,10 +204,16 @@ def _edges(spans: Sequence[Span], x: Axis) -> list[Html]:
 
 
 def _names(spans: Sequence[Span], x: Axis) -> list[Html]:
-    return [
-        el("span", s.label, class_="name", title=s.label, style=f"left:{x(s.start) / 10:.2f}%;width:{(x(s.stop) - x(s.start)) / 10:.2f}%")
-        for s in spans
-    ]
+    return [el("span", s.label, class_="name", title=s.label, style=_place(s, x, i, len(spans))) for i, s in enumerate(spans)]
+
+
+def _place(span: Span, x: Axis, index: int, num: int) -> str:
+    """Where the name of a span stands: above it. That of a short last one ends at the right edge, so that it can be read."""
+    start, width = x(span.start) / 10, (x(span.stop) - x(span.start)) / 10
+    if 0 < index == num - 1 and width < _SHORT:
+        return f"right:0;max-width:{_SHORT}%"
+    before_last = index == num - 2 and start + width > 100 - _SHORT
+    return f"left:{start:.2f}%;width:{max(0.0, 100 - _SHORT - start) if before_last else width:.2f}%"
 
 
 def _tick_texts(x: Axis, y: Axis, x_text: Callable[[float], str], y_text: Callable[[float], str]) -> list[Html]:

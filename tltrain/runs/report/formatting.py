@@ -40,10 +40,12 @@ def grouped(test: Mapping[str, Any]) -> str:
 
 def intervals(test: Mapping[str, Any]) -> str:
     """What the intervals of a run's test are."""
-    several = "per_label" in test  # whose F1 is shown without an interval
-    how = f"Wilson's for a share of them{'' if several else ', the bootstrap over images for F1'}."
+    means = "means over labels" if "per_label" in test else "F1"
+    if "per_label" in test and not test.get("intervals"):  # of an older version, or of too many answers
+        means = ""
+    how = f"Wilson's for a share of them{f', the bootstrap over images for {means}' if means else ''}."
     if "groups" in test:
-        f1 = "" if several else ", the bootstrap over groups for F1"
+        f1 = f", the bootstrap over groups for {means}" if means else ""
         how = (
             f"they lie in {plural(int(test['groups']), 'group')} of images that are alike, such as those of one patient, and intervals are "
             f"as wide as that makes them (Wilson's for as many images as the groups are worth{f1})."
@@ -58,6 +60,12 @@ def decimal(value: float, digits: int = 3) -> str:
 def points(difference: float) -> str:
     """A difference of two shares, .011 as 1.1 points."""
     return f"{100 * difference:.1f}\u00a0points" if math.isfinite(difference) else DASH
+
+
+def signed(difference: float) -> str:
+    """A difference of two shares in points, with a sign as wide as the plus: .011 as +1.1. What rounds to 0 has none."""
+    shown = f"{100 * difference:+.1f}"
+    return "0.0" if shown in ("+0.0", "-0.0") else shown.replace("-", "\u2212")
 
 
 def memory(num_bytes: float) -> str:

@@ -14,6 +14,7 @@ from tltrain.runs.report.stats import ends_of
 
 _MOST_CELLS = 30  # classes up to which the confusion matrix is a table with names and counts
 _IN_CLASS_ORDER = 12  # classes up to which the per-class table keeps the class list's order
+_DEEP = {"right": 0.79, "wrong": 0.89}  # depths from which white is easier to read on the colour than black, by their contrast
 
 
 def figures(items: Sequence[tuple[str, str, str]]) -> Html:
@@ -31,17 +32,33 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | None]], texts: int 
 
 
 def strip(share: float, low: float, high: float, start: float, stop: float = 1.0, style: str = "s0") -> Html:
-    """A share and its interval [low, high] as a mark and a band on a small scale from start to stop."""
+    """A share and its interval [low, high] as a mark and a band on a small scale from start to stop, with a line at 0 within it."""
 
     def at(value: float) -> float:
         return 100 * min(1.0, max(0.0, (value - start) / (stop - start)))
 
     band = el("i", style=f"left:{at(low):.1f}%;width:{at(high) - at(low):.1f}%")
-    return el("span", band, el("b", style=f"left:{at(share):.1f}%"), class_=f"strip {style}")
+    zero = el("u", style=f"left:{at(0):.1f}%") if start < 0 < stop else None
+    return el("span", band, zero, el("b", style=f"left:{at(share):.1f}%"), class_=f"strip {style}")
+
+
+def short(classes: Sequence[str]) -> list[str]:
+    """Names of classes as a narrow column shows them: the last parts of a path in a tree, as many as no other class shares."""
+    parts, shown = [name.split("/") for name in classes], list(classes)
+    for i, own in enumerate(parts):
+        ends = ("/".join(own[-depth:]) for depth in range(1, len(own) + 1))
+        shown[i] = next((end for end in ends if sum(name == end or name.endswith(f"/{end}") for name in classes) == 1), classes[i])
+    return shown
+
+
+def deep(kind: str, depth: float) -> str:
+    """The class of a coloured cell: right or wrong, and whether its colour asks for white figures."""
+    return f"{kind} deep" if depth > _DEEP[kind] else kind
 
 
 def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
     """Precision, recall and F1 of each class. Many classes are sorted, the worst first."""
+    names = dict(zip((str(r["name"]) for r in rows), short([str(r["name"]) for r in rows]), strict=True))
     many = len(rows) > _IN_CLASS_ORDER
     shown = sorted(rows, key=lambda r: r["f1"]) if many else rows
     low = max(0.0, axis(min((_ends(r)[0] for r in rows if r["support"]), default=0.0), 1).low)
@@ -49,7 +66,8 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
     for r in shown:
         n = int(r["support"])
         mark = strip(r["recall"], *_ends(r), low) if n else ""
-        cells.append([str(r["name"]), count(n), tenths(r["recall"]) if n else DASH, mark, tenths(r["precision"]), tenths(r["f1"])])
+        name = el("span", names[str(r["name"])], title=str(r["name"]))
+        cells.append([name, count(n), tenths(r["recall"]) if n else DASH, mark, tenths(r["precision"]), tenths(r["f1"])])
     note = el("p", f"{'Worst first. ' if many else ''}In\u202f%. The strip shows recall with its 95\u202f% interval.", class_="note")
     head = ["Class", "Images", "Recall", f"{100 * low:.0f} to 100\u202f%", "Precision", "F1"]
     return join(note, table(head, cells, class_="tall"))
@@ -75,10 +93,11 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
         where = "Both run through the class list in its order, from the top left."
         return join(note, el("figure", heat_map(matrix, "Confusion matrix"), el("figcaption", where, class_="note")))
     narrow = max(map(len, classes)) <= 3 or (len(classes) <= 3 and max(map(len, classes)) <= 10)
-    cell_px = max(26, min(56, 340 // len(classes)))
-    names = (el("th", el("span", name), scope="col", title=name) for name in classes)
+    cell_px = max(26, min(56, 320 // len(classes)))
+    shown = short(classes)
+    names = (el("th", el("span", text), scope="col", title=name) for text, name in zip(shown, classes, strict=True))
     head = el("tr", el("td"), *names)
-    body = (el("tr", el("th", classes[t], scope="row", title=classes[t]), *_cells(row, t, classes)) for t, row in enumerate(matrix))
+    body = (el("tr", el("th", shown[t], scope="row", title=classes[t]), *_cells(row, t, classes)) for t, row in enumerate(matrix))
     kind = f"confusion {'flat' if narrow else 'steep'}"
     grid = el("table", el("thead", head), el("tbody", *body), class_=kind, style=f"--cell:{cell_px}px")
     return join(note, el("div", grid, class_="scroll"))
@@ -92,7 +111,7 @@ def _cells(row: Sequence[int], true: int, classes: Sequence[str]) -> list[Html]:
             cells.append(el("td"))
             continue
         depth = math.sqrt(n / total)  # square root, so that rare mistakes are visible
-        kind = ("right" if p == true else "wrong") + (" deep" if depth > 0.7 else "")
+        kind = deep("right" if p == true else "wrong", depth)
         text = f"{classes[true]} taken for {classes[p]}: {n} of {total}"
         cells.append(el("td", str(n), class_=kind, style=f"--share:{100 * depth:.0f}%", title=text))
     return cells
@@ -120,14 +139,15 @@ def _example(item: Mapping[str, Any]) -> Html:
     if "lit" in item:
         lit = el("img", src=f"data:image/jpeg;base64,{item['lit']}", alt=f"{said}, where it looked", class_=kind)
         seen = el("div", seen, lit)
-    lines = (el("small", "is ", label) if wrong else None, el("small", percent(float(item["confidence"])), " sure"))
-    caption = el("figcaption", el("b", predicted), *lines, el("small", el("bdi", _file(name)), class_="file"))
+    lines = (el("small", "is ", label, class_="class") if wrong else None, el("small", percent(float(item["confidence"])), " sure"))
+    caption = el("figcaption", el("b", predicted, class_="class"), *lines, el("small", el("bdi", _file(name)), class_="file"))
     return el("figure", seen, caption, title=f"{name}: {said}")
 
 
 def _file(name: str) -> str:
-    """The end of a sample's name: a file without its folders."""
-    return name.rsplit("/", 1)[-1]
+    """The end of a sample's name: a file without its folders. What has no name of its own is a number."""
+    end = name.rsplit("/", 1)[-1]
+    return f"image {end}" if end.isdecimal() else end
 
 
 def facts(value: Mapping[str, Any]) -> Html:
