@@ -23,6 +23,7 @@ from tltrain.commands import predict as command
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
+from tltrain.data import open_images
 from tltrain.evaluation import exporters
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.promises.fitted import Wanted, rules_for
@@ -121,6 +122,22 @@ def test_a_metric_of_one_class_is_refused_before_the_first_step(pictures: Path, 
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="choose top1"):
         train(made_recipe(select="map"), RunFlags(folder=tmp_path / "run", workers=0))
+
+
+@pytest.mark.parametrize("solve", ["ridge", "logistic"])
+def test_a_solved_head_names_labels_and_is_tried_with_smoke(pictures: Path, tmp_path: Path, solve: str) -> None:
+    stage = {"name": "head", "unfreeze": "head", "solve": solve, "views": 3, "augment": "light"}
+    recipe = _recipe(pictures).override({"stages": [stage], "data.balance": "none"})
+    _trained(recipe, tmp_path / "run")
+    test, card = run_dir.test_metrics(tmp_path / "run"), read_card(tmp_path / "run" / "weights.safetensors")
+    assert test is not None
+    assert test["map"] > 0.6  # a random order has 0.37
+    assert card is not None
+    assert card.thresholds is not None
+    _trained(recipe.smoke(), tmp_path / "smoke")
+    few = open_images(run_dir.read_recipe(tmp_path / "smoke").data, multilabel=True).train
+    assert (few.labels.sum(0) >= 4).all()
+    assert len(few) <= 16
 
 
 def test_a_val_in_which_nothing_has_a_label_is_refused_before_the_first_step(pictures: Path, tmp_path: Path) -> None:

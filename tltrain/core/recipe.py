@@ -183,7 +183,8 @@ class Recipe(Model):
         if len(set(names)) < len(names):
             raise ValueError(f"stage names are {names}; each must be different")
         solved = [s.name for s in self.stages if s.solve is not None]
-        self.data.check_learned(solved, [s.name for s in self.stages if s.unfreeze == "auto"], self.distill is not None)
+        kinds = [(s.name, s.solve) for s in self.stages if s.solve is not None]
+        self.data.check_learned(kinds, [s.name for s in self.stages if s.unfreeze == "auto"], self.distill is not None)
         if self.matches_features:
             taught.check_pretraining(self.stages, LOSS)
         elif self.distill is not None and solved:

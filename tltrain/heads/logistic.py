@@ -1,4 +1,4 @@
-"""Multinomial logistic regression in double precision."""
+"""Logistic regression in double precision: multinomial, or one for each of several labels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tltrain.heads.standardised import Basis
 
@@ -24,13 +25,18 @@ SUREST = 1e-6
 class Logistic:
     """Minimises mean log loss + strength / (2 total) * weight², as scikit-learn does with C = 1 / strength. The bias is free.
 
+    Of several labels the loss is the sum of those of each, so that each is fitted as if it were alone (one-vs-rest).
+
     It works in the basis of `Basis`, each direction divided by the square root of its curvature: then all directions curve about alike,
     and L-BFGS needs tens of steps in place of hundreds. Curvature is that of the features times p (1 - p) on average, at most 1/4
     (Böhning 1992); it shrinks as the fit grows sure, and so it is taken anew every `ROUND` steps.
     """
 
-    def __init__(self, basis: Basis, target_NK: Tensor, weight_N: Tensor, alive: Callable[[], None] = lambda: None) -> None:
-        """alive: called at each look at the loss; what it raises ends the fit."""
+    def __init__(
+        self, basis: Basis, target_NK: Tensor, weight_N: Tensor, alive: Callable[[], None] = lambda: None, several: bool = False
+    ) -> None:
+        """alive: called at each look at the loss; what it raises ends the fit. several: whether a row may have several labels, or none."""
+        self.several = several
         self.alive, self.basis, self.target_NK, self.total = alive, basis, target_NK, weight_N.sum()
         self.share_N = weight_N / self.total
         self.point_R1K = torch.zeros(len(basis.value_R) + 1, target_NK.shape[1], dtype=torch.float64)  # the bias last
@@ -46,9 +52,10 @@ class Logistic:
 
     def _round(self, penalty_R11: Tensor, slope: float) -> bool:
         """Up to `ROUND` steps of L-BFGS. Returns whether no more are needed."""
-        p_NK = self._log_p().exp()
-        doubt = float(self.share_N @ (p_NK * (1 - p_NK)).sum(1)) / p_NK.shape[1]
-        unit_R11 = (self.value_R11 * max(doubt, SUREST) + penalty_R11).rsqrt()
+        p_NK = self._look()[1]
+        doubt_NK = p_NK * (1 - p_NK)  # labels are fitted each alone, and differ in it
+        doubt_K = self.share_N @ doubt_NK if self.several else (self.share_N @ doubt_NK.sum(1) / p_NK.shape[1])[None]
+        unit_R11 = (self.value_R11 * doubt_K.clamp_min(SUREST) + penalty_R11).rsqrt()
         point = (self.point_R1K / unit_R11).requires_grad_(True)
         search = torch.optim.LBFGS(
             [point], max_iter=ROUND, max_eval=2 * ROUND, tolerance_grad=slope, tolerance_change=LOST, history_size=20,
@@ -59,9 +66,9 @@ class Logistic:
             self.alive()
             with torch.no_grad():
                 self.point_R1K = unit_R11 * point
-                log_p_NK = self._log_p()
-                value = 0.5 * (penalty_R11 * self.point_R1K.square()).sum() - self.share_N @ (self.target_NK * log_p_NK).sum(1)
-                wrong_NK = self.share_N[:, None] * (log_p_NK.exp() - self.target_NK)
+                loss_N, p_NK = self._look()
+                value = 0.5 * (penalty_R11 * self.point_R1K.square()).sum() + self.share_N @ loss_N
+                wrong_NK = self.share_N[:, None] * (p_NK - self.target_NK)
                 slope_R1K = torch.cat([self.basis.rows_NR.T @ wrong_NK, wrong_NK.sum(0, keepdim=True)])
                 point.grad = unit_R11 * (slope_R1K + penalty_R11 * self.point_R1K)
             return value
@@ -70,12 +77,24 @@ class Logistic:
         self.point_R1K = (unit_R11 * point).detach()
         return search.state[point]["n_iter"] < ROUND
 
-    def _log_p(self) -> Tensor:
-        return (self.basis.rows_NR @ self.point_R1K[:-1] + self.point_R1K[-1]).log_softmax(1)
+    def _look(self) -> tuple[Tensor, Tensor]:
+        """(the loss (N,), the probabilities (N, K))."""
+        logits_NK = self.basis.rows_NR @ self.point_R1K[:-1] + self.point_R1K[-1]
+        if self.several:
+            return (F.softplus(logits_NK) - self.target_NK * logits_NK).sum(1), logits_NK.sigmoid()
+        log_p_NK = logits_NK.log_softmax(1)
+        return -(self.target_NK * log_p_NK).sum(1), log_p_NK.exp()
 
     def logits(self, at_B: Tensor) -> Tensor:
         """What the fit says of the rows at these positions (B, K)."""
         return self.basis.rows_NR[at_B] @ self.point_R1K[:-1] + self.point_R1K[-1]
+
+    def loss(self, at_B: Tensor) -> Tensor:
+        """Log loss (B,) of the rows at these positions."""
+        logits_BK, target_BK = self.logits(at_B), self.target_NK[at_B]
+        if self.several:
+            return (F.softplus(logits_BK) - target_BK * logits_BK).sum(1)
+        return -(target_BK * logits_BK.log_softmax(1)).sum(1)
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """(weight (K, D), bias (K,)) on standardised features."""

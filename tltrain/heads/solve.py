@@ -16,7 +16,7 @@ from tltrain.data.splits import folds
 from tltrain.heads import logistic, means, ridge
 from tltrain.heads.logistic import Logistic
 from tltrain.heads.ridge import WithoutFold
-from tltrain.heads.scale import fit_scale
+from tltrain.heads.scale import fit_lines, fit_scale
 from tltrain.heads.standardised import Basis, Scaling, one_thread
 
 Kind = Literal["ridge", "logistic", "nearest_mean"]
@@ -60,6 +60,11 @@ class _Problem:
     def total(self) -> float:
         return float(self.weight_N.sum())
 
+    @property
+    def several(self) -> bool:
+        """Whether a row may have several labels, or none."""
+        return self.label_N.ndim == 2
+
 
 def solve(
     kind: Kind,
@@ -73,6 +78,9 @@ def solve(
     alive: Callable[[], None] = lambda: None,
 ) -> SolvedHead:
     """A linear head for features (N, D) of any float type, with labels (N,) from 0 to num_classes - 1. A function of its arguments.
+
+    Several labels (N, K), 1 where a row has one: ridge on these ones and zeros, or a logistic regression for each; not nearest_mean.
+    A label's probability is then the sigmoid of its logit.
 
     weight_N: what each row counts, such as class weights. A row of weight 0 is not seen. group_N: rows that belong together, such as
     several views of an image; they are left out together while the strength is chosen. seed: of those folds. alive: called now and then;
@@ -92,6 +100,8 @@ def solve(
     if not bool(torch.isfinite(features_ND).all()):
         raise UserError("features hold values that are not finite, so that no head can be worked out; use fp32, or other weights")
     with one_thread(), torch.no_grad():
+        if label_N.ndim == 2:
+            return _of_labels(kind, features_ND, label_N, weight_N, groups, seed, alive)
         present_K, own_N = torch.unique(label_N, return_inverse=True)
         problem = _problem(features_ND, own_N, len(present_K), weight_N, groups, seed, alive)
         found = _solved(kind, problem)
@@ -105,7 +115,7 @@ def _weights(weight_N: Tensor | np.ndarray | None, num: int) -> Tensor:
 def _problem(
     features_ND: Tensor, label_N: Tensor, num_classes: int, weight_N: Tensor, group_N: Tensor, seed: int, alive: Callable[[], None]
 ) -> _Problem:
-    target_NK = F.one_hot(label_N, num_classes).double()
+    target_NK = label_N.double() if label_N.ndim == 2 else F.one_hot(label_N, num_classes).double()
     num_groups = len(torch.unique(group_N))
     fold_N = None
     if 1 < num_groups < len(group_N):
@@ -135,9 +145,13 @@ def _ridge(problem: _Problem, scaling: Scaling, basis: Basis, odd: tuple[str, ..
     strength, score_NK, how = USUAL["ridge"] * problem.total, None, "usual: there is one group, and so nothing unseen"
     if problem.num_groups > 1:
         strength, score_NK, how = _unseen_by_ridge(problem, basis)
-    factor, said = _scale(score_NK, problem)
     weight_KD, bias_K = scaling.folded(*ridge.coefficients(basis, target_NK, weight_N, strength))
-    notes = (*odd, f"ridge of strength {strength:.3g} ({how})", *said)
+    told = f"ridge of strength {strength:.3g} ({how})"
+    if problem.several:
+        slope_K, offset_K, line = _lines(score_NK, problem)
+        return SolvedHead(slope_K[:, None] * weight_KD, slope_K * bias_K + offset_K, strength, (*odd, told, line))
+    factor, said = _scale(score_NK, problem)
+    notes = (*odd, told, *said)
     return SolvedHead(factor * weight_KD, factor * bias_K, strength, notes)
 
 
@@ -173,9 +187,9 @@ def _unseen_by_ridge(problem: _Problem, basis: Basis) -> tuple[float, Tensor, st
 def _logistic(problem: _Problem, scaling: Scaling, basis: Basis, odd: tuple[str, ...]) -> SolvedHead:
     """Strength by the log loss of unseen rows."""
     by_image, how = USUAL["logistic"], "usual: there is one group, and so nothing unseen"
-    if problem.num_groups > 1 and problem.target_NK.shape[1] > 1:
+    if problem.num_groups > 1 and (problem.several or problem.target_NK.shape[1] > 1):
         by_image, how = _strength_of_logistic(problem, basis)
-    fit = Logistic(basis, problem.target_NK, problem.weight_N, problem.alive)
+    fit = Logistic(basis, problem.target_NK, problem.weight_N, problem.alive, problem.several)
     fit.fit(by_image * problem.total, logistic.FINE)
     weight_KD, bias_K = scaling.folded(*fit.coefficients())
     strength = by_image * problem.total
@@ -193,16 +207,16 @@ def _strength_of_logistic(problem: _Problem, basis: Basis) -> tuple[float, str]:
     fits = []
     for fold in range(num):
         weight_N = torch.where(fold_N == fold, 0.0, problem.weight_N)
-        known_K = weight_N @ problem.target_NK > 0
-        held_N = ((fold_N == fold) & known_K[label_N]).nonzero().squeeze(1)  # of a class that the others lack there is nothing to learn
-        fits.append((held_N, Logistic(basis, problem.target_NK, weight_N, problem.alive)))
+        held_N = fold_N == fold
+        if not problem.several:
+            held_N &= (weight_N @ problem.target_NK > 0)[label_N]  # of a class that the others lack there is nothing to learn
+        fits.append((held_N.nonzero().squeeze(1), Logistic(basis, problem.target_NK, weight_N, problem.alive, problem.several)))
     losses: list[float] = []
     for by_image in logistic.STRENGTHS:
         losses.append(0.0)
         for held_N, fit in fits:
             fit.fit(by_image * float(fit.total), logistic.COARSE)
-            log_p_B = fit.logits(held_N).log_softmax(1).gather(1, label_N[held_N, None]).squeeze(1)
-            losses[-1] -= float(problem.weight_N[held_N] @ log_p_B)
+            losses[-1] += float(problem.weight_N[held_N] @ fit.loss(held_N))
         if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:
             break
     kept = "whole groups" if problem.fold_N is not None else "images"
@@ -236,6 +250,31 @@ def _scale(score_NK: Tensor | None, problem: _Problem, at_N: Tensor | None = Non
         return factor, (f"its scores times {factor:.3g} are logits: the least log loss of what it says of unseen images",)
     largest = float((score_NK - score_NK.mean(1, keepdim=True)).abs().max())
     return 1 / max(largest, 1.0), ("of unseen images it knows no more than a guess, and so its probabilities are nearly even",)
+
+
+def _lines(score_NK: Tensor | None, problem: _Problem) -> tuple[Tensor, Tensor, str]:
+    """(slope (K,), offset (K,), a note) that make logits of scores of several labels, whose targets are 0 and 1."""
+    if score_NK is None:
+        num = problem.target_NK.shape[1]
+        return torch.full((num,), 4.0).double(), torch.full((num,), -2.0).double(), "a score of 0.5 is even: nothing unseen to scale it by"
+    lines = fit_lines(score_NK, problem.target_NK, problem.weight_N)
+    return *lines, "each label's scores become logits by a line: the least log loss of what it says of unseen images"
+
+
+def _of_labels(
+    kind: Kind, features_ND: Tensor, label_NK: Tensor, weight_N: Tensor, groups: Tensor, seed: int, alive: Callable[[], None]
+) -> SolvedHead:
+    """The head of several labels. One that each row has, or none, has no weights: its logit is log(N + 1), or its negative."""
+    assert kind != "nearest_mean"  # recipes and flags refuse it
+    num, count_K = len(label_NK), label_NK.long().sum(0)
+    varies_K = (count_K > 0) & (count_K < num)
+    weight_KD = torch.zeros(len(count_K), features_ND.shape[1], dtype=torch.float64)
+    bias_K = torch.where(count_K == 0, -1.0, 1.0).double() * float(np.log(num + 1))
+    if not bool(varies_K.any()):
+        return SolvedHead(weight_KD, bias_K, None, ("no label that some images have and others lack, so that there is nothing to learn",))
+    found = _solved(kind, _problem(features_ND, label_NK[:, varies_K], len(count_K), weight_N, groups, seed, alive))
+    weight_KD[varies_K], bias_K[varies_K] = found.weight_KD, found.bias_K
+    return SolvedHead(weight_KD, bias_K, found.strength, found.notes)
 
 
 def _least(error_S: Tensor) -> int:

@@ -108,9 +108,18 @@ class Data(Model):
         """Whether an image may have several labels, or none."""
         return self.label_separator is not None or self.label_columns is not None
 
-    def check_learned(self, solved: Sequence[str], raced: Sequence[str], distils: bool) -> None:
-        """Raise ValueError where images of several labels meet what learns one class an image. solved, raced: names of stages."""
-        given = [f"stage {name}'s solve" for name in solved] + [f"stage {name}'s unfreeze: auto" for name in raced]
+    def check_learned(self, solved: Sequence[tuple[str, str]], raced: Sequence[str], distils: bool) -> None:
+        """Raise ValueError where images of several labels meet what learns one class an image.
+
+        solved: names of stages, and what they are solved by. raced: names of stages.
+        """
+        if self.multilabel and solved and self.balance == "weights":
+            raise ValueError(
+                f"stage {solved[0][0]}'s solve weighs images, and balance: weights gives an image a weight for each of its labels; with "
+                "label_separator or label_columns set balance: none"
+            )
+        given = [f"stage {name}'s solve: {kind}" for name, kind in solved if kind == "nearest_mean"]
+        given += [f"stage {name}'s unfreeze: auto" for name in raced]
         given += ["distill"] if distils else []
         if self.multilabel and given:
             told = f"{', '.join(given)} learns one class an image"
@@ -128,7 +137,7 @@ class Data(Model):
                 f"label_columns is {', '.join(self.label_columns or ())}; name each class once, and neither path, split, group nor a name "
                 "with | in it"
             )
-        idle = {"folds": None, "per_class": None, "relabel": None}
+        idle = {"folds": None, "relabel": None}
         given = [f"{name}: {getattr(self, name)}" for name, nothing in idle.items() if getattr(self, name) != nothing]
         given += ["balance: sampler"] if self.balance == "sampler" else []
         if given:

@@ -152,7 +152,7 @@ class HeadProblem:
         assert kind is not None
         times = self.stage.spec.views or 1
         weight_N = class_weights(train.labels, num_classes)[train.labels] if self.balanced else np.ones(len(train))
-        label_M, weight_M, group_M = (np.tile(array_N, times) for array_N in (train.labels, weight_N, groups(self.images)))
+        label_M, weight_M, group_M = (np.concatenate([array] * times) for array in (train.labels, weight_N, groups(self.images)))
         return solve(kind, features_ND.flatten(1), label_M, num_classes, weight_N=weight_M, group_N=group_M, seed=self.seed, alive=alive)
 
 
