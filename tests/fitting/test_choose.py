@@ -11,7 +11,7 @@ from tltrain.core.recipe import parse
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, with_rate
 from tltrain.fitting.facts import Facts
-from tltrain.fitting.looking import LEAST_PROBED, balance, bounded, choose_size, per_class_for, preferred, sizes_to_try
+from tltrain.fitting.looking import LEAST_PROBED, balance, bounded, choose_crop, choose_size, per_class_for, preferred, sizes_to_try
 from tltrain.fitting.lr_range import Found
 from tltrain.fitting.race import against_head
 from tltrain.training.depths.judge import HEAD, shallowest
@@ -168,6 +168,20 @@ def test_another_size_must_cost_next_to_nothing_or_lead_by_more_than_luck() -> N
     assert choose_size({224: own}, 224).size is None, "nothing was chosen"
     assert choose_size({224: own, 160: own}, 224).right == tuple(own.tolist())
     assert "72.5\u202f% at 160 px, 75.0\u202f% at 224 px" in choose_size({224: own, 160: worse}, 224).why
+
+
+def test_of_two_crops_that_cost_the_same_the_one_that_is_right_more_often_is_taken() -> None:
+    cropped, whole = np.arange(400) < 300, np.arange(400) < 302
+    is_whole, why = choose_crop(cropped, whole)
+    assert is_whole
+    assert why.startswith("no crop at the shorter side: 75.5\u202f% out of fold, 75.0\u202f% with the crop of the weights")
+    assert why.endswith(", which may be luck, but costs nothing")
+    assert "luck" not in choose_crop(cropped, np.arange(400) < 330)[1]
+    assert choose_crop(cropped, cropped) == (False, ""), "that of the weights, where nothing tells them apart"
+    assert choose_crop(whole, cropped) == (False, "")
+    assert choose_crop(cropped, None) == (False, "")
+    seen = replace(CHOSEN, size=224, resize=224)
+    assert draft(facts(300), seen, Depth("head"), "x", "").recipe.data.resize == 224
 
 
 def test_a_larger_size_that_leads_in_one_group_alone_may_be_luck() -> None:

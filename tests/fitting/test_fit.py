@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cli_words import mistake
 from digit_files import digit_image
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from tltrain.cli.main import main
@@ -66,6 +67,22 @@ def test_a_dry_run_ends_at_a_recipe_with_reasons(tmp_path: Path, capsys: pytest.
     (tmp_path / "fit" / "recipe.yaml").write_text(edited)
     assert "recipe.yaml is not as it was written" in mistake(asked(photos, tmp_path / "fit", "--minutes", "0.001"), capsys)
     assert (tmp_path / "fit" / "recipe.yaml").read_text() == edited, "nothing is lost"
+
+
+def test_a_class_that_shows_at_the_edges_is_seen_without_the_crop(tmp_path: Path) -> None:
+    generator, photos = np.random.default_rng(0), tmp_path / "photos"
+    for name, edge in (("dark", 0), ("light", 255)):
+        (photos / name).mkdir(parents=True)
+        for i in range(15):
+            pixels = generator.integers(0, 256, (168, 168, 3), dtype=np.uint8)
+            pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:] = edge, edge, edge, edge
+            Image.fromarray(pixels).save(photos / name / f"{i}.png")
+    words = ["fit", str(photos), "--backbones", "timm:test_resnet=none", "--workers", "0", "--dry-run"]  # 160 of 168 pixels
+    assert main([*words, "--folder", str(tmp_path / "fit")]) == 0
+    text = (tmp_path / "fit" / "recipe.yaml").read_text()
+    recipe = recipes.parse(text, "test")
+    assert (recipe.data.size, recipe.data.resize) == (160, 160)
+    assert "no crop at the shorter side: 100" in " ".join(text.replace("#", " ").split())
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,8 @@ class Chosen:
     """Reasons of the choices so far, by dotted path in the recipe."""
     size: int | None = None
     """Side of the images, pixels. None: that of the weights."""
+    resize: int | None = None
+    """Shorter side before the crop, pixels. None: the weights' own ratio of it to the size."""
     per_class: int | None = None
     """Training images of each class at most, where the time does not allow all."""
     balanced: bool = False
@@ -194,7 +196,7 @@ def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str,
         **chosen.reasons,
     }
     data: dict[str, Any] = {"source": facts.source}
-    data |= {key: value for key, value in (("size", chosen.size), ("per_class", chosen.per_class)) if value is not None}
+    data |= {key: value for key in ("size", "resize", "per_class") if (value := getattr(chosen, key)) is not None}
     if facts.source in WRITTEN:
         data["flip"] = False
         reasons["data.flip"] = "mirrored characters are others"

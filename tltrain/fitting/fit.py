@@ -124,14 +124,17 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     candidate = next(c for c in candidates if c.name == probed.knee.backbone)
     own = network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
     ask = replace(ask, per_class=limit.per_class)
-    size = probe_sizes(ask, candidate, probed, images, (own.size, facts.side), start, console, SIZE_SHARE * left_s())
-    recipe = recipe_of(replace(ask, size=size.size), candidate)
+    size = probe_sizes(ask, candidate, probed, images, own, facts.side, start, console, SIZE_SHARE * left_s())
+    recipe = recipe_of(replace(ask, size=size.size, resize=size.resize), candidate)
     with FeatureBank.open(recipe, start, console, which=which_of(ask)) as bank:
         head = choose_head(bank, np.array(size.right), facts, HEAD_SHARE * left_s(), wanted.seed)
     reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": head.why}
+    reasons |= {"data.resize": size.why_resize} if size.resize is not None else {}
     reasons |= {"data.balance": head.why_balance} if head.why_balance else {}
     spec = candidate.spec
-    chosen = Chosen(spec.name, spec.weights, head.kind, own.transformer, own.device, reasons, size.size, balanced=head.balanced)
+    chosen = Chosen(
+        spec.name, spec.weights, head.kind, own.transformer, own.device, reasons, size.size, size.resize, balanced=head.balanced
+    )
     facts, chosen, images = _affordable(wanted, facts, chosen, images, start, max(left_s(), TRAIN_SHARE * 60 * wanted.minutes))
     right = tuple(name for name, is_right in zip(head.ids, head.right.tolist(), strict=True) if is_right)
     plan = Plan(facts, chosen, (), "", head.ids, right, tuple(probed_lines(probed)))

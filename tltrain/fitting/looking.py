@@ -140,13 +140,16 @@ def _cost(network: Network, num_classes: int) -> Callable[[int], float]:
 
 @dataclass(frozen=True)
 class Sized:
-    """The chosen image size, and why."""
+    """The chosen image size and crop, and why."""
 
     size: int | None
     """Pixels. None: no other than that of the weights was tried."""
     why: str
     right: tuple[bool, ...]
     """(N,) whether each image is right at this size, out of fold."""
+    resize: int | None = None
+    """Shorter side before the crop, pixels: the size itself, so that the whole of it is seen. None: the crop of the weights."""
+    why_resize: str = ""
 
 
 def sizes_to_try(own: int, side: int, num: int) -> list[int]:
@@ -157,33 +160,56 @@ def sizes_to_try(own: int, side: int, num: int) -> list[int]:
 
 
 def probe_sizes(
-    ask: Ask, candidate: Candidate, own: Probed, images: DataSplits, sides: tuple[int, int], start: RunFlags, console: Console,
+    ask: Ask, candidate: Candidate, own: Probed, images: DataSplits, network: Network, side: int, start: RunFlags, console: Console,
     left_s: float,
 ) -> Sized:  # fmt: skip
-    """Probe a backbone at other sizes, as far as `left_s` seconds allow. own: its probe at the size of its weights, with this `ask`.
+    """Probe a backbone without its crop, then at other sizes, as far as `left_s` seconds allow. own: its probe as its weights have it.
 
-    sides: the weights' size, and the median side of the pictures, pixels.
+    network: at the weights' size. side: the median side of the pictures, pixels.
     """
-    base = next(row for row in own.rows if row.backbone == candidate.name)
-    right: dict[int, np.ndarray] = {sides[0]: np.array(base.right)}
-    beyond = []
-    for size in sizes_to_try(*sides, own.num_images):
-        asked = replace(ask, size=size, per_class=own.ask.per_class)
-        network = _network(asked, candidate, images, start)
-        if network is None:
-            continue  # it takes no other size
-        cost_s = _cost(network, own.num_classes)(own.num_images)
-        if cost_s > left_s:
-            beyond.append(f"{size} px ({duration(cost_s)})")
-            continue
+    beyond: list[str] = []
+
+    def right_at(size: int, resize: int | None, name: str) -> np.ndarray | None:
+        nonlocal left_s
+        asked = replace(ask, size=size, resize=resize, per_class=own.ask.per_class)
+        if (other := _network(asked, candidate, images, start)) is None:
+            return None  # it takes no other size
+        if (cost_s := _cost(other, own.num_classes)(own.num_images)) > left_s:
+            beyond.append(f"{name} ({duration(cost_s)})")
+            return None
         left_s -= cost_s
-        console.say(f"size    {size} px beside {sides[0]}")
+        console.say(f"size    {name} beside {network.size} px")
         try:
-            right[size] = np.array(probe(asked, [candidate], start, console).rows[0].right)
+            return np.array(probe(asked, [candidate], start, console).rows[0].right)
         except UserError as error:
-            console.say(f"left    {size} px: {error}", style="yellow")
-    group_N = grouped(samples_of(open_images(recipe_of(own.ask, candidate).data), which_of(own.ask))) if len(right) > 1 else None
-    return choose_size(right, sides[0], f"; more --minutes try {', '.join(beyond)}" if beyond else "", group_N)
+            console.say(f"left    {name}: {error}", style="yellow")
+            return None
+
+    cropped_N = np.array(next(row for row in own.rows if row.backbone == candidate.name).right)
+    uncropped_N = right_at(network.size, network.size, "the whole picture") if network.resize > network.size else None
+    group_N = grouped(samples_of(open_images(recipe_of(own.ask, candidate).data), which_of(own.ask)))
+    is_whole, why_crop = choose_crop(cropped_N, uncropped_N, group_N)
+    right = {network.size: cropped_N if uncropped_N is None or not is_whole else uncropped_N}
+    for size in sizes_to_try(network.size, side, own.num_images):
+        if (right_N := right_at(size, size if is_whole else None, f"{size} px")) is not None:
+            right[size] = right_N
+    chosen = choose_size(right, network.size, f"; more --minutes try {', '.join(beyond)}" if beyond else "", group_N)
+    if not is_whole:
+        return chosen
+    size, why = chosen.size or network.size, chosen.why or "that of the weights"
+    return replace(chosen, size=size, why=why, resize=size, why_resize=why_crop)
+
+
+def choose_crop(cropped_N: np.ndarray, whole_N: np.ndarray | None, group_N: np.ndarray | None = None) -> tuple[bool, str]:
+    """(whether the whole picture is seen rather than the middle that the weights' crop leaves, and why). It costs the same: the more right.
+
+    ..._N: (N,) whether each image is right, out of fold. whole_N: None where it was not tried. group_N: (N,) which are alike.
+    """
+    if whole_N is None or whole_N.sum() <= cropped_N.sum():
+        return False, ""
+    cropped, whole = (percent(float(right_N.mean())) for right_N in (cropped_N, whole_N))
+    luck = "" if gain_interval(cropped_N, whole_N, group_N).low > 0 else ", which may be luck, but costs nothing"
+    return True, f"no crop at the shorter side: {whole} out of fold, {cropped} with the crop of the weights{luck}"
 
 
 def choose_size(right: dict[int, np.ndarray], own: int, beyond: str = "", group_N: np.ndarray | None = None) -> Sized:

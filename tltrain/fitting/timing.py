@@ -34,6 +34,8 @@ class Network:
     device: str
     size: int
     """Side of its images, pixels."""
+    resize: int
+    """Shorter side of an image before the crop, pixels."""
     num_features: int
     """Number of inputs of its head."""
     image_s: float
@@ -69,7 +71,9 @@ def network_of(recipe: Recipe, images: DataSplits, start: RunFlags, with_cuts: b
     layers = [module for module in chain.net.modules() if isinstance(module, nn.Linear)]
     num_features = layers[-1].in_features if layers else 0
     image_s = sum(seconds) if machine.device.type == "cpu" else max(seconds)
-    return Network(machine.device.type, side, num_features, image_s, (*cuts, "all"), not is_convolutional(chain.net))
+    return Network(
+        machine.device.type, side, student.preprocess.resize, num_features, image_s, (*cuts, "all"), not is_convolutional(chain.net)
+    )
 
 
 def seconds_of(recipe: Recipe, images: DataSplits, start: RunFlags) -> float:

@@ -41,6 +41,8 @@ class Ask:
     head: Kind = "ridge"
     size: int | None = None
     """Side of the images, pixels. None: that of the weights."""
+    resize: int | None = None
+    """Shorter side before the crop, pixels. None: the weights' own ratio of it to the size."""
     seed: int = 0
     """Deals the folds. The splits are those of a recipe with its default data.seed."""
     everything: bool = False
@@ -114,7 +116,7 @@ def recipe_of(ask: Ask, candidate: Candidate) -> Recipe:
     stage = {"name": "head", "unfreeze": "head", "steps": 1, "lr": 1e-3, "views": 1}
     raw = {
         "name": "probe",
-        "data": {"source": ask.source, "size": ask.size, "per_class": ask.per_class},
+        "data": {"source": ask.source, "size": ask.size, "resize": ask.resize, "per_class": ask.per_class},
         "backbone": candidate.spec.model_dump(mode="json"),
         "batch": 64,
         "stages": [stage],
