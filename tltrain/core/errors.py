@@ -31,6 +31,13 @@ AFTER_THE_END = (
     "the main program has ended while a thread of it trains, and Python then starts no thread and no process any more; "
     "let the main program wait for the thread: thread.join()"
 )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's type where it has none. A library's message may go on for pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 LISTED = 20
 """Number of files or classes that one message names. The rest is only counted."""
 

@@ -117,9 +117,14 @@ def run_path(recipe: Recipe, run_flags: RunFlags) -> Path:
     return run_flags.folder or Path("runs") / (recipe.name + ("-smoke" if run_flags.smoke else ""))
 
 
+def is_first_process() -> bool:
+    """Whether this is rank 0 by the launcher's environment, before torch.distributed starts. True without a launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say_renamed(old: str, new: str) -> None:
     """Print the new name of a flag or verb to standard error, once for all processes of a run."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         wrapping.say(f"{old} is now called {new}; the old name will go with the next version", sys.stderr)
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, first_line
 
 T = TypeVar("T")
 MESSAGES = (
@@ -55,12 +55,11 @@ def fitting(compute: Callable[[int], T], size: int) -> tuple[T, int]:
                 raise
             if size == 1:
                 rule = "free its memory, or choose another (CUDA_VISIBLE_DEVICES; empty for the CPU)"
-                raise UserError(f"the device has no room for this network and one image: {first_line(error)}; {rule}") from error
+                raise UserError(f"the device has no room for this network and one image: {without_advice(error)}; {rule}") from error
         release()
         size //= 2
 
 
-def first_line(error: BaseException) -> str:
+def without_advice(error: BaseException) -> str:
     """The first line of an error's message, without torch's advice at its end."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return ". ".join(lines[0].split(". ")[:3])
+    return ". ".join(first_line(error).split(". ")[:3])

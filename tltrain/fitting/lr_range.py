@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from matplotlib import rc_context
 
 from tltrain.core import files
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags, run_path
+from tltrain.core.flags import RunFlags, is_first_process, run_path
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import AUTO
@@ -60,7 +59,7 @@ def look(recipe: Recipe, start: RunFlags, stage: str | None, steps: int, highest
     outcome, found = measured(rising, replace(start, folder=path))
     if found is None:
         return outcome
-    name, is_main = rising.stages[-1].name, os.environ.get("RANK", "0") == "0"
+    name, is_main = rising.stages[-1].name, is_first_process()
     console = Console(enabled=is_main)
     if is_main:
         _write(path, name, found)

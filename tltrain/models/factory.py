@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tltrain.core import recipe
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, first_line
 from tltrain.data.views import Preprocess
 from tltrain.models.chain import Chain, merged
 from tltrain.models.family import Family, WeightsSource, names
@@ -209,7 +209,7 @@ def _held_against_the_net(chain: Chain, family: Family, card: WeightsMetadata) -
                 break
             held = Chain(chain.net, merged(held.blocks, wrong), card.mean, card.std).eval()
     except Exception as error:  # whatever its code raises when it runs in parts
-        why = f"its blocks raise {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        why = f"its blocks raise {type(error).__name__}: {first_line(error)[:120]}"
     return Chain(chain.net, [replace(block, step=None, why_whole=why or "") for block in chain.blocks], card.mean, card.std).eval(), []
 
 

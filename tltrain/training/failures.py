@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from tltrain.core import files
 from tltrain.core.errors import AFTER_THE_END, UserError
 from tltrain.data.workers import refuse_in_worker
-from tltrain.distributed.out_of_memory import ChunkTooLarge, first_line, is_out_of_memory
+from tltrain.distributed.out_of_memory import ChunkTooLarge, is_out_of_memory, without_advice
 from tltrain.distributed.strategies.consistency import ConsistencyError
 from tltrain.evaluation import results
 from tltrain.runs import run_dir
@@ -85,7 +85,7 @@ def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any
     new = less.get("max_device_batch")
     what = f"micro-batches of at most {new} images" if new else f"chunks of {less['chunk']} images in what is frozen"
     where = f"rank {run.runtime.rank}, " if run.runtime.world > 1 else ""
-    text = f"out of memory ({where}stage {stage}, step {step}, {call}: {first_line(error)}); from here on {what}"
+    text = f"out of memory ({where}stage {stage}, step {step}, {call}: {without_advice(error)}); from here on {what}"
     details = {"outcome": "stopped", "signal": OUT_OF_MEMORY, "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
     return left(run, run_dir.write_failure(run.path, run.generation, {**details, "error": text}))
 
@@ -106,8 +106,8 @@ def too_large(run: Run, error: BaseException) -> UserError:
     stage, step, call = run.watch.place
     what = "one image at a time" if _at_a_time(run) or isinstance(error, ChunkTooLarge) else "the network"
     return UserError(
-        f"the device has no room for {what} (stage {stage or '-'}, step {step}, {call}): {first_line(error)}; use --recompute, a smaller "
-        "data.size or backbone, unfreeze fewer blocks, keep caches off the device (--cache-device-gb 0), or spread the network by "
+        f"the device has no room for {what} (stage {stage or '-'}, step {step}, {call}): {without_advice(error)}; use --recompute, a "
+        "smaller data.size or backbone, unfreeze fewer blocks, keep caches off the device (--cache-device-gb 0), or spread the network by "
         "fsdp2 or zero3"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from tltrain.core import errors
 from tltrain.core import recipe as recipes
 from tltrain.core.arguments import short_help, words
 from tltrain.core.errors import UserError
-from tltrain.core.flags import RunFlags, parse_flags, renamed
+from tltrain.core.flags import RunFlags, is_first_process, parse_flags, renamed
 from tltrain.core.output import wrapping
 from tltrain.core.recipe import Recipe
 
@@ -76,5 +75,5 @@ def _unused(verb: str, start: RunFlags) -> list[str]:
 
 def _say(note: str) -> None:
     """Print a note to standard error, once for all processes of a run."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         wrapping.note(note)

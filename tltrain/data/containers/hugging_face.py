@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tltrain.core.errors import UserError, some
+from tltrain.core.errors import UserError, first_line, some
 from tltrain.core.files import unresolved, waited
 from tltrain.core.output import progress
 from tltrain.core.paths import absolute
@@ -76,7 +76,9 @@ def _opened(argument: str) -> dict[str, Any]:
             with _offline(datasets):
                 opened = waited(partial(datasets.load_dataset, name, config or None, keep_in_memory=False))
     except Exception as error:  # what it raises has no common base: of the network, of the hub, of a builder
-        raise UserError(f"data.source is hf:{argument}, which cannot be opened: {_said(error)}; {_remedy(argument)}") from error
+        raise UserError(
+            f"data.source is hf:{argument}, which cannot be opened: {first_line(error).rstrip('.:')}; {_remedy(argument)}"
+        ) from error
     return dict(opened) if isinstance(opened, dict) else {str(opened.split or "train"): opened}
 
 
@@ -96,16 +98,24 @@ def _offline(datasets: Any) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
 def _remedy(argument: str) -> str:
-    if absolute(argument).is_dir():
+    if (path := absolute(argument)).is_dir():
+        if (cut := next(filter(_is_cut, sorted(path.rglob("*.arrow"))), None)) is not None:
+            return f"{cut} is not a whole Arrow file; copy or save the data set again"
         return "give a folder that `save_to_disk` wrote, or Parquet files as parquet:GLOB"
     if (why := unresolved(HUB)) is not None:
         return f"{why} Download it where there is one, and give the folder that `save_to_disk` writes as hf:PATH"
     return "its name is as on the hub, such as hf:OWNER/NAME or hf:OWNER/NAME:CONFIG"
+
+
+def _is_cut(file: Path) -> bool:
+    pa = arrow()
+    try:
+        with pa.memory_map(str(file)) as mapped:
+            pa.ipc.open_stream(mapped).read_all()
+    except (pa.ArrowException, OSError):
+        return True
+    return False
 
 
 def _splits(opened: dict[str, Any], whole: str) -> tuple[dict[str, tuple[str, Any]], tuple[str, ...]]:
@@ -149,7 +159,9 @@ def _look_through(file: Path, spec: Data) -> Contents:
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is not a whole Arrow file: {_said(error)}; copy or download the data set again") from error
+        raise UserError(
+            f"{file} is not a whole Arrow file: {first_line(error).rstrip('.:')}; copy or download the data set again"
+        ) from error
 
 
 def _places(reader: Any, address: int, size: int, file: Path, spec: Data) -> Contents:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tltrain.core.errors import UserError, some
+from tltrain.core.errors import UserError, first_line, some
 from tltrain.core.files import remedy, replacing
 from tltrain.core.output import progress
 from tltrain.core.paths import cache_root
@@ -107,10 +107,10 @@ def _look_through(file: Path, spec: Data, pack: Path) -> Contents:
             return _lay_out(table, columns, file, pack, out)
     except OSError as error:
         if error.errno is None:  # pyarrow's own, of a damaged file
-            raise UserError(f"{file} is not a whole Parquet file: {_line(error)}; copy or download it again") from error
+            raise UserError(f"{file} is not a whole Parquet file: {first_line(error).rstrip('.')}; copy or download it again") from error
         raise UserError(f"the images of {file} cannot be laid out in {pack.parent}: {error.strerror}. {remedy(error)}") from error
     except pa.ArrowException as error:
-        raise UserError(f"{file} is not a whole Parquet file: {_line(error)}; copy or download it again") from error
+        raise UserError(f"{file} is not a whole Parquet file: {first_line(error).rstrip('.')}; copy or download it again") from error
 
 
 def _lay_out(table: Any, columns: Columns, file: Path, pack: Path, out: BinaryIO) -> Contents:
@@ -138,10 +138,6 @@ def _content(value: Any, file: Path, row: int) -> tuple[bytes, str]:
             raise UserError(f"{file}, row {row}: the image lies in {value['path']}, which is not there; write the bytes into the table")
         return b"", str(path)
     return value.get("bytes") or b"", ""
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 PARQUET = SourceKind(lambda argument, spec, root: open_parquet(argument, spec), argument="GLOB", columns=True)

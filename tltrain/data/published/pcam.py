@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tltrain.core import files
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, first_line
 from tltrain.core.output.progress import Pace
 from tltrain.core.paths import cache_root
 from tltrain.data.dataset import Source
@@ -96,8 +96,7 @@ def _shape(images: Path) -> tuple[int, ...]:
 def _damaged(error: Exception, file: Path) -> UserError:
     if isinstance(error, UserError):
         return error
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{file} or the file of its classes is not whole: {said}; delete it, and start again, which downloads it")
+    return UserError(f"{file} or the file of its classes is not whole: {first_line(error)}; delete it, and start again, which downloads it")
 
 
 def _load(copy: Path) -> dict[str, list[Any]] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tltrain.core import files
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, first_line
 from tltrain.core.paths import cache_root, writable
 from tltrain.core.recipe import Data
 from tltrain.data.dataset import Source, SourceKind
@@ -80,12 +80,12 @@ def open_torchvision(argument: str | None, spec: Data, root: Path) -> Source:
         return of_hdf5(parts)
     if hasattr(train, "data") and not hasattr(train, "samples"):
         return _of_arrays(name, parts)
-    order = _classes(train, [label for part in parts.values() for _, label in _images(part)])
+    pairs = {split: _images(part) for split, part in parts.items()}
+    names = {split: _classes(part, [label for _, label in pairs[split]]) for split, part in parts.items()}  # each split numbers its own
     listed = [
-        Listed(path, path.relative_to(root).as_posix(), split, order[label])
-        for split, part in parts.items()
-        for path, label in _images(part)
+        Listed(path, path.relative_to(root).as_posix(), split, names[split][label]) for split in parts for path, label in pairs[split]
     ]
+    order = tuple(dict.fromkeys(name for split in parts for name in names[split]))
     return from_files(listed, f"torchvision:{name}", spec, (), order=order)
 
 
@@ -135,7 +135,7 @@ def _open_or_download(name: str, root: Path) -> dict[str, Any]:
             with files.downloading(root / f".{name}.lock", f"downloads {name}"):  # one process downloads, the others wait
                 return files.waited(lambda: _open_present(name, root, download=True))
         except Exception as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = first_line(error)
     raise UserError(
         f"torchvision:{name} is not whole in {root} and cannot be downloaded ({why}); fetch it from {known.url} (about {known.megabytes:,} "
         f"MB) and put it there as torchvision does, in {known.folder}; or set TLTRAIN_DATA to the folder that holds it"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, first_line
 from tltrain.core.recipe import MOST_PIXELS
 from tltrain.models.chain import Block
 from tltrain.models.families import resnet
@@ -198,7 +198,7 @@ def _check_logits(module: nn.Module, head: str, size: int) -> None:
     try:
         out = module(torch.zeros(2, 3, size, size))
     except Exception as error:  # whatever a module's code raises
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        why = first_line(error)[:160]
         raise UserError(f"{type(module).__name__} cannot take images (2, 3, {size}, {size}): {type(error).__name__}: {why}") from error
     finally:
         hook.remove()

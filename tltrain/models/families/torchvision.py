@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from tltrain.core.errors import UserError
+from tltrain.core.errors import UserError, first_line
 from tltrain.models import torchvision_hub
 from tltrain.models.chain import Block
 from tltrain.models.families import resnet
@@ -73,7 +73,7 @@ class TorchvisionFamily(Family):
                 with torch.device("meta"), torch.no_grad():
                     self.build(card, 2).eval()(torch.empty(2, 3, size, size))
             except Exception as error:  # whatever torchvision raises
-                why = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+                why = first_line(error).rstrip(".")
                 own = self.default_card(card.name).size
                 raise UserError(f"data.size is {size}, and {card.name} cannot take such images ({why}); its own are of {own} px") from error
         return card

@@ -15,7 +15,7 @@ from tltrain.models.tracing.cuts import Cuts, used
 from tltrain.models.tracing.program import Instruction, Ref, at
 from tltrain.models.tracing.steps import head_block, with_dropout
 from tltrain.models.tracing.structure import HEAD, STEM, around, owned, parts_of, units, within
-from tltrain.models.tracing.tracer import CannotCut, Tracer, first_line, ghost, traced
+from tltrain.models.tracing.tracer import CannotCut, Tracer, ghost, reason, traced
 from tltrain.models.tracing.valued import ValuedTracer, images_of
 
 
@@ -62,7 +62,7 @@ def traced_blocks(
     try:
         cuts = Cuts(bare, *used(program, output), size)
     except Exception as error:  # whatever a network's code raises at a size, or at tensors without values
-        raise CannotCut(f"it cannot be run without values ({first_line(error)})") from error
+        raise CannotCut(f"it cannot be run without values ({reason(error)})") from error
     calls = _calls(cuts, found)
     return _blocks(net, cuts, calls, _places(net, cuts, calls, _head_place(cuts, head)), head, dropout, channels_last)
 

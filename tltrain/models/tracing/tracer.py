@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from tltrain.core.errors import first_line
 from tltrain.models.tracing.program import Instruction, Ref
 from tltrain.models.tracing.structure import around
 
@@ -45,7 +46,7 @@ def traced(
                 tracer.trace(net)
             except Exception as error:  # whatever a network's code raises at a value that is not there
                 if tracer.failed is None:
-                    raise CannotCut(f"{type(net).__name__}.forward cannot be traced ({first_line(error)})") from error
+                    raise CannotCut(f"{type(net).__name__}.forward cannot be traced ({reason(error)})") from error
                 leaves.add(tracer.failed)
                 break
             tracers.append(tracer)
@@ -210,6 +211,6 @@ def _first_difference(one: tuple[list[Instruction], Any], other: tuple[list[Inst
     return None if one[1] == other[1] else ""
 
 
-def first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0][:120].rstrip(".")
+def reason(error: Exception) -> str:
+    """Why tracing failed, in at most 120 characters."""
+    return first_line(error)[:120].rstrip(".")
