@@ -25,7 +25,7 @@ ROOMS = (
     "cache",
     "planning",
     "evaluation/multilabel", "evaluation", "evaluation/promises", "evaluation/robustness", "evaluation/exporters",
-    "training/losses", "training/weights", "training/depths", "training", "many",
+    "training/losses", "training/weights", "training/matching", "training/depths", "training", "many",
     "analysis", "analysis/probe", "analysis/doctor", "fitting", "distilling",
     "api", "commands", "cli", "__main__",
 )  # fmt: skip

@@ -25,13 +25,12 @@ from benchmarks.world import Trial
 from tltrain.cache import cost_model, disk_store, feature_table, planner
 from tltrain.cache.disk_store import Store
 from tltrain.cache.feature_table import Layout
-from tltrain.cache.frozen import FrozenModel
+from tltrain.cache.frozen import FrozenModel, without_suffix
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Backbone, validate
 from tltrain.models import factory
 from tltrain.models.chain import Chain
-from tltrain.training import stage
 from tltrain.training.run import train
 
 DISK_MB = 2
@@ -347,7 +346,7 @@ def images(num: int) -> Tensor:
 def test_the_prefix_beside_a_sharded_network_takes_no_memory_for_the_rest(backbone: str) -> None:
     net = chain(backbone)
     cut = net.index(CUTS[backbone]["deeper"])
-    own = stage._without_suffix(net, cut)
+    own = without_suffix(net, cut)
     for i in range(len(own.blocks)):
         tensors = [*(p for _, p in own.parameters_of(i)), *(b for _, m in own.modules_of(i) for b in m.buffers(recurse=False))]
         assert all(t.is_meta == (i >= cut) for t in tensors)

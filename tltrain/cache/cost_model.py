@@ -159,5 +159,5 @@ def check_always(mode: Mode, recipe: Recipe, chain: Chain, planned: Sequence[Sta
     """Raises UserError for --cache always with a stage that cannot be cached."""
     for stage in planned if mode == "always" else ():
         why = why_not_cacheable(stage) or (uncut(chain) if stage.first_trainable_block > 0 else None)
-        if why is not None and (stage.first_trainable_block > 0 or recipe.distill is not None):
+        if why is not None and (stage.first_trainable_block > 0 or (recipe.distill is not None and stage.taught)):
             raise UserError(f"--cache always, but stage {stage.spec.name} cannot be cached: {why}; or take --cache auto")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tltrain.data.views import Batch
 from tltrain.distributed.out_of_memory import ChunkTooLarge, is_out_of_memory
@@ -71,6 +73,17 @@ class FrozenModel:
             if is_out_of_memory(error):
                 raise ChunkTooLarge(error, chunk) from error
             raise
+
+
+def without_suffix(chain: Chain, cut: int) -> Chain:
+    """A copy of the blocks before `cut`. The other blocks are on the meta device and take no memory."""
+    memo: dict[int, Any] = {}  # deepcopy uses these tensors in place of copies
+    for i in range(cut, len(chain.blocks)):
+        for _, parameter in chain.parameters_of(i):
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for _, module in chain.modules_of(i):
+            memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers(recurse=False)}
+    return copy.deepcopy(chain, memo).eval()
 
 
 @torch.no_grad()

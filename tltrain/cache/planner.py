@@ -32,7 +32,7 @@ LOGITS = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class StageChoices:
-    """The caches of one stage: features of train, features of val, the teacher's logits. None where the stage has no such rows."""
+    """The caches of one stage: features of train, features of val, the teacher's answers. None where the stage has no such rows."""
 
     train: Choice | None = None
     val: Choice | None = None
@@ -69,9 +69,10 @@ def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Au
 
 
 def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
-    """The whole teacher. Its logits are always rounded, so that a run does not depend on whether they are cached."""
+    """The whole teacher, or what gives its features. Both are always rounded, so that a run does not depend on whether they are cached."""
     assert recipe.distill is not None
-    return FrozenModel(chain, None, LOGITS[recipe.distill.logits], _chunk(chain, chunk) if finite else None, autocast)
+    stop = len(chain.blocks) - 1 if recipe.matches_features else None
+    return FrozenModel(chain, stop, LOGITS[recipe.distill.logits], _chunk(chain, chunk) if finite else None, autocast)
 
 
 def _chunk(chain: Chain, wanted: int | None) -> int:
@@ -125,7 +126,7 @@ class _Surveyor:
         elif stage.first_trainable_block > 0:
             prefix = prefix_of(self.student, stage.first_trainable_block, self.machine.precision, True, self.machine.autocast)
             train = self._train(stage, f"{where}, train", prefix, stage.images_per_view, self.budget)
-            num_val = len(self.images.val) if self.images.val is not None else 0
+            num_val = len(self.images.val) if self.images.val is not None and stage.num_evaluations else 0
             if num_val and stage.shares(self.images.shared) is not None and train.place is not None:
                 val = Choice(stage.spec.name, f"{where}, val", why_not=cost_model.AMONG)
             elif num_val:
@@ -133,9 +134,10 @@ class _Surveyor:
                 speed = self.meter.speed(prefix, "none")
                 left = self.budget.without(train)
                 val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, num_reads, speed, left)
-        if self.teacher is not None:
+        if self.teacher is not None and stage.taught:
             whole = teacher_of(self.teacher, self.recipe, True, self.machine.autocast)
-            logits = self._train(stage, "the teacher's logits", whole, 0, self.budget.without(train).without(val))
+            what = f"the teacher's {'features' if self.recipe.matches_features else 'logits'}"
+            logits = self._train(stage, what, whole, 0, self.budget.without(train).without(val))
         return StageChoices(train, val, logits)
 
     def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, num_images: int, budget: Budget) -> Choice:
@@ -146,7 +148,7 @@ class _Surveyor:
         speed = self.meter.speed(frozen, stage.spec.augment, num_images)
         num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_reads
         shared = stage.shares(self.images.shared)
-        num, num_runs = (len(self.images.pool), 1) if shared is None else self._of_all_folds(shared)
+        num, num_runs = (stage.num_samples, 1) if shared is None else self._of_all_folds(shared)
         return cost_model.choose(self.start.cache, stage.spec.name, what, num, num_views, num_reads, speed, budget, num_runs=num_runs)
 
     def _of_all_folds(self, shared: SharedImages) -> tuple[int, int]:

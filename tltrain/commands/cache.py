@@ -69,8 +69,8 @@ def _what(store: StoreInfo) -> tuple[str, str | None, str | None]:
         if "stage" not in origin:
             return f"base images of {split}", recipe, None
         stage = origin["recipe"]["stages"][origin["stage"]]
-        what = f"features before {stage['unfreeze']} of {split}" if store.kind == "features" else f"the teacher's logits of {split}"
-        return what, recipe, str(stage["name"])
+        kinds = {"features": f"features before {stage['unfreeze']} of {split}", "teacher": f"the teacher's features of {split}"}
+        return kinds.get(store.kind, f"the teacher's logits of {split}"), recipe, str(stage["name"])
     except (KeyError, IndexError, TypeError):
         return f"{store.kind}; its {disk_store.ABOUT} does not say of what", None, None
 

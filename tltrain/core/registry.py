@@ -49,6 +49,8 @@ KINDS: dict[str, dict[str, str]] = {
         "kd": "tltrain.training.losses.distillation:distillation",
         "dist": "tltrain.training.losses.dist:LOSS",
         "dkd": "tltrain.training.losses.dkd:LOSS",
+        "cosine": "tltrain.training.matching.losses:COSINE",
+        "smooth_l1": "tltrain.training.matching.losses:SMOOTH_L1",
     },
     "metrics": {
         "loss": "tltrain.evaluation.metrics:LOSS",

@@ -48,6 +48,10 @@ class StagePlan:
     """Planned optimizer steps of all stages before this one."""
     first_epoch: int
     """Planned epochs of all stages before this one, each rounded up. Fresh views are numbered from here."""
+    taught: bool = True
+    """Whether it learns from the recipe's teacher, if that has one, and from pictures without labels."""
+    width: int | None = None
+    """Numbers of a teacher's feature that it learns, without labels, by a linear map in place of the head. None: it learns labels."""
     mixes_anew: bool = False
     """A run of tltrain 0.1 goes on as it began: finite views are mixed anew in each step."""
 
@@ -87,6 +91,8 @@ class StagePlan:
     @property
     def num_evaluations(self) -> int:
         """Evaluations of val in a stage that runs to its end."""
+        if self.width is not None:
+            return 0  # it has no answers yet
         return 2 if self.spec.solve else 1 + max(1, math.ceil(self.epoch(self.num_steps) / self.spec.eval_epochs - 1e-9))
 
     @property
@@ -119,8 +125,8 @@ class StagePlan:
 
     def evaluates_after(self, step: int) -> bool:
         """Whether val is evaluated after `step` steps: at the start, every eval_epochs, and at the end."""
-        if step in (0, self.num_steps):
-            return True
+        if self.width is not None or step in (0, self.num_steps):
+            return self.width is None
         period = self.spec.eval_epochs * self.num_samples
         return math.floor(step * self.batch / period + 1e-9) > math.floor((step - 1) * self.batch / period + 1e-9)
 
@@ -174,33 +180,43 @@ def _nearest(blocks: Sequence[Any], index: int) -> int:
     return min(known.values(), default=_nearest(blocks, index - 1) if index else 0)
 
 
-def _check_carry(spec: Stage, index: int, has_val: bool) -> None:
-    """Raise UserError where a stage cannot hand on what it should."""
+def _check_carry(spec: Stage, index: int, pretrained: bool, has_val: bool) -> None:
+    """Raise UserError where a stage cannot hand on what it should. pretrained: by the first stage, which learns no labels."""
     needs_val = f"carry: {spec.carry}" if spec.carry in ("best", "blend") else "patience" if spec.patience else None
     if needs_val and not has_val:
         remedy = "set data.val_fraction above 0, or carry: last without patience"
         raise UserError(f"stage {spec.name} has {needs_val} and there is no val split; {remedy}")
     if spec.carry == "ema" and spec.ema is None:
         raise UserError(f"stage {spec.name} has carry: ema and ema is null, so that there is no average; set ema, such as 0.999")
-    if spec.carry == "blend" and index == 0:
-        raise UserError(
-            f"stage {spec.name} has carry: blend and is the first, which starts from a new head of zeros: a blend would only shrink its "
-            "answers; train the head in a stage before it, or carry: best"
-        )
+    if spec.carry == "blend" and index == int(pretrained):
+        told = f"stage {spec.name} has carry: blend and is the first{' with labels' * pretrained}, which starts from a new head of zeros"
+        raise UserError(f"{told}: a blend would only shrink its answers; train the head in a stage before it, or carry: best")
 
 
-def plan(recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool) -> tuple[StagePlan, ...]:
+def plan(
+    recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool, num_labelled: int | None = None, width: int = 0
+) -> tuple[StagePlan, ...]:
     """The resolved stages of a run on `num_samples` training images. Raises UserError for an unknown block, and where val is needed
-    and there is none."""
+    and there is none.
+
+    num_labelled: those with a label; None: all. width: numbers of a teacher's feature, where its features are learned.
+    """
     stages: list[StagePlan] = []
     first_step = first_epoch = 0
     for index, spec in enumerate(recipe.stages):
-        _check_carry(spec, index, has_val)
+        pretrains = recipe.matches_features and index == 0
+        taught = pretrains or not recipe.matches_features
+        _check_carry(spec, index, recipe.matches_features, has_val)
         if spec.solve:  # one step, from the evaluation view unless the recipe says how many
             spec = spec.model_copy(update={"steps": 1, "views": spec.views or 1})
-        num_steps = spec.steps or math.ceil((spec.epochs or 0) * num_samples / recipe.batch - 1e-9)
+        num = num_samples if taught or num_labelled is None else num_labelled
+        num_steps = spec.steps or math.ceil((spec.epochs or 0) * num / recipe.batch - 1e-9)
         lr_scales = scales(chain.blocks, chain.index(spec.unfreeze), spec.layer_decay)
-        stages.append(StagePlan(index, spec, lr_scales, num_steps, num_samples, recipe.batch, first_step, first_epoch))
+        if pretrains and not any(lr_scales[:-1]):
+            told = f"stage {spec.name} learns the teacher's features, and with unfreeze: {spec.unfreeze} no block below the head would"
+            raise UserError(f"{told}: the linear map in place of the head is not handed on; unfreeze more, such as all")
+        where = (lr_scales, num_steps, num, recipe.batch, first_step, first_epoch)
+        stages.append(StagePlan(index, spec, *where, taught, width if pretrains else None))
         first_step += num_steps
-        first_epoch += math.ceil(stages[-1].num_reads / num_samples)
+        first_epoch += math.ceil(stages[-1].num_reads / num)
     return tuple(stages)

@@ -118,6 +118,10 @@ class DataSplits:
         source_index = np.concatenate([own.source_index, BEHIND + other.source_index])
         return Split("pool", labels, ids, source_index, OneOfTwo(own.read, other.read, len(own)))
 
+    def drawn(self, taught: bool) -> Split:
+        """What a stage draws from. taught: it learns from a teacher, who needs no labels."""
+        return self.pool if taught else self.train
+
     def fingerprint_of(self, split: Split) -> str:
         """Hash of what decides the views of a split: that of the data set, of folds together, or of the pool."""
         if self.shared is not None and split is self.shared.split:

@@ -102,7 +102,7 @@ class _Clock:
             seconds = stage.num_reads * step_s
         else:
             seconds = stage.num_reads * self._together(stage.images_per_view * self.image_s(spec.augment), frozen_s + step_s)
-        if self.teacher is not None and not _stored(chosen.teacher):
+        if self.teacher is not None and stage.taught and not _stored(chosen.teacher):
             seconds += stage.num_reads * self.forward(None, teacher=True)
         num_val = 0 if self.images.val is None else min(len(self.images.val), self.recipe.data.eval_limit or len(self.images.val))
         val_s = trained_s if _stored(chosen.val) else self._together(self.image_s("none"), frozen_s + trained_s)

@@ -69,10 +69,10 @@ class Progress:
         """Returns (the position once val was evaluated with these figures, whether the evaluated weights are the best so far).
 
         Patience counts an evaluation as stale if neither `select` nor the val loss improves. A loss that falls by a smaller share
-        than `LOWER` has not improved. A run begins with an untrained head, which is never the best: it says nothing, and where it is right
-        as often as a trained one, its loss is lower.
+        than `LOWER` has not improved. The first evaluation is of an untrained head, which is never the best: it says nothing, and where it
+        is right as often as a trained one, its loss is lower.
         """
-        untrained = (self.stage, self.step) == (0, 0)
+        untrained = self.step == 0 and self.best is None
         better = not untrained and is_better(figures, self.best.figures(select) if self.best else None, select)
         loss, best = figures["loss"], Best(figures[select], self.stage, self.step, figures["loss"]) if better else self.best
         lower = self.lowest_loss is None or loss < self.lowest_loss * (1 - LOWER)

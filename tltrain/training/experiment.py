@@ -22,6 +22,7 @@ from tltrain.models.family import WeightsSource
 from tltrain.runs import checkpoint, run_dir
 from tltrain.training.losses import objective
 from tltrain.training.losses.ensemble import ensemble
+from tltrain.training.matching.features import feature_loss, width_of
 from tltrain.training.weights import solved, trained
 
 
@@ -64,7 +65,8 @@ class Experiment:
 
     @classmethod
     def _with(cls, recipe: Recipe, images: DataSplits, student: Loaded, teacher: Loaded | None) -> Experiment:
-        plan = stage_plan.plan(recipe, student.chain, len(images.pool), images.val is not None)
+        width = width_of(recipe, student, teacher)
+        plan = stage_plan.plan(recipe, student.chain, len(images.pool), images.val is not None, len(images.train), width)
         trained.check(student.chain, plan)
         solved.check(student.chain, plan)
         return cls(recipe, images, student, teacher, plan)
@@ -87,7 +89,8 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
     view = student.preprocess
     teachers = [
         factory.load(
-            spec, classes=images.classes, size=view.size, resize=view.resize, head="keep", seed=recipe.seed, source=sources.pop(name, None),
+            spec, classes=images.classes, size=view.size, resize=view.resize, head="new" if recipe.matches_features else "keep",
+            seed=recipe.seed, source=sources.pop(name, None),
         )
         for name, spec in inputs(recipe).items() if name != STUDENT
     ]  # fmt: skip
@@ -141,7 +144,9 @@ def check_objective(recipe: Recipe, images: DataSplits, together: int) -> None:
         _check_val_labels(recipe, images.val.labels)
     for name in dict.fromkeys(stage.loss for stage in recipe.stages):
         objective.label_loss(name, num_classes, multilabel)
-    if recipe.distill is not None:
+    if recipe.matches_features:
+        feature_loss(recipe)
+    elif recipe.distill is not None:
         objective.check_distill_loss(recipe, num_classes, together)
 
 

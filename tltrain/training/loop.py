@@ -29,7 +29,6 @@ from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import Interrupted, answers
 from tltrain.runs.checkpoint import Progress, State
 from tltrain.training.losses.finite import LossWatch, check_finite
-from tltrain.training.losses.objective import Objective
 from tltrain.training.optim import set_lr
 from tltrain.training.weights import lora
 from tltrain.training.weights.ema import Ema
@@ -59,7 +58,8 @@ class StageContext:
     stage: StagePlan
     runtime: Runtime
     spread: Strategy
-    objective: Objective
+    objective: Callable[[Tensor, Batch], Tensor]
+    """Called with what the network gives of a batch. The loss (B,)."""
     entry: InputAdapter
     batches: Callable[[int], Iterable[Batch]]
     """Called with a first step. Gives num_micro micro-batches of this rank for that step and each later one."""

@@ -162,7 +162,9 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     lines += _mixing_lines(plan)
     if recipe.backbone.dropout:
         lines.append("note    dropout is drawn per process and micro-batch, so the result depends on their number")
-    if (distill := recipe.distill) is not None:
+    if recipe.matches_features:
+        lines.append(_pretraining_line(recipe, plan[0]))
+    elif (distill := recipe.distill) is not None:
         term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
         rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
         lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
@@ -171,6 +173,16 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
             told = f"{distill.loss} compares the images of a micro-batch of all processes, {recipe.batch // num_micro} of {recipe.batch}"
             lines.append(f"note    {told}, so the result depends on the number of micro-batches")
     return lines
+
+
+def _pretraining_line(recipe: Recipe, stage: StagePlan) -> str:
+    """The line about a first stage that learns features. Their number is not known where the teacher is still to be trained."""
+    assert recipe.distill is not None
+    teacher = recipe.distill.teacher
+    named = escape.line(" ".join(filter(None, (teacher.name, teacher.weights))))
+    whose = f"the {f'{stage.width:,} ' if stage.width else ''}features of {named}"
+    how = f"{recipe.distill.loss}, by a linear map in place of the head"
+    return f"distil  {stage.spec.name}: {whose} ({how}), without labels and without val; the stages after it learn labels alone"
 
 
 FEW_MIXED = 8

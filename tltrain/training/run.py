@@ -149,7 +149,7 @@ def _stages(run: Run, state: State, stop: StopSignal, resumed: bool) -> dict[str
     """Run the stages from `state` on. Saves a checkpoint after each. Returns the outcome, stopped or finished."""
     runtime = run.runtime
     teacher = on_device(run.teacher.chain, runtime.device) if run.teacher else None
-    if teacher is not None and not resumed:
+    if teacher is not None and not resumed and not run.recipe.matches_features:
         _evaluate_teacher(run, teacher)
     for stage in run.plan[state.progress.stage :]:
         fit, last = run_stage(run, stage, state, teacher, stop)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tltrain.cache.cost_model import why_not_cacheable
-from tltrain.cache.frozen import FEATURES, TEACHER, FrozenModel, InputAdapter
+from tltrain.cache.frozen import FEATURES, TEACHER, FrozenModel, InputAdapter, without_suffix
 from tltrain.cache.planner import prefix_of, teacher_of
 from tltrain.core.output.console import clock
 from tltrain.core.stage_plan import StagePlan
@@ -35,6 +35,8 @@ from tltrain.training.loop import SolveHead, StageContext, StageResult
 from tltrain.training.losses import objective
 from tltrain.training.losses.objective import Distillation, Objective
 from tltrain.training.losses.over_batch import Together
+from tltrain.training.matching import linear_map
+from tltrain.training.matching.features import Matching, feature_loss
 from tltrain.training.setup import Run
 from tltrain.training.stage_cache import Attached, StageStores, open_stores
 from tltrain.training.weights import lora, solved, trained
@@ -61,7 +63,7 @@ def run_stage(
 
     run.watch.at(stage.spec.name, progress.step, "build")
     chain = _chain(run, stage, state.weights)
-    frozen = _frozen(run, stage, chain, teacher)
+    frozen = _frozen(run, stage, chain, teacher if stage.taught else None)
     stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, should_stop)
     with contextlib.closing(stores):
         run.watch.at(stage.spec.name, progress.step, "build")
@@ -76,7 +78,7 @@ def run_stage(
             if stage.spec.carry == "blend" and fit.reason in loop.ENDED:
                 fit, last = _blended(run, ctx, fit)
             else:
-                last = loop.carried_weights(ctx)
+                last = linear_map.plain(loop.carried_weights(ctx), run.student.chain.net.state_dict())
         del chain, ctx  # free the device memory before the next stage is built
         strategy.close()
         return fit, last
@@ -99,14 +101,15 @@ def _freed_if_out_of_memory(run: Run, strategy: Strategy) -> Iterator[None]:
 def _chain(run: Run, stage: StagePlan, weights: dict[str, Tensor]) -> Chain:
     """A new chain with these weights, frozen as the stage requires, in train mode on the device.
 
-    weights: plain at the start of a stage; of a checkpoint within one, with low-rank updates where it has them.
+    weights: plain at the start of a stage; of a checkpoint within one, with low-rank updates and a linear map where it has them.
     """
     runtime = run.runtime
     chain = copy.deepcopy(run.student.chain)
-    chain.net.load_state_dict(lora.plain(weights))
+    chain.net.load_state_dict(linear_map.plain(lora.plain(weights), chain.net.state_dict()))
     trained.freeze(on_device(chain, runtime.device), stage)
     trained.add_updates(chain, stage, run.recipe.seed)
-    chain.net.load_state_dict(lora.updates(weights), strict=False)
+    linear_map.attach(chain, stage, run.recipe.seed)
+    chain.net.load_state_dict({**lora.updates(weights), **linear_map.maps(weights)}, strict=False)
     chain.recompute = run.start.recompute
     if runtime.world > 1:
         names = [n for i in range(stage.first_trainable_block, len(chain.blocks)) for n, m in chain.modules_of(i) if is_batch_norm(m)]
@@ -131,20 +134,11 @@ def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> 
     """
     autocast, finite, prefix = run.runtime.accelerator.autocast, why_not_cacheable(stage) is None, None
     if stage.first_trainable_block > 0 and not chain.runs_whole:
-        own = _without_suffix(chain, stage.first_trainable_block) if is_sharded(run.runtime) else chain
+        own = without_suffix(chain, stage.first_trainable_block) if is_sharded(run.runtime) else chain
         prefix = prefix_of(own, stage.first_trainable_block, run.runtime.precision, True, autocast, run.chunk)
-    return _FrozenParts(prefix, None if teacher is None else teacher_of(teacher, run.recipe, finite, autocast, run.chunk), finite)
-
-
-def _without_suffix(chain: Chain, cut: int) -> Chain:
-    """A copy of the blocks before `cut`. The other blocks are on the meta device and take no memory."""
-    memo: dict[int, Any] = {}  # deepcopy uses these tensors in place of copies
-    for i in range(cut, len(chain.blocks)):
-        for _, parameter in chain.parameters_of(i):
-            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-        for _, module in chain.modules_of(i):
-            memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers(recurse=False)}
-    return copy.deepcopy(chain, memo).eval()
+    if teacher is None:
+        return _FrozenParts(prefix, None, finite)
+    return _FrozenParts(prefix, teacher_of(teacher, run.recipe, finite, autocast, run.chunk), finite)
 
 
 def _spread(run: Run, stage: StagePlan, chain: Chain, state: State) -> Strategy:
@@ -191,8 +185,10 @@ def _context(
     )
 
 
-def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective:
-    """Build the objective that the recipe describes: label loss, class weights and distillation."""
+def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective | Matching:
+    """Build the objective that the recipe describes: label loss, class weights and distillation; or a teacher's features alone."""
+    if teacher is not None and stage.width is not None:
+        return Matching(teacher, feature_loss(run.recipe))
     recipe, num_classes, weights_K, distillation = run.recipe, len(run.images.classes), None, None
     labels, several = run.images.train.labels, run.recipe.data.multilabel
     if recipe.data.balance == "weights":
@@ -206,7 +202,7 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:
     """A function from a first step to its batches. They hold no images if all outputs that need images are cached."""
-    stream, views = _stream(run, stage), run.views(run.images.pool, stage)
+    stream, views = _stream(run, stage), run.views(run.images.drawn(stage.taught), stage)
     rows = {name: cached for name, cached in ((FEATURES, stores.train), (TEACHER, stores.teacher)) if cached is not None}
     without_images = stores.train is not None and (frozen.teacher is None or stores.teacher is not None)
 
@@ -246,7 +242,7 @@ def _val_batches(run: Run, stores: StageStores) -> Iterable[Batch]:
 
 def _stream(run: Run, stage: StagePlan) -> SampleStream:
     """The order of samples, views and fresh mixing of a stage, as a pure function of the seed and the step."""
-    recipe, labels = run.recipe, run.images.pool.labels
+    recipe, labels = run.recipe, run.images.drawn(stage.taught).labels
     draw_weights = None
     if recipe.data.balance == "sampler":
         draw_weights = tuple(sampling_weights(labels, len(run.images.classes)).tolist())

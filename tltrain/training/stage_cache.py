@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from tltrain.cache.cost_model import Choice
 from tltrain.cache.feature_table import Rows
 from tltrain.cache.filling import CacheFiller
@@ -57,7 +59,7 @@ def open_stores(
     A cache that cannot be filled is left out. Its rows are computed on the fly, with the same result.
     should_stop(where): whether a stop is requested. Filling ends then.
     """
-    chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.pool, run.images.val
+    chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.drawn(stage.taught), run.images.val
     shared, stage_origin = stage.shares(run.images.shared), {"stage": stage.index, "run": str(run.path.absolute())}
 
     def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, of: StagePlan | None) -> Rows | None:
@@ -78,7 +80,8 @@ def open_stores(
     if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
         stores.val = rows(chosen.val, "features", prefix, run.student, val, None)
     if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
-        stores.teacher = of_train(chosen.teacher, "logits", teacher, run.teacher)
+        kind = "logits" if stage.width is None else "teacher"
+        stores.teacher = of_train(chosen.teacher, kind, teacher, run.teacher)
     return stores
 
 
@@ -93,6 +96,8 @@ def base_images(run: Run, should_stop: Callable[[str], bool]) -> Iterator[None]:
                 if split is not None and filled is not None:
                     opened.enter_context(filled[0])
                     run.bases[split.name] = filled[1]
+                    if split is run.images.pool:  # train stands first in it
+                        run.bases.setdefault(run.images.train.name, PartOfCache(filled[1], np.arange(len(run.images.train))))
                     if shared is not None:
                         parts = [part for part in (run.images.train, run.images.val, run.images.test) if part is not None]
                         run.bases |= {part.name: PartOfCache(filled[1], shared.positions(part)) for part in parts}

@@ -78,6 +78,11 @@ def _distilled(run: RunRecord) -> str:
     whose = f"an ensemble of {len(spec.teachers)} teachers, {named}" if spec.ensemble else f"the teacher {named}"
     num = (run.env.get("data") or {}).get("unlabelled")
     beside = f", and those alone of {num:,} further images of {spec.unlabelled}, without labels" if num else ""
+    if run.recipe.matches_features:
+        return (
+            f"Before it saw labels, in stage {run.recipe.stages[0].name}, the network learned the pooled features of {whose} through a "
+            f"linear map that was then left out ({spec.loss} loss){beside}."
+        )
     return (
         f"The network also learned the softened answers of {whose} ({spec.loss} loss, temperature {spec.temperature:g}, "
         f"weight {spec.weight:g}){beside}."
@@ -162,7 +167,7 @@ USED: dict[str, Callable[[RunRecord], bool]] = {
     "lora": _any(lambda stage: stage.trains == "lora"),
     "bitfit": _any(lambda stage: stage.trains == "biases_and_norms"),
     "blend": _any(lambda stage: stage.carry == "blend"),
-    "distillation": lambda run: run.recipe.distill is not None,
+    "distillation": lambda run: run.recipe.distill is not None and not run.recipe.matches_features,
     "calibration": lambda run: bool((run.test or {}).get("calibration")),
     "gradcam": lambda run: any("lit" in item for item in run.mistakes),
 }

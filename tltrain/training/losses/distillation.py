@@ -18,11 +18,13 @@ class DistillLoss:
 
     value: Callable[..., Tensor]
     """(student's logits (B, K), teacher's logits (B, K), temperature, what `reads` says) -> (B,), one value a sample."""
-    reads: Literal["logits", "labels", "batch"] = "logits"
+    reads: Literal["logits", "labels", "batch", "features"] = "logits"
     """logits: nothing more. labels: a fourth argument, the labels (B,); every image then has one, unmixed.
 
     batch: it compares images with each other. It is called with the micro-batches of all processes, which makes B one number on any number
     of processes. Its fourth argument is weights (B,): 0 for padding, which must count for nothing, else 1. The mean over weight is taken.
+
+    features: it is called with features (B, D) of both, and no temperature (distill.target: features).
     """
 
     def __call__(self, student_BK: Tensor, teacher_BK: Tensor, temperature: float, *more: Tensor) -> Tensor:

@@ -31,13 +31,13 @@ def label_loss(name: str, num_classes: int, multilabel: bool = False) -> LabelLo
     """Load the loss named by stages.N.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
     loss = cast(LabelLoss, registry.find("losses", name, f"a stage's loss is {name!r}"))
     if not multilabel:
-        _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
+        check_per_sample(name, loss(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]), 0.0, None))
         return loss
     try:
         tried = loss(torch.zeros(2, num_classes), torch.eye(2, num_classes).byte(), 0.0, None)
     except Exception as error:  # another package's, which may know nothing but one class an image
         raise UserError(f"the loss {name} does not take several labels an image ({type(error).__name__}: {error}); leave it out") from error
-    _check_per_sample(name, tried)
+    check_per_sample(name, tried)
     return loss
 
 
@@ -50,8 +50,11 @@ def find_distill_loss(name: str) -> DistillLoss:
 def distill_loss(name: str, num_classes: int) -> DistillLoss:
     """Load the loss named by distill.loss and try it on two samples. Raises UserError unless it returns one value per sample."""
     loss = find_distill_loss(name)
+    if loss.reads == "features":
+        told = f"distill.loss is {name}, which compares features, and distill.target is logits"
+        raise UserError(f"{told}; set distill.target: features, or take distill.loss: {DISTILL_LOSS}")
     more: tuple[Tensor, ...] = {"logits": (), "labels": (torch.tensor([0, num_classes - 1]),), "batch": (torch.ones(2),)}[loss.reads]
-    _check_per_sample(name, loss(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0, *more))
+    check_per_sample(name, loss(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0, *more))
     return loss
 
 
@@ -76,7 +79,8 @@ def check_distill_loss(recipe: Recipe, num_classes: int, together: int) -> None:
         raise UserError(f"{told}; raise batch or --max-device-batch, or take distill.loss: {DISTILL_LOSS}")
 
 
-def _check_per_sample(name: str, loss: Tensor) -> None:
+def check_per_sample(name: str, loss: Tensor) -> None:
+    """Raise UserError unless a loss of two samples has one value for each."""
     if loss.shape != (2,):
         raise UserError(f"the loss {name} gives shape {tuple(loss.shape)} for two samples; it must give one value a sample, unreduced")
 

@@ -43,10 +43,17 @@ def check(chain: Chain, plan: Sequence[StagePlan]) -> None:
 
 
 def head_of(chain: Chain, stage: StagePlan) -> tuple[str, nn.Linear]:
-    """(path in the net, layer) of the head: a single linear layer with a bias, which takes the features and gives the logits."""
-    last = len(chain.blocks) - 1
+    """`linear_head` of a stage that is solved."""
     told = f"stage {stage.spec.name} has solve: {stage.spec.solve}"
-    remedy = "train this stage instead: leave solve out, and give it lr and steps"
+    return linear_head(chain, told, "train this stage instead: leave solve out, and give it lr and steps")
+
+
+def linear_head(chain: Chain, told: str, remedy: str) -> tuple[str, nn.Linear]:
+    """(path in the net, layer) of the head: a single linear layer with a bias, which takes the features and gives the logits.
+
+    told, remedy: begin and end of the UserError that is raised where there is none.
+    """
+    last = len(chain.blocks) - 1
     if chain.runs_whole:
         raise UserError(f"{told}, which needs the features before the head, and blocks of this network cannot run one by one; {remedy}")
     own = {id(parameter) for _, parameter in chain.parameters_of(last)}

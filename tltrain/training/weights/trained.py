@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -33,9 +34,11 @@ def add_updates(chain: Chain, stage: StagePlan, seed: int) -> Chain:
 
 
 def count(chain: Chain, index: int, stage: StagePlan) -> int:
-    """Number of parameters of a block that a stage trains. chain: without low-rank updates."""
+    """Number of parameters of a block that a stage trains. chain: without low-rank updates, and without a linear map."""
     if index < stage.first_trainable_block:
         return 0
+    if stage.width is not None and _is_head(chain, index):
+        return sum(stage.width * math.prod(parameter.shape[1:]) for _, parameter in chain.parameters_of(index))
     added = lora.num_parameters(chain, index, stage.spec.lora_rank) if stage.spec.trains == "lora" and not _is_head(chain, index) else 0
     return added + sum(parameter.numel() for _, parameter in _own(chain, index, stage))
 
