@@ -21,6 +21,7 @@ from tltrain.core.recipe import Recipe, Stage, validate
 
 VIEWS = (1, 4, 16, None)
 PER_CLASS = (None, 20, 10, 5, 2)
+TOP_K = (10, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("question", choices=list(QUESTIONS), help="stages: against one fine-tune as long, and the head alone; "
                         "views: of the first stage, 1, 4, 16 and fresh; distill: against the same student without its teacher; "
+                        "answers: the teacher's, whole, in fp32, and the 10, 3 and 1 likeliest classes; "
                         "methods: biases and norms, LoRA, EMA and blend in the last stage, and all blocks at once; "
                         "images: the head solved on all training images, and on 20, 10, 5 and 2 of each class")  # fmt: skip
     parser.add_argument("recipe", help="a shipped name or a .yaml file")
@@ -95,6 +97,20 @@ def by_teacher(recipe: Recipe) -> dict[str, Recipe]:
     return {"with its teacher": _named(recipe, "taught"), "alone": _named(recipe.model_copy(update={"distill": None}), "alone")}
 
 
+def by_answers(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe with its teacher's answers whole, in other precision, and in short; and without its teacher."""
+    variants = by_teacher(recipe)
+    taught, alone = variants.values()
+
+    def stored(name: str, **changes: Any) -> Recipe:
+        assert taught.distill is not None
+        return _named(taught.model_copy(update={"distill": taught.distill.model_copy(update=changes)}), name)
+
+    short = {f"top {k}": stored(f"top-{k}", top_k=k, logits="float16") for k in TOP_K}
+    whole = {"all classes": stored("all", top_k=None, logits="float16"), "all, float32": stored("float32", top_k=None, logits="float32")}
+    return {**whole, **short, "alone": alone}
+
+
 def by_methods(recipe: Recipe) -> dict[str, Recipe]:
     """The recipe, and what else its last stage could train or hand on; all blocks at once, as long; its first stage, as long."""
     if len(recipe.stages) < 2:
@@ -129,7 +145,7 @@ def by_images(recipe: Recipe) -> dict[str, Recipe]:
 
 
 QUESTIONS: dict[str, Callable[[Recipe], dict[str, Recipe]]] = {
-    "stages": by_stages, "views": by_views, "distill": by_teacher, "methods": by_methods, "images": by_images,
+    "stages": by_stages, "views": by_views, "distill": by_teacher, "answers": by_answers, "methods": by_methods, "images": by_images,
 }  # fmt: skip
 
 

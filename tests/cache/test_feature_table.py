@@ -407,7 +407,7 @@ def test_features_are_rounded_to_the_dtype_of_the_precision(precision: str, dtyp
 def test_a_teachers_logits_are_rounded_stored_or_not(logits: str, finite: bool) -> None:
     spec = trials.recipe(distill={"teacher": {"name": "resnet-tiny"}, "logits": logits})
     net = chain()
-    teacher = planner.teacher_of(net, validate(spec, "test"), finite, contextlib.nullcontext)
+    teacher = planner.teacher_of(net, validate(spec, "test"), 10, finite, contextlib.nullcontext)
     said = teacher(images(5))
     assert said.dtype == getattr(torch, logits)
     assert torch.equal(said[:, :3], teacher(images(5))[:, :3])

@@ -76,6 +76,8 @@ class Choice:
     why_not: str = ""
     num_runs: int = 1
     """The runs that the store serves: the folds of a recipe share one."""
+    all_row_bytes: int | None = None
+    """What a row would take if all logits were kept; None where all are."""
 
     @property
     def num_bytes(self) -> int:
@@ -92,7 +94,8 @@ class Choice:
             return f"{begin} {self.why_not}" if self.why_not == AMONG else f"{begin} not stored: {self.why_not}"
         shared = f" once for {self.num_runs} folds" if self.num_runs > 1 else ""
         views = f"{self.num_views} view{'s' if self.num_views > 1 else ''} of {self.num_rows // self.num_views:,} images"
-        sizes = f"{views} x {size(self.speed.row_bytes)} = {size(self.num_bytes)}, {duration(self.fill_s)} to fill{shared}"
+        instead = "" if self.all_row_bytes is None else f" (all classes: {size(self.num_rows * self.all_row_bytes)})"
+        sizes = f"{views} x {size(self.speed.row_bytes)} = {size(self.num_bytes)}{instead}, {duration(self.fill_s)} to fill{shared}"
         saves = f"saves {duration(max(self.saved_s, 0))}" if self.saved_s > -0.05 else f"costs {duration(-self.saved_s)} more"
         where = f"read from {'the ' if self.place != 'memory' else ''}{self.place}" if self.place else f"not stored: {self.why_not}"
         return f"{begin}, {sizes}, {saves}: {where}"

@@ -17,11 +17,49 @@ from torch import Tensor, nn
 from tltrain.data.views import Batch
 from tltrain.distributed.out_of_memory import ChunkTooLarge, is_out_of_memory
 from tltrain.models.chain import Chain
+from tltrain.models.precision import full_precision
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
 FEATURES, TEACHER = "features", "teacher"
 """Keys of a batch for outputs of frozen blocks and of a teacher, beside the images or in place of them."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher's answer in short: the logits of its likeliest classes, and one logit that stands for all others.
+
+    Softened by the temperature, that one has the probability of all others together. So both answers, the teacher's and the student's, can
+    be compared over the k classes and the rest, and a student that answers as the teacher does is right still.
+    """
+
+    num: int
+    """k: the classes that are kept, of equal ones the first; fewer than there are."""
+    temperature: float
+
+    def pack(self, logits_BK: Tensor) -> Tensor:
+        """Logits (B, K), fp16 or fp32 -> integers of as many bits (B, 2k + 1): bits of k logits and of the rest's, then k classes."""
+        sorted_BK, class_BK = logits_BK.sort(dim=1, descending=True, stable=True)  # topk may take any of equal logits
+        rest_B1 = self._merged(full_precision(sorted_BK[:, self.num :]))
+        kept_Bk = torch.cat([sorted_BK[:, : self.num], rest_B1.to(logits_BK.dtype)], 1)
+        word = _WORDS[logits_BK.dtype]
+        return torch.cat([kept_Bk.view(word), class_BK[:, : self.num].to(word)], 1)
+
+    def merge(self, logits_BK: Tensor, packed_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """A student's logits (B, K) over the classes of the packed answers, and those answers: both (B, k + 1), the rest last."""
+        dtype = next(dtype for dtype, word in _WORDS.items() if word == packed_BN.dtype)
+        class_Bk, logits_BK = packed_BN[:, self.num + 1 :].long(), full_precision(logits_BK)
+        rest_B1 = self._merged(logits_BK.scatter(1, class_Bk, -torch.inf))
+        return torch.cat([logits_BK.gather(1, class_Bk), rest_B1], 1), packed_BN[:, : self.num + 1].view(dtype)
+
+    def _merged(self, logits_BR: Tensor) -> Tensor:
+        """The logit (B, 1) whose exponential at the temperature is the sum of theirs."""
+        return self.temperature * (logits_BR / self.temperature).logsumexp(1, keepdim=True)
+
+
+_WORDS = {torch.float16: torch.int16, torch.float32: torch.int32}
+MOST_CLASSES = {torch.float16: 2**15, torch.float32: 2**31}
+"""Classes that an integer of as many bits can name."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +79,23 @@ class FrozenModel:
     chunk: int | None
     """Images at a time; None runs a batch as it is, for outputs that cannot be cached."""
     autocast: Autocast
+    top_k: TopK | None = None
+    """What is kept of its rounded logits; None keeps all of the output."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> (B, ...)."""
         with torch.no_grad(), self.autocast():
             if self.chunk is None:
-                out = self.chain.forward(images, stop=self.stop)
+                out = self.kept(self.chain.forward(images, stop=self.stop))
             else:
                 parts = [self._padded(part, self.chunk) for part in images.split(self.chunk)]
                 out = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return out.to(self.dtype).contiguous()
+        return out.contiguous()
+
+    def kept(self, out: Tensor) -> Tensor:
+        """What is kept of an output of the chain (B, ...): rounded, and packed. Of a chunk as a whole, so that sums do not depend on B."""
+        out = out.to(self.dtype)
+        return out if self.top_k is None else self.top_k.pack(out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,7 +113,7 @@ class FrozenModel:
         try:
             if n < chunk:
                 part = torch.cat([part, part.new_zeros((chunk - n, *part.shape[1:]))])
-            return self.chain.forward(part, stop=self.stop)[:n]  # not __call__, which may be compiled for training
+            return self.kept(self.chain.forward(part, stop=self.stop))[:n]  # not __call__, which may be compiled for training
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise ChunkTooLarge(error, chunk) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -57,7 +57,7 @@ def row_key(
 ) -> dict[str, Any]:
     """All inputs that determine the bytes of a row. Augmentation is left out if only the evaluation view is cached.
 
-    Rows of unmixed views keep the keys that they had before there were mixed ones.
+    Rows of unmixed views and of whole answers keep the keys that they had before there were others.
     """
     chain, preprocess, data = frozen.chain, context.preprocess, context.data
     augmented = num_views > 1 and (augment != "none" or erasing > 0)
@@ -81,13 +81,19 @@ def row_key(
         | _other_libraries(chain)
         | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "codecs": image_cache.codecs()},
         "products": [torch.get_float32_matmul_precision(), os.environ.get("NVIDIA_TF32_OVERRIDE"), torch.backends.cudnn.allow_tf32],
-    } | ({} if mixing is None else {"mixed": _mixed(mixing)})
+    } | _where_used(frozen, mixing)
 
 
 def _added(augment: Augment, erasing: float) -> list[Any]:
     """What keys of views got later: [version of the augmentation, erasing]. Left out where both are as they were when it came."""
     version = PIXELS_VERSION.get(augment, 1)
     return [version, erasing] if version > 1 or erasing > 0 else []
+
+
+def _where_used(frozen: FrozenModel, mixing: FiniteMixing | None) -> dict[str, Any]:
+    """What keys of mixed views and of answers in short have beside the others."""
+    mixed = {} if mixing is None else {"mixed": _mixed(mixing)}
+    return mixed if frozen.top_k is None else mixed | {"top_k": list(astuple(frozen.top_k))}
 
 
 def _mixed(mixing: FiniteMixing) -> list[Any]:

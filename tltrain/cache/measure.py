@@ -154,8 +154,7 @@ def _counted(frozen: FrozenModel, side: int, device: torch.device) -> tuple[Tens
 def _forward(frozen: FrozenModel, num: int, side: int, device: torch.device) -> Tensor:
     images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, device=device)
     with torch.no_grad(), frozen.autocast():
-        out = frozen.chain(images, stop=frozen.stop)
-        out = out if frozen.dtype is None else out.to(frozen.dtype)
+        out = frozen.kept(frozen.chain(images, stop=frozen.stop))
         float(out.flatten()[0])  # waits for the device
     return out
 

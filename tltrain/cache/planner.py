@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tltrain.cache import cost_model, disk_store
 from tltrain.cache.cost_model import Budget, Choice, Speed
-from tltrain.cache.frozen import Autocast, FrozenModel, place_matters
+from tltrain.cache.frozen import Autocast, FrozenModel, TopK, place_matters
 from tltrain.cache.measure import Machine, _Meter, timed
 from tltrain.core.flags import RunFlags
 from tltrain.core.paths import cache_root
@@ -68,11 +68,13 @@ def prefix_of(chain: Chain, cut: int, precision: str, finite: bool, autocast: Au
     return FrozenModel(chain, cut, ROUNDED.get(precision), _chunk(chain, chunk) if finite else None, autocast)
 
 
-def teacher_of(chain: Chain, recipe: Recipe, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
+def teacher_of(chain: Chain, recipe: Recipe, num_classes: int, finite: bool, autocast: Autocast, chunk: int | None = None) -> FrozenModel:
     """The whole teacher, or what gives its features. Both are always rounded, so that a run does not depend on whether they are cached."""
     assert recipe.distill is not None
     stop = len(chain.blocks) - 1 if recipe.matches_features else None
-    return FrozenModel(chain, stop, LOGITS[recipe.distill.logits], _chunk(chain, chunk) if finite else None, autocast)
+    kept, dtype = recipe.distill.top_k, LOGITS[recipe.distill.logits]
+    top_k = TopK(kept, recipe.distill.temperature) if kept is not None and kept < num_classes else None
+    return FrozenModel(chain, stop, dtype, _chunk(chain, chunk) if finite else None, autocast, top_k)
 
 
 def _chunk(chain: Chain, wanted: int | None) -> int:
@@ -135,10 +137,18 @@ class _Surveyor:
                 left = self.budget.without(train)
                 val = cost_model.choose(self.start.cache, stage.spec.name, f"{where}, val", num_val, 1, num_reads, speed, left)
         if self.teacher is not None and stage.taught:
-            whole = teacher_of(self.teacher, self.recipe, True, self.machine.autocast)
-            what = f"the teacher's {'features' if self.recipe.matches_features else 'logits'}"
-            logits = self._train(stage, what, whole, 0, self.budget.without(train).without(val))
+            logits = self._answers(stage, self.teacher, self.budget.without(train).without(val))
         return StageChoices(train, val, logits)
+
+    def _answers(self, stage: StagePlan, teacher: Chain, budget: Budget) -> Choice:
+        assert self.recipe.distill is not None
+        num_classes, top_k = len(self.images.classes), self.recipe.distill.top_k
+        frozen = teacher_of(teacher, self.recipe, num_classes, True, self.machine.autocast)
+        what = f"the teacher's {'features' if self.recipe.matches_features else 'logits'}"
+        if top_k is not None:
+            what += f" (top {top_k} of {num_classes:,} classes)" if frozen.top_k else f" (top_k is {top_k}: all {num_classes} classes)"
+        choice = self._train(stage, what, frozen, 0, budget)
+        return choice if frozen.top_k is None else replace(choice, all_row_bytes=num_classes * LOGITS[self.recipe.distill.logits].itemsize)
 
     def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, num_images: int, budget: Budget) -> Choice:
         """num_images: that need not be loaded where a row is cached."""

@@ -126,7 +126,8 @@ def _frozen_outputs(info: StoreInfo, recipe: Recipe, images: DataSplits, split: 
         )
     else:
         assert teacher is not None
-        frozen, loaded = teacher_of(teacher.chain.to(runtime.device), recipe, True, autocast, chunk), teacher
+        frozen = teacher_of(teacher.chain.to(runtime.device), recipe, len(images.classes), True, autocast, chunk)
+        loaded = teacher
     views = stage_views(recipe, stage if training else None, split, student.preprocess)
     num_views = cost_model.num_views(recipe, stage) if training else 1
     context = CacheContext.of(recipe, images, student.preprocess, runtime.device, runtime.precision)

@@ -51,6 +51,8 @@ class Distill(Model):
     """The teacher's term of the loss: kd, dist, dkd, or one of another package; with target features cosine (usual there) or smooth_l1."""
     logits: Literal["float16", "float32"] = "float16"
     """Precision that the teacher's logits or features are rounded to, cached or not."""
+    top_k: int | None = Field(None, ge=1)
+    """Classes whose logits are kept of each answer, the likeliest, all others as one class, cached or not; null keeps all; kd alone."""
     ensemble: tuple[str, ...] = ()
     """Run folders or weights of more teachers, such as the folds; the student learns the mean of their predictions and the teacher's."""
     unlabelled: str | None = None

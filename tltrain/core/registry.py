@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "losses": {"cross_entropy": "tltrain.training.losses.cross_entropy:cross_entropy"},
     "distill_losses": {
-        "kd": "tltrain.training.losses.distillation:distillation",
+        "kd": "tltrain.training.losses.distillation:LOSS",
         "dist": "tltrain.training.losses.dist:LOSS",
         "dkd": "tltrain.training.losses.dkd:LOSS",
         "cosine": "tltrain.training.matching.losses:COSINE",

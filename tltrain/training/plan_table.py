@@ -167,6 +167,8 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     elif (distill := recipe.distill) is not None:
         term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
         rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
+        if distill.top_k is not None:
+            term += f" over the teacher's {distill.top_k} likeliest classes and all others as one,"
         lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
         lines += [f"teacher {taught_by(recipe)}"] if distill.ensemble else []
         if find_distill_loss(distill.loss).reads == "batch" and num_micro > 1:

@@ -138,7 +138,7 @@ def _frozen(run: Run, stage: StagePlan, chain: Chain, teacher: Chain | None) -> 
         prefix = prefix_of(own, stage.first_trainable_block, run.runtime.precision, True, autocast, run.chunk)
     if teacher is None:
         return _FrozenParts(prefix, None, finite)
-    return _FrozenParts(prefix, teacher_of(teacher, run.recipe, finite, autocast, run.chunk), finite)
+    return _FrozenParts(prefix, teacher_of(teacher, run.recipe, len(run.images.classes), finite, autocast, run.chunk), finite)
 
 
 def _spread(run: Run, stage: StagePlan, chain: Chain, state: State) -> Strategy:

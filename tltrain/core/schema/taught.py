@@ -32,6 +32,8 @@ def check(distill: Any) -> None:
         raise ValueError(f"{told}, and weight: {distill.weight:g} leaves them a share; set weight: 1, and loss: {losses}")
     if distill.temperature != TEMPERATURE:
         raise ValueError(f"temperature: {distill.temperature:g} softens logits, and target: features has none; leave temperature out")
+    if distill.top_k is not None:
+        raise ValueError(f"top_k: {distill.top_k} keeps logits of some classes, and target: features has none; leave top_k out")
     if distill.ensemble:
         raise ValueError("ensemble is a mean of answers, and the features of several networks have no mean; leave ensemble out")
 

@@ -18,8 +18,10 @@ class DistillLoss:
 
     value: Callable[..., Tensor]
     """(student's logits (B, K), teacher's logits (B, K), temperature, what `reads` says) -> (B,), one value a sample."""
-    reads: Literal["logits", "labels", "batch", "features"] = "logits"
-    """logits: nothing more. labels: a fourth argument, the labels (B,); every image then has one, unmixed.
+    reads: Literal["logits", "probabilities", "labels", "batch", "features"] = "logits"
+    """logits: nothing more. probabilities: nothing but the softmax of both at the temperature, so that distill.top_k may merge classes.
+
+    labels: a fourth argument, the labels (B,); every image then has one, unmixed.
 
     batch: it compares images with each other. It is called with the micro-batches of all processes, which makes B one number on any number
     of processes. Its fourth argument is weights (B,): 0 for padding, which must count for nothing, else 1. The mean over weight is taken.
@@ -40,3 +42,6 @@ def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> 
     log_p_BK = F.log_softmax(full_precision(student_BK) / temperature, dim=1)
     log_q_BK = F.log_softmax(full_precision(teacher_BK) / temperature, dim=1)
     return F.kl_div(log_p_BK, log_q_BK, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+LOSS = DistillLoss(distillation, reads="probabilities")

@@ -12,10 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tltrain.cache.frozen import TEACHER, FrozenModel
+from tltrain.cache.frozen import MOST_CLASSES, TEACHER, FrozenModel
+from tltrain.cache.planner import LOGITS
 from tltrain.core import registry
 from tltrain.core.errors import UserError
-from tltrain.core.recipe import DISTILL_LOSS, Recipe
+from tltrain.core.recipe import DISTILL_LOSS, Distill, Recipe
 from tltrain.data.dataset import NO_LABEL
 from tltrain.data.views import Batch
 from tltrain.training.losses.distillation import DistillLoss
@@ -53,7 +54,7 @@ def distill_loss(name: str, num_classes: int) -> DistillLoss:
     if loss.reads == "features":
         told = f"distill.loss is {name}, which compares features, and distill.target is logits"
         raise UserError(f"{told}; set distill.target: features, or take distill.loss: {DISTILL_LOSS}")
-    more: tuple[Tensor, ...] = {"logits": (), "labels": (torch.tensor([0, num_classes - 1]),), "batch": (torch.ones(2),)}[loss.reads]
+    more = {"labels": (torch.tensor([0, num_classes - 1]),), "batch": (torch.ones(2),)}.get(loss.reads, ())
     check_per_sample(name, loss(torch.zeros(2, num_classes), torch.zeros(2, num_classes), 1.0, *more))
     return loss
 
@@ -66,6 +67,7 @@ def check_distill_loss(recipe: Recipe, num_classes: int, together: int) -> None:
     assert recipe.distill is not None
     name = recipe.distill.loss
     reads = distill_loss(name, num_classes).reads
+    _check_top_k(recipe.distill, reads, num_classes)
     mixing = [(s.name, mix) for s in recipe.stages for mix in ("mixup", "cutmix") if getattr(s, mix)]
     if reads == "labels" and mixing:
         stage, mix = mixing[0]
@@ -77,6 +79,19 @@ def check_distill_loss(recipe: Recipe, num_classes: int, together: int) -> None:
     if reads == "batch" and together < 2:
         told = f"distill.loss is {name}, which compares the images of a micro-batch, and one has {together}"
         raise UserError(f"{told}; raise batch or --max-device-batch, or take distill.loss: {DISTILL_LOSS}")
+
+
+def _check_top_k(distill: Distill, reads: str, num_classes: int) -> None:
+    """Raise UserError where the loss cannot do with some classes of the teacher's answers, or where no integer can name the classes."""
+    if distill.top_k is None:
+        return
+    if reads != "probabilities":
+        told = f"distill.loss is {distill.loss}, which needs the teacher's answer to every class, and distill.top_k keeps {distill.top_k}"
+        raise UserError(f"{told}; leave top_k out, or take distill.loss: {DISTILL_LOSS}")
+    most = MOST_CLASSES[LOGITS[distill.logits]]
+    if num_classes > most:
+        told = f"distill.top_k is {distill.top_k}, and with logits: {distill.logits} at most {most:,} classes have a number"
+        raise UserError(f"{told}, not {num_classes:,}; set distill.logits: float32, or leave top_k out")
 
 
 def check_per_sample(name: str, loss: Tensor) -> None:
@@ -100,6 +115,8 @@ class Distillation:
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
         """The unweighted term (B,). Runs the teacher if the batch has no cached logits of it. Collective if the loss reads the batch."""
         teacher_BK = batch[TEACHER] if TEACHER in batch else self.teacher(batch["image"])
+        if self.teacher.top_k is not None:
+            logits_BK, teacher_BK = self.teacher.top_k.merge(logits_BK, teacher_BK)
         if self.loss.reads == "batch":
             return self.together(self.loss, logits_BK, teacher_BK, self.temperature, batch["weight"])
         more = (batch["label"],) if self.loss.reads == "labels" else ()
