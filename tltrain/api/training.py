@@ -115,6 +115,8 @@ def probe(
     size: int | None = None,
     seed: int = 0,
     everything: bool = False,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> list[ProbeRow]:
     """Compare backbones on labelled images, as `tltrain probe` does. Returns rows, the best first.
@@ -122,11 +124,15 @@ def probe(
     source: a folder of class folders, or a `data.source`. backbones: NAME, NAME=WEIGHTS or weights; none for those that are on this
     machine. cuts: blocks whose input is judged. k: folds; None for 10, and 5 from 2,000 images on. everything: the test split too.
     head: how it is worked out. size: of the images, pixels; None for each backbone's own. seed: of folds. workers: data workers.
+    label_separator, label_columns: of several labels an image, as in a recipe's data; a row's accuracy is then mean average precision.
     A backbone that cannot be judged is named in a warning. Raises UserError where none can.
     """
     console = Console(enabled=False)
     candidates, problems, _ = candidates_of(backbones, console)
-    ask = Ask(asked_source(str(source), console), tuple(cuts), k, head, size, seed, everything)
+    ask = Ask(
+        asked_source(str(source), console), tuple(cuts), k, head, size, seed=seed, everything=everything, label_separator=label_separator,
+        label_columns=tuple(label_columns) if label_columns else None,
+    )  # fmt: skip
     probed = judge_backbones(ask, candidates, RunFlags(workers=workers), console, problems)
     for name, why in probed.problems.items():
         warnings.warn(f"{name}: {why}", stacklevel=2)

@@ -68,6 +68,8 @@ def probe(argv: Sequence[str]) -> int:
     parser.add_argument("--cuts", default="head", metavar="A,B", help="blocks whose input is judged, such as head,layer4 (default: head)")
     parser.add_argument("--k", type=int, help="folds (default: 10, and 5 from 2,000 images on)")
     parser.add_argument("--head", choices=("ridge", "logistic", "nearest_mean"), default="ridge", help="what is solved (default: ridge)")
+    parser.add_argument("--label-separator", metavar="MARK", help="several labels an image: what parts them in a cell, such as '|'")
+    parser.add_argument("--label-columns", metavar="A,B", help="several labels an image: columns of 1 and 0, one for each")
     parser.add_argument("--size", type=int, help="side of the images, pixels (default: that of the weights)")
     parser.add_argument("--seed", type=int, default=0, help="deals the folds (default: 0)")
     parser.add_argument("--all", action="store_true", dest="everything", help="every image, the test split too")

@@ -59,13 +59,17 @@ def neighbours(
     """Logits (N, K) in double: the logarithm of the share of votes of the k nearest rows, smoothed by one vote spread over the classes.
 
     fold_N: as in `nearest`: with folds it is what rows outside an image's own fold say of it. A vote weighs exp((cosine - 1) / 0.07).
+    Of several labels (N, K): the log odds of each label's share of the votes, smoothed by one vote for each answer.
     """
     found = nearest(features_ND, k, fold_N=fold_N)
     label_N = torch.as_tensor(label_N).cpu()
     vote_Nk = ((found.cosine_Nk.double() - 1) / TEMPERATURE).exp() * (found.index_Nk >= 0)
+    smallest_N1 = vote_Nk.masked_fill(found.index_Nk < 0, float("inf")).amin(1, keepdim=True).clamp(1e-30, 1.0)
+    if label_N.ndim == 2:
+        for_NK = torch.einsum("nk,nkl->nl", vote_Nk, label_N.double()[found.index_Nk.clamp_min(0)]) + smallest_N1
+        return (for_NK / (vote_Nk.sum(1, keepdim=True) + 2 * smallest_N1)).logit()
     votes_NK = torch.zeros(len(label_N), num_classes, dtype=torch.float64)
     votes_NK.scatter_add_(1, label_N[found.index_Nk.clamp_min(0)], vote_Nk)
-    smallest_N1 = vote_Nk.masked_fill(found.index_Nk < 0, float("inf")).amin(1, keepdim=True).clamp(1e-30, 1.0)
     return (votes_NK + smallest_N1 / num_classes).log()
 
 

@@ -91,7 +91,11 @@ def verb(arguments: Namespace) -> str:
     cuts = words(arguments.cuts)
     if not cuts:
         raise UserError(f"--cuts is {arguments.cuts!r} and names no block; such as head,layer4")
-    ask = Ask(source, cuts, arguments.k, arguments.head, arguments.size, arguments.seed, arguments.everything)
+    columns = words(arguments.label_columns or "") or None
+    ask = Ask(
+        source, cuts, arguments.k, arguments.head, arguments.size, seed=arguments.seed, everything=arguments.everything,
+        label_separator=arguments.label_separator, label_columns=columns,
+    )  # fmt: skip
     try:
         run(ask, words(arguments.backbones or ""), flags, outputs)
     except StoppedAtOnce as stopped:

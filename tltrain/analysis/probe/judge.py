@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
+from tltrain.analysis.probe import labels
 from tltrain.analysis.samples import EVERY, WITHOUT_TEST, Samples, samples_of
 from tltrain.cache.measure import time_frozen
 from tltrain.core import recipe as recipes
@@ -17,7 +18,7 @@ from tltrain.core.errors import UserError, some
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock
 from tltrain.core.recipe import Recipe
-from tltrain.data import open_images
+from tltrain.data import class_counts, open_images
 from tltrain.data.splits import folds
 from tltrain.heads.neighbours import neighbours
 from tltrain.heads.out_of_fold import out_of_fold
@@ -49,6 +50,15 @@ class Ask:
     """Whether test images are used too."""
     per_class: int | None = None
     """Images of each class at most, of train alone. None: all of train and val."""
+    label_separator: str | None = None
+    """As data.label_separator of a recipe: an image may have several labels, and figures are mean average precision."""
+    label_columns: tuple[str, ...] | None = None
+    """As data.label_columns."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.label_separator is not None or self.label_columns is not None
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class ProbeRow:
     weights: str | None
     cut: str
     accuracy: float
-    """Of the solved head, each image judged by one that never saw its fold."""
+    """Of the solved head, each image judged by one that never saw its fold. Of several labels: mean average precision."""
     low: float
     high: float
     difference: float
@@ -78,7 +88,9 @@ class ProbeRow:
     solve_s: float
     """Seconds after the features are computed: all heads of all folds, and the neighbours."""
     right: tuple[bool, ...] = field(repr=False)
-    """(N,) whether each image was right."""
+    """(N,) whether each image was right: of several labels, all of them."""
+    draws: tuple[float, ...] = field(default=(), repr=False)
+    """Of several labels: mean average precision of images drawn anew, in each row the same ones."""
 
     @property
     def name(self) -> str:
@@ -103,7 +115,7 @@ class Probed:
     num_images: int
     num_classes: int
     baseline: float
-    """The share of the most frequent class."""
+    """The share of the most frequent class. Of several labels: the mean frequency of a label, mAP of a random order."""
 
     @property
     def knee(self) -> ProbeRow:
@@ -116,7 +128,14 @@ def recipe_of(ask: Ask, candidate: Candidate) -> Recipe:
     stage = {"name": "head", "unfreeze": "head", "steps": 1, "lr": 1e-3, "views": 1}
     raw = {
         "name": "probe",
-        "data": {"source": ask.source, "size": ask.size, "resize": ask.resize, "per_class": ask.per_class},
+        "data": {
+            "source": ask.source,
+            "size": ask.size,
+            "resize": ask.resize,
+            "per_class": ask.per_class,
+            "label_separator": ask.label_separator,
+            "label_columns": ask.label_columns,
+        },
         "backbone": candidate.spec.model_dump(mode="json"),
         "batch": 64,
         "stages": [stage],
@@ -134,7 +153,9 @@ def probe(
     """
     if not candidates:
         raise UserError("no backbone is named, and none is at hand; name some with --backbones")
-    images = open_images(recipe_of(ask, candidates[0]).data)
+    if ask.several and ask.head == "nearest_mean":
+        raise UserError("--head is nearest_mean, which is of one class an image; of several labels take ridge or logistic")
+    images = open_images(recipe_of(ask, candidates[0]).data, multilabel=True)
     samples = samples_of(images, which_of(ask))
     usual = min(10 if len(samples) < MANY else 5, len(np.unique(samples.groups)))
     ask = replace(ask, k=usual if ask.k is None else ask.k)
@@ -154,10 +175,9 @@ def probe(
             _add_problem(candidate.name, error, problems, console)
     if not rows:
         raise UserError("no backbone could be probed:\n" + "\n".join(f"  {name}: {why}" for name, why in problems.items()))
-    counts = np.bincount(samples.labels)
-    return Probed(
-        ask, _ranked(rows, samples), problems, tuple(notes), len(samples), len(samples.classes), float(counts.max() / counts.sum())
-    )
+    count_K = class_counts(samples.labels, len(samples.classes))
+    baseline = float((count_K[count_K > 0].mean() if ask.several else count_K.max()) / len(samples))
+    return Probed(ask, _ranked(rows, samples), problems, tuple(notes), len(samples), len(samples.classes), baseline)
 
 
 def which_of(ask: Ask) -> tuple[str, ...]:
@@ -175,7 +195,8 @@ def _add_row(
         _add_problem(f"{candidate.name} before {cut}" if len(ask.cuts) > 1 else candidate.name, error, problems, console)
         return
     rows.append(row)
-    console.say(f"probed  {row.name}: {100 * row.accuracy:.1f} % right, {1000 * row.image_s:.1f} ms an image")
+    said = f"mAP {100 * row.accuracy:.1f} %" if ask.several else f"{100 * row.accuracy:.1f} % right"
+    console.say(f"probed  {row.name}: {said}, {1000 * row.image_s:.1f} ms an image")
 
 
 def _add_problem(name: str, error: UserError, problems: dict[str, str], console: Console) -> None:
@@ -191,7 +212,7 @@ def _notes(ask: Ask, samples: Samples) -> list[str]:
     elif not ask.everything and samples.images.test is not None:
         left = len(samples.images.test)
         notes.append(f"{len(samples):,} images of train and val are looked at; the {left:,} of test stay unseen (--all takes them too)")
-    count_K = np.bincount(samples.labels, minlength=len(samples.classes))
+    count_K = class_counts(samples.labels, len(samples.classes))
     few = [f"{name} ({n})" for name, n in zip(samples.classes, count_K.tolist(), strict=True) if n < (ask.k or 0)]
     if few:
         notes.append(f"classes with fewer images than the {ask.k} folds, of which not every fold asks: {some(few)}")
@@ -204,22 +225,29 @@ def _row(ask: Ask, candidate: Candidate, bank: FeatureBank, where: str, fold_N: 
     features_ND = bank.features(cut)
     began = clock()
     logits_NK = out_of_fold(ask.head, features_ND, bank.labels, fold_N, num_classes, group_N=grouped(bank), seed=ask.seed)
-    right_N = _right(logits_NK, bank.labels)
-    near_N = _right(neighbours(features_ND, bank.labels, num_classes, NEIGHBOURS, fold_N=fold_N), bank.labels)
+    near_NK = neighbours(features_ND, bank.labels, num_classes, NEIGHBOURS, fold_N=fold_N)
+    right_N, draws = _right(logits_NK, bank.labels), tuple[float, ...]()
+    if ask.several:
+        ranked = labels.ranked(logits_NK.numpy(), bank.labels, grouped(bank))
+        share, (low, high), draws = ranked.value, ranked.ends, tuple(ranked.draws.tolist())
+        near = labels.ranked(near_NK.numpy(), bank.labels, grouped(bank), resamples=0).value
+    else:
+        share, low, high = accuracy_interval(right_N, grouped(bank))
+        near = float(_right(near_NK, bank.labels).mean())
     solve_s = clock() - began
     chain = bank.loaded.chain
     frozen = replace(bank.frozen(cut), stop=None) if chain.runs_whole else bank.frozen(cut)
     image_s, row_bytes = time_frozen(frozen, bank.loaded.preprocess.size, bank.runtime.device)
-    share, low, high = accuracy_interval(right_N, grouped(bank))
     return ProbeRow(
-        candidate.name, candidate.spec.weights, where, share, low, high, 0.0, 0.0, 0.0, float(near_N.mean()), image_s,
+        candidate.name, candidate.spec.weights, where, share, low, high, 0.0, 0.0, 0.0, near, image_s,
         sum(p.numel() for i in range(cut) for _, p in chain.parameters_of(i)), features_ND.shape[1],
-        0 if chain.runs_whole else row_bytes, solve_s, tuple(right_N.tolist()),
+        0 if chain.runs_whole else row_bytes, solve_s, tuple(right_N.tolist()), draws,
     )  # fmt: skip
 
 
 def _right(logits_NK: Tensor, label_N: np.ndarray) -> np.ndarray:
-    right_N: np.ndarray = logits_NK.argmax(1).numpy() == label_N
+    right_N: np.ndarray
+    right_N = ((logits_NK.numpy() > 0) == label_N).all(1) if label_N.ndim == 2 else logits_NK.argmax(1).numpy() == label_N
     return right_N
 
 
@@ -234,6 +262,9 @@ def _ranked(rows: Sequence[ProbeRow], samples: Samples) -> tuple[ProbeRow, ...]:
     best_N = np.array(ranked[0].right)
     compared = ranked[:1]
     for row in ranked[1:]:
-        difference, low, high = gain_interval(best_N, np.array(row.right), grouped(samples))
+        if row.draws:
+            difference, (low, high) = row.accuracy - ranked[0].accuracy, labels.ends(np.array(row.draws) - ranked[0].draws)
+        else:
+            difference, low, high = gain_interval(best_N, np.array(row.right), grouped(samples))
         compared.append(replace(row, difference=difference, difference_low=low, difference_high=high))
     return tuple(compared)

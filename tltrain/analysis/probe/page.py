@@ -30,8 +30,14 @@ def _figures(probed: Probed) -> Html:
         ("Best", percent(probed.rows[0].accuracy), probed.rows[0].name),
         ("Quickest that may be as good", f"{1000 * knee.image_s:.3g} ms", knee.name),
         ("Images", count(probed.num_images), which),
+        ("Random order", percent(probed.baseline), f"mAP of {plural(probed.num_classes, 'label')}: their mean frequency")
+        if probed.ask.several else
         ("Most frequent class", percent(probed.baseline), plural(probed.num_classes, "class").replace("classs", "classes")),
     ])  # fmt: skip
+
+
+def _what(probed: Probed) -> str:
+    return "mAP" if probed.ask.several else "Accuracy"
 
 
 def _style(row: ProbeRow) -> str:
@@ -57,12 +63,14 @@ def _chart(probed: Probed) -> Html:
     keys = [(GOOD, "may be as good as the best"), (WORSE, "clearly worse")]
     used = [key for key in keys if key[0] in {mark.style for mark in marks}]
     drawn = mark_chart(
-        "Accuracy against time, %", marks, log_axis(min(times), max(times)), y, compact, lambda share: f"{100 * share:.0f}",
+        f"{_what(probed)} against time, %", marks, log_axis(min(times), max(times)), y, compact, lambda share: f"{100 * share:.4g}",
         x_label="milliseconds of one image in the network, on this machine", keys=used, edge=(edge(rows), "the best for its time"),
     )  # fmt: skip
     kind = "Wilson's; where images have groups, for as many images as the groups are worth"
+    if probed.ask.several:
+        kind = "of the bootstrap over images, or over groups of them"
     note = el("p", f"The numbers are the rows of the table. Lines are 95\u202f% intervals: {kind}.", class_="note")
-    return el("section", el("h2", "Accuracy against cost"), drawn, note)
+    return el("section", el("h2", f"{_what(probed)} against cost"), drawn, note)
 
 
 def _table(probed: Probed) -> Html:
@@ -71,14 +79,15 @@ def _table(probed: Probed) -> Html:
         name = join(el("i", class_=f"key {_style(row)}"), f"{i} {row.name}")
         accuracy, interval, difference, paired, near, ms, parameters, store = terminal.figures(row)
         both = f"{difference} ({paired.replace('..', ' to ')})".replace("-", "\u2212") if difference else ""
-        rows.append([name, accuracy, interval.replace("-", "\u2013"), both, near, ms, parameters, store])
-    head = ["Backbone", "Right, %", "95\u202f%", "To the best, points", f"{NEIGHBOURS} NN, %", "ms", "Parameters", "Store, an image"]
+        rows.append([name, accuracy, interval.replace("-", " to "), both, near, ms, parameters, store])
+    what = "mAP, %" if probed.ask.several else "Right, %"
+    head = ["Backbone", what, "95\u202f%", "To the best, points", f"{NEIGHBOURS} NN, %", "ms", "Parameters", "Store, an image"]
     return el("section", el("h2", "Each backbone"), tables.table(head, rows, class_="wide"))
 
 
 def _how(probed: Probed) -> Html:
     lines = [*terminal.measured(probed), *probed.notes]
-    chosen = "The best of several is chosen by the same images that its accuracy is of: expect a little less of it on new ones."
+    chosen = "The best of several is chosen by the same images that its figure is of: expect a little less of it on new ones."
     return el("section", el("h2", "How it was measured"), *(el("p", f"{line[0].upper()}{line[1:]}.") for line in lines), el("p", chosen))
 
 

@@ -18,7 +18,7 @@ def table(probed: Probed) -> Table:
     """The rows, the best first, in 80 columns."""
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown.add_column("backbone", overflow="fold", min_width=14)
-    for name in ("right %", "95 %", "to best", "95 %", f"{NEIGHBOURS} NN", "ms", "param.", "store"):
+    for name in ("mAP %" if probed.ask.several else "right %", "95 %", "to best", "95 %", f"{NEIGHBOURS} NN", "ms", "param.", "store"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in probed.rows:
         shown.add_row(row.name, *figures(row), style=None if row.as_good else "dim")
@@ -43,9 +43,9 @@ def figures(row: ProbeRow) -> list[str]:
 def measured(probed: Probed) -> list[str]:
     """What the figures are, a sentence each."""
     ask = probed.ask
-    which = "every image" if ask.everything else "train and val"
+    which, what = "every image" if ask.everything else "train and val", "mAP, the mean over labels" if ask.several else "right"
     return [
-        f"right: by {HEADS[ask.head]} on the features; {probed.num_images:,} images ({which}) in {ask.k} folds, each judged once, "
+        f"{what}: by {HEADS[ask.head]} on the features; {probed.num_images:,} images ({which}) in {ask.k} folds, each judged once, "
         f"by a head that never saw its fold; the heads took {duration(sum(row.solve_s for row in probed.rows))}",
         f"to best: the difference on the same images (bootstrap over them). {NEIGHBOURS} NN: the vote of the nearest images of other folds",
         "time in ms: one image in the network, the median of passes of 1 image and of a few, whichever is less; store: bytes an image",
@@ -55,10 +55,13 @@ def measured(probed: Probed) -> list[str]:
 def verdict(probed: Probed) -> list[str]:
     """The best, what is as good and cheaper, and what saying always the same gives."""
     best, knee = probed.rows[0], probed.knee
-    lines = [
-        f"{best.name}: {100 * best.accuracy:.1f} % of {probed.num_images:,} images are right ({100 * best.low:.1f} to "
-        f"{100 * best.high:.1f}); always saying the most frequent of {probed.num_classes} classes gives {100 * probed.baseline:.1f} %."
-    ]
+    between = f"{100 * best.low:.1f} to {100 * best.high:.1f}"
+    if probed.ask.several:
+        said = f"mAP {100 * best.accuracy:.1f} % on {probed.num_images:,} images ({between}); a random order of {probed.num_classes} labels"
+    else:
+        said = f"{100 * best.accuracy:.1f} % of {probed.num_images:,} images are right ({between}); always saying the most frequent of "
+        said += f"{probed.num_classes} classes"
+    lines = [f"{best.name}: {said} gives {100 * probed.baseline:.1f} %."]
     if knee is not best:
         lines.append(
             f"{knee.name} may be as good ({100 * knee.difference:+.1f} points, {100 * knee.difference_low:+.1f} to "
@@ -86,11 +89,13 @@ def say(probed: Probed, here: AtHand | None, console: Console) -> None:
 
 def as_json(probed: Probed, here: AtHand | None) -> dict[str, Any]:
     """Everything, as plain values."""
-    rows = [{key: value for key, value in asdict(row).items() if key != "right"} | {"as_good": row.as_good} for row in probed.rows]
+    left = ("right", "draws")
+    rows = [{key: value for key, value in asdict(row).items() if key not in left} | {"as_good": row.as_good} for row in probed.rows]
     return {
         "source": probed.ask.source,
         "images": probed.num_images,
         "classes": probed.num_classes,
+        "figure": "map" if probed.ask.several else "accuracy",
         "baseline": probed.baseline,
         "folds": probed.ask.k,
         "head": probed.ask.head,

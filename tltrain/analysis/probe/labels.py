@@ -1,0 +1,69 @@
+"""What a probe counts of several labels an image: mean average precision, with intervals by the bootstrap over images or groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tltrain.runs.report.stats import wilson
+
+RESAMPLES = 500
+AT_A_TIME = 4_000_000
+"""Numbers of resamples by images that are held at a time."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Mean average precision over the labels that some images have and others lack."""
+
+    value: float
+    draws: np.ndarray
+    """(RESAMPLES,) the same of images drawn anew. Two heads on the same images are drawn alike, so that their draws are pairs."""
+    num: int
+    """Images, or groups of them."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The 95 % interval. Where no draw differs, which says nothing, Wilson's (Wilson 1927) of as many images."""
+        return ends(self.draws) if np.ptp(self.draws) else wilson(self.value, self.num)
+
+
+def ends(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of a bootstrap."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def ranked(logits_NK: np.ndarray, label_NK: np.ndarray, group_N: np.ndarray | None, resamples: int = RESAMPLES) -> Ranked:
+    """How well the logits of each label order the images. group_N: images of a group are drawn together; None: each alone.
+
+    resamples: how often images are drawn anew, in the same order by each call.
+    """
+    num = len(label_NK)
+    _, of_N = np.unique(np.arange(num) if group_N is None else group_N, return_inverse=True)
+    num_groups = int(of_N.max()) + 1
+    generator, size = np.random.default_rng(0), max(1, AT_A_TIME // num)
+    value = _mean(logits_NK, label_NK, np.ones((1, num)))[0]
+    draws = [np.zeros(0)]
+    for start in range(0, resamples, size):
+        rows = min(size, resamples - start)
+        times_RG = np.stack([np.bincount(generator.integers(0, num_groups, num_groups), minlength=num_groups) for _ in range(rows)])
+        draws.append(_mean(logits_NK, label_NK, times_RG[:, of_N]))
+    return Ranked(float(value), np.concatenate(draws), num_groups)
+
+
+def _mean(logits_NK: np.ndarray, label_NK: np.ndarray, times_RN: np.ndarray) -> np.ndarray:
+    """(R,): mean average precision where image n counts times_RN[r, n] times. A label that none of a draw has is left out of its mean."""
+    sum_R, labels_R = np.zeros(len(times_RN)), np.zeros(len(times_RN))
+    for logit_N, has_N in zip(logits_NK.T, label_NK.T, strict=True):
+        if has_N.any():
+            order = np.argsort(-logit_N, kind="stable")
+            seen_RN = times_RN[:, order].astype(np.float64)
+            hit_RN = seen_RN * has_N[order]
+            found_R = hit_RN.sum(1)
+            precision_RN = hit_RN.cumsum(1) / np.maximum(seen_RN.cumsum(1), 1)
+            sum_R += (hit_RN * precision_RN).sum(1) / np.maximum(found_R, 1)
+            labels_R += found_R > 0
+    mean_R: np.ndarray = sum_R / np.maximum(labels_R, 1)
+    return mean_R
