@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.resources import files
 from statistics import NormalDist
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tltrain.runs.report.charts import Line, axis, line_chart, log_axis, thinned
+from tltrain.runs.report.charts import Line, Span, axis, line_chart, log_axis, thinned
+from tltrain.runs.report.formatting import signed
 from tltrain.runs.report.stats import mcnemar, wilson
+from tltrain.runs.report.tables import deep, short
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 7), (5, 10), (81, 90), (360, 360)])
@@ -65,3 +68,51 @@ def test_thinning_keeps_the_mean_and_the_gap() -> None:
     assert thinned(points[:100], 100) == points[:100]
     points[500] = (500.0, math.nan)
     assert [math.isnan(y) for _, y in thinned(points, 100)].index(True) == 50
+
+
+def test_classes_of_a_tree_go_by_the_last_parts_of_their_names_that_no_other_has() -> None:
+    names = ["alive/cat", "made/things/cat", "made/hat", "town", "a/town", "x/y/z"]
+    assert short(names) == ["alive/cat", "things/cat", "hat", "town", "a/town", "z"]
+
+
+def test_figures_on_colour_have_the_contrast_that_reading_takes() -> None:
+    """At each depth of colour, by the rule of WCAG 2: at least 4.5 for small text, in light and in dark."""
+    css = (files("tltrain.runs.report") / "page.css").read_text(encoding="utf-8")
+    for theme in (css.partition("@media")[0], css.partition("@media")[2]):
+        paper, on = (_rgb(theme, name) for name in ("paper", "on"))
+        for kind in ("right", "wrong"):
+            colour = _rgb(theme, kind)
+            for percent in range(1, 101):
+                mixed = [percent / 100 * a + (1 - percent / 100) * b for a, b in zip(colour, paper, strict=True)]
+                text = [1.0, 1.0, 1.0] if "deep" in deep(kind, percent / 100) else on
+                high, low = sorted((_luminance(mixed), _luminance(text)), reverse=True)
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (kind, percent)
+
+
+def _rgb(theme: str, name: str) -> list[float]:
+    digits = re.search(rf"--{name}: #([0-9a-f]+);", theme)
+    assert digits is not None
+    text = digits[1] if len(digits[1]) == 6 else "".join(2 * digit for digit in digits[1])
+    return [int(text[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_difference_has_a_sign_and_nothing_has_none() -> None:
+    assert [signed(value) for value in (0.011, -0.011, 0.0004, -0.0004)] == ["+1.1", "\u22121.1", "0.0", "0.0"]
+
+
+def test_the_name_of_a_short_last_stage_has_room() -> None:
+    """It ends at the right edge, and the name before it ends where that begins."""
+    spans = [Span("first", 0, 95), Span("a long last one", 95, 100)]
+    chart = line_chart("t", [Line("", [(0, 1), (100, 2)], "s0")], axis(0, 2), str, x_label="x", x_top=100, spans=spans)
+    assert 'title="a long last one" style="right:0;max-width:16%"' in chart
+    assert 'title="first" style="left:0.00%;width:84.00%"' in chart
+
+
+def test_few_steps_have_a_tick_each() -> None:
+    chart = line_chart("t", [Line("", [(0, 1), (5, 2)], "s0")], axis(0, 2), str, x_label="severity", x_top=5)
+    assert re.findall(r'class="xt"[^>]*>([^<]*)<', chart) == ["0", "1", "2", "3", "4", "5"]

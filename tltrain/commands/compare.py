@@ -105,7 +105,8 @@ def _seeds(entries: Sequence[ComparedRun]) -> list[Table]:
     groups = grouped(entries)
     if all(len(group.entries) == 1 for group in groups):
         return []
-    table = _table("recipe", "seeds", "top-1, mean", "standard deviation")
+    right = "all labels right" if entries[0].run.recipe.data.multilabel else "top-1"
+    table = _table("recipe", "seeds", f"{right}, mean", "standard deviation")
     for group in groups:
         table.add_row(_name(group.name), count(len(group.accuracies)), percent(group.mean), points(group.spread))
     return [table]

@@ -25,7 +25,7 @@ from tltrain.data.views import Preprocess, Views
 
 ROWS, VIEWS, MOST_COLUMNS = 8, 4, 16
 _TILE_IN, _GAP, _DPI = 0.9, 0.06, 110
-_INK = "#7b818a"  # readable on white and on black
+_INK = "#757b84"  # readable on white and on black
 _WORD = 22  # maximum characters of a class name or an id in a row label
 
 
@@ -130,15 +130,15 @@ def _draw(shown: Sequence[Column], labels: Sequence[str]) -> bytes:
             y = top + row * step_y
             how = "nearest" if len(pixels) <= 96 else "antialiased"
             axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation=how)
-            _write(axes, x + 0.5, y + 1.14, note, size=5.5, ha="center")
-        _write(axes, x + 0.5, 0.48, column.title, size=6.5, ha="center")
+            _write(axes, x + 0.5, y + 1.14, note, size=6, ha="center")
+        _write(axes, x + 0.5, 0.48, column.title, size=7.5, ha="center")
     for first, last, stage in _groups(lefts, shown):
         axes.plot([first, last + 1], [0.33, 0.33], color=_INK, linewidth=0.8)
-        _write(axes, first, 0.18, stage, size=8.5, weight="bold")
+        _write(axes, first, 0.18, stage, size=9, weight="bold")
     for row, label in enumerate(labels):
         name, _, sample = label.partition("\n")
-        _write(axes, 0.06, top + row * step_y + 0.42, name, size=8.5, weight="bold")
-        _write(axes, 0.06, top + row * step_y + 0.64, sample, size=6)
+        _write(axes, 0.06, top + row * step_y + 0.42, name, size=9, weight="bold")
+        _write(axes, 0.06, top + row * step_y + 0.64, sample, size=7)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_aspect("auto")

@@ -43,6 +43,8 @@ def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if value is None or (name == "top5" and len(figures["classes"]) <= MANY):
             continue
         said = f"{100 * value:.1f} %" if metric(name).is_share else f"{value:.3f}"
+        if (ends := figures.get("intervals", {}).get(name)) is not None:
+            said += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
         if name == "ece" and (after := figures["calibration"])["temperature"] != 1:
             said += f", calibrated {100 * after['ece']:.1f} %"
         yield escape.line((metric(name).title or name).replace(", macro mean", ", mean")), said

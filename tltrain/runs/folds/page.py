@@ -16,6 +16,7 @@ from tltrain.runs.folds.pooled import Pooled, table
 from tltrain.runs.pages import run_page
 from tltrain.runs.pages.compare_page import between
 from tltrain.runs.record import RunRecord, number
+from tltrain.runs.report import confidence
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import axis
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, interval, percent, plural, points
@@ -53,7 +54,7 @@ def html(pooled: Pooled) -> str:
         _runs(pooled),
         run_page.errors(record),
         run_page.mistakes(record),
-        run_page.calibration(record),
+        confidence.calibration(record),
         el(
             "section",
             el("h2", "What was run"),

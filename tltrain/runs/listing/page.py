@@ -18,8 +18,9 @@ _COLUMNS = {"Run": "t", "Recipe": "", "Data": "", "State": "", "Val": "n", "Test
 _FILTERS = ("recipe", "data", "state")
 _MOST_CHOICES = 24
 _STYLE = """
-.filters { border: 0; margin: 0 0 10px; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: 14px; align-items: baseline; }
-.filters legend { float: left; color: var(--soft); min-width: 4.5em; padding: 0; }
+.filters { border: 0; margin: 0 0 10px; padding: 0; font-size: 14px; }
+.filters legend { float: left; color: var(--soft); width: 4.5em; padding: 0; }
+.filters div { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: baseline; }
 .filters label { white-space: nowrap; }
 .filters input { margin: 0 5px 0 0; accent-color: var(--c0); }
 @media print { .filters { display: none; } }
@@ -31,12 +32,13 @@ def listing(lines: Sequence[RunLine], root: Path, out: Path, now: float) -> str:
     choices = {name: _choices(lines, name) for name in _FILTERS}
     finished = sum(line.state == "finished" for line in lines)
     rules = "".join(_rule(name, i) for name, values in choices.items() for i in range(len(values)))
+    shown = root if root.name else root.resolve()  # of `.`, which names nothing
     head = el("tr", *(el("th", name, scope="col", class_=kind) for name, kind in _COLUMNS.items()))
     rows = [_row(line, root, out, now, choices) for line in lines]
     return page(
-        f"Runs in {root}",
+        f"Runs in {shown}",
         el("style", Html(_STYLE + rules)),
-        el("header", el("h1", f"Runs in {root}"), el("p", f"{plural(len(lines), 'run')}, {finished} finished", class_="verdict")),
+        el("header", el("h1", f"Runs in {shown}"), el("p", f"{plural(len(lines), 'run')}, {finished} finished", class_="verdict")),
         *(_filter(name, values) for name, values in choices.items()),
         el("div", el("table", el("thead", head), el("tbody", *rows)), class_="scroll wide"),
         el(
@@ -60,8 +62,10 @@ def _rule(name: str, index: int) -> str:
 def _filter(name: str, values: Sequence[str]) -> Html | None:
     if not values:
         return None
-    buttons = [_button(name, "all", "all", checked=True), *(_button(name, str(i), text or "?") for i, text in enumerate(values))]
-    return el("fieldset", el("legend", name), *buttons, class_="filters")
+    shown = [data_name(text) for text in values] if name == "data" else values
+    shown = shown if len(set(shown)) == len(values) else values  # two folders of one name
+    buttons = [_button(name, "all", "all", checked=True), *(_button(name, str(i), text or "?") for i, text in enumerate(shown))]
+    return el("fieldset", el("legend", name), el("div", *buttons), class_="filters")
 
 
 def _button(name: str, index: str, text: str, checked: bool = False) -> Html:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 
+from tltrain.core.errors import UserError
+from tltrain.core.recipe import parse
 from tltrain.runs.pages import methods
 from tltrain.runs.record import RunRecord
 from tltrain.runs.report import tables as parts
@@ -82,7 +84,19 @@ def details(run: RunRecord) -> Html:
         plan or el("h2", "What was run"),
         el("p"),
         el("details", el("summary", "Methods, to copy into a paper"), el("p", methods.paragraph(run))),
-        el("details", el("summary", "What to cite"), el("pre", methods.bibtex(run))),
+        el("details", el("summary", "What to cite"), el("pre", methods.bibtex(run), class_="wrap")),
         *(el("details", el("summary", name), parts.facts(value)) for name, value in facts if value),
-        el("details", el("summary", "Recipe"), el("pre", run.recipe.to_yaml())),
+        _recipe(run),
     )
+
+
+def _recipe(run: RunRecord) -> Html:
+    """The recipe; of `tltrain fit` and `tltrain distil` as they wrote it, beside the run, with a reason for each line."""
+    try:
+        text = (run.path.parent / "recipe.yaml").read_text(encoding="utf-8") if run.path.name == "run" else ""
+        reasoned = bool(text) and not parse(text, "recipe.yaml", kept=True).differences(run.recipe)
+    except (OSError, UnicodeDecodeError, UserError):
+        reasoned = False
+    if reasoned:
+        return el("details", el("summary", "Recipe, with a reason for each line"), el("pre", text), open="open")
+    return el("details", el("summary", "Recipe"), el("pre", run.recipe.to_yaml()))

@@ -12,14 +12,13 @@ from typing import Any
 from tltrain.core.output import escape
 from tltrain.runs.pages.comparison import ComparedRun, Group, Paired, differing, grouped, paired, welch
 from tltrain.runs.record import RunRecord, number
-from tltrain.runs.report import tables, tree
-from tltrain.runs.report.charts import Axis, Line, Point, axis, line_chart, log_axis, thinned
+from tltrain.runs.report import learning, tables, tree
+from tltrain.runs.report.charts import COLOURS, axis
 from tltrain.runs.report.formatting import DASH, count, decimal, duration, ended, memory, percent, plural, points, signed
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.stats import RESAMPLES, Interval
 
 _MOST_VALUES = 15  # recipe differences shown without a click
-_MOST_POINTS = 50  # of one curve, fewer than on a run's page, since several curves overlap
 
 
 def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str) -> str:
@@ -31,9 +30,9 @@ def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str)
         el(
             "header",
             el("h1", title),
-            el("div", lead, class_="soft") if lead else None,
             el("p", headline, class_="verdict"),
             el("p", why) if why else None,
+            _lead(lead) if lead else None,
         ),
         _seeds(groups),
         _table(entries, groups, out),
@@ -41,8 +40,13 @@ def comparison(entries: Sequence[ComparedRun], out: Path, title: str, lead: str)
         tree.compared([(e.name, e.run.test) for e in leaderboard(entries) if e.run.test is not None]),
         _pairs(entries),
         _recipes(groups),
-        _curves(groups),
+        learning.compared([(i, g.name if k == 0 else "", e.run) for i, g in enumerate(groups) for k, e in enumerate(g.entries)]),
     )
+
+
+def _lead(text: str) -> Html:
+    """What was compared. Commands stand between backticks."""
+    return el("p", *(el("code", part) if i % 2 else part for i, part in enumerate(text.split("`"))), class_="note")
 
 
 def verdict(entries: Sequence[ComparedRun]) -> tuple[str, str]:
@@ -146,7 +150,8 @@ def _seeds(groups: Sequence[Group]) -> Html | None:
         mean_s = sum(seconds) / len(seconds) if seconds else math.nan
         name = join(el("i", class_=f"key {_style(i)}"), group.name)
         rows.append([name, count(len(each)), percent(group.mean), points(group.spread), low, high, duration(mean_s)])
-    head = ["Recipe", "Seeds", "Test accuracy, mean", "Standard deviation", "Lowest", "Highest", "Time, mean"]
+    right = "All labels right" if _of_labels(groups[0].entries) else "Test accuracy"
+    head = ["Recipe", "Seeds", f"{right}, mean", "Standard deviation", "Lowest", "Highest", "Time, mean"]
     return el("section", el("h2", "Over seeds"), tables.table(head, rows, class_="wide"), el("h2", "Each run"))
 
 
@@ -193,7 +198,7 @@ def _figure(figure: Interval) -> Html:
 
 
 def _style(index: int) -> str:
-    return f"s{index % 8}"
+    return f"s{index % COLOURS}"
 
 
 def _note(entries: Sequence[ComparedRun]) -> Html:
@@ -265,32 +270,3 @@ def _recipes(groups: Sequence[Group]) -> Html | None:
 def value_text(value: Any) -> str:
     """A recipe value as YAML shows it; a dash if the recipe has no such value."""
     return DASH if value is ... else value if isinstance(value, str) else json.dumps(value)
-
-
-def _curves(groups: Sequence[Group]) -> Html | None:
-    """Charts of accuracy and loss of every run. Runs of one recipe share a colour and a legend entry."""
-    runs = [(i, group.name if k == 0 else "", e.run) for i, group in enumerate(groups) for k, e in enumerate(group.entries)]
-    key, title = ("map", "Val mAP, %") if runs[0][2].recipe.data.multilabel else ("top1", "Val accuracy, %")
-    accuracy = [Line(name, _curve(run, "val", key), _style(i), dots=True) for i, name, run in runs]
-    # What a run minimises may be another loss than its neighbour's, such as a teacher's. On val all are cross entropy.
-    kind = "val" if all(run.of_kind("val") for _, _, run in runs) else "train"
-    loss = [Line(name, _curve(run, kind, "loss"), _style(i), dots=kind == "val") for i, name, run in runs]
-    top = max(run.num_images for _, _, run in runs)
-    charts = []
-    if values := _values(accuracy):
-        y = axis(min(values), max(values))
-        y = Axis(max(0.0, y.low), min(1.0, y.high), [t for t in y.ticks if -1e-9 <= t <= 1 + 1e-9])
-        charts.append(line_chart(title, accuracy, y, lambda v: f"{100 * v:.4g}", x_label="images trained on", x_top=top))
-    if values := [value for value in _values(loss) if value > 0]:
-        uneven = max(values) > 30 * min(values)
-        y, form = (log_axis(min(values), max(values)), ", logarithmic") if uneven else (axis(0, max(values)), "")
-        charts.append(line_chart(f"{kind.capitalize()} loss{form}", loss, y, lambda v: f"{v:.4g}", x_label="images trained on", x_top=top))
-    return el("section", el("h2", "Learning"), el("div", *charts, class_="pair")) if charts else None
-
-
-def _curve(run: RunRecord, kind: str, key: str) -> list[Point]:
-    return thinned([(float(run.at(row) * run.recipe.batch), number(row, key)) for row in run.of_kind(kind)], _MOST_POINTS)
-
-
-def _values(lines: Sequence[Line]) -> list[float]:
-    return [y for line in lines for _, y in line.points if math.isfinite(y)]

@@ -54,12 +54,12 @@ def compared_run(name: str, run: RunRecord) -> ComparedRun:
         return ComparedRun(name, run, None, None, None)
     several = run.recipe.data.multilabel  # then an image is right where all of its labels are
     predicted, share, n = read_predictions(run.path), number(run.test, "subset_accuracy" if several else "top1"), int(run.test["n"])
+    ends = (run.test.get("intervals") or {}).get("f1_macro")  # of several labels
+    of_labels = None if ends is None else Interval(number(run.test, "f1_macro"), *ends)
     if predicted is None:
-        return ComparedRun(name, run, None, Interval(share, *ends_of(run.test, share, n)), None)
+        return ComparedRun(name, run, None, Interval(share, *ends_of(run.test, share, n)), of_labels)
     accuracy = accuracy_interval(predicted.right, predicted.group)
     if several:
-        ends = (run.test.get("intervals") or {}).get("f1_macro")
-        of_labels = None if ends is None else Interval(number(run.test, "f1_macro"), *ends)
         return ComparedRun(name, run, predicted, accuracy._replace(value=share), of_labels)
     f1 = f1_interval(predicted.label, predicted.predicted, group_N=predicted.group)
     return ComparedRun(name, run, predicted, accuracy._replace(value=share), f1._replace(value=number(run.test, "f1_macro")))

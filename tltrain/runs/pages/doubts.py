@@ -66,10 +66,17 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
         low, high = row["between"]
         test = tenths(row["covered"] / row["n"]), _ends(row, row["covered"], row["n"])
         rows.append([percent(row["coverage"], 0), f"{100 * low:.0f} to {100 * high:.0f}", *test, f"{row['mean_size']:.2f}"])
-    head = ["Promised", "Luck of val, %", "On test, %", "95\u202f%", "Classes"]
+    head = ["Promised", "Luck of val,\u00a0%", "Test,\u00a0%", "95\u202f%", "Classes"]
     first = sets[0]
+    names = dict(zip((c["name"] for c in first["per_class"]), parts.short([str(c["name"]) for c in first["per_class"]]), strict=True))
     by_class = [
-        [str(c["name"]), count(c["n"]), tenths(c["covered"] / c["n"]), _ends(c, c["covered"], c["n"]), f"{c['mean_size']:.2f}"]
+        [
+            el("span", names[c["name"]], title=str(c["name"])),
+            count(c["n"]),
+            tenths(c["covered"] / c["n"]),
+            _ends(c, c["covered"], c["n"]),
+            f"{c['mean_size']:.2f}",
+        ]
         for c in sorted(first["per_class"], key=lambda c: c["covered"] / c["n"])
     ]
     return el(
@@ -78,7 +85,7 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
         el("p", text, class_="note"),
         parts.table(head, rows),
         el("h3", f"By class, {percent(first['coverage'], 0)} promised", class_="gap"),
-        parts.table(["Class", "Images", "On test, %", "95\u202f%", "Classes"], by_class, class_="tall"),
+        parts.table(["Class", "Images", "Test,\u00a0%", "95\u202f%", "Classes"], by_class, class_="tall"),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
@@ -14,9 +14,9 @@ from tltrain.core.recipe import Stage
 from tltrain.runs.pages import background, distilled
 from tltrain.runs.pages.doubts import doubts
 from tltrain.runs.record import RunRecord, number, read_predictions, read_race
-from tltrain.runs.report import labels, tree
+from tltrain.runs.report import confidence, labels, learning, tree
 from tltrain.runs.report import tables as parts
-from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, reliability_chart, thinned
+from tltrain.runs.report.charts import Axis, Line, Point, Span, axis, line_chart, log_axis, thinned, uneven
 from tltrain.runs.report.formatting import (
     DASH,
     count,
@@ -29,11 +29,10 @@ from tltrain.runs.report.formatting import (
     metric_value,
     percent,
     plural,
-    tenths,
     verdict,
 )
 from tltrain.runs.report.html import Html, el, join, page
-from tltrain.runs.report.stats import ends_of, f1_interval
+from tltrain.runs.report.stats import f1_interval
 
 _X_LABEL = "optimizer steps"
 _MOST_POINTS = 120  # of one curve in one stage; more would only show noise
@@ -52,7 +51,7 @@ def report(run: RunRecord, links: Html | None = None) -> str:
         labels.by_label(run),
         errors(run),
         mistakes(run),
-        calibration(run),
+        confidence.calibration(run),
         doubts(run),
         background.images(run),
         background.seen(run),
@@ -103,6 +102,7 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
     if run.num_steps:
         solved = len(run.of_kind("solve"))
         steps = f"{plural(run.num_steps - solved, 'step')} of {run.recipe.batch}, repeats counted{', and a solved head' if solved else ''}"
+        steps = steps if run.num_steps > solved else "each once, for a solved head"
         items.append(("Images trained on", count(run.num_images), steps))
     if math.isfinite(run.seconds):
         items.append(("Time", duration(run.seconds), "" if ended(run) == "finished" or run.test else "of the stages that ended"))
@@ -122,6 +122,8 @@ def _learning(run: RunRecord) -> Html | None:
     if not train and not val:
         return None
     spans = _spans(run)
+    if not train and run.of_kind("solve"):  # before and after is no curve
+        return el("section", el("h2", "Learning"), _stage_table(run))
     curves = (_loss_chart(run, spans), _select_chart(run, spans), _lr_chart(run, spans), *map(_blend_chart, run.of_kind("blend")))
     charts = [chart for chart in curves if chart is not None]
     stages = el("div", el("h3", "Stages"), _stage_table(run), class_="gap")
@@ -154,11 +156,14 @@ def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     lines = [line for line in (Line("train", _curve(run, "train", "loss"), "s0"), *_val_lines(run, "loss")) if _finite(list(line.points))]
     if not lines:
         return None
-    top = max(y for line in lines for y in _finite(list(line.points)))
+    values = [y for line in lines for y in _finite(list(line.points))]
     broken = [row for row in run.of_kind("train") if not math.isfinite(number(row, "loss"))]
-    title = "Loss" if not broken else f"Loss (not finite at step {run.at(broken[0])})"
-    y = axis(0, top)
-    return line_chart(title, lines, y, lambda v: f"{v:.4g}", x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
+    title = "Val loss" if lines[0].label != "train" else "Loss"
+    title += f" (not finite at step {run.at(broken[0])})" if broken else ""
+    y = axis(0, max(values))
+    if uneven(values):  # a teacher's loss begins far above what is reached
+        y, title = log_axis(min(values), max(values)), f"{title}, logarithmic"
+    return line_chart(title, lines, y, learning.short, x_label=_X_LABEL, x_top=run.num_steps, spans=spans)
 
 
 def _select_chart(run: RunRecord, spans: list[Span]) -> Html | None:
@@ -261,38 +266,5 @@ def mistakes(run: RunRecord) -> Html | None:
         text += " Beside it, what spoke for its answer is lit, and the rest is in shade (Grad-CAM)."
     right = None
     if run.right_answers:
-        right = el("div", el("h3", "And the right answers that it is surest of"), parts.examples(run.right_answers), class_="gap")
+        right = el("div", el("h3", "The right answers that it is surest of"), parts.examples(run.right_answers), class_="gap")
     return el("section", el("h2", "Its most confident mistakes"), el("p", text, class_="note"), parts.examples(run.mistakes), right)
-
-
-def calibration(run: RunRecord) -> Html | None:
-    """The section on confidence and accuracy. None without a test."""
-    bins = [b for b in run.test.get("reliability", ()) if b["n"]] if run.test else []
-    if run.test is None or not bins:
-        return None
-    text = el("p", parts.calibration(bins, number(run.test, "ece")))
-    head = el("h2", "How far to trust its confidence")
-    note = el("p", "Each dot is a row of the table below it; a larger one holds more images. Lines are 95\u202f% intervals.", class_="note")
-    after = run.test.get("calibration") or {"temperature": 1.0}
-    if after["temperature"] == 1:
-        return el("section", head, text, el("div", el("div", _reliability(bins), note), _bin_table(bins), class_="pair"))
-    usual = f"tltrain predict and exports divide the logits by a temperature of {after['temperature']:.2f}, fitted on val."
-    how = f"{after.get('how') or usual} With it the ECE is {decimal(after['ece'])}."
-    calibrated = [b for b in after["reliability"] if b["n"]]
-    before = el("div", _reliability(bins, ", as trained"), _bin_table(bins))
-    calmed = el("div", _reliability(calibrated, ", calibrated"), _bin_table(calibrated))
-    return el("section", head, text, el("p", how), el("div", note), el("div", before, calmed, class_="pair"))
-
-
-def _reliability(bins: Sequence[Mapping[str, Any]], which: str = "") -> Html:
-    total = sum(b["n"] for b in bins)
-    dots = [(b["confidence"], b["accuracy"], *ends_of(b, b["accuracy"], b["n"]), b["n"] / total) for b in bins]
-    return reliability_chart(dots, which)
-
-
-def _bin_table(bins: Sequence[Mapping[str, Any]]) -> Html:
-    rows = [
-        [f"{100 * b['low']:.0f} to {100 * b['high']:.0f}", count(b["n"]), tenths(b["confidence"]), tenths(b["accuracy"])]
-        for b in reversed(bins)
-    ]
-    return parts.table(["Confidence, %", "Images", "Mean, %", "Accuracy, %"], rows)

@@ -13,6 +13,8 @@ from tltrain.runs.report.formatting import compact
 from tltrain.runs.report.html import Html, el, join
 
 Point = tuple[float, float]
+COLOURS = 8
+"""Of curves, s0 to s7 in the style sheet."""
 _SHORT = 16
 """Percent of the width that the name of a stage gets at least, if it is the last."""
 
@@ -65,6 +67,11 @@ def axis(low: float, high: float, about: float = 5, step_least: float = 0.0) -> 
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return Axis(first * step, last * step, [i * step for i in range(first, last + 1)])
+
+
+def uneven(values: Sequence[float]) -> bool:
+    """Whether positive values lie so far apart that a linear axis would press most of them onto its foot."""
+    return min(values) > 0 and max(values) > 30 * min(values)
 
 
 def log_axis(low: float, high: float) -> Axis:

@@ -210,6 +210,8 @@ def _test_verdict(run: RunRecord) -> str:
         return f"All of {images} are right (95{_SPACE}% interval {ends})."
     times, true, predicted = wrong[0]
     total = sum(cell[0] for cell in wrong)
+    if total == 1:
+        return f"{head}; the one mistake takes {classes[true]} for {classes[predicted]}."
     if times * 2 > total:
         return f"{head}; most mistakes take {classes[true]} for {classes[predicted]} ({times}\u00a0of\u00a0{total})."
     if times > 1 and (len(wrong) == 1 or wrong[1][0] < times):

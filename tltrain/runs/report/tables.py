@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,11 +45,9 @@ def strip(share: float, low: float, high: float, start: float, stop: float = 1.0
 
 def short(classes: Sequence[str]) -> list[str]:
     """Names of classes as a narrow column shows them: the last parts of a path in a tree, as many as no other class shares."""
-    parts, shown = [name.split("/") for name in classes], list(classes)
-    for i, own in enumerate(parts):
-        ends = ("/".join(own[-depth:]) for depth in range(1, len(own) + 1))
-        shown[i] = next((end for end in ends if sum(name == end or name.endswith(f"/{end}") for name in classes) == 1), classes[i])
-    return shown
+    ends = [["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] for parts in (name.split("/") for name in classes)]
+    times = Counter(end for each in ends for end in each)
+    return [next((end for end in each if times[end] == 1), name) for each, name in zip(ends, classes, strict=True)]
 
 
 def deep(kind: str, depth: float) -> str:
