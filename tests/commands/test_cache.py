@@ -21,6 +21,7 @@ from benchmarks.trials import HEAD, LAST
 from tltrain.cache import disk_store, feature_table, image_cache
 from tltrain.cache.disk_store import Store
 from tltrain.cli.main import main
+from tltrain.commands import cache as command
 from tltrain.commands.cache_verify import _begin
 from tltrain.core import files
 from tltrain.core.errors import UserError
@@ -131,6 +132,26 @@ def test_ls_says_what_each_store_holds(root: Path, said: Said) -> None:
         "the teacher's logits of train (taught, stage head)  2 views  120 rows",
     ]
     assert re.fullmatch(rf"4 caches, [\d.]+ KB, in {re.escape(str(root))}", total)
+
+
+def test_ls_fits_a_terminal_and_its_short_names_are_understood(root: Path, said: Said) -> None:
+    described = [command.describe(store) for store in disk_store.stores(root)]
+    now = described[-1]["used"] + 120.0
+    whole = command.table(described, None, now)
+    assert command.table(described, 200, now) == whole, "nothing is cut where there is room"
+    head, *rows = command.table(described, 80, now)
+    assert head.split() == ["cache", "holds", "rows", "size", "used"]
+    assert max(map(len, [head, *rows])) <= 80 < max(map(len, whole))
+    assert sorted(row[19:].split("  ")[0] for row in rows)[1] == "before head of val, taught, head"
+    assert all(row.endswith(" ago") or row.endswith("now") for row in rows)
+    short = rows[0].split()[0]
+    assert f"{described[0]['name']}" in said("clear", short)[1]
+    assert len(disk_store.stores(root)) == 3
+
+
+def test_a_beginning_of_several_names_deletes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is the beginning of features-" in mistake(["cache", "clear", "features-"], capsys)
+    assert len(disk_store.stores(root)) == 4
 
 
 def test_ls_for_programs_and_what_is_in_use(root: Path, said: Said) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,10 +20,12 @@ from tltrain.cache import disk_store
 from tltrain.cache.disk_store import Store, StoreInfo
 from tltrain.cache.planner import store_root
 from tltrain.commands.cache_verify import CannotRecompute, Maker, RowSource
-from tltrain.core.errors import UserError
-from tltrain.core.output import escape
+from tltrain.commands.ls import cut_end
+from tltrain.core.errors import UserError, some
+from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import size
 from tltrain.distributed.runtime import torch_settings_kept
+from tltrain.runs.listing.words import ago
 
 
 def show(as_json: bool) -> int:
@@ -32,13 +35,34 @@ def show(as_json: bool) -> int:
     if as_json:
         print(json.dumps({"root": str(root), "bytes": sum(row["bytes"] for row in rows), "caches": rows}, indent=1))
         return 0
-    lines = [_cells(row) for row in rows]
-    widths = [max(len(cells[i]) for cells in lines) for i in range(6)] if lines else []
-    for cells in lines:
-        aligned = [cell.rjust(n) if i in (2, 3, 4) else cell.ljust(n) for i, (cell, n) in enumerate(zip(cells, widths, strict=True))]
-        print("  ".join(aligned).rstrip())
-    print(f"{_caches(len(rows))}, {size(sum(row['bytes'] for row in rows))}, in {root}")
+    for line in table(rows, wrapping.width_of(sys.stdout), time.time()):
+        print(line)
+    wrapping.say(f"{_caches(len(rows))}, {size(sum(row['bytes'] for row in rows))}, in {root}")
     return 0
+
+
+def table(rows: Sequence[dict[str, Any]], width: int | None, now: float) -> list[str]:
+    """A line for each of what `describe` says of caches. now: seconds since the epoch.
+
+    width: columns of the terminal. Where whole lines are wider, names keep what tells them apart, which `verify` and `clear` take too, and
+    what a cache holds loses its end. None: whole lines, as for a pipe.
+    """
+    whole = _aligned([_cells(row) for row in rows], right=(2, 3, 4))
+    if width is None or all(len(line) <= width for line in whole):
+        return whole
+    digits = next(n for n in range(8, 65) if len({row["name"].partition("-")[2][:n] for row in rows}) == len(rows) or n == 64)
+    short = [("cache", "holds", "rows", "size", "used"), *(_short_cells(row, digits, now) for row in rows)]
+    room = max(8, width - sum(max(len(cells[i]) for cells in short) for i in (0, 2, 3, 4)) - 8)
+    return _aligned([(name, cut_end(holds, room), *rest) for name, holds, *rest in short], right=(2, 3))
+
+
+def _aligned(lines: Sequence[Sequence[str]], right: tuple[int, ...]) -> list[str]:
+    """Cells below each other, two spaces apart. right: the columns whose ends stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(cell.rjust(n) if i in right else cell.ljust(n) for i, (cell, n) in enumerate(zip(cells, widths, strict=True))).rstrip()
+        for cells in lines
+    ]
 
 
 def describe(store: StoreInfo) -> dict[str, Any]:
@@ -84,6 +108,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return escape.line(row["name"]), escape.line(what), views, f"{row['rows']:,} rows", size(row["bytes"]), used
 
 
+def _short_cells(row: dict[str, Any], digits: int, now: float) -> tuple[str, ...]:
+    """The same in fewer columns: the name says that they are features, and the number of views stands in --json."""
+    kind, dash, digest = row["name"].partition("-")
+    holds = ", ".join(filter(None, (row["what"].removeprefix("features "), row["recipe"], row["stage"])))
+    used = "in use" if row["in_use"] else ago(row["used"], now)
+    used += f", of {row['owner']}" if row["owner"] else ""
+    return escape.line(f"{kind}{dash}{digest[:digits]}"), escape.line(holds), f"{row['rows']:,}", size(row["bytes"]), used
+
+
 def _caches(num: int) -> str:
     return f"{num} cache{'' if num == 1 else 's'}"
 
@@ -126,10 +159,14 @@ def verify(names: Sequence[str], num_rows: int, seed: int) -> int:
 
 
 def _named(names: Sequence[str]) -> list[StoreInfo]:
-    """The caches of these names, or all. Raises UserError for an unknown name."""
+    """The caches of these names, or all. A name may be its beginning, where no other begins so. Raises UserError for an unknown name."""
     present = disk_store.stores(store_root())
     known = [store.path.name for store in present]
+    begins = {name: [full for full in known if full.startswith(name)] for name in names if "-" in name}
+    names = [begins[name][0] if len(begins.get(name, ())) == 1 else name for name in names]
     for name in names:
+        if name not in known and len(begins.get(name, ())) > 1:
+            raise UserError(f"{name!r} is the beginning of {some(begins[name])}; give more of the name")
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see `tltrain cache ls`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -78,6 +79,12 @@ def explain(error: ValidationError, origin: str, keys_at: Callable[[tuple[int | 
     return "\n".join(lines)
 
 
+_CHOICE = re.compile(r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)")
+_VALUE = re.compile(r"argument (\S+): invalid (int|float) value: (.+)")
+_BARE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
+"""What argparse says of a value, which is said as the flags of a recipe say it."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError for a mistake, so that it is printed like any other mistake of the user."""
 
@@ -92,6 +99,13 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             message = unknown_argument(unknown.split(" "), [name for action in self._actions for name in action.option_strings])
+        if (choice := _CHOICE.fullmatch(message)) is not None:
+            named = f"{choice[1]} is {choice[2]}; it must be one of" if choice[1].startswith("-") else f"{choice[2]} is none of"
+            message = f"{named} {choice[3].replace(chr(39), '')}"
+        elif (value := _VALUE.fullmatch(message)) is not None:
+            message = f"{value[1]} is {value[3]}; it must be {'a whole number' if value[2] == 'int' else 'a number'}"
+        elif (bare := _BARE.fullmatch(message)) is not None:
+            message = f"{bare[1]} needs a value behind it"
         if message.startswith("the following arguments are required"):
             greedy = [action for action in self._actions if action.nargs in ("?", "+", "*") and self.typed & {*action.option_strings}]
             message += "".join(f" ({action.option_strings[0]} takes what stands behind it: put it last)" for action in greedy[:1])

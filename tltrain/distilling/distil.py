@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
-from tltrain.core.output.console import Console, clock, duration
+from tltrain.core.output.console import Console, clock
 from tltrain.distilling import memory
 from tltrain.distilling.against import against
 from tltrain.distilling.choose import LEAST_STEPS, VIEWS, Length, Pace, answered_anew, draft, length
@@ -102,7 +102,7 @@ def _planned(wanted: Wanted, taught: Taught, start: RunFlags, console: Console, 
     chosen = length(pace, facts.train, batch_of(facts), left_s)
     if why_not := why_unstored(drafted(chosen).recipe, taught.images, start):
         chosen = answered_anew(chosen, pace, facts.train, batch_of(facts), left_s, why_not)
-    final, time = drafted(chosen), "" if wanted.minutes is None else f", in {duration(60 * wanted.minutes)}"
+    final, time = drafted(chosen), "" if wanted.minutes is None else f", asked to take {wanted.minutes:g} min"
     head = (f"Chosen by tltrain distil for {student.spec.name or student.spec.weights} from {_names(taught)}{time}: {facts.line()}.",)
     return Plan(final.values, final.reasons, head, tuple(chosen.lines(facts.train)), identity(taught))
 

@@ -18,7 +18,8 @@ from tltrain.core import recipe as recipes
 from tltrain.core.arguments.parsing import parse
 from tltrain.core.arguments.words import source_of
 from tltrain.core.errors import UserError
-from tltrain.data.remote import copies
+from tltrain.data.remote import copies, servers
+from tltrain.data.remote.servers import State
 from tltrain.data.splits import foreign
 
 fsspec = pytest.importorskip("fsspec")
@@ -55,7 +56,7 @@ def _copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fetched: list[str] = []
     fetch = copies._fetch
 
-    def noted(url: str, place: Path, note: Path, expected: copies.State) -> None:
+    def noted(url: str, place: Path, note: Path, expected: State) -> None:
         fetched.append(url)
         fetch(url, place, note, expected)
 
@@ -188,7 +189,7 @@ def test_a_bare_url_is_told_its_kind_and_one_without_a_host_is_one_message() -> 
 
 
 def test_what_a_server_answers_is_shown_without_its_signature() -> None:
-    said = copies._said(ValueError("403, url=URL('https://me:word@host/a.zip?X-Amz-Signature=abc')\nmore"))
+    said = servers.said("memory://a.zip", ValueError("403, url=URL('https://me:word@host/a.zip?X-Amz-Signature=abc')\nmore"))
     assert said == "403, url=URL('https://…@host/a.zip?…')"
 
 

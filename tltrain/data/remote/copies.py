@@ -7,11 +7,9 @@ import hashlib
 import json
 import logging
 import os
-import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -21,45 +19,16 @@ from tltrain.core.output import progress
 from tltrain.core.output.progress import Pace
 from tltrain.core.paths import absolute, cache_root
 from tltrain.core.schema.data import is_url, secret_in
+from tltrain.data.remote.servers import State, Unanswered, answered, is_web, plainly, state_of, system_of
 
-TAGS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "Content-MD5",
-    "Digest",
-    "generation",
-    "Last-Modified",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "created",
-)
-"""What a server says of a file's state, the best first. The names are those of fsspec's file systems."""
 SECRETS = (
     "a recipe is written into the run folder and may be published. Leave it out, and let the library find it: ~/.netrc for https, AWS's "
     "and Google's own files and variables for s3 and gs, or FSSPEC_HTTPS and the like for other options of fsspec"
 )
-LMDB = "data.mdb"
-"""The file within the folder that LMDB makes."""
 AT_ONCE = 16
 """Images of a table that are fetched at a time."""
-NEEDED = "pip install 'tltrain[remote]'"
 
 _log = logging.getLogger(__name__)
-
-
-class State(NamedTuple):
-    """What a server says of a file. Equal for two answers: it is the same file."""
-
-    size: int | None
-    """Bytes. None: it does not say."""
-    tag: str
-    """An ETag, a checksum or a time. Empty: it says none of them."""
-
-    def __str__(self) -> str:
-        size = "a size that it does not say" if self.size is None else f"{self.size:,} bytes"
-        return f"{size}, {self.tag or 'no tag'}"
 
 
 class Copy(NamedTuple):
@@ -91,8 +60,8 @@ def copied(url: str) -> Path:
     with files.downloading(note.with_suffix(".lock"), f"downloads {url}"):
         known = _whole(place, note, url)
         try:
-            now = _state(url)
-        except _Unanswered as error:
+            now = state_of(url)
+        except Unanswered as error:
             if known is None or error.is_gone:
                 kept = f"; its copy of {known.when} is {place}" if known else ""
                 raise UserError(f"{url} cannot be had: {error}{kept}") from None
@@ -134,8 +103,8 @@ def listed(pattern: str, suffixes: Sequence[str]) -> list[str]:
         return [pattern]
     if pattern.startswith(("http:", "https:")):
         raise UserError(f"{pattern}: a web server lists no files; name them by a range, such as train-{{000..146}}{suffixes[0]}")
-    with _answered(pattern):
-        system, path = _system(pattern)
+    with answered(pattern):
+        system, path = system_of(pattern)
         found = files.waited(lambda: system.find(path) if is_folder else system.glob(path))
         urls = sorted(str(system.unstrip_protocol(one)) for one in found)
     return [url for url in urls if not is_folder or url.lower().endswith(tuple(suffixes))]
@@ -154,40 +123,17 @@ def images_of(table: str, paths: Sequence[str]) -> None:
     for folder in {path.parent for path in wanted}:
         folder.mkdir(parents=True, exist_ok=True)
     pace = Pace(f"images of {table} fetched", len(wanted))
-    system, _ = _system(table)
+    system, _ = system_of(table)
 
     def fetch(path: Path) -> None:
-        url = f"{base}/{urllib.parse.quote(path.relative_to(home).as_posix()) if _is_web(base) else path.relative_to(home).as_posix()}"
+        url = f"{base}/{urllib.parse.quote(path.relative_to(home).as_posix()) if is_web(base) else path.relative_to(home).as_posix()}"
         with contextlib.suppress(FileNotFoundError), files.replacing(path, synced=False) as temporary:
-            temporary.write_bytes(system.cat_file(system._strip_protocol(url), **_plainly(system)))
+            temporary.write_bytes(system.cat_file(system._strip_protocol(url), **plainly(system)))
 
-    with _answered(table):
+    with answered(table):
         for first in range(0, len(wanted), 1000):
             for _ in files.in_parallel(fetch, wanted[first : first + 1000], num_threads=AT_ONCE):
                 pace.advance()
-
-
-class _Unanswered(Exception):
-    """A server did not say what was asked."""
-
-    def __init__(self, error: Exception) -> None:
-        why = error.__cause__ if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) else error
-        self.is_gone = isinstance(why, FileNotFoundError) or getattr(why, "status", None) in (404, 410)  # else a server was not reached
-        super().__init__("it is not there" if self.is_gone else _said(why))
-
-
-def _state(url: str) -> State:
-    """What the server says of a file. Raises _Unanswered, and UserError where a library for it is missing."""
-    system, path = _system(url)
-    try:
-        info = files.waited(partial(system.info, path))
-    except Exception as error:  # of any library and its network
-        raise _Unanswered(error) from None
-    if info.get("type") == "directory":
-        several = "parquet: and webdataset: take a folder with / at its end"
-        raise UserError(f"{url} is a folder; give a file, which of a database of LMDB is the {LMDB} in it; {several}")
-    tag = next((str(info[name]) for name in TAGS if info.get(name)), "")
-    return State(info.get("size"), tag)
 
 
 def _fetch(url: str, place: Path, note: Path, expected: State) -> None:
@@ -200,16 +146,16 @@ def _fetch(url: str, place: Path, note: Path, expected: State) -> None:
             said[0] = f"{place.name}: {self.value / 1e6:,.1f}{of} MB copied"
 
     said = [f"{place.name}: asked for"]
-    system, path = _system(url)
+    system, path = system_of(url)
     _log.info("copying %s to %s", url, place)
     with files.replacing(place) as temporary:
-        with _answered(url):
-            _told(lambda: system.get_file(path, str(temporary), callback=Heard(), **_plainly(system)), said)
+        with answered(url):
+            _told(lambda: system.get_file(path, str(temporary), callback=Heard(), **plainly(system)), said)
         arrived = temporary.stat().st_size
         if expected.size is not None and arrived != expected.size:
             raise UserError(f"{url} did not arrive whole: {arrived:,} of {expected.size:,} bytes; start again")
-        with _answered(url):
-            now = _state(url)
+        with answered(url):
+            now = state_of(url)
         if now != expected:
             raise UserError(f"{url} changed while it was copied; start again once nobody writes it")
         digest = files.waited(lambda: files.sha256(temporary))
@@ -249,50 +195,3 @@ def _whole(place: Path, note: Path, url: str) -> Copy | None:
         copy = copy._replace(stamp=stamp)  # so that the next start need not read it
         files.write_json(note, {"url": url, **copy._asdict()})
     return copy
-
-
-def _system(url: str) -> tuple[Any, str]:
-    """(fsspec's file system of a URL, the path there). Raises UserError where a library for it is missing."""
-    try:
-        import fsspec
-
-        options: dict[str, Any] = {"skip_instance_cache": False, "use_listings_cache": False}
-        if _is_web(url):
-            import aiohttp
-
-            waits = aiohttp.ClientTimeout(total=None, sock_connect=files.ANSWER_S, sock_read=files.ANSWER_S)
-            configured = fsspec.config.conf.get(url.partition(":")[0], {}).get("client_kwargs", {})
-            options["client_kwargs"] = {"trust_env": True, "timeout": waits} | configured  # trust_env: proxies, ~/.netrc
-        system = fsspec.filesystem(url.partition(":")[0], **options)
-        return system, str(system._strip_protocol(url))
-    except ImportError as error:
-        raise UserError(f"{url} needs a library that is not here ({error}): {NEEDED}") from error
-    except Exception as error:  # an unknown scheme, or credentials that are not there
-        raise UserError(f"{url} cannot be opened: {_said(error)}") from None
-
-
-@contextlib.contextmanager
-def _answered(url: str) -> Iterator[None]:
-    """Inside, what the libraries raise becomes a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (_Unanswered, Exception) as error:
-        raise UserError(f"{url} cannot be had: {error if isinstance(error, _Unanswered) else _said(error)}; start again") from None
-
-
-def _plainly(system: Any) -> dict[str, Any]:
-    """Asks a web server for the bytes as they are: packed ones have another size than it says."""
-    is_web = "https" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
-    return {"headers": {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}} if is_web else {}
-
-
-def _is_web(url: str) -> bool:
-    return url.startswith(("http:", "https:"))
-
-
-def _said(error: Exception) -> str:
-    """The first line of an error, without what may be secret: a server may have answered with an address that is signed."""
-    line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    return re.sub(r"(//[^\s?'\")]*)\?[^\s'\")]*", r"\1?…", re.sub(r"//[^/@\s]*@", "//…@", line))
