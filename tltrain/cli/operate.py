@@ -32,11 +32,11 @@ def cache(argv: Sequence[str]) -> int:
     ls = verbs.add_parser("ls", help="one line for each cache, the one unused for longest first")
     ls.add_argument("--json", action="store_true", help="for programs")
     verify = verbs.add_parser("verify", help="every shard's checksum, and random rows computed again")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them (default: all)")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them, or the beginning of a name (default: all)")
     verify.add_argument("--rows", type=int, default=64, help="rows of each that are computed again; 0: checksums alone (default: 64)")
     verify.add_argument("--seed", type=int, default=0, help="draws them (default: 0)")
     clear = verbs.add_parser("clear", help="delete caches that nobody uses")
-    clear.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="caches, as ls names them, or the beginning of a name")
     clear.add_argument("--all", action="store_true", dest="everything", help="all of them")
     arguments = parser.parse_args(argv)
     if arguments.verb == "verify" and arguments.rows < 0:
