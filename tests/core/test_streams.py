@@ -98,3 +98,14 @@ def test_a_log_in_another_encoding_takes_every_name(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w", encoding="ascii") as stream:
         print("café \udcff", file=Lasting(stream))
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\udcff\n"
+
+
+def test_a_terminal_without_unicode_gets_every_text(tmp_path: Path) -> None:
+    """As under LC_ALL=C: what cannot be encoded had ended `tltrain ls` and `predict` with a stack trace."""
+    code = "import sys; from tltrain.cli.main import main; main(['launch']); print('\\u00fc \\udcff'); sys.stdout.flush()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"train RECIPE ~\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == b"\\xfc \xff", "file names keep their bytes"

@@ -38,6 +38,7 @@ def test_a_run_on_images_in_groups_says_so_wherever_its_interval_stands(
     recipe = made_recipe(data={"source": f"csv:{tmp_path / 'images.csv'}", "resize": 36, "per_class": None, "eval_limit": None})
     run = tmp_path / "run"
     assert train(recipe, RunFlags(folder=run, workers=0))["outcome"] == "finished"
+    assert "16 test (8 groups)" in (run / "plan.txt").read_text(encoding="utf-8")
     predicted, test = read_predictions(run), run_dir.test_metrics(run)
     assert test is not None
     assert predicted is not None

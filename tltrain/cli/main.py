@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.freeze()  # Python's last collection would look through all objects of torch, for 1.4 s, and then end the process
         return code
     streams.open_missing()
+    streams.say_all()
     wrapping.say_warnings()
     try:
         code = _run(list(argv))

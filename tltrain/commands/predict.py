@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ from rich.progress import track
 from rich.text import Text
 
 from tltrain.core.errors import UserError, some
-from tltrain.core.output import escape, wrapping
+from tltrain.core.output import escape, streams, wrapping
 from tltrain.core.output.console import Terminal
 from tltrain.data.pictures.warned import recorded
 from tltrain.evaluation.evaluate import PLAIN, Asked
@@ -48,8 +47,7 @@ def predict_files(
     files = find_files(paths, sys.stdin)
     asked = rules_for(run, wanted, lambda text: wrapping.say(escape.line(text), sys.stderr), batch)
     bar, out = Terminal(stderr=True), sys.stdout
-    if isinstance(out, io.TextIOWrapper):
-        out.reconfigure(errors="surrogateescape")  # file names that are not valid UTF-8 keep their bytes
+    streams.say_all()  # file names that are not valid UTF-8 keep their bytes
     predictions = predict(trained, files, top, batch, asked)
     rows = _Counted(track(predictions, "predict", len(files), console=bar, transient=True, disable=not bar.is_terminal))
     with recorded() as warned:

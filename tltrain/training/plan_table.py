@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -15,11 +16,13 @@ from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Terminal, size
 from tltrain.core.recipe import DISTILL_LOSS, LOSS, Recipe
 from tltrain.core.stage_plan import StagePlan
-from tltrain.data import DataSplits
+from tltrain.data import DataSplits, Split
+from tltrain.data.dataset import groups_in
 from tltrain.data.sources.names import count_classes
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 from tltrain.planning.view_device import ViewDevice
+from tltrain.runs.report.formatting import plural
 from tltrain.training import optim
 from tltrain.training.losses.objective import find_distill_loss
 from tltrain.training.weights import solved, trained
@@ -215,7 +218,7 @@ def _mixing_lines(plan: Sequence[StagePlan]) -> list[str]:
 
 def describe_data(images: DataSplits, student: Loaded, views: ViewDevice) -> str:
     """The lines of the plan about images, classes, weights and where views are made."""
-    sizes = ", ".join(f"{len(s.labels):,} {s.name}" for s in (images.train, images.val, images.test) if s is not None)
+    sizes = ", ".join(_size_of(images, split) for split in (images.train, images.val, images.test) if split is not None)
     view = student.preprocess
     if images.unlabelled is not None:
         sizes += f", {len(images.unlabelled.split):,} unlabelled"
@@ -230,3 +233,9 @@ def describe_device(device: str, precision: str, tf32: bool) -> str:
     """The line of the plan about the GPU. device: its name."""
     rounded = ", products in TF32 (NVIDIA_TF32_OVERRIDE=0 keeps them whole)" if tf32 else ""
     return f"device  {device}, {'fp32' if precision == 'no' else precision}{rounded}"
+
+
+def _size_of(images: DataSplits, split: Split) -> str:
+    """`40 val (5 groups)`: accuracies count images, and how sure they are rests on the groups. Without groups `40 val`."""
+    group_N = groups_in(images, split)
+    return f"{len(split.labels):,} {split.name}" + (f" ({plural(len(np.unique(group_N)), 'group')})" if group_N is not None else "")

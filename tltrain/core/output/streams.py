@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import sys
@@ -66,6 +67,32 @@ def open_missing() -> None:
     """Open /dev/null for a standard stream that the process was started without, so that no other file takes its descriptor."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+READABLE = "tltrain-readable"
+"""How a stream encodes what its encoding does not have, as that of LC_ALL=C: our own signs by others, the bytes of file names that are no
+UTF-8 as they are, all else escaped. An error handler of codecs."""
+
+
+def _readable(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return b"".join(_plain(sign) for sign in error.object[error.start : error.end]), error.end
+
+
+def _plain(sign: str) -> bytes:
+    if "\udc80" <= sign <= "\udcff":
+        return bytes([ord(sign) - 0xDC00])
+    return {"\u2026": b"~", "\u2500": b"-", "\u2501": b"-"}.get(sign) or sign.encode("ascii", "backslashreplace")
+
+
+codecs.register_error(READABLE, _readable)
+
+
+def say_all() -> None:
+    """Let standard output take any text, whatever its encoding."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors=READABLE)
 
 
 def complain(text: str, code: int) -> int:
