@@ -77,13 +77,13 @@ def test_labels_of_other_images_are_matched_by_name() -> None:
 def test_images_in_groups_widen_every_interval_and_are_written() -> None:
     p = _drawn(60)
     group_N = np.repeat(np.arange(6), 10)
-    grouped = metrics.judged(p, group_N, None)
+    grouped = metrics.with_groups(p, group_N, None)
     assert isinstance(grouped, LabelPredictions)
     plain, said = details(p, ("a", "b", "c")), details(grouped, ("a", "b", "c"))
     assert said["groups"] == 6
     assert "groups" not in plain
     assert "ends" not in plain
-    right = (p.said == p.target).all(1)
+    right = (p.named == p.target).all(1)
     assert said["ends"] == list(accuracy_interval(right, group_N)[1:])
     low, high = accuracy_interval(right)[1:]
     assert said["ends"][1] - said["ends"][0] > high - low

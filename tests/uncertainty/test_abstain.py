@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tltrain.core.errors import UserError
-from tltrain.uncertainty.abstain import MOST_POINTS, SHARES, curve, fit_abstention, least_images, reachable, shown
+from tltrain.uncertainty.abstain import MOST_POINTS, SHARES, curve, figures, fit_abstention, least_images, reachable
 from tltrain.uncertainty.answers import Answers
 
 
@@ -26,7 +26,7 @@ def test_the_threshold_answers_the_most_that_reaches_the_target() -> None:
     assert (TWENTY.confidence > rule.threshold).sum() == 12
     everything = fit_abstention(TWENTY, 0.6)
     assert (everything.threshold, everything.answered, everything.right) == (0.0, 20, 13)
-    out = shown(rule, made(np.array([0.2, 0.37, 0.5, 0.9]), np.array([True, True, False, True])))
+    out = figures(rule, made(np.array([0.2, 0.37, 0.5, 0.9]), np.array([True, True, False, True])))
     assert (out["answered"], out["right"], out["n"], out["val"]) == (2, 1, 4, {"n": 20, "answered": 12, "right": 11})
 
 

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from tltrain.core.errors import UserError
 from tltrain.uncertainty.answers import Answers, share
-from tltrain.uncertainty.conformal import fit_sets, least_images, reachable, shown
+from tltrain.uncertainty.conformal import figures, fit_sets, least_images, reachable
 
 
 def answers_of(p_NK: np.ndarray, label_N: np.ndarray) -> Answers:
@@ -66,7 +66,7 @@ def test_what_is_shown_is_counted_by_hand() -> None:
     label_N = np.array([0, 2, 2, 0])
     sets = fit_sets(of_own([0.3] * 9), 0.9)
     in_NK = sets.members(p_NK)
-    out = shown(sets, answers_of(p_NK, label_N), in_NK.sum(1), label_N, ["a", "b", "c"])
+    out = figures(sets, answers_of(p_NK, label_N), in_NK.sum(1), label_N, ["a", "b", "c"])
     assert in_NK.sum(1).tolist() == [1, 2, 2, 1]
     assert (out["n"], out["covered"], out["mean_size"], out["sizes"]) == (4, 2, 1.5, {"1": 2, "2": 2})
     assert out["per_class"] == [

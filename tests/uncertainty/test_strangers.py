@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from tltrain.uncertainty.strangers import BLOCK, Strangers, fit_strangers, found
+from tltrain.uncertainty.strangers import BLOCK, Strangers, detection_figures, fit_strangers
 
 
 def drawn(num: int, seed: int, off: float = 0.0) -> np.ndarray:
@@ -43,11 +43,11 @@ def test_scale_does_not_matter_and_what_was_kept_says_the_same() -> None:
 def test_what_is_found_is_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     known, strange = rng.random(80).round(2), rng.random(50).round(2) + 0.3  # rounded: some are equal
-    out = found(known, strange)
+    out = detection_figures(known, strange)
     is_strange, score = np.r_[np.zeros(80), np.ones(50)], np.r_[known, strange]
     assert out["auroc"] == pytest.approx(roc_auc_score(is_strange, score))
     assert out["known"] == {"n": 80, "marked": (known > 1).sum()}
     assert out["strange"] == {"n": 50, "marked": (strange > 1).sum()}
     wrongly_kept, kept, _ = roc_curve(1 - is_strange, -score, drop_intermediate=False)
     assert out["strangers_missed_at_95"] == pytest.approx(wrongly_kept[np.argmax(kept >= 0.95)], abs=0.021)
-    assert found(known, None) == {"known": out["known"], "strange": None, "auroc": None, "strangers_missed_at_95": None}
+    assert detection_figures(known, None) == {"known": out["known"], "strange": None, "auroc": None, "strangers_missed_at_95": None}

@@ -1,4 +1,4 @@
-"""The words of `tltrain evaluate --corruptions`."""
+"""The flags of `tltrain evaluate --corruptions`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from tltrain.core.errors import UserError
 
 GOES_ALONG = {"run", "data", "split", "json", "batch", "corruptions", "severities", "against"}
+"""Arguments of `evaluate` that may be combined with --corruptions."""
 
 
 def corruption_arguments(parser: argparse.ArgumentParser) -> None:

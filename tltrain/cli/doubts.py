@@ -1,4 +1,4 @@
-"""The words of predict and evaluate for what a network does not know, and for several views of an image."""
+"""Flags of predict and evaluate for uncertainty (sets, abstention, strangers) and for several views of an image."""
 
 from __future__ import annotations
 

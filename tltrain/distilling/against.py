@@ -34,7 +34,7 @@ from tltrain.runs.report.stats import accuracy_interval, gain_interval
 from tltrain.training.setup import DEVICE_BATCH
 
 
-def against(run: Path, taught: Taught, start: RunFlags) -> dict[str, Any]:
+def compare_with_teacher(run: Path, taught: Taught, start: RunFlags) -> dict[str, Any]:
     """The contents of `distilled.json` in the student's run. Written once, together with the report that shows it. Raises UserError."""
     known = distilled.read(run)
     if known is not None:
@@ -99,6 +99,6 @@ def _probabilities(teacher: Teacher, test: Split) -> np.ndarray:
     runtime, trained = Runtime(teacher.recipe.deterministic), load_trained(teacher.path)
     views = Views(test, trained.preprocess, "none", teacher.recipe.data.flip, teacher.recipe.data.seed)
     loader = eval_loader(views, Shard(0, 1), DEVICE_BATCH, None, 0, runtime.device.type == "cuda")
-    said_NK, _ = logits(runtime, trained.placed, loader)
-    share_NK: np.ndarray = softmax(said_NK, axis=1)
-    return share_NK
+    logits_NK, _ = logits(runtime, trained.placed, loader)
+    p_NK: np.ndarray = softmax(logits_NK, axis=1)
+    return p_NK

@@ -12,7 +12,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock
 from tltrain.distilling import memory
-from tltrain.distilling.against import against
+from tltrain.distilling.against import compare_with_teacher
 from tltrain.distilling.choose import LEAST_STEPS, VIEWS, Length, Pace, answered_anew, draft, length
 from tltrain.distilling.cost import pace_of, why_unstored
 from tltrain.distilling.memory import Plan
@@ -78,7 +78,7 @@ def distil(wanted: Wanted, start: RunFlags, console: Console) -> str:
     run = wanted.folder / OWN_RUN
     outcome = str(train(plan.draft.recipe, replace(start, folder=run))["outcome"])
     if outcome == "finished":
-        for line in distilled.lines(against(run, taught, start)):
+        for line in distilled.lines(compare_with_teacher(run, taught, start)):
             console.say(line)
     return outcome
 

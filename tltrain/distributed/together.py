@@ -1,4 +1,4 @@
-"""Work that one process of each machine does for the others there, such as reading a million files. They wait with signs of life."""
+"""Runs work once per machine, such as reading a million files. The other processes wait, and report that they are alive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEET_S = 0.5
 """Least time between two meetings while somebody still works, seconds."""
 
 
-def once_a_machine(
+def once_per_machine(
     runtime: Runtime, stop: StopSignal, folder: Callable[[], Path], work: Callable[[], T], is_shared: Callable[[T], bool]
 ) -> T:
     """The result of `work`, done by the first process of each machine and read by the others there from a file in `folder()`. Collective.
@@ -71,7 +71,7 @@ def _read(offer: _Offer, host: str) -> Any:
 
 
 class _Offer:
-    """What the first process of a machine has for the others: a file, or its error."""
+    """The result of a machine's first process for the others: a file, or its error."""
 
     def __init__(self, host: str) -> None:
         self.host, self.file, self.error = host, cast(Path | None, None), cast(UserError | None, None)
@@ -92,7 +92,7 @@ class _Offer:
 
 
 class _Meeting:
-    """Short collective calls, in which every process says whether it is done and whether a signal has reached it."""
+    """Short collective calls that share whether each process is done, and whether it has received a signal."""
 
     def __init__(self, runtime: Runtime, stop: StopSignal) -> None:
         self.runtime, self.stop, self.last = runtime, stop, 0.0

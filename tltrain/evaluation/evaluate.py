@@ -34,15 +34,15 @@ from tltrain.runs.report.stats import accuracy_interval, gain_interval, mcnemar,
 from tltrain.uncertainty.abstain import Abstention
 from tltrain.uncertainty.answers import Val
 from tltrain.uncertainty.conformal import Sets
-from tltrain.uncertainty.strangers import Strangers, found
+from tltrain.uncertainty.strangers import Strangers, detection_figures
 
 OWN = {"per_class": None, "exclude": None, "relabel": None, "folds": None, "fold": None, "repeat": 0}
-"""What a recipe says of its own images, and not of another source."""
+"""Data settings that belong to the run's own images. They are reset for another source."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation shows beside the metrics. Rules are fitted on val (`evaluation/promises`)."""
+    """Options of an evaluation: views per image, and rules fitted on val (`evaluation/promises`)."""
 
     num_views: int = 1
     sets: Sequence[Sets] = ()
@@ -50,7 +50,7 @@ class Asked:
     strangers: Strangers | None = None
     """Images of classes that the run does not know are then counted as strangers. None: they are refused."""
     val: Val | None = None
-    """What a run's usual rules are fitted on, or are not, where it is too small. None where they are not shown."""
+    """The size of val, which the usual rules are fitted on. It may be too small for any. None where the usual rules are not shown."""
 
     @property
     def thresholds(self) -> list[float]:
@@ -61,10 +61,10 @@ class Asked:
 PLAIN = Asked()
 
 
-def seen_again(recipe: Recipe) -> Augment:
-    """The augmentation of further views: what the last stage with one was trained on; `light` (shifts, flips) for runs without.
+def test_time_augment(recipe: Recipe) -> Augment:
+    """Augmentation for test-time views: that of the last stage which has one, or `light` (shifts, flips) for runs without.
 
-    Views are drawn by (data.seed, 0, view), whatever the image: an image's answer depends on nothing beside it.
+    Views are drawn by (data.seed, 0, view) for every image, so that a prediction does not depend on the other images.
     """
     return next((stage.augment for stage in reversed(recipe.stages) if stage.augment != "none"), "light")
 
@@ -104,7 +104,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
         **metrics.details(predictions, opened.classes, opened.recipe.data.depth),
         **metrics.doubts(predictions, asked.sets, asked.abstentions, opened.classes, asked.val),
         **({} if asked.num_views == 1 else {"views": _gain(asked.num_views, alone, predictions)}),
-        **({} if asked.strangers is None else {"strangers": _found(runtime, opened, asked.strangers, device_batch)}),
+        **({} if asked.strangers is None else {"strangers": _stranger_figures(runtime, opened, asked.strangers, device_batch)}),
         "notes": notes,
     }
 
@@ -116,9 +116,9 @@ def _labels_figures(path: Path, runtime: Runtime, opened: Opened, source: str | 
         return cast(LabelPredictions, answers(runtime, opened.chain, opened.loader(runtime, opened.split, batch), opened.temperature))
 
     predictions = fitting(predicted, device_batch)[0] if runtime.world == 1 else predicted(device_batch)
-    predictions = cast(LabelPredictions, metrics.judged(predictions, groups_in(opened.images, opened.split), opened.thresholds))
+    predictions = cast(LabelPredictions, metrics.with_groups(predictions, groups_in(opened.images, opened.split), opened.thresholds))
     figures, notes = metrics.summary(predictions, len(opened.classes)), opened.notes
-    right = accuracy_interval((predictions.said == predictions.target).all(1), predictions.group)
+    right = accuracy_interval((predictions.named == predictions.target).all(1), predictions.group)
     if source is None and opened.split.name == "test" and not notes:
         notes = differs_from_test(path, figures, "subset_accuracy")
     ends = {"subset_low": right.low, "subset_high": right.high}
@@ -131,11 +131,11 @@ class Opened:
 
     recipe: Recipe
     images: DataSplits
-    """As their source gives them; labels count its classes."""
+    """As their source gives them. Labels index the source's own classes."""
     classes: tuple[str, ...]
     """Of the network."""
     split: Split
-    """Those with a class of the run. Labels count `classes`."""
+    """The images with a class of the run. Labels index `classes`."""
     strange: Split | None
     """The others. None if there are none."""
     present: np.ndarray | None
@@ -152,11 +152,11 @@ class Opened:
     notes: list[str]
 
     def views(self, split: Split, num_views: int = 1) -> Views:
-        """The evaluation view of each image, and for several views also the others of `seen_again`."""
+        """The evaluation view of each image, and for several views also the others of `test_time_augment`."""
         if num_views == 1:
             return Views(split, self.preprocess, "none", self.spec.flip, self.spec.seed)
         same = replace(split, source_index=np.zeros(len(split), np.int64))
-        return Views(same, self.preprocess, seen_again(self.recipe), self.spec.flip, self.spec.seed)
+        return Views(same, self.preprocess, test_time_augment(self.recipe), self.spec.flip, self.spec.seed)
 
     def loader(self, runtime: Runtime, split: Split, batch: int, num_views: int = 1, limit: int | None = None) -> Any:
         """The views of a split for this process. limit: images at most, spread over the split, beside the recipe's `eval_limit`."""
@@ -244,19 +244,19 @@ def _part(split: Split, positions: np.ndarray) -> Split:
     )
 
 
-def _found(runtime: Runtime, opened: Opened, strangers: Strangers, batch: int) -> dict[str, Any]:
-    """How many images count as strangers, of those with a class of the run and of the others."""
+def _stranger_figures(runtime: Runtime, opened: Opened, strangers: Strangers, batch: int) -> dict[str, Any]:
+    """How well strangers are detected: counts among images of the run's classes and among the others, AUROC, FPR95."""
 
     def strangeness(split: Split | None) -> np.ndarray | None:
         return (
             None if split is None else strangers.score(features(runtime, opened.chain, opened.head, opened.loader(runtime, split, batch)))
         )
 
-    return found(strangeness(opened.split), strangeness(opened.strange))
+    return detection_figures(strangeness(opened.split), strangeness(opened.strange))
 
 
 def _gain(num_views: int, alone: Predictions, together: Predictions) -> dict[str, Any]:
-    """How much more is right with several views than with view 0, on the same images."""
+    """Accuracy with several views minus accuracy with view 0, on the same images, with interval and test."""
     one_N, all_N = alone.predicted == alone.label, together.predicted == together.label
     if together.group is None:
         only_one, only_all, p = mcnemar(one_N, all_N)

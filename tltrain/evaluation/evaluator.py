@@ -53,7 +53,10 @@ def answers(
     should_stop: Callable[[], bool] | None = None,
     thresholds: Sequence[float] = (),
 ) -> Predictions | LabelPredictions:
-    """As `predict`, for images with one class each or with several labels, as their batches say. Collective."""
+    """As `predict`, for images with one class each or with several labels, as their batches say. Collective.
+
+    The signature of `predict` stands here again, so that types are checked at every call of either.
+    """
     several = False
 
     def row(logits_BK: Tensor, batch: Batch) -> Tensor:
@@ -98,7 +101,7 @@ def logits(
 
 
 def features(runtime: Runtime, model: nn.Module, head: str, loader: Iterable[Batch]) -> np.ndarray:
-    """What the head is given (N, D), float32, for a split, gathered as in `predict`. Collective.
+    """The head's input features (N, D), float32, of a split, gathered as in `predict`. Collective.
 
     model: a chain; its net is run whole, or block by block, as it always is. head: path of the classifier in the net.
     """
@@ -112,7 +115,7 @@ def features(runtime: Runtime, model: nn.Module, head: str, loader: Iterable[Bat
 
 
 def vector(x: Tensor) -> Tensor:
-    """What a head is given, as (B, D): maps (B, D, H, W), which a convolution takes, are averaged over space."""
+    """A head's input as (B, D). Maps (B, D, H, W), which a convolution takes, are averaged over space."""
     return x if x.ndim == 2 else x.flatten(2).mean(2)
 
 

@@ -95,7 +95,7 @@ def _redrawn(drawn: DataSplits, ids: Sequence[str], names: Sequence[str]) -> lis
 
 
 def changes(run: Path, drawn: DataSplits) -> list[str]:
-    """What is not as it was when the run learned from these images, as lines. Empty where nothing is, and where nobody can tell."""
+    """Changes of the images since the run began, one line each. Empty if there are none, and if the run has no record to compare with."""
     record = data_record.read(run)
     if record is None or drawn.source is None or (record.fingerprint == drawn.fingerprint and not record.assigned):
         return []

@@ -75,7 +75,7 @@ def in_groups(p: Predictions, group_N: np.ndarray | None) -> Predictions:
     return replace(p, group=None if group_N is None else group_N[p.position])
 
 
-def judged(
+def with_groups(
     p: Predictions | LabelPredictions, group_N: np.ndarray | None, thresholds: tuple[float, ...] | None
 ) -> Predictions | LabelPredictions:
     """The predictions with the groups of their samples, and of several labels with the thresholds from which each is named."""
@@ -129,20 +129,20 @@ def doubts(
     p: Predictions | LabelPredictions, sets: Sequence[Sets], abstentions: Sequence[Abstention], classes: Sequence[str],
     val: Val | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What sets and thresholds that were fitted on val do here, ready for JSON. Empty without any, and without `val`.
+    """Figures of sets and abstention thresholds that were fitted on val, ready for JSON. Empty without any, and without `val`.
 
-    sets: those whose thresholds `evaluator.predict` was given, in that order. val: how much of it there is, for the usual rules.
+    sets: those whose thresholds `evaluator.predict` was given, in that order. val: its size, for the usual rules.
     """
     if isinstance(p, LabelPredictions) or p.own is None or p.set_sizes is None or not (sets or abstentions or val):
         return {}
     on = Answers(p.calibrated, p.own, p.predicted == p.label)
-    shown = [conformal.shown(s, on, size_N, p.label, classes) for s, size_N in zip(sets, p.set_sizes.T, strict=True)]
+    shown = [conformal.figures(s, on, size_N, p.label, classes) for s, size_N in zip(sets, p.set_sizes.T, strict=True)]
     for row, s in zip(shown, sets, strict=True):
         hit_N = conformal.covered(s, on)
         row |= _ends(p, np.ones(len(on), bool), hit_N)
         for of in row["per_class"]:
             of |= _ends(p, p.label == classes.index(of["name"]), hit_N)
-    answers = [abstain.shown(a, on) | _ends(p, on.confidence > a.threshold) for a in abstentions]
+    answers = [abstain.figures(a, on) | _ends(p, on.confidence > a.threshold) for a in abstentions]
     fitted_on = {} if val is None else {"fitted_on": asdict(val)}
     return {"sets": shown, "abstain": answers, "answered_curve": abstain.curve(on), **fitted_on}
 

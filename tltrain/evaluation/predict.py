@@ -23,7 +23,7 @@ from tltrain.data.pictures.warned import about
 from tltrain.data.sources.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
-from tltrain.evaluation.evaluate import PLAIN, Asked, seen_again
+from tltrain.evaluation.evaluate import PLAIN, Asked, test_time_augment
 from tltrain.evaluation.evaluator import mean_over_views
 from tltrain.evaluation.trained import TrainedModel, probabilities, probabilities_and_features
 
@@ -51,7 +51,7 @@ class Prediction:
     strangeness: float | None = None
     """How unlike the training's images it is; a stranger above 1. None where that was not asked for."""
     decision: Decision | None = None
-    """What becomes of the answer. None where nothing can keep it back."""
+    """Whether the run answers, abstains, or takes the image for a stranger. None where neither --abstain nor --strangers was asked for."""
     labels: tuple[str, ...] | None = None
     """Of several labels: those whose probability reaches their thresholds, the most probable first. None where an image has one class."""
 
@@ -79,7 +79,7 @@ def predict(
             raise UserError(f"{name} is {value}; it must be at least 1")
     step = max(1, batch // asked.num_views)
     parts = [range(start, min(start + step, len(pictures))) for start in range(0, len(pictures), step)]
-    augment = seen_again(trained.recipe)
+    augment = test_time_augment(trained.recipe)
 
     def views_of(part: range) -> Iterator[Tensor | str]:
         def view(picture: Picture) -> Tensor | str:

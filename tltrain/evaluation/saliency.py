@@ -54,7 +54,7 @@ def _maps(chain: Chain, cut: int, images_BCHW: Tensor, class_B: Tensor) -> Tenso
 
 
 def lit(pixels_HWC: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
-    """The image with what did not count in shade, (H, W, 3) uint8. map_hw: in [0, 1], of any size."""
+    """The image (H, W, 3) uint8, darkened where the map is low. map_hw: in [0, 1], of any size."""
     height, width = pixels_HWC.shape[:2]
     light = Image.fromarray((255 * map_hw).round().astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     share_HW1 = 0.15 + 0.85 * np.asarray(light, dtype=np.float32)[..., None] / 255

@@ -78,8 +78,11 @@ def _at_a_time(run: Run) -> int:
     return min(run.device_batch, math.ceil(most / world))
 
 
-def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any]:
-    """Save the reduced flags and record this start as stopped. Returns the outcome, or that of another rank that recorded one first."""
+def shrink(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any]:
+    """After an out-of-memory error: save the reduced flags and record this start as stopped. The next start uses them.
+
+    Returns the outcome, or that of another rank that recorded one first.
+    """
     run_dir.keep(run.path, less)
     stage, step, call = run.watch.place
     new = less.get("max_device_batch")
@@ -87,10 +90,10 @@ def leave(run: Run, less: dict[str, int], error: BaseException) -> dict[str, Any
     where = f"rank {run.runtime.rank}, " if run.runtime.world > 1 else ""
     text = f"out of memory ({where}stage {stage}, step {step}, {call}: {without_advice(error)}); from here on {what}"
     details = {"outcome": "stopped", "signal": OUT_OF_MEMORY, "rank": run.runtime.rank, "stage": stage, "step": step, "call": call}
-    return left(run, run_dir.write_failure(run.path, run.generation, {**details, "error": text}))
+    return end_stopped(run, run_dir.write_failure(run.path, run.generation, {**details, "error": text}))
 
 
-def left(run: Run, details: dict[str, Any]) -> dict[str, Any]:
+def end_stopped(run: Run, details: dict[str, Any]) -> dict[str, Any]:
     """End a start after an out-of-memory error. Waits for the checkpoint being written, so that the next start finds it complete."""
     if details["outcome"] == "stopped":
         run.console.say(f"memory  {details['error']}", style="bold yellow")

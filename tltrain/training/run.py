@@ -39,7 +39,7 @@ from tltrain.runs.report.formatting import learned_nothing
 from tltrain.runs.trackers import ANSWER_S, TrackedRun, Trackers, chosen
 from tltrain.training import plan_table
 from tltrain.training.depths.race import racing_first
-from tltrain.training.failures import explain, failure_location, leave, left, one_at_a_time, record_failure, root_cause, smaller
+from tltrain.training.failures import end_stopped, explain, failure_location, one_at_a_time, record_failure, root_cause, shrink, smaller
 from tltrain.training.loop import OnStep, StageResult, ignore_step
 from tltrain.training.losses.finite import NotFinite, check_finite
 from tltrain.training.setup import TAKEN_OVER, Run, open_run
@@ -97,10 +97,10 @@ def _one_start(
         text = f"{error}; the best weights so far are kept. Lower the learning rate, or set clip"
         return record_failure(run, {**failure_location(run), "error": text, "rank": error.rank, "step": error.step})
     except Exception as error:
-        if (less := smaller(run, error)) is not None and (ended := leave(run, less, error))["outcome"] == "stopped":
+        if (less := smaller(run, error)) is not None and (ended := shrink(run, less, error))["outcome"] == "stopped":
             return ended if runtime.world > 1 else None  # other ranks may wait in a collective that this one never enters
         if (ended := run_dir.failure(path, run.generation)).get("outcome") == "stopped":
-            return left(run, ended)  # another rank ran out of memory, which caused the error here
+            return end_stopped(run, ended)  # another rank ran out of memory, which caused the error here
         cause = root_cause(run, error)
         record_failure(run, explain(run, cause))
         raise cause from (None if cause is error else error)
@@ -245,7 +245,7 @@ def _finish(run: Run, chain: Chain, weights: dict[str, Tensor], progress: Progre
     if test is not None:
         predictions = answers(run.runtime, chain, run.eval_batches(test), fitted.temperature, WHOLE, _alive(run, "test"), rules.thresholds)
         check_finite(predictions, "test", last, last.num_steps)
-        predictions = metrics.judged(predictions, groups_in(run.images, test), fitted.thresholds)
+        predictions = metrics.with_groups(predictions, groups_in(run.images, test), fitted.thresholds)
     if run.runtime.is_main:
         write_weights(run_dir.weights_file(run.path), weights, fitted.on(run.student.card))
         if fitted.val is not None:

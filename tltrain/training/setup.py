@@ -30,7 +30,7 @@ from tltrain.data.views import PIXELS_VERSION, BaseImages, Views
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
-from tltrain.distributed.together import once_a_machine
+from tltrain.distributed.together import once_per_machine
 from tltrain.distributed.watchdog import Watch
 from tltrain.evaluation import kept_data
 from tltrain.evaluation.kept_data import Decision
@@ -233,7 +233,7 @@ def _open_images(
     sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
     """
     opened = partial(open_images, recipe.data, multilabel=True)
-    drawn = once_a_machine(runtime, stop, cache_root, lambda: beside(opened(), recipe), lambda images: not images.in_memory)
+    drawn = once_per_machine(runtime, stop, cache_root, lambda: beside(opened(), recipe), lambda images: not images.in_memory)
 
     def decide() -> Decision:
         sources.update(open_weights(recipe))

@@ -1,4 +1,4 @@
-"""Answers that are withheld: a threshold of confidence above which a wanted share of the answers is right (selective classification).
+"""Abstention (selective classification): a confidence threshold above which a wanted share of the answers is right.
 
 Chow 1970; Geifman and El-Yaniv 2017 (arXiv:1705.08500), whose bound over several thresholds is the one used here.
 """
@@ -18,9 +18,9 @@ from tltrain.uncertainty.answers import Answers
 TARGETS = (0.9, 0.95, 0.99)
 """Accuracies that a run's test shows."""
 SHARES = 20
-"""Thresholds that are looked at: those that answer a twentieth of val, two twentieths, ... and all of it."""
+"""Candidate thresholds: those that answer a twentieth of val, two twentieths, ... and all of it."""
 SURE = 0.95
-"""How sure the bound is."""
+"""Confidence level of the bound."""
 MOST_POINTS = 200
 
 
@@ -113,8 +113,8 @@ def _thresholds(val: Answers) -> list[float]:
     return [0.0, *(t for t in found if t < descending[0])]
 
 
-def shown(rule: Abstention, on: Answers) -> dict[str, Any]:
-    """What a threshold of val does on labelled images, ready for JSON."""
+def figures(rule: Abstention, on: Answers) -> dict[str, Any]:
+    """Figures of a threshold on labelled images, ready for JSON: images, answers, right answers, beside those of val."""
     answered = on.confidence > rule.threshold
     return {
         "target": rule.target, "threshold": rule.threshold, "least": rule.least,

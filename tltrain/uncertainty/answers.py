@@ -1,4 +1,4 @@
-"""A network's answers on the images of val, as far as sets and thresholds are fitted on them."""
+"""A network's predictions on val, reduced to what sets and thresholds are fitted on."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Answers:
 
     @property
     def worth(self) -> int:
-        """Of how many images that are drawn one by one it tells no more: a group of images that are alike is one."""
+        """Effective number of images: that of groups, if images of a group are alike."""
         return len(self) if self.num_groups is None else self.num_groups
 
 
 @dataclass(frozen=True)
 class Val:
-    """How much val there is."""
+    """The size of val."""
 
     n: int
     """Images."""

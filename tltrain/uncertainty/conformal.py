@@ -88,7 +88,7 @@ def _rank(num: int, coverage: float) -> int:
     return math.ceil(round((num + 1) * coverage, 9))  # rounded: 0.9 is a little more than nine tenths
 
 
-def shown(sets: Sets, on: Answers, size_N: np.ndarray, label_N: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def figures(sets: Sets, on: Answers, size_N: np.ndarray, label_N: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Coverage and sizes on labelled images, overall and by class, ready for JSON. size_N: (N,) classes in each image's set."""
     in_N = covered(sets, on)
     per_class = [

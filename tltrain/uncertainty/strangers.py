@@ -1,4 +1,4 @@
-"""Images that are like none of a training's, whatever class the network says: told by what its head is given.
+"""Detects images that resemble no training image (out-of-distribution), by the features that the head is given.
 
 The measure is the cosine distance to the nearest training image (Sun et al. 2022, arXiv:2204.06507, k = 1). It was chosen by measuring:
 EfficientNet-Lite0's features of 485 pictures, one or two of eight classes held out as strangers, mean of four choices, AUROC and the
@@ -24,14 +24,14 @@ import numpy as np
 MOST_IMAGES = 10_000
 """Training images that are compared with, spread over the split: 2,048 features each are 82 MB."""
 INSIDE = 0.95
-"""Share of val's images that are no strangers."""
+"""Share of val's images that count as known."""
 BLOCK = 2**24
 """Cosines that are held at a time."""
 
 
 @dataclass(frozen=True)
 class Strangers:
-    """The training's images as directions, and how far from the nearest of them val's images are."""
+    """Unit feature vectors of training images, and the distance to the nearest of them that most val images stay below."""
 
     unit_ND: np.ndarray
     """float32, features of training images, scaled to length 1."""
@@ -77,7 +77,7 @@ def _unit(features_ND: np.ndarray) -> np.ndarray:
     return (rows_ND / np.maximum(length_N1, np.finfo(np.float64).tiny)).astype(np.float32)
 
 
-def found(known_N: np.ndarray | None, strange_N: np.ndarray | None) -> dict[str, Any]:
+def detection_figures(known_N: np.ndarray | None, strange_N: np.ndarray | None) -> dict[str, Any]:
     """How well strangeness tells images of the run's classes from others, ready for JSON. None: there are no such images.
 
     auroc: the probability that a stranger is stranger than a known image. strangers_missed_at_95: strangers below the strangeness that 95 %

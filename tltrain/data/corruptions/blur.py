@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
 RADIUS = (3, 4, 6, 8, 10)
-"""Of the disc, by severity."""
+"""Radius of the disc, by severity."""
 TRAIL = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))
 """Length of the trail, and the standard deviation by which it fades."""
 SIGMA = (1, 2, 3, 4, 6)
@@ -43,7 +43,7 @@ def disc(radius: float) -> np.ndarray:
 
 
 def trail(length: float, sigma: float, angle: float) -> np.ndarray:
-    """What a moving point leaves behind, (S, S) of sum 1, S odd: a line from the middle that fades as half a Gaussian.
+    """Motion-blur kernel (S, S) of sum 1, S odd: a line from the middle that fades as half a Gaussian.
 
     length, sigma: pixels. angle: degrees, against the clock from the right.
     """

@@ -1,4 +1,4 @@
-"""What programs do to images: less contrast, fewer pixels, JPEG. Source: ImageNet-C."""
+"""Digital damage: less contrast, fewer pixels, JPEG. Source: ImageNet-C."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 KEPT = (0.4, 0.3, 0.2, 0.1, 0.05)
-"""Of the contrast, by severity."""
+"""Share of the contrast that is left, by severity."""
 SIDE = (0.6, 0.5, 0.4, 0.3, 0.25)
-"""Of the small image, as a share of the side. The same for every size of image."""
+"""Side of the downscaled image, as a share of the side, by severity."""
 QUALITY = (25, 18, 15, 10, 7)
-"""Of the JPEG file. Its blocks have 8 pixels whatever the image, so that a small image suffers more."""
+"""JPEG quality, by severity. Blocks have 8 pixels at any image size, so that a small image suffers more."""
 
 
 def contrast(x_HWC: np.ndarray, severity: int, scale: float, generator: np.random.Generator) -> np.ndarray:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 DEVIATION = (0.08, 0.12, 0.18, 0.26, 0.38)
-"""Of Gaussian noise, by severity; white is 1."""
+"""Standard deviation of Gaussian noise, by severity; white is 1."""
 PHOTONS = (60, 25, 12, 5, 3)
-"""That white stands for."""
+"""Mean photon count of white, by severity."""
 SHARE = (0.03, 0.06, 0.09, 0.17, 0.27)
-"""Of the values that become 0 or 1, half of them each."""
+"""Share of the values that become 0 or 1, half of them each, by severity."""
 
 
 def gaussian(x_HWC: np.ndarray, severity: int, scale: float, generator: np.random.Generator) -> np.ndarray:

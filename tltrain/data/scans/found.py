@@ -1,4 +1,4 @@
-"""What reading each of N files showed, as columns."""
+"""Scan results of N files, as columns."""
 
 from __future__ import annotations
 

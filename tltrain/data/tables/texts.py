@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 
 PART = 65536
-"""Names that are worked on at a time, so that little is held beside the buffer."""
+"""Names processed at a time, so that little memory is used beside the buffer."""
 
 
 class Texts(Sequence[str]):

@@ -44,14 +44,14 @@ def write(trained: TrainedModel, folder: Path, example_BCHW: Tensor) -> None:
 
 def read(folder: Path) -> Callable[[Tensor], Tensor]:
     """Load with timm, strictly: images (B, 3, H, W) in [0, 1] to logits (B, classes)."""
-    said = _said(folder)
+    said = _read_config(folder)
     name, arguments = said["architecture"], said["model_args"]
     model = networks.library().create_model(name, num_classes=said["num_classes"], checkpoint_path=str(folder / WEIGHTS), **arguments)
     return _from_unit(model, said["pretrained_cfg"])
 
 
 def classes(folder: Path) -> list[str]:
-    return list(_said(folder)["label_names"])
+    return list(_read_config(folder)["label_names"])
 
 
 def compare(trained: TrainedModel, folder: Path, pictures: Sequence[Image.Image], views_BCHW: Tensor) -> Iterator[str]:
@@ -68,7 +68,8 @@ def compare(trained: TrainedModel, folder: Path, pictures: Sequence[Image.Image]
     yield f"timm alone: {int((own != said).sum())} of {len(pictures)} images get another class than from tltrain"
 
 
-def _said(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The export's config.json."""
     return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
 
 

@@ -1,4 +1,4 @@
-"""The figures of a test by label, and its answers image by image."""
+"""Test metrics by label, and the predictions of each image as CSV."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def details(p: LabelPredictions, classes: Sequence[str]) -> dict[str, Any]:
     Where samples have groups, `groups` counts them; `ends` is the interval of exact sets that respects them, and `recall_ends` and
     `precision_ends` are those of a label.
     """
-    precision, recall, f1, support = precision_recall_fscore_support(p.target, p.said, average=None, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(p.target, p.named, average=None, zero_division=0)
     thresholds = p.thresholds or (0.5,) * len(classes)
     columns = {
         "support": support, "frequency": p.target.mean(0), "precision": precision, "recall": recall, "f1": f1,
         "ap": metrics.average_precision(p), "auroc": metrics.auroc(p), "threshold": np.array(thresholds),
         "ece": np.array([calibration_error(share_N, target_N) for share_N, target_N in zip(p.calibrated.T, p.target.T, strict=True)]),
     }  # fmt: skip
-    right_NK = p.target == p.said
+    right_NK = p.target == p.named
     rows: list[dict[str, Any]] = [
         {
             "name": name,
             **{key: _plain(column[k]) for key, column in columns.items()},
             **_ends(p, "recall_ends", right_NK[:, k], p.target[:, k]),
-            **_ends(p, "precision_ends", right_NK[:, k], p.said[:, k]),
+            **_ends(p, "precision_ends", right_NK[:, k], p.named[:, k]),
         }
         for k, name in enumerate(classes)
     ]
@@ -80,7 +80,7 @@ def predictions_csv(p: LabelPredictions, ids: Sequence[str], classes: Sequence[s
     more = [] if p.group is None else ["group"]
     writer.writerow(["id", "label", "predicted", "confidence", *(escape.csv_cell(f"p:{name}") for name in classes), *more])
     groups: list[list[int]] = [[] for _ in p.target] if p.group is None else [[g] for g in p.group.tolist()]
-    sets = zip(p.position, written(p.target, classes), written(p.said, classes), p.sure, p.calibrated, groups, strict=True)
+    sets = zip(p.position, written(p.target, classes), written(p.named, classes), p.sure, p.calibrated, groups, strict=True)
     for position, label, predicted, sure, share_K, group in sets:
         cells = map(escape.csv_cell, (ids[position], label, predicted))
         writer.writerow([*cells, f"{sure:.6f}", *(f"{share:.6f}" for share in share_K), *group])

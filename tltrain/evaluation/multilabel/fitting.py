@@ -1,4 +1,4 @@
-"""What is fitted on val for several labels: one temperature, and for each class the probability from which it is named."""
+"""Fits one temperature and a threshold per class on val, for several labels."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def _ends(value_B: np.ndarray, num_groups: int) -> list[float]:
 def weighted(p: LabelPredictions, weight_BN: np.ndarray) -> dict[str, np.ndarray]:
     """Name of a metric to its values (B,), where image n counts weight_BN[b, n] times. A mean is over the labels that have a value."""
     pairs = [_ranked(p.logit[:, k], p.target[:, k], weight_BN) for k in range(p.target.shape[1])]
-    had_BK, said_BK = weight_BN @ p.target, weight_BN @ p.said
-    hit_BK = weight_BN @ (p.target & p.said)
+    had_BK, said_BK = weight_BN @ p.target, weight_BN @ p.named
+    hit_BK = weight_BN @ (p.target & p.named)
     with np.errstate(invalid="ignore"):
         f1_BK = np.where(had_BK > 0, 2 * hit_BK / (had_BK + said_BK), np.nan)
         micro_B = 2 * hit_BK.sum(1) / (had_BK.sum(1) + said_BK.sum(1))

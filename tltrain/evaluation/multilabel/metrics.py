@@ -38,7 +38,7 @@ def _finite(p: LabelPredictions) -> bool:
 
 MAP = Metric(lambda p, _: mean(average_precision(p)) if _finite(p) else None, title="mAP", is_share=True, of=("labels",))
 F1_MICRO = Metric(
-    lambda p, _: float(f1_score(p.target, p.said, average="micro", zero_division=0)), title="F1, micro mean", is_share=True, of=("labels",)
+    lambda p, _: float(f1_score(p.target, p.named, average="micro", zero_division=0)), title="F1, micro mean", is_share=True, of=("labels",)
 )
 AUROC = Metric(lambda p, _: mean(auroc(p)) if _finite(p) else None, title="AUROC, macro mean", is_share=True, of=("labels",))
-SUBSET = Metric(lambda p, _: float((p.said == p.target).all(1).mean()), title="exact sets", is_share=True, of=("labels",))
+SUBSET = Metric(lambda p, _: float((p.named == p.target).all(1).mean()), title="exact sets", is_share=True, of=("labels",))

@@ -1,4 +1,4 @@
-"""A network's answers for images with several labels: one probability a class, each from its own logit."""
+"""Predictions for images with several labels: one probability per class, each from its own logit."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ class LabelPredictions:
         return np.asarray(expit(self.logit / self.temperature))
 
     @cached_property
-    def said(self) -> np.ndarray:
-        """(N, K) bool: the classes that are named."""
+    def named(self) -> np.ndarray:
+        """(N, K) bool: the predicted classes, whose probability reaches their threshold."""
         return self.calibrated >= (0.5 if self.thresholds is None else np.array(self.thresholds))
 
     @cached_property
     def macro(self) -> LabelScores:
         """By scikit-learn. Cached, since three metrics use it."""
-        columns = precision_recall_fscore_support(self.target, self.said, average=None, zero_division=0)[:3]
+        columns = precision_recall_fscore_support(self.target, self.named, average=None, zero_division=0)[:3]
         there = self.target.any(0)
         return LabelScores(*(float(column[there].mean()) if there.any() else float("nan") for column in columns))
 
     @cached_property
     def sure(self) -> np.ndarray:
-        """(N,) float64: the calibrated probability of the answer about that class of which an image's answer is least sure."""
-        return np.where(self.said, self.calibrated, 1 - self.calibrated).min(1)
+        """(N,) float64: the confidence in an image's least certain class, present or absent, calibrated."""
+        return np.where(self.named, self.calibrated, 1 - self.calibrated).min(1)
 
 
 def binary_cross_entropy(logit_NK: np.ndarray, target_NK: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`tltrain evaluate`: the figures of a run, with what val promises of its answers."""
+"""`tltrain evaluate`: the metrics of a run, and the guarantees (coverage, accuracy of answers) that val supports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWN = {
     "train": "the network was trained on these very images: what sets and thresholds do on them says nothing of others",
     "all": "among these are images that the network was trained on, and those that sets and thresholds were fitted on: new ones look worse",
 }
-"""What is said of rules on the run's own images, by split."""
+"""Warnings where rules are evaluated on the run's own images, by split."""
 
 
 def figures_of(run: Path, source: str | None, which: str, device_batch: int, wanted: Wanted) -> dict[str, Any]:

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command asks for: a coverage, an accuracy, whether strangers are looked for, views of each image."""
+    """Options of predict and evaluate: coverage of sets, accuracy of answers, detection of strangers, views of each image."""
 
     coverage: float | None = None
     abstain: float | None = None
@@ -42,12 +42,12 @@ class Wanted:
     num_views: int = 1
 
     def flags(self) -> list[str]:
-        """What is asked for, as the command line writes it."""
+        """The options that are set, as command-line flags."""
         asked = {"--coverage": self.coverage, "--abstain": self.abstain, "--strangers": self.strangers, "--views": self.num_views > 1}
         return [name for name, value in asked.items() if value]
 
     def check(self) -> None:
-        """Raise UserError for a value that can never be had."""
+        """Raise UserError for a value out of range."""
         for name, value in (("coverage", self.coverage), ("abstain", self.abstain)):
             if value is not None:
                 answers.share(name, value)
@@ -61,7 +61,7 @@ MOST_VIEWS = 64
 def rules_for(run: Path, wanted: Wanted, say: Say, device_batch: int = 128) -> Asked:
     """The rules that a command asked for. Those of a test where it asks for none and val's answers are kept.
 
-    say: is given a line about each thing that is worked out first, and one about what each rule promises. Raises UserError.
+    say: receives a line for each computation that is needed first, and one for the guarantee of each rule. Raises UserError.
     """
     wanted.check()
     run_dir.finished_weights(run)
@@ -89,7 +89,7 @@ def usual(val: Answers | None) -> Asked:
 
 
 def promised(asked: Asked) -> list[str]:
-    """What each rule promises, and on what that rests, a line each."""
+    """The guarantee of each rule and what it is based on, one line each."""
     lines = []
     for sets in asked.sets:
         low, high = (100 * end for end in sets.between)
@@ -113,13 +113,13 @@ def promised(asked: Asked) -> list[str]:
 
 
 def too_few(rule: Abstention) -> str:
-    """What is said in place of a promise where val is too small for any."""
+    """The line for a rule whose val is too small for any guarantee."""
     needs = f"to promise that {100 * rule.target:g} % of answers are right takes at least {abstain.least_images(rule.target):,}, all right"
     return f"{Val(rule.num_val, rule.num_groups)}, too few to promise anything of other images: {needs}"
 
 
 def num_groups(asked: Asked) -> int | None:
-    """Of val, where that makes what the rules promise too good."""
+    """Number of groups in val, if it has any: the guarantees are then too optimistic. None: each image stands alone."""
     found = [rule.num_groups for rule in asked.sets] + [rule.num_groups for rule in asked.abstentions]
     return next((num for num in found if num is not None), None)
 
@@ -176,7 +176,7 @@ def fit_on_val(
 
 
 def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128) -> Answers:
-    """The run's answers on val, kept or worked out and then kept. Raises UserError for a run without val."""
+    """The run's predictions on val, read from the run folder, or computed and written there. Raises UserError for a run without val."""
     if (held := kept.read_val(run, num_views)) is not None:
         return held
     with torch_settings_kept():
@@ -198,7 +198,7 @@ def val_answers(run: Path, say: Say, num_views: int = 1, device_batch: int = 128
 
 
 def strangers_of(run: Path, say: Say, device_batch: int = 128) -> Strangers:
-    """What the run's features are like, kept or worked out on its train and val images. Raises UserError for a run without val."""
+    """The detector of strangers, read from the run or fitted on its train and val features. Raises UserError for a run without val."""
     if (held := kept.read_strangers(run)) is not None:
         return held
     with torch_settings_kept():
@@ -233,7 +233,7 @@ def _on_val(run: Path, say: Say) -> tuple[Runtime, Opened]:
 
 
 def _keep(runtime: Runtime, opened: Opened, say: Say, write: Callable[[], None]) -> None:
-    """Keep what was worked out, on one process. A folder that cannot be written is said, and ends nothing."""
+    """Write the fitted values, on one process. If the folder cannot be written, a line says so and the command goes on."""
     if not runtime.is_main:
         return
     if opened.notes:

@@ -1,4 +1,4 @@
-"""The files of a run that hold what its rules are fitted on. They name the weights they were made with, and are covered by the manifest."""
+"""Reads and writes the files under RUN/uncertainty that rules are fitted on. Each names the weights it was made with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.data.views import PIXELS_VERSION
-from tltrain.evaluation.evaluate import seen_again
+from tltrain.evaluation.evaluate import test_time_augment
 from tltrain.runs import manifest, run_dir
 from tltrain.uncertainty.answers import Answers
 from tltrain.uncertainty.strangers import Strangers
@@ -26,7 +26,7 @@ def val_file(run: Path, num_views: int = 1) -> Path:
 
 
 def strangers_file(run: Path) -> Path:
-    """What a run's features are like."""
+    """The detector of strangers."""
     return run / "uncertainty" / "strangers.safetensors"
 
 
@@ -47,10 +47,10 @@ def read_val(run: Path, num_views: int = 1) -> Answers | None:
 
 
 def _pixels(run: Path, num_views: int) -> dict[str, str]:
-    """What the further views of an image are: their augmentation, and its version."""
+    """Metadata that identifies the pixels of test-time views: their augmentation, and its version."""
     if num_views == 1:
         return {}
-    augment = seen_again(run_dir.read_recipe(run))
+    augment = test_time_augment(run_dir.read_recipe(run))
     return {VIEWS: f"{augment} {PIXELS_VERSION.get(augment, 1)}"}
 
 
@@ -78,7 +78,7 @@ def _write(run: Path, file: Path, arrays: Mapping[str, np.ndarray], about: Mappi
 def _read(
     run: Path, file: Path, names: tuple[str, ...], about: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], Mapping[str, str]] | None:
-    """(arrays, what the file says of itself). None where it says another thing than `about`."""
+    """(arrays, metadata). None if the file is absent, or its metadata differ from `about` or from the weights' checksum."""
     if not file.is_file():
         return None
     wanted = {WEIGHTS: files.sha256(run_dir.finished_weights(run)), **about}

@@ -1,4 +1,4 @@
-"""What `tltrain evaluate` prints: the figures, and what val promises of the answers, in 80 columns. Names as on the pages."""
+"""The terminal output of `tltrain evaluate`: metrics and guarantees, in 80 columns. Names as on the pages."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _read(folder: str | None, values: Mapping[str, Any], origin: str, state: dic
         raise UserError(f"weights {origin} do not fit the network that their configuration describes: {'; '.join(filter(None, wrong))}")
     lacking = {*info["missing_keys"], *mismatched}
     new = [name for name in lacking if not name.startswith(heads)]
-    notes = (_said("left out", info["unexpected_keys"]), _said("new, as transformers begins them", new))
+    notes = (_modules_line("left out", info["unexpected_keys"]), _modules_line("new, as transformers begins them", new))
     prefix = "backbone." if configs.is_backbone(config.model_type) else ""
     headless = any(name.startswith(heads) for name in lacking)
     tensors = {prefix + n: t for n, t in net.state_dict().items() if not (headless and n.startswith(heads))}
@@ -141,7 +141,7 @@ def _body(net: nn.Module, head: str) -> str:
     return f"{prefix}." if prefix and prefix in dict(net.named_children()) and not head.startswith(f"{prefix}.") else ""
 
 
-def _said(what: str, names: Iterable[str]) -> str:
+def _modules_line(what: str, names: Iterable[str]) -> str:
     """Names as the modules that they belong to: `left out: decoder, lm_head`."""
     tops = list(dict.fromkeys(".".join(name.split(".")[: 3 if "pooler" in name else 1]).removesuffix(".weight") for name in sorted(names)))
     return f"{what}: {', '.join(tops[:6])}{' and more' * (len(tops) > 6)}" if tops else ""

@@ -1,4 +1,4 @@
-"""Downloads of weights that say what comes, from where, how big it is and how far it has come."""
+"""Downloads of weights, with messages about source, size and progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tltrain.core.output import escape, progress
 from tltrain.core.output.console import brief, size
 
 LARGE = 1_000_000
-"""Bytes from which a download is spoken of. Configurations are smaller."""
+"""Smallest download that is announced, bytes. Configurations are smaller."""
 CHUNK = 1 << 17
 """Bytes that are read at a time."""
 

@@ -26,7 +26,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     Raises UserError if the run cannot be read or the page cannot be written.
     """
     out = out or run_dir.report_file(run)
-    _write(out, report(read_run(run), beside(run, out)))
+    _write(out, report(read_run(run), links_beside(run, out)))
     return out
 
 
@@ -41,7 +41,7 @@ BESIDE = (
 """Pages that other verbs write into a run folder, or into the one above it: where they lie, and what they are called in a report."""
 
 
-def beside(run: Path, out: Path) -> Html | None:
+def links_beside(run: Path, out: Path) -> Html | None:
     """Links from a report at `out` to the other pages of its run that are there. None without any."""
     links = []
     for pattern, name in BESIDE:
