@@ -83,7 +83,7 @@ def test_what_works_on_one_class_an_image_refuses_several(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.folds": 3, "data.fold": 0}, {"data.balance": "sampler"}, {"data.relabel": "x.csv"}, {"data.label_columns": ["a", "b"]},
+        {"data.balance": "sampler"}, {"data.relabel": "x.csv"}, {"data.label_columns": ["a", "b"]},
         {"stages.0.solve": "nearest_mean", "stages.0.lr": None, "stages.0.steps": None},
         {"stages.0.solve": "ridge", "stages.0.lr": None, "stages.0.steps": None, "data.balance": "weights"},
         {"stages.0.unfreeze": "auto"}, {"distill": {"teacher": {"weights": "runs/a"}}},

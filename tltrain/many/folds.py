@@ -67,25 +67,29 @@ def show(path: Path) -> Path | None:
 def _table(pooled: Pooled) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run")
-    for head in ("images", "top-1 (95 % interval)", "F1", "ECE", "time"):
+    right, key, other, other_key = ("top-1", "top1", "ECE", "ece")
+    if pooled.several:
+        right, key, other, other_key = ("all labels right", "subset_accuracy", "mAP", "map")
+    for head in ("images", f"{right} (95 % interval)", "F1", other, "time"):
         table.add_column(head, justify="right")
     for member, run in pooled.runs:
         test = run.test or {}
-        share, n = number(test, "top1"), int(test["n"])
-        figures = [percent(number(test, key)) for key in ("f1_macro", "ece")]
+        share, n = number(test, key), int(test["n"])
+        figures = [percent(number(test, name)) for name in ("f1_macro", other_key)]
         table.add_row(member.path.name, count(n), f"{percent(share)} ({interval(share, n)})", *figures, duration(run.seconds))
     test, n = pooled.record.test or {}, len(pooled.predictions.ids)
     low, high = 100 * pooled.accuracy.low, 100 * pooled.accuracy.high
-    together = [f"{percent(pooled.accuracy.value)} ({low:.1f} to {high:.1f} %)", percent(pooled.f1.value), percent(number(test, "ece"))]
+    together = [f"{percent(pooled.accuracy.value)} ({low:.1f} to {high:.1f} %)", percent(pooled.f1.value), percent(number(test, other_key))]
     table.add_row("together", count(n), *together, duration(pooled.record.seconds), style="bold")
     if len(pooled.runs) > 1:
-        table.add_row("deviation", "", points(pooled.spread), "", "", "")
+        spread = ["", "", points(pooled.spread)] if pooled.several else [points(pooled.spread), "", ""]
+        table.add_row("deviation", "", *spread, "")
     return table
 
 
 def _check_data(recipes: Sequence[Recipe]) -> None:
     """Draw the splits of every fold, so that one which cannot be trained is refused before the first. Raises UserError."""
-    first = open_images(recipes[0].data)
+    first = open_images(recipes[0].data, multilabel=True)
     check_weights(recipes[0], first, "begin with weights that have not seen them")
     for recipe in recipes[1:] if first.source is not None else ():
         assert first.source is not None

@@ -136,8 +136,10 @@ def group_of(rows: Sequence[Mapping[str, str]]) -> np.ndarray | None:
     return np.array([int(row["group"]) for row in rows], dtype=np.int64) if rows and "group" in rows[0] else None
 
 
-def prediction_rows(run: Path) -> list[dict[str, str]]:
+def prediction_rows(run: Path, more: Sequence[str] = ()) -> list[dict[str, str]]:
     """The test predictions of a run as they were written: id, label, predicted, confidence, and for images in groups their group.
+
+    more: names of further columns.
 
     Raises UserError, also where there are none.
     """
@@ -146,7 +148,7 @@ def prediction_rows(run: Path) -> list[dict[str, str]]:
     try:
         with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file)
-            keys = ["id", "label", "predicted", "confidence", *({"group"} & {*(reader.fieldnames or ())})]
+            keys = ["id", "label", "predicted", "confidence", *more, *({"group"} & {*(reader.fieldnames or ())})]
             rows = [{key: escape.from_csv(row[key]) for key in keys} for row in reader]
             group_of(rows)
             return rows

@@ -137,7 +137,7 @@ class Data(Model):
                 f"label_columns is {', '.join(self.label_columns or ())}; name each class once, and neither path, split, group nor a name "
                 "with | in it"
             )
-        idle = {"folds": None, "relabel": None}
+        idle = {"relabel": None}
         given = [f"{name}: {getattr(self, name)}" for name, nothing in idle.items() if getattr(self, name) != nothing]
         given += ["balance: sampler"] if self.balance == "sampler" else []
         if given:

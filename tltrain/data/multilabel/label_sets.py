@@ -78,5 +78,6 @@ def check_known(spec: Data, known: bool) -> None:
     if spec.multilabel and not known:
         raise UserError(
             f"data.label_separator and data.label_columns give each image of {spec.source} several labels, and this works on one class an "
-            "image. tltrain train, plan, preview, evaluate, predict, report and export know several labels, of tables (csv:FILE)"
+            "image. tltrain train, plan, preview, folds, probe, evaluate, predict, report and export know several labels, of tables "
+            "(csv:FILE)"
         )

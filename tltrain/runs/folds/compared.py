@@ -37,7 +37,7 @@ def compared_folds(name: str, path: Path) -> ComparedRun:
 
 
 def _predicted(pooled: Pooled) -> PredictedOften:
-    p, classes = pooled.predictions, (pooled.record.test or {})["classes"]
+    p, classes = pooled.predictions, pooled.names
     right_N = p.right
     samples = tuple((name, classes[label]) for name, label in zip(p.ids, p.label.tolist(), strict=True))
     return PredictedOften(samples, p.label, p.predicted[0], p.group, right_N == 1 if pooled.folder.repeats == 1 else right_N)

@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True)
 class FoldsFolder:
-    """What was asked for: k folds, so many times."""
+    """The number of folds and of repeats."""
 
     path: Path
     k: int
@@ -45,7 +45,7 @@ class FoldsFolder:
 
 
 def changes(k: int, repeats: int) -> list[dict[str, int]]:
-    """What the recipe of each run changes, path to value, in the order of `FoldsFolder.members`. Raises UserError."""
+    """The recipe changes of each run (path to value), in the order of `FoldsFolder.members`. Raises UserError."""
     if k < 2:
         raise UserError(f"--k is {k}; a network must learn from other images than it is tested on: give 2 or more folds")
     if repeats < 1:

@@ -11,6 +11,7 @@ from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.runs import run_dir
+from tltrain.runs.folds import labels
 from tltrain.runs.folds.folder import Member
 from tltrain.runs.folds.pooled import Pooled, table
 from tltrain.runs.pages import run_page
@@ -19,8 +20,9 @@ from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import confidence
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import axis
-from tltrain.runs.report.formatting import DASH, count, decimal, duration, interval, percent, plural, points
+from tltrain.runs.report.formatting import DASH, count, decimal, duration, interval, learned_nothing, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
+from tltrain.runs.report.labels import by_label
 from tltrain.runs.report.stats import ends_of
 
 PAGE, TABLE, FIGURES = "folds.html", "out_of_fold.csv", "pooled_metrics.json"
@@ -31,10 +33,11 @@ def write(pooled: Pooled) -> Path:
     folder, test = pooled.folder, pooled.record.test or {}
     figures = {
         **test, "accuracy": pooled.accuracy._asdict(), "f1": pooled.f1._asdict(), "folds": folder.k, "repeats": folder.repeats,
-        "runs": [f"r{m.repeat}-f{m.fold}" for m, _ in pooled.runs], "top1_of_runs": pooled.accuracies.tolist(),
+        "runs": [f"r{m.repeat}-f{m.fold}" for m, _ in pooled.runs],
+        "map_of_runs" if pooled.several else "top1_of_runs": pooled.accuracies.tolist(),
     }  # fmt: skip
     try:
-        files.write_atomic(folder.path / TABLE, table(pooled.predictions, test["classes"]))
+        files.write_atomic(folder.path / TABLE, table(pooled.predictions, pooled.names))
         files.write_json(folder.path / FIGURES, figures)
         files.write_atomic(folder.path / PAGE, html(pooled).encode("utf-8", errors="replace"))
     except OSError as error:
@@ -52,7 +55,7 @@ def html(pooled: Pooled) -> str:
         _header(pooled),
         parts.figures(_figures(pooled)),
         _runs(pooled),
-        run_page.errors(record),
+        by_label(record) if pooled.several else run_page.errors(record),
         run_page.mistakes(record),
         confidence.calibration(record),
         el(
@@ -70,10 +73,15 @@ def verdict(pooled: Pooled) -> str:
     n = len(pooled.predictions.ids)
     repeats = len(pooled.by_repeat)
     seen = "a network" if repeats == 1 else f"{repeats} networks" if pooled.is_whole else "networks"
+    so_far = f" So far: {len(pooled.runs)} of {plural(len(pooled.folder.members), 'run')} are finished."
+    if pooled.several:
+        test = pooled.record.test or {}
+        said = labels.verdict(test, pooled.accuracy, seen) + ("" if pooled.is_whole else so_far)
+        return said if (nothing := learned_nothing(test)) is None else f"{said} {nothing}"
     head = f"{percent(pooled.accuracy.value)} of {plural(n, 'image')} are right (95\u202f% interval {between(pooled.accuracy)})"
     head += f", each judged by {seen} that never saw it."
     if not pooled.is_whole:
-        head += f" So far: {len(pooled.runs)} of {plural(len(pooled.folder.members), 'run')} are finished."
+        head += so_far
     name, share = _baseline(pooled)
     if pooled.accuracy.low <= share:
         head += f" This cannot be told from always saying {name}, which is right for {percent(share)}: nothing that was learned shows."
@@ -105,7 +113,10 @@ def _header(pooled: Pooled) -> Html:
 
 
 def _figures(pooled: Pooled) -> list[tuple[str, str, str]]:
-    test, record = pooled.record.test or {}, pooled.record
+    test = pooled.record.test or {}
+    if pooled.several:
+        shown = labels.key_figures(test, [run for _, run in pooled.runs])
+        return [*shown, ("Loss", decimal(number(test, "loss")), "binary cross entropy"), *_time(pooled)]
     name, share = _baseline(pooled)
     each = pooled.accuracies
     spread = f"standard deviation over {plural(len(each), 'run')}, {percent(each.min())} to {percent(each.max())}"
@@ -121,17 +132,22 @@ def _figures(pooled: Pooled) -> list[tuple[str, str, str]]:
     if test["top5"] is not None and len(test["classes"]) > 10:  # of few classes it is always nearly right
         items.append(("Top-5 accuracy", percent(number(test, "top5")), "the true class is among the first five"))
     items.append(("Loss", decimal(number(test, "loss")), "cross entropy"))
-    if math.isfinite(record.seconds):
-        items.append(("Time", duration(record.seconds), f"of {plural(len(pooled.runs), 'run')} together"))
-    return items
+    return [*items, *_time(pooled)]
+
+
+def _time(pooled: Pooled) -> list[tuple[str, str, str]]:
+    seconds = pooled.record.seconds
+    return [("Time", duration(seconds), f"of {plural(len(pooled.runs), 'run')} together")] if math.isfinite(seconds) else []
 
 
 def _runs(pooled: Pooled) -> Html:
-    ends = [ends_of(run.test or {}, number(run.test or {}, "top1"), int((run.test or {})["n"])) for _, run in pooled.runs]
+    key, what = ("subset_accuracy", "Exact sets") if pooled.several else ("top1", "Accuracy")
+    ends = [ends_of(run.test or {}, number(run.test or {}, key), int((run.test or {})["n"])) for _, run in pooled.runs]
     scale = axis(min(low for low, _ in ends), max(high for _, high in ends))
     low, high = max(0.0, scale.low), min(1.0, scale.high)
     rows = [_row(pooled, member, run, low, high) for member, run in pooled.runs]
-    head = ["Run", "Images", "Accuracy", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "F1, mean", "ECE", "Trained on", "Time"]
+    more = "mAP" if pooled.several else "ECE"
+    head = ["Run", "Images", what, f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "F1, mean", more, "Trained on", "Time"]
     repeats = pooled.folder.repeats
     kind = "the bootstrap over images" if repeats > 1 else "Wilson's; for F1 the bootstrap over images"
     if (groups := pooled.predictions.group) is not None:
@@ -151,11 +167,12 @@ def _runs(pooled: Pooled) -> Html:
 
 def _row(pooled: Pooled, member: Member, run: RunRecord, low: float, high: float) -> Sequence[str]:
     test = run.test or {}
-    share, n, report = number(test, "top1"), int(test["n"]), run_dir.report_file(member.path)
+    share, n, report = number(test, "subset_accuracy" if pooled.several else "top1"), int(test["n"]), run_dir.report_file(member.path)
     name = f"repeat {member.repeat}, fold {member.fold}" if pooled.folder.repeats > 1 else f"fold {member.fold}"
     where = escape.url(Path(os.path.relpath(report, pooled.folder.path)).as_posix()) if report.is_file() else None
     accuracy = join(percent(share), el("small", interval(share, n, test), class_="below"))
     cost = [count(run.num_images), duration(run.seconds)]
     mark = parts.strip(share, *ends_of(test, share, n), low, high, f"s{member.repeat % 8}")
     label = el("a", name, href=where) if where else name
-    return [label, count(n), accuracy, mark, percent(number(test, "f1_macro")), decimal(number(test, "ece")), *cost]
+    more = percent(number(test, "map")) if pooled.several else decimal(number(test, "ece"))
+    return [label, count(n), accuracy, mark, percent(number(test, "f1_macro")), more, *cost]

@@ -15,7 +15,7 @@ import numpy as np
 
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
-from tltrain.runs.folds import folder
+from tltrain.runs.folds import folder, labels
 from tltrain.runs.folds.folder import FoldsFolder, Member
 from tltrain.runs.record import RunRecord, number, prediction_rows, read_run
 from tltrain.runs.report.stats import Interval, accuracy_interval, f1_interval
@@ -57,7 +57,15 @@ class Pooled:
     record: RunRecord
     """As that of one run. In its test figures `n` counts images; confusion and reliability count every prediction."""
     accuracy: Interval
+    """Of several labels: of images with all labels right."""
     f1: Interval
+    names: Sequence[str]
+    """What `predictions` numbers: the classes, or of several labels the sets of them that occur."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return "per_label" in (self.record.test or {})
 
     @property
     def is_whole(self) -> bool:
@@ -66,8 +74,8 @@ class Pooled:
 
     @property
     def accuracies(self) -> np.ndarray:
-        """(n,) test accuracy of each run, which was measured on its own fold."""
-        return np.array([number(run.test or {}, "top1") for _, run in self.runs])
+        """(n,) test accuracy of each run, which was measured on its own fold; of several labels mAP."""
+        return np.array([number(run.test or {}, "map" if self.several else "top1") for _, run in self.runs])
 
     @property
     def spread(self) -> float:
@@ -98,9 +106,19 @@ def pool(path: Path) -> Pooled | None:
             raise UserError(
                 f"{member.path} and {tested[0][0].path} have other classes, so that they cannot be pooled; train one of them again"
             )
-    p = _predictions(what, [member for member, _ in tested], classes)
-    accuracy, f1 = accuracy_interval(p.right, p.group), f1_interval(p.label, *p.predicted, group_N=p.group)
-    return Pooled(what, tested, p, _record(what, tested, _figures(tested, p, accuracy.value, f1.value)), accuracy, f1)
+    members, tests = [member for member, _ in tested], [run.test for _, run in tested if run.test is not None]
+    rows = {member: prediction_rows(member.path) for member in members}
+    several = "per_label" in tests[0]
+    names = sorted({row[key] for of in rows.values() for row in of for key in ("label", "predicted")}) if several else classes
+    p = _predictions(what, rows, names)
+    accuracy = accuracy_interval(p.right, p.group)
+    if several:
+        figures = labels.figures(labels.pooled(members, tests, p.ids, p.group), tests, len(p.ids), accuracy.value)
+        f1 = Interval(number(figures, "f1_macro"), *figures["intervals"].get("f1_macro", (math.nan, math.nan)))
+    else:
+        f1 = f1_interval(p.label, *p.predicted, group_N=p.group)
+        figures = _figures(tested, p, accuracy.value, f1.value)
+    return Pooled(what, tested, p, _record(what, tested, figures), accuracy, f1, names)
 
 
 @dataclass(frozen=True)
@@ -127,9 +145,8 @@ def _record(what: FoldsFolder, runs: Sequence[tuple[Member, RunRecord]], test: d
     return FoldsRecord(**{**kept, **own, "right_answers": (), "preview": None}, steps=steps)
 
 
-def _predictions(what: FoldsFolder, members: Sequence[Member], classes: Sequence[str]) -> OutOfFold:
+def _predictions(what: FoldsFolder, rows: Mapping[Member, Sequence[Mapping[str, str]]], classes: Sequence[str]) -> OutOfFold:
     number_of = {name: k for k, name in enumerate(classes)}
-    rows = {member: prediction_rows(member.path) for member in members}
     label_of: dict[str, int] = {}
     group_of: dict[str, int] = {}
     for member, predicted in rows.items():

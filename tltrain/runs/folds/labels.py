@@ -1,0 +1,100 @@
+"""Pooled figures of several labels an image: each is named by thresholds that were fitted on the val split of its own fold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logit
+
+from tltrain.core.output import escape
+from tltrain.evaluation import metrics
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
+from tltrain.runs.folds.folder import Member
+from tltrain.runs.pages.compare_page import between
+from tltrain.runs.record import RunRecord, number, prediction_rows
+from tltrain.runs.report.formatting import percent, plural
+from tltrain.runs.report.stats import Interval
+
+LEAST = 5e-7
+"""Of a probability: files write six digits."""
+
+
+@dataclass(frozen=True)
+class PooledLabels(LabelPredictions):
+    """Answers of networks that named labels by thresholds of their own, one row for each image in each repeat."""
+
+    named: np.ndarray | None = None
+    """(N, K) bool."""
+
+    @property
+    def said(self) -> np.ndarray:  # type: ignore[override]
+        assert self.named is not None
+        return self.named
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """The names of the columns of probabilities in test_predictions.csv."""
+    return [escape.csv_cell(f"p:{name}") for name in classes]
+
+
+def pooled(members: Sequence[Member], tests: Sequence[Mapping[str, Any]], ids: Sequence[str], group_N: np.ndarray | None) -> PooledLabels:
+    """All answers of the runs. ids: (N,) of all images, sorted. group_N: of them; where there are repeats, an image is a group."""
+    classes = list(tests[0]["classes"])
+    rows = [row for member in members for row in prediction_rows(member.path, columns(classes))]
+    at = {name: i for i, name in enumerate(ids)}
+    position = np.array([at[row["id"]] for row in rows])
+    share_NK = np.array([[float(row[column]) for column in columns(classes)] for row in rows])
+    target_NK, named_NK = (np.array([_has(row[key], classes) for row in rows]) for key in ("label", "predicted"))
+    thresholds = np.median([[row["threshold"] for row in test["per_label"]] for test in tests], axis=0)
+    alone = None if len(rows) == len(ids) else position
+    group = alone if group_N is None else group_N[position]
+    logits_NK = logit(share_NK.clip(LEAST, 1 - LEAST))
+    return PooledLabels(position, target_NK, logits_NK, 1.0, tuple(thresholds.tolist()), group, named_NK)
+
+
+def _has(text: str, classes: Sequence[str]) -> list[bool]:
+    names = set(text.split("|")) if text else set()
+    return [name in names for name in classes]
+
+
+def figures(p: PooledLabels, tests: Sequence[Mapping[str, Any]], num_images: int, exact: float) -> dict[str, Any]:
+    """The figures of one test of all images. exact: the share of images with all labels right."""
+    classes, n_F = list(tests[0]["classes"]), np.array([test["n"] for test in tests], dtype=np.float64)
+    temperatures = [float(test["calibration"]["temperature"]) for test in tests]
+    found = {**metrics.summary(p, len(classes)), **metrics.details(p, classes)}
+    loss_F = [number(test, "loss") for test in tests]
+    there = {i: k for k, i in enumerate(p.position.tolist())}
+    support_K = p.target[sorted(there.values())].sum(0)  # repeats of an image make it no second image
+    rows = [{**row, "support": int(num)} for row, num in zip(found["per_label"], support_K, strict=True)]
+    calibration = {**found["calibration"], "temperature": float(np.median(temperatures))}
+    loss = float(np.dot(n_F, loss_F) / n_F.sum()) if all(map(math.isfinite, loss_F)) else None
+    of_all = {"n": num_images, "loss": loss, "subset_accuracy": exact, "weights": "each fold's"}
+    return {**found, **of_all, "per_label": rows, "calibration": calibration}
+
+
+def verdict(test: Mapping[str, Any], exact: Interval, seen: str) -> str:
+    """The result in a sentence. seen: who judged each image."""
+    ends = test["intervals"].get("map")
+    worth = f" (95\u202f% interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}\u202f%)" if ends else ""
+    return (
+        f"mAP is {percent(number(test, 'map'))}{worth}; all labels are right on {percent(exact.value)} of "
+        f"{plural(int(test['n']), 'image')} ({between(exact)}), each judged by {seen} that never saw it."
+    )
+
+
+def key_figures(test: Mapping[str, Any], runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
+    """(name, value, note) for the page."""
+    frequency_K = [row["frequency"] for row in test["per_label"] if row["support"]]
+    each = [number(run.test or {}, "map") for run in runs]
+    spread = f"standard deviation of mAP over {plural(len(each), 'run')}, {percent(min(each))} to {percent(max(each))}"
+    return [
+        ("mAP", percent(number(test, "map")), "mean over labels of the average precision of all images"),
+        ("Baseline", percent(sum(frequency_K) / max(len(frequency_K), 1)), "mAP of a random order: the labels' mean frequency"),
+        ("F1", percent(number(test, "f1_macro")), "mean over labels, named from the thresholds of each fold's own val on"),
+        ("Exact sets", percent(number(test, "subset_accuracy")), "of images all labels are right"),
+        ("From fold to fold", f"{100 * float(np.std(each, ddof=1)):.1f}\u00a0points" if len(each) > 1 else "\u2013", spread),
+    ]
