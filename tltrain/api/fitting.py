@@ -22,7 +22,7 @@ from tltrain.runs.links import check_links
 from tltrain.runs.run_dir import outcome
 
 SUFFIX = ".images.csv"
-"""What the table of listed images is called, behind the name of the folder beside which it lies."""
+"""Suffix of the table of listed images. It lies beside the folder of the fit, and begins with the folder's name."""
 
 
 def fit(

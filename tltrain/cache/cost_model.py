@@ -77,7 +77,7 @@ class Choice:
     num_runs: int = 1
     """The runs that the store serves: the folds of a recipe share one."""
     all_row_bytes: int | None = None
-    """What a row would take if all logits were kept; None where all are."""
+    """Bytes of a row with all logits. None where all are kept."""
 
     @property
     def num_bytes(self) -> int:

@@ -151,7 +151,7 @@ class _Shards(Dataset[Batch]):
 
 
 class Estimate(NamedTuple):
-    """What a store of base images would take."""
+    """Estimated size of a store of base images."""
 
     bytes: int
     seconds: float

@@ -85,7 +85,7 @@ def row_key(
 
 
 def _added(augment: Augment, erasing: float) -> list[Any]:
-    """What keys of views got later: [version of the augmentation, erasing]. Left out where both are as they were when it came."""
+    """Later additions to the keys of views: [version of the augmentation, erasing]. Absent for the original values, so old keys stay."""
     version = PIXELS_VERSION.get(augment, 1)
     return [version, erasing] if version > 1 or erasing > 0 else []
 
@@ -97,7 +97,7 @@ def _where_used(frozen: FrozenModel, mixing: FiniteMixing | None) -> dict[str, A
 
 
 def _mixed(mixing: FiniteMixing) -> list[Any]:
-    """What decides partners, shares and boxes beside the images of the split. SciPy computes the Beta distribution."""
+    """The inputs of partners, shares and boxes, beside the images of the split. SciPy computes the Beta distribution."""
     return [MIXING_VERSION, mixing.mixup, mixing.cutmix, mixing.seed, mixing.weight_N is not None, version("scipy")]
 
 

@@ -104,13 +104,13 @@ class DataSplits:
     source: Source | None = None
     """The source before the split, including samples that belong to no split. None where it is not available."""
     shared: SharedImages | None = None
-    """What stores hold of every fold together. None without folds: each split has its own."""
+    """The images that stores share between folds. None without folds: each split has its own store."""
     unlabelled: Unlabelled | None = None
     """Pictures that a student learns its teacher's answers of, beside train. None: there are none."""
 
     @cached_property
     def pool(self) -> Split:
-        """What the samples of a step are drawn from: train, and behind it the pictures without labels."""
+        """The split that training samples are drawn from: train, followed by the pictures without labels."""
         if self.unlabelled is None:
             return self.train
         own, other = self.train, self.unlabelled.split
@@ -180,7 +180,7 @@ class SourceKind:
     """For `tltrain plan`: returns a Source with the known sizes of a data set that is not downloaded yet, or None if it is there."""
 
     def foreign(self) -> dict[str, None]:
-        """What a recipe may say under `data` of other kinds alone, as a recipe that says nothing of it has it."""
+        """Data settings that belong to other kinds of sources, with their defaults."""
         return dict.fromkeys((*(() if self.columns else ("image_column", "label_column")), *(() if self.tree else ("depth",))))
 
     def check(self, spec: Data) -> None:

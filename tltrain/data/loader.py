@@ -68,7 +68,7 @@ def train_positions(
 
 
 def _mixed_labels(labels: np.ndarray, mixing: FiniteMixing, position_B: torch.Tensor, view_B: torch.Tensor) -> Batch:
-    """What `Views.batch` says of the partners of mixed views, without their pixels."""
+    """Labels and shares of the partners of mixed views as in `Views.batch`, without their pixels."""
     items = mixing.mixed([SampleRef(i, v) for i, v in zip(position_B.tolist(), view_B.tolist(), strict=True)])
     partner_label_B = torch.from_numpy(labels[[item.partner for item in items]])
     return {"partner_label": partner_label_B, "lam": torch.tensor([item.lam for item in items])}

@@ -266,7 +266,7 @@ def open_source(spec: Data, root: Path | None = None, outline: bool = False, mul
 
 
 def foreign(source: str) -> dict[str, None]:
-    """What a recipe may say of other sources and not of this one. Raises UserError as `open_images` for an unknown kind."""
+    """Data settings that do not apply to this source, with their defaults. Raises UserError as `open_images` for an unknown kind."""
     return _find(source)[0].foreign()
 
 
@@ -288,7 +288,7 @@ def _kind(name: str) -> SourceKind:
 
 
 def _form(name: str) -> str:
-    """How a recipe writes a source of this kind, such as folder:PATH. Only the name if its package cannot be imported."""
+    """The form of a source of this kind in a recipe, such as folder:PATH. Only the name if its package cannot be imported."""
     try:
         argument = _kind(name).argument
     except UserError:

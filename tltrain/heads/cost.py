@@ -1,4 +1,4 @@
-"""How long a head takes to solve on this machine, before it is solved."""
+"""Estimates how long solving a head takes on this machine."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Logistic:
         return -(self.target_NK * log_p_NK).sum(1), log_p_NK.exp()
 
     def logits(self, at_B: Tensor) -> Tensor:
-        """What the fit says of the rows at these positions (B, K)."""
+        """Logits (B, K) of the fit for the rows at these positions."""
         return self.basis.rows_NR[at_B] @ self.point_R1K[:-1] + self.point_R1K[-1]
 
     def loss(self, at_B: Tensor) -> Tensor:

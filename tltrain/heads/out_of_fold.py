@@ -1,4 +1,4 @@
-"""What a head says of each image without having seen it, its fold or its group."""
+"""Out-of-fold logits: each image is predicted by a head that has seen neither it nor its fold or group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What turns scores into logits, fitted on what a head says of unseen images: one factor, or a line for each of several labels."""
+"""Fits the map from scores to logits on held-out images: one factor, or a line for each of several labels."""
 
 from __future__ import annotations
 

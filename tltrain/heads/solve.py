@@ -36,7 +36,7 @@ class SolvedHead:
     strength: float | None
     """The penalty on the squared weights of standardised features: scikit-learn's alpha of ridge, 1 / C of logistic. None: class means."""
     notes: tuple[str, ...]
-    """How the strength and the scale were found, and what was odd about the features."""
+    """Notes: how the regularisation strength and the scale were found, and oddities of the features."""
 
     def logits(self, features_ND: Tensor) -> Tensor:
         """(N, K) in double."""

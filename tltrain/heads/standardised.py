@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What each column is standardised by: (x - mean) * inverse. inverse is 0 for a constant column, which then has no say."""
+    """Standardisation of each column: (x - mean) * inverse. inverse is 0 for a constant column, which is thereby ignored."""
 
     mean_D: Tensor
     inverse_D: Tensor

@@ -1,4 +1,4 @@
-"""What `--over` asks for: every combination of some values of a recipe, each with a folder of its own; and the rungs of `--halving`."""
+"""The grid of `--over` (every combination of some recipe values, each with its own folder), and the rungs of `--halving`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Member:
 
     @property
     def choice(self) -> tuple[str, ...]:
-        """What is chosen between: the values but the seeds. Members of one choice are its repeats."""
+        """The values apart from seeds. Members with equal choices are repeats."""
         return tuple(f"{key}={value}" for key, value in self.values.items() if key not in SEEDS)
 
 

@@ -1,4 +1,4 @@
-"""How much of the lead of the best of several recipes is luck: whoever takes the largest of noisy values takes a lucky one."""
+"""Selection bias: the part of the best recipe's lead that is luck, since the maximum of noisy values is biased upwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Luck:
     noise: float
     """Standard deviation of one choice's value."""
     source: str
-    """What the noise was taken from: SEEDS or IMAGES."""
+    """Source of the noise estimate: SEEDS or IMAGES."""
 
     @property
     def share(self) -> float:
@@ -42,7 +42,7 @@ def largest_of(num: int) -> float:
 
 
 def luck_of(values: Sequence[Sequence[float]], higher_is_better: bool, is_share: bool, num_val: int) -> Luck | None:
-    """How lucky the best choice is. values: val metric of each repeat of each choice. num_val: images of val.
+    """Estimates the selection bias of the best choice. values: val metric of each repeat of each choice. num_val: images of val.
 
     The noise is the spread over the repeats (seeds) of the same choice, pooled. Without repeats it is the binomial spread of a share of
     `num_val` images; it leaves the seed out, and the choices saw the same images, so it is a rough figure. None where neither is known.

@@ -1,4 +1,4 @@
-"""How the runs of a sweep stand: ranked by val, the chosen one with its test figure, and the sentence about luck."""
+"""Ranking of a sweep's runs by val, with the test figure of the chosen one and the sentence on selection bias."""
 
 from __future__ import annotations
 

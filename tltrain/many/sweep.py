@@ -107,7 +107,7 @@ def check(members: Sequence[Member]) -> None:
 
 
 def rung_line(rung: Rung, left: Sequence[Member]) -> str:
-    """What a rung is, for the terminal."""
+    """A rung's description for the terminal."""
     num = len({each.choice for each in left})
     goes_on = f"; the best {rung.keep} of {num} recipes go{'es' if rung.keep == 1 else ''} on" if rung.part < 1 else ""
     length = f"{rung.part} of the length" if rung.part < 1 else "full length"

@@ -25,7 +25,7 @@ __all__ = ["Loaded", "WeightsMetadata", "load", "names", "read_card", "skeleton"
 
 
 _MOST_TRIES = 4
-"""How often blocks are merged where the network cannot be cut between them."""
+"""Maximum number of rounds of merging blocks that cannot be cut apart."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class _Overwritten(ValueError):
 
 @torch.no_grad()
 def head_input(chain: Chain, head: str, x_BCHW: Tensor) -> Tensor:
-    """What the network itself, run as a whole, gives the classifier at the path `head`."""
+    """The input of the classifier at the path `head` when the network runs as a whole."""
     given: list[Tensor] = []
     hook = chain.net.get_submodule(head).register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
     try:
@@ -252,7 +252,7 @@ def _without_head(source: WeightsSource, state: Mapping[str, Tensor]) -> tuple[d
 
 
 def _prefixes(source: WeightsSource) -> tuple[str, ...]:
-    """What the names of the heads' tensors begin with."""
+    """Prefixes of the heads' tensor names."""
     return tuple(f"{head}." for head in source.family.heads_of(source.card))
 
 

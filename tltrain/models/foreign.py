@@ -203,7 +203,7 @@ def _spoken(like: Sequence[str]) -> str:
 
 
 def _remedy(like: str) -> str:
-    """What to set where weights look like this network."""
+    """The settings to suggest where weights look like this network."""
     library, _, name = like.partition(":")
     for known in (name, like) if library == "torchvision" else (like,):
         if find_family(known) is not None:

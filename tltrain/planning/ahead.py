@@ -1,4 +1,4 @@
-"""What is measured and decided before the first step: what to store, where strong views are made, how long the run will take."""
+"""Measurements and decisions before the first step: which outputs to store, where strong views are made, and the time of the run."""
 
 from __future__ import annotations
 

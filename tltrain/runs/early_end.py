@@ -15,7 +15,7 @@ from tltrain.runs import run_dir
 
 @contextmanager
 def recorded(path: Path, generation: int, rank: int) -> Iterator[None]:
-    """What ends a start here, before there is a Run, is its outcome all the same."""
+    """Inside, an error before there is a Run is recorded as the outcome of this start."""
     place = {"rank": rank, "stage": "", "step": 0, "call": "start"}
     try:
         yield

@@ -102,7 +102,7 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
 
 
 MIXES_BY_VIEW = "mixes_by_view"
-"""What the run's env.json says of its finite mixed views. Absent in runs of tltrain 0.1."""
+"""Key in env.json: whether finite views are mixed per view. Absent in runs of tltrain 0.1."""
 STUDENT = "weights"
 """The name of the student's weights among `inputs`."""
 

@@ -195,7 +195,7 @@ FEW_MIXED = 8
 
 
 def _mixing_lines(plan: Sequence[StagePlan]) -> list[str]:
-    """What mixed views cost, and how a run that an older version began mixes them."""
+    """Notes on mixed views: their cost, and the older way of mixing in a run that began with it."""
     mixed = [stage for stage in plan if stage.images_per_view > 1]
     if not mixed:
         return []

@@ -216,7 +216,7 @@ def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: Sta
 
 
 def _solver(run: Run, stage: StagePlan, prefix: FrozenModel | None, stores: StageStores) -> SolveHead:
-    """What works out the head of a stage with solve. prefix: computes features where no store has them."""
+    """The function that solves the head of a stage. prefix: computes features that are not stored."""
     runtime, images, views = run.runtime, run.images, run.views(run.images.train, stage)
     path, _ = solved.head_of(run.student.chain, stage)
     problem = solved.HeadProblem(runtime, stage, images, run.recipe.data.balance != "none", path, run.recipe.seed)

@@ -1,4 +1,4 @@
-"""What to do about near-duplicates: which image of each picture stays, and what copies across splits do to the test accuracy."""
+"""Treatment of near-duplicates: which copy of each picture to keep, and the effect of copies across splits on the test accuracy."""
 
 from __future__ import annotations
 

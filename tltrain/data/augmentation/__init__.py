@@ -1,1 +1,1 @@
-"""What augmented views are made of: turns, shears and shifts without black corners, TrivialAugment, RandAugment, random erasing."""
+"""Augmentation operations: rotation, shear and translation without black corners, TrivialAugment, RandAugment, random erasing."""

@@ -159,7 +159,7 @@ def look_through_tar(file: Path) -> Contents:
 
 
 def members(file: Path) -> list[tarfile.TarInfo]:
-    """What a tar archive holds. Raises UserError for one that is damaged or compressed."""
+    """The members of a tar archive. Raises UserError for one that is damaged or compressed."""
     with open_regular(file) as opened:
         start = opened.read(6)
         unpack = next((command for magic, command in COMPRESSED.items() if start.startswith(magic)), None)

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images and which the classes, by what the table says of itself."""
+"""Finds the image and class columns of a table, by types, metadata and names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Columns:
     group: str = ""
     """Empty: the table has no such column."""
     classes: tuple[str, ...] = ()
-    """What the numbers of the column `label` mean (ClassLabel of Hugging Face). Empty: it says nothing of it."""
+    """Class names of the numbers in the column `label` (ClassLabel of Hugging Face). Empty: the table has none."""
 
     def names(self) -> list[str]:
         return [name for name in (self.image, self.label, self.split, self.group) if name]
@@ -80,7 +80,7 @@ def classes_of(values: Sequence[Any], columns: Columns, place: str, first: int) 
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What Hugging Face datasets notes of the columns; empty for a table of others."""
+    """Hugging Face's metadata of the columns. Empty for other tables."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):

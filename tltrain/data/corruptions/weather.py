@@ -13,9 +13,9 @@ FALL = ((0.03, 2.0, 8, 0.2), (0.06, 2.4, 10, 0.3), (0.09, 2.8, 12, 0.4), (0.12, 
 """Of snow, by severity: share of the image that flakes cover, their size and the length of their fall (pixels at a side of 224), and how
 far the scene pales."""
 FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
-"""How much fog, and by what it falls from one octave of its clouds to the next finer one."""
+"""Amount of fog, and the factor from one octave of its clouds to the next finer one, by severity."""
 LIGHT = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""What is added to the value (V of HSV)."""
+"""Added to the value (V of HSV), by severity."""
 
 
 def snow(x_HWC: np.ndarray, severity: int, scale: float, generator: np.random.Generator) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What the files of pictures say before and while Pillow decodes them."""
+"""Checks of image files before and while Pillow decodes them."""

@@ -1,4 +1,4 @@
-"""What the bytes of a picture file show before they are decoded: that it is no picture, or damage that Pillow does not notice."""
+"""Checks the bytes of an image file before decoding: not an image, or damage that Pillow does not notice."""
 
 from __future__ import annotations
 

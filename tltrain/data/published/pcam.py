@@ -100,7 +100,7 @@ def _damaged(error: Exception, file: Path) -> UserError:
 
 
 def _load(copy: Path) -> dict[str, list[Any]] | None:
-    """What was noted of a copy. None: there is none, or it was cut since."""
+    """The record of a copy. None if there is none, or if the copy was truncated since."""
     try:
         known = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
         is_whole = len(known["labels"]) == len(known["splits"]) == len(known["digests"]) == len(np.load(copy, mmap_mode="r"))

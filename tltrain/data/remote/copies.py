@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Copy(NamedTuple):
-    """What is noted of a local copy."""
+    """The record of a local copy."""
 
     state: State
     """Of the remote file when it was copied."""
@@ -174,7 +174,7 @@ def _told(work: Callable[[], Any], said: list[str]) -> None:
 
 
 def _whole(place: Path, note: Path, url: str) -> Copy | None:
-    """What is noted of a copy. None: there is none, it is of another URL, or it is damaged."""
+    """The record of a copy. None if there is none, if it is of another URL, or if the copy is damaged."""
     try:
         value = json.loads(note.read_text(encoding="utf-8"))
         copy = Copy(State(*value["state"]), (value["stamp"][0], value["stamp"][1]), value["digest"], value["when"])

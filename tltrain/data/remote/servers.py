@@ -24,7 +24,7 @@ TAGS = (
     "mtime",
     "created",
 )
-"""What a server says of a file's state, the best first. The names are those of fsspec's file systems."""
+"""Keys that identify a file's version, the best first, as fsspec's file systems name them."""
 LMDB = "data.mdb"
 """The file within the folder that LMDB makes."""
 NEEDED = "pip install 'tltrain[remote]'"
@@ -40,7 +40,7 @@ REFUSED = re.compile(r"(?i)credential|forbidden|access ?denied|unauthori[sz]ed|a
 
 
 class State(NamedTuple):
-    """What a server says of a file. Equal for two answers: it is the same file."""
+    """A file's version at its server. Equal versions are the same file."""
 
     size: int | None
     """Bytes. None: it does not say."""
@@ -62,7 +62,7 @@ class Unanswered(Exception):
 
 
 def state_of(url: str) -> State:
-    """What the server says of a file. Raises Unanswered, and UserError where a library for it is missing."""
+    """Asks the server for a file's version. Raises Unanswered, and UserError where a library for it is missing."""
     system, path = system_of(url)
     try:
         info = files.waited(partial(system.info, path))

@@ -1,1 +1,1 @@
-"""What is known of image files before training: their sizes and times, what reading them showed, and where that is kept."""
+"""Scan results of image files before training: sizes and times, the result of reading them, and the file that keeps them."""

@@ -19,11 +19,11 @@ from tltrain.data.pictures.warned import about
 from tltrain.data.scans.found import DIGEST_BYTES, Scanned
 
 HEAD_BYTES, TAIL_BYTES = 16384, 4096
-"""What is read of a file. Up to their sum a file is read whole."""
+"""Bytes that are read at the beginning and the end. A file of at most their sum is read whole."""
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-"""What stands near the end of a whole file, by Pillow's name of the format."""
+"""End markers of complete files, by Pillow's name of the format."""
 DECODED = {"sample": (0.02, 1000), "headers": (0.0, 64)}
-"""What is decoded all the same, by data.check: a share of the images, and at least so many."""
+"""Images that are decoded nevertheless, by data.check: (share, minimum number)."""
 
 
 def chosen(ids: Iterable[str], num: int, check: str) -> np.ndarray:

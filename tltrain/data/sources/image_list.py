@@ -100,7 +100,7 @@ def from_files(
 
 
 def _labels(listing: Listing, present: Sequence[str], classes: Sequence[str], spec: Data) -> np.ndarray:
-    """What `Split.labels` holds of each of the listing's labels: the number of its class, or a row of ones and zeros."""
+    """`Split.labels` for each of the listing's labels: the number of its class, or a row of ones and zeros."""
     if spec.multilabel:
         return matrix(listing.labels, classes, spec)
     return np.array([classes.index(name) if name in present else -1 for name in listing.labels], np.int64)

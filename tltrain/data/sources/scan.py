@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 Result = tuple[Scanned, bool]
-"""What was found of a file, and whether it will be the same next time: a disk may recover."""
+"""(scan result of a file, whether it is permanent). A failure of the disk is not: the disk may recover."""
 Reading = Callable[[Path, int | None], Result]
 Check = Literal["full", "sample", "headers"]
 
@@ -130,7 +130,7 @@ def check_readable(found: Found, paths: Sequence[str], limit: float, origin: str
 
 
 def check_notes(found: Found, check: Check) -> tuple[str, ...]:
-    """What data.check leaves unseen, and how long a full check would take."""
+    """A note on damage that data.check cannot see, and on the time of a full check."""
     if check == "full":
         return ()
     num, total = int(found.decoded_N.sum()), len(found)
@@ -156,7 +156,7 @@ def odd_ones(found: Found, paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def white_notes(found: Found, paths: Sequence[str], white: int | None) -> tuple[str, ...]:
-    """What to know about grey images with 16 bits: values that stop far below white, or go beyond it. white: data.white of the recipe."""
+    """Notes on grey images with 16 bits whose values stop far below white, or go beyond it. white: data.white of the recipe."""
     at = np.flatnonzero((found.highest_N >= 0) & (found.problem_N == 0))
     if not len(at):
         unused = white is not None and found.decoded_N.all()
@@ -242,7 +242,7 @@ def examined(name: str, content: bytes, white: int | None) -> Result:
 
 
 def _oddity(stored: Image.Image, seen: Image.Image, content: bytes) -> str | None:
-    """What is odd about an image that can be used. stored, seen: before and after the conversion to RGB."""
+    """An oddity of a usable image, such as a single colour, or None. stored, seen: before and after the conversion to RGB."""
     if seen.size == (1, 1):
         return "of a single pixel"
     lows, highs = zip(*seen.getextrema(), strict=True)

@@ -15,14 +15,14 @@ from tltrain.core.recipe import Data
 from tltrain.data.tables.rows import read_rows
 
 EXCLUDE, RELABEL, LOOK = "exclude", "relabel", "look"
-"""What stands in the column `suggestion` of the doctor's table: exclude, relabel:CLASS, or look, which changes nothing."""
+"""Values of the column `suggestion` in the doctor's table: exclude, relabel:CLASS, or look, which changes nothing."""
 FORMS = {EXCLUDE: "path", RELABEL: "path,label"}
 """The columns of a table that a person writes."""
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """What remains of the samples of a source."""
+    """The samples of a source after exclusions and relabelling."""
 
     kept: list[int]
     """Positions of the samples that are not left out, in their order."""

@@ -110,7 +110,7 @@ class Strategy:
         return out
 
     def trained_values(self) -> list[Tensor]:
-        """What the optimizer updates, in this process's own layout, then BatchNorm statistics that train. No copies.
+        """Tensors that the optimizer updates, in this process's own layout, then BatchNorm statistics that train. No copies.
 
         Change them in place between steps, and call `refresh` afterwards.
         """

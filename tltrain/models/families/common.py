@@ -1,4 +1,4 @@
-"""What families share: block steps for blocks that are named by hand (tracing needs them too, so they live there), and a look at a net."""
+"""Shared by families: steps of blocks that are named by hand (defined in tracing, which needs them too), and a check of a net."""
 
 from torch import nn
 

@@ -225,7 +225,7 @@ def _digest(module: nn.Module) -> str:
 
 
 _INNER = frozenset(vars(nn.Module()))
-"""What every module has: its parameters, its hooks, whether it trains."""
+"""Attributes that every module has: parameters, hooks, the training flag."""
 
 
 def _of_library(of: Any) -> bool:

@@ -62,7 +62,7 @@ class TimmFamily(Family):
         return networks.build(card, num_classes)
 
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
-        """What a traced network gives, else timm's own layers without steps."""
+        """Blocks of the traced network, or timm's own layers without steps where tracing fails."""
         heads = networks.heads(card)
         faster = ("cuda",) if is_convolutional(net) else ()
         try:
@@ -163,7 +163,7 @@ def _read(family: TimmFamily, config: Mapping[str, Any], card: WeightsMetadata) 
 
 
 def _prefixes(card: WeightsMetadata) -> tuple[str, ...]:
-    """What the names of the heads' tensors begin with."""
+    """Prefixes of the heads' tensor names."""
     return tuple(f"{head}." for head in networks.heads(card))
 
 

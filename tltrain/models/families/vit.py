@@ -184,7 +184,7 @@ def _name_of(config: Mapping[str, Any]) -> str:
 
 
 def _differences(name: str, config: Mapping[str, Any]) -> list[str]:
-    """How a configuration differs from the network `name`: a list such as ["hidden_size 192, not 768"]."""
+    """Differences of a configuration from the network `name`: a list such as ["hidden_size 192, not 768"]."""
     if name == ANY:
         return []
     return [f"{key} {config.get(key)}, not {want}" for key, want in zip(_SHAPE, SIZES[name], strict=True) if config.get(key) != want]

@@ -1,1 +1,1 @@
-"""What timm says of its networks: names, sizes, heads, layers, and weights from its hub."""
+"""Access to timm's networks: names, sizes, heads, layers, and weights from its hub."""

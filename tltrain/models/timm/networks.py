@@ -23,7 +23,7 @@ from tltrain.models.metadata import WeightsMetadata
 
 PREFIX = "timm:"
 _LARGEST = 64
-"""How far from a size that a network refuses others are looked for, pixels."""
+"""Search range around a size that a network refuses, pixels."""
 _OURS = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes", "features_only", "in_chans",
     "scriptable", "exportable", "no_jit",
@@ -44,7 +44,7 @@ _SOURCES = (
     "origin_url",
     "paper_ids",
 )
-"""What timm's configuration says of its own weights, which an export does not hold."""
+"""Keys of timm's configuration that describe its own weights. They are left out of an export."""
 
 
 def library() -> ModuleType:

@@ -1,1 +1,1 @@
-"""What transformers says of its networks of images: configurations, networks, heads, weights and processors."""
+"""Access to transformers' image networks: configurations, networks, heads, weights and processors."""

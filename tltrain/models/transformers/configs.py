@@ -118,7 +118,7 @@ def vision(config: PretrainedConfig) -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """What an error of transformers says, for a message."""
+    """The message of an error of transformers, shortened."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 

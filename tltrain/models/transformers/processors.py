@@ -28,7 +28,7 @@ _CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a processor did with the test pictures."""
+    """Result of probing a processor with test pictures."""
 
     size: int | None
     """Side of the square that comes out. None for another form."""

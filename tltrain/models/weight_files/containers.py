@@ -18,7 +18,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_e
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "teacher", "backbone", "encoder")
 MOST_DEPTH = 3
 _COUNTERS = ("n_averaged", "_extra_state")
-"""What averaging and TransformerEngine keep beside the tensors of the network."""
+"""Extra entries that weight averaging and TransformerEngine add to a state dict."""
 
 
 def state_dict_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -94,7 +94,7 @@ def _shared(state: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _before(state: Mapping[str, Tensor], body: Shapes) -> list[str]:
-    """What stands before the network's names in the file, where every one of them stands behind it."""
+    """The common prefix of the network's tensor names in the file, if all of them have one."""
     if not body:
         return []
     rare = max(body, key=len)

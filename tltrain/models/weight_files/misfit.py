@@ -25,7 +25,7 @@ def check_fit(net: nn.Module, state: Mapping[str, Tensor], origin: str, name: st
 
 
 def differences(state: Mapping[str, Tensor], want: Shapes) -> str | None:
-    """What a state dict lacks of the wanted tensors, has besides, and has in other shapes. None where nothing differs."""
+    """Missing, unexpected and differently shaped tensors of a state dict. None if there are none."""
     have = {n: tuple(t.shape) for n, t in state.items()}
     shapes = {n: f"{n} is {have[n]}, not {want[n]}" for n in want.keys() & have.keys() if have[n] != want[n]}
     wrong = [

@@ -47,7 +47,7 @@ _MADE_OF_DAMAGE = (
     SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     EOFError, AssertionError, MemoryError, RecursionError, OverflowError, NotImplementedError, ImportError,
 )  # fmt: skip
-"""What the readers raise for bytes that are not what they should be."""
+"""Errors that the readers raise for damaged bytes."""
 
 
 def read(path: Path) -> tuple[Any, bool]:
@@ -109,7 +109,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _other_kind(path: Path, start: bytes) -> str | None:
-    """What a file is that holds no weights of PyTorch, and what to do. None for one that may."""
+    """Why a file holds no PyTorch weights, and the remedy. None for one that may."""
     if not start:
         return "empty; copy or download it again"
     if path.suffix in PROGRAMS:

@@ -22,7 +22,7 @@ SORTS = ("when", "run", "recipe", "data", "state", "val", "test", "time")
 
 @dataclass(frozen=True)
 class RunLine:
-    """What the table says of one run. NaN and "": not known, or not yet."""
+    """One run's row of the table. NaN and "": unknown, or not yet known."""
 
     run: str
     """Its folder."""

@@ -1,4 +1,4 @@
-"""What stands behind a run, at the end of its report: its images, its plan, how to describe and cite it, environment, recipe."""
+"""The end of a report: images, plan, methods paragraph, citations, environment, recipe."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def seen(run: RunRecord) -> Html | None:
 
 
 def _entries(notes: str) -> Sequence[str]:
-    """What stands below the plan's table, an entry each. Lines that begin with spaces belong to the entry above them."""
+    """The entries below the plan's table. Lines that begin with spaces belong to the entry above them."""
     entries: list[str] = []
     for line in notes.splitlines():
         if line[:1].isspace() and entries:

@@ -78,7 +78,7 @@ class Paired:
     gain: Interval
     """Accuracy of the first minus that of the second, with a paired bootstrap interval over images."""
     test: str = "exact McNemar test"
-    """How p was found."""
+    """The test that gave p."""
     once: bool = True
     """Whether each image was judged once, not several times."""
 

@@ -19,7 +19,7 @@ WHO = ("teacher", "student")
 
 
 def read(run: Path) -> dict[str, Any] | None:
-    """What is kept of a student's run. None for other runs. Raises UserError for a damaged file."""
+    """The contents of distilled.json. None for runs without it. Raises UserError for a damaged file."""
     found: dict[str, Any] | None = manifest.read_json(run / NAME, dict, (*WHO, "runs"))
     if found is None:
         return None
@@ -67,7 +67,7 @@ def said(found: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Who to accuracy, its interval, parameters, bytes, ms."""
+    """Teacher and student, each with accuracy, its interval, parameters, bytes and ms, as text."""
     rows = {}
     for who in WHO:
         of, top1, between = found[who], DASH, DASH

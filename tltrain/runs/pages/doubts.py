@@ -35,7 +35,7 @@ def doubts(run: RunRecord) -> Html | None:
 
 
 def _val(test: Mapping[str, Any]) -> Val:
-    """How much val there was. An older run says it beside its rules alone: without any, val had fewer images than a coverage takes."""
+    """The size of val. Older runs record it only beside their rules: without any, val had fewer images than a coverage takes."""
     if (said := test.get("fitted_on")) is not None:
         return Val(**said)
     known = [*((row["num_val"], row.get("num_groups")) for row in test["sets"])]

@@ -27,7 +27,7 @@ AUGMENTED = {
 
 
 def paragraph(run: RunRecord) -> str:
-    """What was done, in sentences that can be copied."""
+    """The methods paragraph, ready to copy."""
     recipe = run.recipe
     said = [_began(run), *(_stage(stage) for stage in recipe.stages), _common(recipe), _distilled(run), _result(run), _software(run)]
     return " ".join(sentence for sentence in said if sentence)

@@ -1,1 +1,1 @@
-"""What pages are made of: charts, tables, numbers as text, intervals."""
+"""Building blocks of pages: charts, tables, formatted numbers, intervals."""

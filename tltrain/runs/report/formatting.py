@@ -39,7 +39,7 @@ def grouped(test: Mapping[str, Any]) -> str:
 
 
 def intervals(test: Mapping[str, Any]) -> str:
-    """What the intervals of a run's test are."""
+    """The sentence that explains the intervals of a run's test."""
     means = "means over labels" if "per_label" in test else "F1"
     if "per_label" in test and not test.get("intervals"):  # of an older version, or of too many answers
         means = ""
@@ -167,7 +167,7 @@ def _ending(run: RunRecord) -> str:
 
 
 def learned_nothing(test: Mapping[str, Any]) -> str | None:
-    """What to say, and what to try, where the accuracy cannot be told from always naming the most frequent class. Else None.
+    """A warning with remedies if the accuracy cannot be told from always naming the most frequent class. Else None.
 
     test: what test_metrics.json holds. Of several labels: where their order cannot be told from a random one.
     """

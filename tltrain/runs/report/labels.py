@@ -1,4 +1,4 @@
-"""What a page says of several labels an image: key figures, a table. There is no confusion matrix: labels do not compete."""
+"""The parts of a page for several labels per image: key figures and a table. There is no confusion matrix: labels do not compete."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Ends = Callable[[np.ndarray, np.ndarray], Mapping[str, Any]]
 
 
 def figures(classes: Sequence[str], label_N: np.ndarray, predicted_N: np.ndarray, ends: Ends) -> dict[str, Any]:
-    """How answers fare in the tree that the names of the classes are, ready for JSON.
+    """Accuracy at each level and node of the tree of classes, ready for JSON. Class names are paths in the tree.
 
     levels: for each level from the top, `top1`, the share of answers whose path is that of the true class down to there, and `begin`,
     the number of mistakes that are right at the level above. nodes: for each folder, those above first, `n` images of its classes, of

@@ -22,7 +22,7 @@ from tltrain.runs.trackers.values import confusions, figures
 SEND_S = 5.0
 """Seconds between two calls of the store: a server that answers slowly delays the training once in this time."""
 MOST_METRICS, MOST_PARAMS = 1000, 100
-"""What MLflow takes in one call."""
+"""Limits of one call to MLflow."""
 LONGEST_PARAM = 500
 """Characters of a parameter that every store keeps."""
 SETTINGS = {
@@ -105,7 +105,7 @@ class MlflowTracker(RunTracker):
         return Counter((name, each.step) for name in names for each in self.client.get_metric_history(self.id, name))
 
     def log(self, row: dict[str, Any]) -> None:
-        """What repeats after a resume stands there already: MLflow deletes nothing, so the first value stays."""
+        """Rows that repeat after a resume are skipped: MLflow deletes nothing, so the first value stays."""
         self._take(row)
         if time.monotonic() - self.sent_s >= SEND_S:
             self._send()

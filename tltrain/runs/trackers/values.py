@@ -1,4 +1,4 @@
-"""What several trackers show alike: the figures of a row, the confusions of a test, and the identity of a run."""
+"""Values that several trackers share: the figures of a row, the confusions of a test, and the identity of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a distillation loss is, and the default: KL divergence between the softened outputs of teacher and student."""
+"""The type of a distillation loss, and the default one: KL divergence between the softened outputs of teacher and student."""
 
 from __future__ import annotations
 

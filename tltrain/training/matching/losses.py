@@ -1,4 +1,4 @@
-"""How far the student's mapped features are from the teacher's."""
+"""Distance of the student's mapped features from the teacher's."""
 
 from __future__ import annotations
 

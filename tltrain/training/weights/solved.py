@@ -108,7 +108,7 @@ def _operations(rows: int, columns: int, num_classes: int, logistic: bool) -> fl
 
 @dataclass(frozen=True)
 class HeadProblem:
-    """What the head of a stage is worked out from."""
+    """The inputs from which a stage's head is solved."""
 
     runtime: Runtime
     stage: StagePlan

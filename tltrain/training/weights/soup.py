@@ -212,7 +212,7 @@ def _fold(recipe: Recipe) -> str:
 
 
 def _held_out(run: Path, split: str) -> frozenset[tuple[str, ...]]:
-    """What tells the images of a split: their names, classes and contents, or a hash of the whole data where a run kept no more."""
+    """Identifies the images of a split: names, classes and contents, or a hash of the whole data set for a run that recorded no more."""
     if data_record.read(run) is None:
         return frozenset({(str(run_dir.environment(run).get("data", {}).get("fingerprint")),)})
     samples = data_record.read_samples(run)

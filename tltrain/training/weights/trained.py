@@ -44,7 +44,7 @@ def count(chain: Chain, index: int, stage: StagePlan) -> int:
 
 
 def describe(chain: Chain, stage: StagePlan) -> str:
-    """What trains in the blocks below the head, in a few words for the plan's table. chain: without low-rank updates."""
+    """A short description of the trainable parameters below the head, for the plan's table. chain: without low-rank updates."""
     if stage.spec.trains != "lora":
         return stage.spec.trains.replace("_", " ")
     num_layers = sum(1 for i in _below_head(chain, stage) for _ in lora.layers(chain, i))
