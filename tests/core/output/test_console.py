@@ -111,7 +111,7 @@ def test_an_evaluation_is_one_line_of_80_columns(hide: bool) -> None:
     assert re.match(r"\d\d:\d\d:\d\d      head  epoch   1.2/100", file.getvalue())
 
 
-@pytest.mark.parametrize(("epoch", "of", "said"), [(0.485, 0.485, "0.5/0.5"), (133.25, 133.33, "133.2/133.3"), (5.0, 5.0, "5.0/5")])
+@pytest.mark.parametrize(("epoch", "of", "said"), [(0.024, 0.024, "0.02/0.02"), (133.25, 133.33, "133.2/133.3"), (5.0, 5.0, "5.0/5")])
 def test_an_epoch_is_never_beyond_the_last(epoch: float, of: float, said: str) -> None:
     console, file = opened(terminal=True)
     console.evaluation(ROW | {"epoch": epoch}, of)

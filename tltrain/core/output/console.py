@@ -172,7 +172,8 @@ class Console:
             if value is not None and key not in self.hidden:
                 parts.append(f"{name} {value:.4f}" if key == "loss" or math.isnan(value) else f"{name} {100 * value:.1f} %")
         parts += ["best"] if row.get("best") else []
-        begin = f"{row['stage']:>8}  epoch {row['epoch']:5.1f}/{f'{num_epochs:.1f}'.removesuffix('.0')}"
+        digits = 1 if num_epochs >= 1 else 2  # of --smoke it is a part of one
+        begin = f"{row['stage']:>8}  epoch {row['epoch']:5.{digits}f}/{f'{num_epochs:.{digits}f}'.removesuffix('.0')}"
         wide = "  ".join((begin, *parts))
         line = wide if len(wide) <= self.rich.width else " ".join((begin, *parts))
         self.say(line) if self.moves else self._log(line)
