@@ -103,7 +103,7 @@ def local_gpus() -> int:
 
 
 def nvidia_smi(*options: str) -> str:
-    """What nvidia-smi prints; "" where it is missing or fails. Raises UserError where it does not answer."""
+    """The output of nvidia-smi; "" where it is missing or fails. Raises UserError where it does not answer."""
     if shutil.which("nvidia-smi") is None:
         return ""
     try:

@@ -30,7 +30,7 @@ LEAST = {
 
 @dataclass(frozen=True)
 class Job:
-    """What a Slurm job asks for. Site defaults come from the user's configuration folder."""
+    """The resources and limits of a Slurm job. Site defaults come from the user's configuration folder."""
 
     nodes: int = 1
     """Number of nodes."""

@@ -1,1 +1,1 @@
-"""What features of frozen networks say about a data set before anything is trained."""
+"""Analyses of a data set by features of frozen networks, before training."""

@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class AtHand:
-    """What can be had here without a network."""
+    """The pretrained backbones that are available offline."""
 
     found: tuple[Candidate, ...]
     """At most MOST, the usual ones first."""
@@ -80,7 +80,7 @@ def named(text: str) -> Candidate:
 
 
 def lacking(name: str) -> str | None:
-    """How to get the usual weights of a backbone to this machine. None if they are here."""
+    """The command that fetches the usual weights of a backbone. None if they are here."""
     if package_file(name) is not None:
         return None
     try:

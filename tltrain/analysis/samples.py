@@ -1,4 +1,4 @@
-"""The images of a recipe that are looked at: which splits, and what is known of each image."""
+"""The analysed images of a recipe: their splits, labels, names and groups."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What each verb of the command does, and what it prints."""
+"""The implementation of each verb of the command, and its output."""

@@ -1,1 +1,1 @@
-"""`tltrain distil`: a student's recipe from finished runs, what it costs, and the student against its teacher."""
+"""`tltrain distil`: a student's recipe from finished runs, its cost, and the comparison of student and teacher."""

@@ -1,4 +1,4 @@
-"""What a data set is like, as far as a recipe depends on it."""
+"""Facts about a data set that the choice of a recipe depends on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Facts:
         return f"{splits}; {self.num_classes} classes of {each} images; {self.side} px"
 
     def notes(self) -> list[str]:
-        """What is said of data that is too small."""
+        """Notes on data that is too small."""
         if not self.test:
             return ["there is no test split, so that nothing judges the network; tltrain folds judges it on all images"]
         if self.test < FEW_TESTED:

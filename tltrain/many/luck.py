@@ -14,7 +14,7 @@ SEEDS, IMAGES = "the spread over seeds", "the number of val images"
 
 @dataclass(frozen=True)
 class Luck:
-    """The best of several choices, and what choosing alone would show."""
+    """The lead of the best of several choices, and the lead that chance alone would give."""
 
     num_choices: int
     lead: float

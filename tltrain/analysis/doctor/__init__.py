@@ -1,1 +1,1 @@
-"""A doctor for the data: what is wrong with single images, which are nearly the same, and which labels are likely wrong."""
+"""Checks of a data set: problems of single images, near-duplicates, and labels that are likely wrong."""

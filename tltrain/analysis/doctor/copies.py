@@ -22,7 +22,7 @@ _FIRST = {"test": 0, "val": 1, "train": 2}
 
 @dataclass(frozen=True)
 class Leak:
-    """What near-duplicates of training images do to the accuracy on test, by a ridge head solved on train."""
+    """The effect of near-duplicates of training images on the test accuracy, measured by a ridge head solved on train."""
 
     num_test: int
     num_leaked: int

@@ -31,7 +31,7 @@ SHOWN = 500
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found."""
+    """The result of the checks."""
 
     source: str
     backbone: str | None

@@ -1,4 +1,4 @@
-"""What the doctor finds: problems of images with a suggestion each, and the table that data.exclude and data.relabel take."""
+"""Findings of the doctor: a problem and a suggestion per image, and the table that data.exclude and data.relabel read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels that are likely wrong, and images unlike their class: what features say of an image without having seen its label."""
+"""Finds labels that are likely wrong and images unlike their class, by out-of-fold predictions from features."""
 
 from __future__ import annotations
 

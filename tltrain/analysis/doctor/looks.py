@@ -1,4 +1,4 @@
-"""What one look at the pixels of each image tells, without a network: its size, contrast and sharpness, and a small copy in grey."""
+"""Measures each image's pixels once, without a network: size, contrast, sharpness, and a small grey copy."""
 
 from __future__ import annotations
 

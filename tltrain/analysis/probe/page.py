@@ -92,7 +92,7 @@ def _how(probed: Probed) -> Html:
 
 
 def _left(probed: Probed, here: AtHand | None) -> Html | None:
-    """What could not be looked at, and why."""
+    """The backbones that could not be probed, and why."""
     rows = [[name, why] for name, why in probed.problems.items()]
     if here is not None:
         rows += [[name, join("Not on this machine. Get it: ", el("code", how))] for name, how in here.absent.items()]

@@ -1,4 +1,4 @@
-"""What a probe says on the terminal, and for programs."""
+"""The output of a probe: on the terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def figures(row: ProbeRow) -> list[str]:
 
 
 def measured(probed: Probed) -> list[str]:
-    """What the figures are, a sentence each."""
+    """An explanation of each figure, one sentence each."""
     ask = probed.ask
     which, what = "every image" if ask.everything else "train and val", "mAP, the mean over labels" if ask.several else "right"
     return [

@@ -1,1 +1,1 @@
-"""The words behind `tltrain train`, `plan`, `preview` and `sweep`: what is understood, and the help that says so. Without torch."""
+"""The command lines of `tltrain train`, `plan`, `preview` and `sweep`: parsing and help. Without torch."""

@@ -23,7 +23,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def heard() -> Iterator[list[str]]:
-    """Inside, what libtiff says of errors in this thread is appended to the list."""
+    """Inside, libtiff's error messages of this thread are appended to the list."""
     said: list[str] = []
     _thread.said = said
     try:

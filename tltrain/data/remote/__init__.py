@@ -1,1 +1,1 @@
-"""Files on other machines: copied here once through fsspec, and asked for whether they have changed."""
+"""Remote files: copied once through fsspec, and checked for changes at each start."""

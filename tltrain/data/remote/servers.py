@@ -1,4 +1,4 @@
-"""Servers of files, asked through fsspec: what they say of a file, how long they are waited for, and their errors in a line."""
+"""Access to file servers through fsspec: a file's version, time limits, and errors as one line."""
 
 from __future__ import annotations
 

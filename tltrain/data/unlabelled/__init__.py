@@ -1,1 +1,1 @@
-"""Pictures without labels, that a student learns its teacher's answers of."""
+"""Pictures without labels, on which a student learns its teacher's predictions."""

@@ -1,1 +1,1 @@
-"""What a network says of images with several labels: predictions, metrics, thresholds, rows of a test."""
+"""Several labels per image: predictions, metrics, thresholds, test results."""

@@ -1,4 +1,4 @@
-"""How much means over labels owe to the luck of the test images: 95 % intervals by the bootstrap over images, or over whole groups."""
+"""95 % intervals of means over labels, by the bootstrap over test images or whole groups."""
 
 from __future__ import annotations
 

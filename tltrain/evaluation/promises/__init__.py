@@ -1,1 +1,1 @@
-"""What val promises of a run's answers: kept in the run folder, or worked out there when it is first asked for."""
+"""Rules fitted on val (sets, abstention, strangers): read from the run folder, or fitted and written there at the first request."""

@@ -1,1 +1,1 @@
-"""How a finished run bears corrupted images: what was measured, its figures, the table and the pages (`tltrain evaluate --corruptions`)."""
+"""`tltrain evaluate --corruptions`: a run's accuracy on corrupted images, its figures, tables and pages."""

@@ -1,1 +1,1 @@
-"""Cross-validation: a folder of runs, one for each fold of each repeat, what their predictions say together, and the page of it."""
+"""Cross-validation: a folder of runs, one for each fold of each repeat, their pooled predictions, and the page."""

@@ -1,1 +1,1 @@
-"""How deep to train: depths are raced on folds, and the shallowest that the best cannot be told from is taken."""
+"""`unfreeze: auto`: races depths on folds, and takes the shallowest that is not clearly worse than the best."""

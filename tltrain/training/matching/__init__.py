@@ -1,1 +1,1 @@
-"""A teacher's features: the linear map by which a student learns them, the losses, and what is refused."""
+"""Feature distillation: the linear map from student to teacher features, its losses, and its checks."""
