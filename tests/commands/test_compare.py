@@ -229,4 +229,7 @@ def test_groups_of_seeds_of_one_recipe_name_are_named_by_what_their_runs_share(t
 
 
 def test_the_run_of_a_fit_is_named_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "recipe.yaml").touch()
     assert names([tmp_path / "student" / "run", tmp_path / "teacher"]) == ["student/run", "teacher"]
+    assert names([tmp_path / "other" / "run", tmp_path / "teacher"]) == ["run", "teacher"]

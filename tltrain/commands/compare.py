@@ -12,6 +12,7 @@ from rich.text import Text
 from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.core.output.console import Terminal
+from tltrain.runs import run_dir
 from tltrain.runs.folds.compared import compared_folds
 from tltrain.runs.folds.folder import is_folds
 from tltrain.runs.pages.compare_page import between, leaderboard, on_several, p_value, pairs_with_best, value_text, verdict
@@ -51,7 +52,8 @@ def compare(paths: Sequence[Path], out: Path, title: str = "Comparison") -> Path
 def names(paths: Sequence[Path]) -> list[str]:
     """The name of each folder, with as many of the folders above it as tell it from the others."""
     parts = [path.absolute().parts for path in paths]
-    depth = [2 if part[-1] == "run" else 1 for part in parts]  # as fit and distil call the run in their folder
+    # fit and distil call the run beside their recipe `run`
+    depth = [2 if path.name == "run" and run_dir.recipe_file(path.parent).is_file() else 1 for path in paths]
     while True:
         short = [str(Path(*part[-n:])) for part, n in zip(parts, depth, strict=True)]
         others = [{part for part, other in zip(parts, short, strict=True) if other == name} for name in short]  # one folder twice is one

@@ -67,7 +67,8 @@ def verdict(entries: Sequence[ComparedRun]) -> tuple[str, str]:
     if second.accuracy.value == share:
         return f"{first.name} and {second.name} get the same share of test images right, {percent(share)} of {count(n)}.", ""
     luck, why = _chance(first, second)
-    best = f"{first.name} gets the most test images right: {percent(share)} of {count(n)}"
+    most = "has all labels right on the most test images" if _of_labels(entries) else "gets the most test images right"
+    best = f"{first.name} {most}: {percent(share)} of {count(n)}"
     return f"{best}, against {percent(second.accuracy.value)} for {second.name}; {_judged(luck)}.", why
 
 

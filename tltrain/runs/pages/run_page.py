@@ -98,7 +98,8 @@ def _figures(run: RunRecord) -> list[tuple[str, str, str]]:
         where = f"stage {best['stage']}, step {count(best['step'])}"
         items.append((f"Best val {metric_name(select)}", metric_value(select, number(best, select)), where))
     for row in run.of_kind("teacher")[-1:]:
-        items.append(("Teacher's accuracy", percent(number(row, "top1")), f"on {plural(int(row['n']), 'val image')}"))
+        what, key = ("mAP", "map") if run.recipe.data.multilabel else ("accuracy", "top1")
+        items.append((f"Teacher's {what}", percent(number(row, key)), f"on {plural(int(row['n']), 'val image')}"))
     if run.num_steps:
         solved = len(run.of_kind("solve"))
         steps = f"{plural(run.num_steps - solved, 'step')} of {run.recipe.batch}, repeats counted{', and a solved head' if solved else ''}"
@@ -251,7 +252,7 @@ def errors(run: RunRecord) -> Html | None:
     left = el("div", el("h3", "Confusion"), parts.confusion(matrix, classes))
     pairs = el("div", el("h3", "Most frequent mistakes"), frequent) if frequent else None
     by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"]))
-    wide = 12 < len(classes) <= 30  # the confusion table is as wide as the page
+    wide = parts.confusion_is_wide(matrix, classes)
     parted = el("div", pairs, by_class, class_="pair gap") if wide else None
     grid = join(left, parted) if wide else el("div", el("div", left, pairs), by_class, class_="pair long")
     return join(el("section", el("h2", "Where it errs"), grid), tree.section(run.test))

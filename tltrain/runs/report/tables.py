@@ -92,14 +92,24 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
         where = "Both run through the class list in its order, from the top left."
         return join(note, el("figure", heat_map(matrix, "Confusion matrix"), el("figcaption", where, class_="note")))
     narrow = max(map(len, classes)) <= 3 or (len(classes) <= 3 and max(map(len, classes)) <= 10)
-    cell_px = max(26, min(56, 320 // len(classes)))
-    shown = short(classes)
+    cell_px, shown = _cell_px(matrix), short(classes)
     names = (el("th", el("span", text), scope="col", title=name) for text, name in zip(shown, classes, strict=True))
     head = el("tr", el("td"), *names)
     body = (el("tr", el("th", shown[t], scope="row", title=classes[t]), *_cells(row, t, classes)) for t, row in enumerate(matrix))
     kind = f"confusion {'flat' if narrow else 'steep'}"
     grid = el("table", el("thead", head), el("tbody", *body), class_=kind, style=f"--cell:{cell_px}px")
     return join(note, el("div", grid, class_="scroll"))
+
+
+def confusion_is_wide(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> bool:
+    """Whether the table of counts asks for more than half of the page."""
+    names_px = min(125, 7 * max(map(len, short(classes))) + 15)
+    return len(classes) <= _MOST_CELLS and names_px + len(classes) * (_cell_px(matrix) + 2) > 440
+
+
+def _cell_px(matrix: Sequence[Sequence[int]]) -> int:
+    digits = len(str(max(map(max, matrix))))
+    return max(26, 8 * digits + 8, min(56, 320 // len(matrix)))
 
 
 def _cells(row: Sequence[int], true: int, classes: Sequence[str]) -> list[Html]:
