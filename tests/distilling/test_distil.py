@@ -267,10 +267,6 @@ def test_a_recipe_says_whether_answers_are_stored(pace: Pace) -> None:
 def test_views_fit_onto_the_disk_and_are_all_seen(pace: Pace) -> None:
     small = Pace(**{**vars(pace), "room_bytes": 300 * 20 * 20})
     assert length(small, 300, 30, None).views == 16
-    many = Pace(**{**vars(small), "answer_bytes": 2_000, "short_bytes": 42})
-    chosen = length(many, 300, 30, None)
-    assert (chosen.views, chosen.top_k, chosen.answers_bytes) == (8, choose.TOP_K, 8 * 300 * 42), "short answers, and more views"
-    assert length(Pace(**{**vars(many), "room_bytes": 10**9}), 300, 30, None).top_k is None
     dear = Pace(**{**vars(pace), "answer_s": 0.0, "step_s": 10.0})
     assert length(dear, 300, 30, 1_010.0).views == 8, "of 10 passes none sees 16 views"
 

@@ -25,7 +25,7 @@ from tltrain.training.losses import objective
 from tltrain.training.losses.distillation import distillation
 from tltrain.training.run import train
 
-VIEWS = {"views": 3, "augment": "strong", "steps": 8}
+VIEWS = {"views": 3, "augment": "strong", "steps": 12}
 MIXED = VIEWS | {"mixup": 0.4, "cutmix": 1.0}
 
 

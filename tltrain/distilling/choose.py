@@ -24,8 +24,6 @@ ANSWERS_SHARE = 0.25
 RATES = {(False, False): 3e-3, (False, True): 1e-3, (True, False): 3e-4, (True, True): 1e-4}
 """(pretrained, transformer) to the peak learning rate of AdamW."""
 TEMPERATURE, WEIGHT = 4.0, 0.9
-TOP_K = 10
-"""Classes whose logits are kept of an answer where the disk has no room for all."""
 LARGE = 64
 """Pixels of a picture's shorter side below which crops of a part of it show too little."""
 EVALUATIONS = 20
@@ -45,8 +43,6 @@ class Pace:
     """Seconds after the stage: calibration and test."""
     room_bytes: int
     """Bytes that stores may use on the disk."""
-    short_bytes: int | None = None
-    """Bytes of one view's logits of the TOP_K likeliest classes. None where that is not half of all at most."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,6 @@ class Length:
     why: str
     unstored: str = ""
     """Why the answers are not stored. Empty where they are."""
-    top_k: int | None = None
-    """Classes whose logits are kept of each answer. None: all."""
 
     def lines(self, num_train: int) -> list[str]:
         """The cost as lines for the terminal."""
@@ -87,8 +81,7 @@ def length(pace: Pace, num_train: int, batch: int, left_s: float | None) -> Leng
     """
     one_pass = math.ceil(num_train / batch)
     for views in VIEWS:
-        answers_s = views * num_train * pace.answer_s
-        answers_bytes, top_k = _kept(pace, views * num_train)
+        answers_s, answers_bytes = views * num_train * pace.answer_s, views * num_train * pace.answer_bytes
         if left_s is None:
             passes = next(passes for most, passes in EPOCHS if num_train < most)
             steps = max(LEAST_STEPS, math.ceil(passes * num_train / batch))
@@ -100,13 +93,7 @@ def length(pace: Pace, num_train: int, batch: int, left_s: float | None) -> Leng
     epochs = steps * batch / num_train
     total_s = answers_s + steps * pace.step_s + pace.rest_s
     why = f"{_epochs(epochs)}: patience pays (Beyer et al. 2022), and the stored answers cost nothing more"
-    return Length(views, steps, answers_s, answers_bytes, total_s, why + _in_time(total_s, left_s), top_k=top_k)
-
-
-def _kept(pace: Pace, num_answers: int) -> tuple[int, int | None]:
-    """(bytes of so many stored answers, classes that are kept of each or None for all). All are kept where the disk has room."""
-    whole = num_answers * pace.answer_bytes
-    return (whole, None) if whole <= pace.room_bytes or pace.short_bytes is None else (num_answers * pace.short_bytes, TOP_K)
+    return Length(views, steps, answers_s, answers_bytes, total_s, why + _in_time(total_s, left_s))
 
 
 def answered_anew(length: Length, pace: Pace, num_train: int, batch: int, left_s: float | None, why_not: str) -> Length:
@@ -138,8 +125,6 @@ def draft(name: str, facts: Facts, data: Data, student: Student, teachers: list[
     distill: dict[str, Any] = {"teacher": {"weights": teachers[0]}}
     if len(teachers) > 1:
         distill["ensemble"] = teachers[1:]
-    if length.top_k is not None:
-        distill["top_k"] = length.top_k
     epochs = length.steps * batch / facts.train
     stage = {
         "name": STAGE, "unfreeze": "all", "steps": length.steps, "lr": RATES[student.pretrained, student.transformer], "weight_decay": 0.05,
@@ -159,7 +144,6 @@ def draft(name: str, facts: Facts, data: Data, student: Student, teachers: list[
         "data.size": student.why_size,
         "backbone.weights": student.why,
         "distill.ensemble": f"more teachers: the student learns the mean of {len(teachers)} softened answers" * (len(teachers) > 1),
-        "distill.top_k": f"no room for all {facts.num_classes:,} classes; the others count as one" * (length.top_k is not None),
         "distill.temperature": "softened, so that what the teacher holds for less likely is learned too (Hinton et al. 2015)",
         "distill.weight": "the teacher answers the view that the student sees; the label is of the whole image, and has the rest",
         "stages.0.steps": length.why,

@@ -7,7 +7,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.data import DataSplits
-from tltrain.distilling.choose import TOP_K, Pace
+from tltrain.distilling.choose import Pace
 from tltrain.fitting.timing import machine_of
 from tltrain.planning.run_time import run_time
 from tltrain.training.experiment import Experiment
@@ -33,9 +33,6 @@ def pace_of(recipe: Recipe, images: DataSplits, start: RunFlags) -> Pace:
     answers = survey(recipe, start, images, whole.student, whole.teacher, whole.plan, machine)
     logits = answers.stages[0].teacher
     assert expected is not None and logits is not None, "the images were opened, and the recipe has a teacher"  # noqa: PT018
-    row_bytes = logits.speed.row_bytes
-    short_bytes = row_bytes // len(images.classes) * (2 * TOP_K + 1)  # their logits, that of the rest, and their numbers
     return Pace(
-        logits.speed.total_s, row_bytes, expected.stages[0] / alone.plan[0].num_steps, expected.rest, answers.budget.disk,
-        short_bytes if 2 * short_bytes <= row_bytes else None,
-    )  # fmt: skip
+        logits.speed.total_s, logits.speed.row_bytes, expected.stages[0] / alone.plan[0].num_steps, expected.rest, answers.budget.disk
+    )
