@@ -86,7 +86,7 @@ def test_what_works_on_one_class_an_image_refuses_several(tmp_path: Path) -> Non
         {"data.balance": "sampler"}, {"data.relabel": "x.csv"}, {"data.label_columns": ["a", "b"]},
         {"stages.0.solve": "nearest_mean", "stages.0.lr": None, "stages.0.steps": None},
         {"stages.0.solve": "ridge", "stages.0.lr": None, "stages.0.steps": None, "data.balance": "weights"},
-        {"stages.0.unfreeze": "auto"}, {"distill": {"teacher": {"weights": "runs/a"}}},
+        {"stages.0.unfreeze": "auto"}, {"distill": {"teacher": {"weights": "runs/a"}, "loss": "dkd"}},
     ],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip

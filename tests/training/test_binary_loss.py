@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tltrain.core import registry
 from tltrain.core.errors import UserError
+from tltrain.training.losses.binary import binary_distillation
 from tltrain.training.losses.cross_entropy import cross_entropy
 from tltrain.training.losses.objective import Objective, label_loss
 
@@ -42,6 +43,13 @@ def test_mixed_images_have_the_mixture_of_their_labels() -> None:
     mixed = torch.tensor([[0.3, 0.0, 0.3], [0.1, 0.0, 0.1]])
     expected = F.binary_cross_entropy_with_logits(logits, mixed, reduction="none").mean(1)
     torch.testing.assert_close(Objective(label_loss("cross_entropy", 3, multilabel=True), 0.0)(logits, batch), expected)
+
+
+def test_a_teacher_of_labels_is_learned_label_by_label() -> None:
+    student, teacher = torch.tensor([[0.0, 0.0], [2.0, -1.0]]), torch.tensor([[2 * math.log(3), 0.0], [2.0, -1.0]])
+    # At T = 2 the teacher says 3/4 where the student says 1/2; of the second label, and of the second image, they say the same.
+    by_hand = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)) / 2
+    assert binary_distillation(student, teacher, 2.0).tolist() == pytest.approx([by_hand, 0.0], abs=1e-6)
 
 
 def test_a_loss_that_knows_one_class_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from tltrain.runs import run_dir
 from tltrain.runs.metrics_log import read_rows
 from tltrain.runs.pages.comparison import compared_run
 from tltrain.runs.record import read_run
+from tltrain.training.experiment import Experiment
 from tltrain.training.run import train
 
 HEAD = {"name": "head", "unfreeze": "head", "steps": 10, "lr": 0.05, "views": 1}
@@ -138,6 +139,15 @@ def test_a_solved_head_names_labels_and_is_tried_with_smoke(pictures: Path, tmp_
     few = open_images(run_dir.read_recipe(tmp_path / "smoke").data, multilabel=True).train
     assert (few.labels.sum(0) >= 4).all()
     assert len(few) <= 16
+
+
+def test_a_student_learns_the_labels_of_its_teacher_alone(pictures: Path, run: Path, tmp_path: Path) -> None:
+    recipe = _recipe(pictures).override({"stages": [HEAD | {"steps": 20}], "distill": {"teacher": {"weights": str(run)}, "weight": 1.0}})
+    _trained(recipe, tmp_path / "student")
+    rows = [row["loss"] for row in read_rows(tmp_path / "student") if row["kind"] == "train"]
+    assert 0 <= rows[-1] < 0.7 * rows[0]
+    with pytest.raises(UserError, match="names several labels an image, and this recipe one class"):
+        Experiment.open(made_recipe(distill={"teacher": {"weights": str(run)}}), open_images(recipe.data, multilabel=True))
 
 
 def test_a_val_in_which_nothing_has_a_label_is_refused_before_the_first_step(pictures: Path, tmp_path: Path) -> None:

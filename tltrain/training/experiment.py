@@ -94,8 +94,10 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
         )
         for name, spec in inputs(recipe).items() if name != STUDENT
     ]  # fmt: skip
-    if several := [spec for spec, loaded in zip(recipe.distill.teachers, teachers, strict=True) if loaded.card.thresholds is not None]:
-        raise UserError(f"the teacher {several[0].weights} names several labels an image, and this recipe one class; give another teacher")
+    pairs = zip(recipe.distill.teachers, teachers, strict=True)
+    if other := [spec for spec, loaded in pairs if (loaded.card.thresholds is not None) != data.multilabel]:
+        theirs, mine = ("one class", "several labels") if data.multilabel else ("several labels", "one class")
+        raise UserError(f"the teacher {other[0].weights} names {theirs} an image, and this recipe {mine}; give another teacher")
     teacher = _together(teachers, recipe)
     teacher.chain.freeze(len(teacher.chain.blocks), norm_stats=False).eval()
     return student, teacher

@@ -24,7 +24,7 @@ from tltrain.distributed.out_of_memory import release
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.distributed.signals import NoAnswer, StopSignal
 from tltrain.evaluation import metrics, results
-from tltrain.evaluation.evaluator import answers, logits, predict
+from tltrain.evaluation.evaluator import answers, logits
 from tltrain.evaluation.promises import kept
 from tltrain.evaluation.promises.fitted import Fitted, fit_on_val, usual
 from tltrain.models.chain import Chain, on_device
@@ -212,12 +212,13 @@ def _preview(run: Run) -> Path | None:
 def _evaluate_teacher(run: Run, teacher: Chain) -> None:
     """Evaluate the teacher before training, so that the user sees a bad teacher at once."""
     split = run.images.val or run.images.train
-    predictions = predict(run.runtime, teacher, run.eval_batches(split), should_stop=_alive(run, "teacher"))
+    predictions = answers(run.runtime, teacher, run.eval_batches(split), should_stop=_alive(run, "teacher"))
     figures = metrics.summary(predictions, len(run.images.classes))
     run.log({"kind": "teacher", **run.plan[0].place(0), "stage": "teacher", "split": split.name, **figures})
     if run.recipe.distill is not None and run.recipe.distill.ensemble:
         run.console.say(f"teacher {plan_table.taught_by(run.recipe)}")
-    run.console.say(f"teacher top-1 {100 * figures['top1']:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
+    name, share = ("mAP", figures["map"] or float("nan")) if run.recipe.data.multilabel else ("top-1", figures["top1"])
+    run.console.say(f"teacher {name} {100 * share:.1f} % of {figures['n']:,} {split.name} images, loss {figures['loss']:.4f}")
 
 
 def _stopped(run: Run, fit: StageResult) -> dict[str, Any]:

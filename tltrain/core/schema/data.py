@@ -108,10 +108,10 @@ class Data(Model):
         """Whether an image may have several labels, or none."""
         return self.label_separator is not None or self.label_columns is not None
 
-    def check_learned(self, solved: Sequence[tuple[str, str]], raced: Sequence[str], distils: bool) -> None:
+    def check_learned(self, solved: Sequence[tuple[str, str]], raced: Sequence[str], taught: Sequence[str]) -> None:
         """Raise ValueError where images of several labels meet what learns one class an image.
 
-        solved: names of stages, and what they are solved by. raced: names of stages.
+        solved: names of stages, and what they are solved by. raced: names of stages. taught: what `distill` says of one class an image.
         """
         if self.multilabel and solved and self.balance == "weights":
             raise ValueError(
@@ -120,7 +120,7 @@ class Data(Model):
             )
         given = [f"stage {name}'s solve: {kind}" for name, kind in solved if kind == "nearest_mean"]
         given += [f"stage {name}'s unfreeze: auto" for name in raced]
-        given += ["distill"] if distils else []
+        given += taught
         if self.multilabel and given:
             told = f"{', '.join(given)} learns one class an image"
             raise ValueError(f"{told}; with label_separator or label_columns train the stages instead")

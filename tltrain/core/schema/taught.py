@@ -55,3 +55,11 @@ def check_pretraining(stages: Sequence[Any], usual_loss: str) -> None:
         raise ValueError(f"{told}; without labels no weights are best by a metric, as carry: {first.carry} asks; set carry: last, or ema")
     if raced := [stage.name for stage in stages if stage.unfreeze == "auto"]:
         raise ValueError(f"stage {raced[0]} has unfreeze: auto, which races depths by labels, and the first stage has none; name the depth")
+
+
+def of_one_class(distill: Any) -> list[str]:
+    """What `distill` says that knows one class an image alone. None: there is no teacher."""
+    if distill is None:
+        return []
+    usual = {"target": "logits", "loss": "kd", "top_k": None, "ensemble": (), "unlabelled": None}
+    return [f"distill.{name}: {getattr(distill, name)}" for name, nothing in usual.items() if getattr(distill, name) != nothing]

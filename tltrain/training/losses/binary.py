@@ -1,4 +1,4 @@
-"""Binary cross entropy of several labels, with label smoothing and weights of classes."""
+"""The losses of several labels: binary cross entropy with label smoothing and weights of classes, and distillation of each label."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def binary_cross_entropy(logits_BK: Tensor, labels_BK: Tensor, smoothing: float 
     if weights_2K is not None:
         loss_BK = loss_BK * torch.where(has_BK > 0, weights_2K[1], weights_2K[0])
     return loss_BK.mean(1)
+
+
+def binary_distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of each sample (B,): the mean over classes of that between two answers, the sigmoids at temperature T."""
+    student, teacher = full_precision(student_BK) / temperature, full_precision(teacher_BK) / temperature
+    log_p, log_q = ((F.logsigmoid(logits), F.logsigmoid(-logits)) for logits in (student, teacher))
+    divergence_BK = sum(F.kl_div(p, q, reduction="none", log_target=True) for p, q in zip(log_p, log_q, strict=True))
+    return torch.as_tensor(divergence_BK).mean(1) * temperature**2

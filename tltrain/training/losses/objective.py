@@ -19,6 +19,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.recipe import DISTILL_LOSS, Distill, Recipe
 from tltrain.data.dataset import NO_LABEL
 from tltrain.data.views import Batch
+from tltrain.training.losses.binary import binary_distillation
 from tltrain.training.losses.distillation import DistillLoss
 from tltrain.training.losses.over_batch import Together
 
@@ -115,6 +116,8 @@ class Distillation:
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
         """The unweighted term (B,). Runs the teacher if the batch has no cached logits of it. Collective if the loss reads the batch."""
         teacher_BK = batch[TEACHER] if TEACHER in batch else self.teacher(batch["image"])
+        if batch["label"].ndim == 2:  # of several labels, for which recipes take kd alone
+            return binary_distillation(logits_BK, teacher_BK, self.temperature)
         if self.teacher.top_k is not None:
             logits_BK, teacher_BK = self.teacher.top_k.merge(logits_BK, teacher_BK)
         if self.loss.reads == "batch":
