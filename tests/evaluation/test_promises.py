@@ -24,7 +24,7 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
 from tltrain.data import open_images
 from tltrain.data.views import PIXELS_VERSION
-from tltrain.evaluation.evaluate import evaluate, test_time_augment
+from tltrain.evaluation.evaluate import augment_of_views, evaluate
 from tltrain.evaluation.predict import evaluation_view, predict, several_views
 from tltrain.evaluation.promises import kept
 from tltrain.evaluation.promises.command import figures_of
@@ -201,7 +201,7 @@ def test_several_views_are_a_mean_of_probabilities_in_predict_and_evaluate(run: 
     trained, files = load_trained(run), sorted((made[1] / "test").rglob("*.png"))
     asked = rules_for(run, Wanted(num_views=3), quiet)
     several = list(predict(trained, files, asked=asked, batch=7))
-    assert test_time_augment(trained.recipe) == "light"
+    assert augment_of_views(trained.recipe) == "light"
     for p, file in zip(several, files, strict=True):
         views = several_views(file, trained, "light", 3)
         assert isinstance(views, torch.Tensor)

@@ -23,8 +23,8 @@ def made(folder: Path, num_val: int) -> Path:
     confidence, right = np.linspace(0.4, 0.99, 40), (np.arange(40) >= 10) | (np.arange(40) % 2 == 0)
     test = Answers(confidence, np.where(right, confidence, 0.1), right)
     sizes, label = np.where(confidence > 0.6, 1, 2), np.arange(40) % 2
-    sets = [conformal.shown(s, test, sizes, label, ["cat", "dog <b>"]) for s in conformal.reachable(val)]
-    rules = [abstain.shown(abstain.fit_abstention(val, target), test) for target in abstain.TARGETS]
+    sets = [conformal.figures(s, test, sizes, label, ["cat", "dog <b>"]) for s in conformal.reachable(val)]
+    rules = [abstain.figures(abstain.fit_abstention(val, target), test) for target in abstain.TARGETS]
     file = run / "test_metrics.json"
     figures = json.loads(file.read_text()) | {"sets": sets, "abstain": rules, "answered_curve": abstain.curve(test)}
     file.write_text(json.dumps(figures))

@@ -61,7 +61,7 @@ class Asked:
 PLAIN = Asked()
 
 
-def test_time_augment(recipe: Recipe) -> Augment:
+def augment_of_views(recipe: Recipe) -> Augment:
     """Augmentation for test-time views: that of the last stage which has one, or `light` (shifts, flips) for runs without.
 
     Views are drawn by (data.seed, 0, view) for every image, so that a prediction does not depend on the other images.
@@ -152,11 +152,11 @@ class Opened:
     notes: list[str]
 
     def views(self, split: Split, num_views: int = 1) -> Views:
-        """The evaluation view of each image, and for several views also the others of `test_time_augment`."""
+        """The evaluation view of each image, and for several views also the others of `augment_of_views`."""
         if num_views == 1:
             return Views(split, self.preprocess, "none", self.spec.flip, self.spec.seed)
         same = replace(split, source_index=np.zeros(len(split), np.int64))
-        return Views(same, self.preprocess, test_time_augment(self.recipe), self.spec.flip, self.spec.seed)
+        return Views(same, self.preprocess, augment_of_views(self.recipe), self.spec.flip, self.spec.seed)
 
     def loader(self, runtime: Runtime, split: Split, batch: int, num_views: int = 1, limit: int | None = None) -> Any:
         """The views of a split for this process. limit: images at most, spread over the split, beside the recipe's `eval_limit`."""

@@ -23,7 +23,7 @@ from tltrain.data.pictures.warned import about
 from tltrain.data.sources.tree import all_above, identity_of, unreadable
 from tltrain.data.views import Preprocess, Views
 from tltrain.distributed.out_of_memory import fitting
-from tltrain.evaluation.evaluate import PLAIN, Asked, test_time_augment
+from tltrain.evaluation.evaluate import PLAIN, Asked, augment_of_views
 from tltrain.evaluation.evaluator import mean_over_views
 from tltrain.evaluation.trained import TrainedModel, probabilities, probabilities_and_features
 
@@ -79,7 +79,7 @@ def predict(
             raise UserError(f"{name} is {value}; it must be at least 1")
     step = max(1, batch // asked.num_views)
     parts = [range(start, min(start + step, len(pictures))) for start in range(0, len(pictures), step)]
-    augment = test_time_augment(trained.recipe)
+    augment = augment_of_views(trained.recipe)
 
     def views_of(part: range) -> Iterator[Tensor | str]:
         def view(picture: Picture) -> Tensor | str:

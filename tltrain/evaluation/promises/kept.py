@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tltrain.core import files
 from tltrain.core.errors import UserError
 from tltrain.data.views import PIXELS_VERSION
-from tltrain.evaluation.evaluate import test_time_augment
+from tltrain.evaluation.evaluate import augment_of_views
 from tltrain.runs import manifest, run_dir
 from tltrain.uncertainty.answers import Answers
 from tltrain.uncertainty.strangers import Strangers
@@ -50,7 +50,7 @@ def _pixels(run: Path, num_views: int) -> dict[str, str]:
     """Metadata that identifies the pixels of test-time views: their augmentation, and its version."""
     if num_views == 1:
         return {}
-    augment = test_time_augment(run_dir.read_recipe(run))
+    augment = augment_of_views(run_dir.read_recipe(run))
     return {VIEWS: f"{augment} {PIXELS_VERSION.get(augment, 1)}"}
 
 
