@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,8 @@ LEAST = 5e-7
 class PooledLabels(LabelPredictions):
     """Answers of networks that named labels by thresholds of their own, one row for each image in each repeat."""
 
-    named: np.ndarray | None = None
-    """(N, K) bool."""
-
-    @property
-    def said(self) -> np.ndarray:  # type: ignore[override]
-        assert self.named is not None
-        return self.named
+    named: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
+    """(N, K) bool, in place of the one that thresholds of its own would give."""
 
 
 def columns(classes: Sequence[str]) -> list[str]:
