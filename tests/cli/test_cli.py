@@ -187,7 +187,7 @@ def test_train_and_evaluate_through_the_command(
     kept = json.loads((run / "test_metrics.json").read_text())
     assert figures["top1"] == kept["top1"]
     assert figures["loss"] == pytest.approx(kept["loss"], rel=1e-6)
-    assert main(["evaluate", str(run), "--data", source]) == 0
+    assert main(["evaluate", str(run), "--data", "photos"]) == 0, "a bare folder, as train takes it"
     assert "all images        16" in capsys.readouterr().out  # smoke evaluates one batch
     assert main(["report", str(run)]) == 0
 

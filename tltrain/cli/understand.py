@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tltrain.cli.corruptions import corruption_arguments, under_corruptions
 from tltrain.cli.doubts import doubt_arguments
+from tltrain.core.arguments.words import source_of
 from tltrain.core.errors import UserError, parser_of
 from tltrain.core.output import escape, wrapping
 from tltrain.core.paths import check_run, check_runs
@@ -36,7 +37,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """Measure a finished run again, or on other images."""
     parser = parser_of("evaluate", evaluate)
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--data", metavar="SOURCE", help="another source with classes of the run, all or some, such as folder:PATH")
+    parser.add_argument("--data", metavar="SOURCE", help="another source with classes of the run, all or some, such as a folder")
     parser.add_argument("--split", choices=("train", "val", "test", "all"), default=None, help="default: test, or all of another source")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, per class and confusion matrix included")
     parser.add_argument("--batch", type=int, default=128, help="images a device holds (default: 128)")
@@ -46,6 +47,7 @@ def evaluate(argv: Sequence[str]) -> int:
     check_run(arguments.run)
     if arguments.batch < 1:
         raise UserError(f"--batch is {arguments.batch}; it must be at least 1")
+    arguments.data = arguments.data and (source_of(arguments.data) or arguments.data)  # photos is folder:photos, as for train
     split = arguments.split or ("test" if arguments.data is None else "all")
     if (code := under_corruptions(parser, arguments, split)) is not None:
         return code
