@@ -199,7 +199,7 @@ def _write_lmdb(root: Path, given: Sequence[Picture]) -> None:
 def _read_lmdb(root: Path) -> Callable[[], Batches]:
     import lmdb
 
-    transaction = lmdb.open(str(root / "set"), readonly=True, lock=False, readahead=False).begin(buffers=False)
+    transaction: Any = lmdb.open(str(root / "set"), readonly=True, lock=False, readahead=False).begin(buffers=False)
     num = transaction.stat()["entries"] // 2
     labels = [int(transaction.get(f"label-{i:09}".encode())) for i in range(num)]
     return _shuffled(_Pictures(lambda i: transaction.get(f"image-{i:09}".encode()), labels))

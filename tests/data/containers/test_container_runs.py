@@ -1,4 +1,4 @@
-"""Runs on containers: stopped and resumed they end with the same weights, and two processes train on the same images."""
+"""Runs on each source: stopped and resumed they end with the same weights, and two processes train on the same images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from conftest import ALL, made_recipe
 from container_files import digit_rows, tar_file
 from safetensors.torch import load_file
+from source_sets import made_source
 
 from benchmarks import world
 from benchmarks.world import Trial
@@ -73,6 +74,14 @@ def _lmdb(root: Path) -> str:
     return f"lmdb:{root / 'digits'}"
 
 
+def _folder(root: Path) -> str:
+    return made_source("folder", root / "set")
+
+
+def _csv(root: Path) -> str:
+    return made_source("csv", root / "set")
+
+
 def _recipe(source: str) -> Recipe:
     data = {"source": source, "per_class": None}
     return made_recipe(batch=8, data=data, stages=[ALL | {"steps": 6, "carry": "last", "eval_epochs": 10}])
@@ -88,7 +97,7 @@ def _losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made", [_tar, _webdataset, _parquet, _hugging_face, _lmdb])
+@pytest.mark.parametrize("made", [_folder, _csv, _zip, _tar, _webdataset, _parquet, _hugging_face, _lmdb])
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path: Path, made: Callable[[Path], str]) -> None:
     recipe = _recipe(made(tmp_path))
     whole = _trained(recipe, tmp_path / "whole")
