@@ -45,7 +45,10 @@ def strip(share: float, low: float, high: float, start: float, stop: float = 1.0
 
 def short(classes: Sequence[str]) -> list[str]:
     """Names of classes as a narrow column shows them: the last parts of a path in a tree, as many as no other class shares."""
-    ends = [["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] for parts in (name.split("/") for name in classes)]
+    split = [name.split("/") for name in classes]
+    if any(part.strip() in ("", ".", "..") for parts in split for part in parts):  # no paths in a tree
+        return list(classes)
+    ends = [["/".join(parts[-depth:]) for depth in range(1, len(parts) + 1)] for parts in split]
     times = Counter(end for each in ends for end in each)
     return [next((end for end in each if times[end] == 1), name) for each, name in zip(ends, classes, strict=True)]
 
