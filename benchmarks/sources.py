@@ -123,7 +123,8 @@ def serve(side: str, name: str, folder: str) -> None:
         if what == "first":
             cache = tempfile.mkdtemp(dir=folder)
         with mock.patch.dict(os.environ, {"TLTRAIN_CACHE": cache}):
-            began, found = time.process_time(), {}
+            found: dict[str, Any] = {}
+            began = time.process_time()
             if what != "epoch" or epoch is None:
                 epoch = None  # LMDB opens no database twice
                 epoch = opened(side, name, root)
