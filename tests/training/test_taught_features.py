@@ -137,6 +137,10 @@ def test_a_run_is_the_same_stored_computed_and_resumed(
     assert "the teacher's logits" not in plan
     assert not [row for row in read_rows(stored) if row["stage"] == "pretrain" and row["kind"] == "val"]
     capsys.readouterr()
+    assert main(["cache", "ls", "--json"]) == 0
+    listed = capsys.readouterr().out
+    assert "the teacher's features of pool" in listed
+    assert "features before head of train" in listed, "pictures without labels teach in the first stage alone"
     assert main(["cache", "verify"]) == 0
     said = capsys.readouterr().out
     assert "\nteacher-" in said
@@ -153,7 +157,7 @@ def test_one_and_two_processes_train_alike(strategy: str, num: int, tmp_path: Pa
     assert ours == pytest.approx(theirs, rel=1e-9)
 
 
-@slow
+@pytest.mark.slow
 def test_zero_starts_as_one_process_does(tmp_path: Path) -> None:
     spec = student(batch=13).model_dump(mode="json")
     one, many = (world.finish(Trial(spec, str(tmp_path / f"of {n}"), n, "zero3" if n > 1 else "ddp")) for n in (1, 2))
