@@ -10,7 +10,7 @@ from tltrain.core.schema.data import refuse_secrets
 TEMPERATURE = 4.0
 Target = Literal["logits", "features"]
 FEATURE_LOSS = "cosine"
-"""The default. It leaves a feature's length out, which differs a hundredfold between networks: one learning rate fits all teachers."""
+"""The default. It leaves a feature's length out, which differs between networks: a learning rate does not hang on the teacher."""
 FEATURE_LOSSES = (FEATURE_LOSS, "smooth_l1")
 
 
