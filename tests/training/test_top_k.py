@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from benchmarks import same, trials, world
@@ -21,6 +22,7 @@ from tltrain.cli.main import main
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import validate
+from tltrain.runs import run_dir
 from tltrain.training.losses import objective
 from tltrain.training.losses.distillation import distillation
 from tltrain.training.run import train
@@ -136,6 +138,28 @@ def test_each_k_and_temperature_has_a_store_and_a_loss_of_its_own(finished_run: 
     assert len(set(losses.values())) == 5
     assert sorted(str(store.key.get("top_k")) for store in stores()) == ["None", "[3, 2.0]", "[3, 4.0]", "[4, 2.0]"]
     assert "the teacher's logits (top_k is 25: all 10 classes)" in (tmp_path / "more" / "plan.txt").read_text()
+
+
+@pytest.fixture
+def _bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is read once a process
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("finished_run", "_own_stores", "_bf16")
+@pytest.mark.parametrize("distill", [{}, {"top_k": 3}, {"target": "features"}], ids=["logits", "top_k", "features"])
+def test_under_bf16_what_a_teacher_says_of_several_chunks_is_joined(distill: dict[str, Any], finished_run: Path, tmp_path: Path) -> None:
+    """On a CPU, autocast joins no two tensors of fp16. A chunk is 32 images, a batch more."""
+    by = {"teacher": {"weights": str(finished_run)}} | distill
+    stages = [LAST | VIEWS | {"steps": 2}, *([LAST | {"name": "head", "unfreeze": "head", "views": 1}] if "target" in distill else [])]
+    spec = trials.recipe(backbone=trials.NETS["vit-tiny"], distill=by, stages=stages) | {"batch": 40}
+    computed = run(spec, tmp_path / "computed", cache="never")
+    assert run_dir.environment(computed)["accelerate"]["precision"] == "bf16"
+    assert trials.differences(run(spec, tmp_path / "stored", cache="always"), computed) == []
 
 
 @pytest.mark.usefixtures("_own_stores")

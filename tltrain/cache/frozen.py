@@ -41,9 +41,9 @@ class TopK:
         """Logits (B, K), fp16 or fp32 -> integers of as many bits (B, 2k + 1): bits of k logits and of the rest's, then k classes."""
         sorted_BK, class_BK = logits_BK.sort(dim=1, descending=True, stable=True)  # topk may take any of equal logits
         rest_B1 = self._merged(full_precision(sorted_BK[:, self.num :]))
-        kept_Bk = torch.cat([sorted_BK[:, : self.num], rest_B1.to(logits_BK.dtype)], 1)
         word = _WORDS[logits_BK.dtype]
-        return torch.cat([kept_Bk.view(word), class_BK[:, : self.num].to(word)], 1)
+        kept = sorted_BK[:, : self.num].view(word), rest_B1.to(logits_BK.dtype).view(word)
+        return torch.cat([*kept, class_BK[:, : self.num].to(word)], 1)  # of integers: autocast on a CPU joins no fp16 to fp16
 
     def merge(self, logits_BK: Tensor, packed_BN: Tensor) -> tuple[Tensor, Tensor]:
         """A student's logits (B, K) over the classes of the packed answers, and those answers: both (B, k + 1), the rest last."""
@@ -86,11 +86,10 @@ class FrozenModel:
         """(B, 3, H, W), uint8 or floats in [0, 1] -> (B, ...)."""
         with torch.no_grad(), self.autocast():
             if self.chunk is None:
-                out = self.kept(self.chain.forward(images, stop=self.stop))
+                parts = [self.kept(self.chain.forward(images, stop=self.stop))]
             else:
                 parts = [self._padded(part, self.chunk) for part in images.split(self.chunk)]
-                out = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return out.contiguous()
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()  # behind autocast: on a CPU it joins no fp16 to fp16
 
     def kept(self, out: Tensor) -> Tensor:
         """What is kept of an output of the chain (B, ...): rounded, and packed. Of a chunk as a whole, so that sums do not depend on B."""
