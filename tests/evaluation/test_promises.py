@@ -115,6 +115,17 @@ def test_a_rule_on_the_images_that_it_was_fitted_on_says_so(run: Path) -> None:
     assert figures_of(run, None, "test", 16, Wanted(coverage=0.9))["notes"] == []
 
 
+def test_the_runs_own_images_by_another_path_are_known_by_their_bytes(run: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
+    said = "32 of these {} images were trained on, 12 are of its val: figures, sets and thresholds look better"
+    every = f"folder:{made[1].parent}/./{made[1].name}"
+    for asked in (Wanted(), Wanted(coverage=0.9)):
+        figures = figures_of(run, every, "all", 16, asked)
+        assert sum(said.format(figures["n"]) in note for note in figures["notes"]) == 1
+    copied = shutil.copytree(made[1] / "val", tmp_path / "others")
+    assert "12 of these 12 images are of its val" in figures_of(run, f"folder:{copied}", "all", 16, Wanted())["notes"][0]
+    assert figures_of(run, every, "test", 16, Wanted())["notes"] == []
+
+
 def test_changed_data_is_said_and_what_it_gives_is_not_kept(run: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
     images = Path(shutil.copytree(made[1], tmp_path / "images"))
     recipe = run / "recipe.yaml"

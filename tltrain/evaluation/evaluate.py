@@ -21,7 +21,7 @@ from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
 from tltrain.evaluation.evaluator import answers, features, predict, predict_views
-from tltrain.evaluation.kept_data import for_evaluation, images_for
+from tltrain.evaluation.kept_data import for_evaluation, images_for, trained_on
 from tltrain.evaluation.metrics import Predictions
 from tltrain.evaluation.multilabel.names import under_classes
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
@@ -178,7 +178,7 @@ def opened_run(path: Path, source: str | None, which: str, strangers: bool = Fal
     unknown = {} if source is None else foreign(source)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **unknown, **whole})
     drawn = images_for(spec, path, other=source is not None, multilabel=multilabel)
-    images, notes = for_evaluation(path, drawn) if source is None else (drawn, list[str]())
+    images, notes = for_evaluation(path, drawn) if source is None else (drawn, trained_on(path, drawn, spec, which))
     part, classes = ByClass(_choose(images, which)), images.classes
     if source is not None and card is not None and card.classes is not None:
         classes = card.classes

@@ -22,6 +22,7 @@ from tltrain.runs import data_record, run_dir
 from tltrain.runs.data_record import UNUSED, DataRecord, Difference, Sample
 
 BACK = "put the data back as it was, or begin a new run with --folder"
+SEEN = "figures, sets and thresholds look better on them than on new images"
 KEEPS = "known images keep their split, and new ones are left out"
 
 
@@ -158,12 +159,35 @@ def learned(weights: str | None, data: Data, source: Source) -> set[int]:
     run = next((place for place in places if (place / data_record.NAME).is_file()), None)
     if run is None:
         return set()
+    return set(_splits_of(run, data, source))
+
+
+def _splits_of(run: Path, data: Data, source: Source) -> dict[int, str]:
+    """Train or val for each position of the source whose image the run was trained or chosen on. Images are known as in `learned`."""
     known = [sample for sample in data_record.read_samples(run) if sample.split in ("train", "val")]
-    digests = {sample.digest for sample in known}
+    known.sort(key=lambda sample: sample.split == "train")  # an image that stands in both was trained on
+    digests = {sample.digest: sample.split for sample in known}
     if source.digests and {digest[:1] == "~" for digest in digests} == {source.digests[0][:1] == "~"}:  # hashes of parts are no others'
-        return {i for i, digest in enumerate(source.digests) if digest in digests}
-    ids = {sample.id for sample in known} if run_dir.read_recipe(run).data.source == data.source else set()
-    return {i for i, name in enumerate(source.ids) if name in ids}
+        return {i: digests[digest] for i, digest in enumerate(source.digests) if digest in digests}
+    own = run_dir.read_recipe(run).data.source == data.source
+    ids = {sample.id: sample.split for sample in known} if own else {}
+    return {i: ids[name] for i, name in enumerate(source.ids) if name in ids}
+
+
+def trained_on(run: Path, drawn: DataSplits, data: Data, which: str) -> list[str]:
+    """A note where images given in place of the run's own are those that it was trained or chosen on. which: the split, or all."""
+    if drawn.source is None or not (run / data_record.NAME).is_file():
+        return []
+    asked = [i for i, name in enumerate(split_names(drawn)) if (name if which != "all" else name and "all") == which]
+    split_of = _splits_of(run, data, drawn.source)
+    met = Counter(split_of[i] for i in asked if i in split_of)
+    texts = []
+    if met["train"]:
+        texts.append(f"{met['train']:,} of these {len(asked):,} images {'was' if met['train'] == 1 else 'were'} trained on")
+    if met["val"]:
+        lead = f"{met['val']:,}" if texts else f"{met['val']:,} of these {len(asked):,} images"
+        texts.append(f"{lead} {'is' if met['val'] == 1 else 'are'} of its val")
+    return [f"{', '.join(texts)}: {SEEN}"] if texts else []
 
 
 def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbone]) -> list[str]:

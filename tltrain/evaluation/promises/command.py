@@ -13,7 +13,6 @@ from tltrain.distributed.runtime import torch_settings_kept
 from tltrain.evaluation.evaluate import evaluate, opened_run
 from tltrain.evaluation.promises import kept
 from tltrain.evaluation.promises.fitted import Wanted, num_groups, rules_for, shown_without_asking
-from tltrain.runs import run_dir
 from tltrain.uncertainty.answers import GROUPED
 
 OWN = {
@@ -27,7 +26,7 @@ OWN = {
 def figures_of(run: Path, source: str | None, which: str, device_batch: int, wanted: Wanted) -> dict[str, Any]:
     """As `evaluation.evaluate.evaluate`, with the rules that a command asks for, and else the usual ones. Raises UserError."""
     wanted.check()
-    own, notes = which != "test" and (source is None or source == run_dir.read_recipe(run).data.source), list[str]()
+    own, notes = which != "test" and source is None, list[str]()  # of other images `evaluate` notes which the run learned from
     if wanted.strangers and source is not None and not kept.strangers_file(run).is_file():
         with torch_settings_kept():
             opened_run(run, source, which, strangers=True)  # refused before the features of thousands of images are computed
