@@ -16,6 +16,7 @@ def train(argv: Sequence[str]) -> int:
     from tltrain.core.arguments import parsing, words
 
     if argv and words.is_data(argv[0]):
+        words.check_for_fit("train", argv)
         wrapping.note(f"{argv[0]} is data, and no recipe stands before it: tltrain fit chooses one")
         return fit(argv)
     recipe, start = parsing.parse("train", argv)

@@ -10,6 +10,7 @@ from cli_words import mistake
 from tltrain.cli.main import main
 from tltrain.core.arguments.parsing import parse
 from tltrain.core.arguments.short_help import EXAMPLES
+from tltrain.core.arguments.words import understood
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import load
 
@@ -60,6 +61,8 @@ def test_short_words_are_overrides(here: Path, words: list[str], path: str, valu
         (["--folder", "photos"], "digits"),
         (["--trackers", "wandb", "printed"], "digits"),
         (["--backbone.mean", "0", "0", "0", "photos"], None),
+        (["--backbone.mean", "0, 0,0", "photos"], "folder:photos"),
+        (["--backbone.mean=0, 0,0", "photos"], "folder:photos"),
     ],
 )
 def test_the_last_word_is_the_data_where_no_flag_takes_it(
@@ -71,6 +74,17 @@ def test_the_last_word_is_the_data_where_no_flag_takes_it(
             parse("train", ["digits-resnet", *words])
         return
     assert parse("train", ["digits-resnet", *words])[0].data.source == data
+
+
+def test_one_word_with_commas_is_a_whole_list_unless_it_is_a_path(here: Path) -> None:
+    (here / "runs" / "a,b").mkdir(parents=True)
+    recipe = load("digits-resnet")
+    assert understood(recipe, ["--data.label_columns", "cat, dog", "photos"]).rest == ["--data.label_columns", "cat", "dog"]
+    assert understood(recipe, ["--data.label_columns", "cat, dog", "photos"]).changes == {"data.source": "folder:photos"}
+    for argv in (["--distill.ensemble", "run:runs/a,b"], ["--distill.ensemble=run:runs/a,b"], ["--distill.ensemble", "runs/a,b"]):
+        assert understood(recipe, argv).rest == argv
+    parted = ["--distill.ensemble", "run:runs/a", "run:runs/c"]
+    assert understood(recipe, ["--distill.ensemble", "run:runs/a,run:runs/c"]).rest == parted
 
 
 def test_what_was_decided_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +120,8 @@ def test_epochs_take_the_place_of_steps_and_the_ratio_of_sizes_stays(here: Path)
         (["digits-resnet", "--stages.haed.lr", "1"], "its stages are head, top, all"),
         (["digits-resnet", "--siez", "3"], "there is no flag --siez"),
         ([], "such as\n  tltrain train folder-resnet50 photos"),
+        (["photos", "--epochs", "3"], "you probably mean:\n  tltrain train folder-resnet50 photos --epochs 3\n"),
+        (["photos", "--minuts", "3"], "there is no flag --minuts"),
         (["--epochs", "3"], "such as\n  tltrain train folder-resnet50 photos"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -88,6 +89,17 @@ def usual(verb: str, data: str = "photos") -> str:
     return f"tltrain {verb} folder-resnet50 {data if source_of(data) or data == 'photos' else f'--data {data}'}"
 
 
+def check_for_fit(verb: str, argv: Sequence[str]) -> None:
+    """Check that no flag behind data that stands in a recipe's place asks for a recipe. Raises UserError with the command that has one."""
+    known = {"seed", "folder", "workers"}  # `tltrain fit` has them too
+    own = {*Recipe.model_fields, *(field.name for field in fields(RunFlags))} - known
+    for word in argv[1:]:
+        name = word.partition("=")[0]
+        if word.startswith("--") and (name in SHORT or "." in name or name[2:].replace("-", "_") in own):
+            meant = f"{usual(verb, argv[0])} {shlex.join(argv[1:])}"
+            raise UserError(f"{argv[0]} is data, and {name} needs a recipe before it; you probably mean:\n  {meant}")
+
+
 def understood(recipe: Recipe, argv: Sequence[str]) -> Words:
     """Make out the words behind the recipe. Raises UserError."""
     argv, data = list(argv), None
@@ -112,8 +124,10 @@ def _stands_alone(argv: Sequence[str]) -> bool:
     if not flags or flags[-1] == len(argv) - 1:
         return not flags
     name, equals, _ = argv[flags[-1]].partition("=")
-    values = 0 if equals or name in _SWITCHES else 1
-    return not _takes_several(name) and len(argv) - 1 - flags[-1] > values
+    values, behind = 0 if equals or name in _SWITCHES else 1, argv[flags[-1] + 1 :]
+    if _takes_several(name) and not equals:  # one word with commas is the whole list
+        return len(behind) == 2 and _is_list(behind[0]) and is_data(behind[1])
+    return len(behind) > values
 
 
 def _takes_several(flag: str) -> bool:
@@ -126,13 +140,22 @@ def _at_commas(argv: Sequence[str]) -> list[str]:
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         alone = i + 1 == len(argv) or argv[i + 1].startswith("--")
-        if equals and _takes_several(name) and "," in value:
-            parted += [name, *value.split(",")]
-        elif i and _takes_several(argv[i - 1]) and alone and "," in word and not os.path.exists(word):
-            parted += word.split(",")
+        if equals and _takes_several(name) and _is_list(value):
+            parted += [name, *_parts(value)]
+        elif i and _takes_several(argv[i - 1]) and alone and _is_list(word):
+            parted += _parts(word)
         else:
             parted.append(word)
     return parted
+
+
+def _is_list(word: str) -> bool:
+    """Whether commas part several values here, and are not in the name of a file or of a run's folder."""
+    return "," in word and not os.path.exists(word) and not os.path.exists(word.removeprefix("run:"))
+
+
+def _parts(word: str) -> list[str]:
+    return [part.strip() for part in word.split(",")]
 
 
 def _taken(recipe: Recipe, argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
