@@ -37,13 +37,20 @@ def test_the_mean_is_scikit_learns_over_the_labels_that_images_have() -> None:
     assert found.value == pytest.approx(np.mean(each), rel=1e-12)
     again = np.random.default_rng(0).integers(0, 150, 150)  # the first draw: images that count as often as they were drawn
     drawn = [average_precision_score(label_NK[again, k], logits_NK[again, k]) for k in range(3)]
-    assert found.draws[0] == pytest.approx(np.mean(drawn), abs=0.02)  # images drawn twice are ties there
+    assert found.draws[0] == pytest.approx(np.mean(drawn), rel=1e-12)
     low, high = found.ends
     assert low < found.value < high
     assert labels.ranked(logits_NK, label_NK, None).draws.tolist() == found.draws.tolist()
     grouped = labels.ranked(np.repeat(logits_NK, 4, 0), np.repeat(label_NK, 4, 0), np.arange(600) // 4)
     alone = labels.ranked(np.repeat(logits_NK, 4, 0), np.repeat(label_NK, 4, 0), None)
     assert np.ptp(grouped.ends) > 1.5 * np.ptp(alone.ends)
+
+
+def test_equal_logits_order_no_image() -> None:
+    label_NK = np.array([[1, 1], [1, 0], [0, 1], [0, 0]], np.uint8)  # by number, the first label would be found at once
+    found = labels.ranked(np.zeros((4, 2)), label_NK, None)
+    assert found.value == pytest.approx(0.5)
+    assert found.value == average_precision_score(label_NK, np.zeros((4, 2)))
 
 
 def test_neighbours_give_each_label_the_share_of_their_votes() -> None:

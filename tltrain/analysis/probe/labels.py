@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tltrain.evaluation.multilabel import intervals
 from tltrain.runs.report.stats import wilson
 
 RESAMPLES = 500
-AT_A_TIME = 4_000_000
-"""Numbers of resamples by images that are held at a time."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Mean average precision over the labels that some images have and others lack."""
+    """Mean average precision over the labels that some images have."""
 
     value: float
     draws: np.ndarray
@@ -43,7 +42,7 @@ def ranked(logits_NK: np.ndarray, label_NK: np.ndarray, group_N: np.ndarray | No
     num = len(label_NK)
     _, of_N = np.unique(np.arange(num) if group_N is None else group_N, return_inverse=True)
     num_groups = int(of_N.max()) + 1
-    generator, size = np.random.default_rng(0), max(1, AT_A_TIME // num)
+    generator, size = np.random.default_rng(0), max(1, intervals.AT_A_TIME // num)
     value = _mean(logits_NK, label_NK, np.ones((1, num)))[0]
     draws = [np.zeros(0)]
     for start in range(0, resamples, size):
@@ -55,15 +54,8 @@ def ranked(logits_NK: np.ndarray, label_NK: np.ndarray, group_N: np.ndarray | No
 
 def _mean(logits_NK: np.ndarray, label_NK: np.ndarray, times_RN: np.ndarray) -> np.ndarray:
     """(R,): mean average precision where image n counts times_RN[r, n] times. A label that none of a draw has is left out of its mean."""
-    sum_R, labels_R = np.zeros(len(times_RN)), np.zeros(len(times_RN))
-    for logit_N, has_N in zip(logits_NK.T, label_NK.T, strict=True):
-        if has_N.any():
-            order = np.argsort(-logit_N, kind="stable")
-            seen_RN = times_RN[:, order].astype(np.float64)
-            hit_RN = seen_RN * has_N[order]
-            found_R = hit_RN.sum(1)
-            precision_RN = hit_RN.cumsum(1) / np.maximum(seen_RN.cumsum(1), 1)
-            sum_R += (hit_RN * precision_RN).sum(1) / np.maximum(found_R, 1)
-            labels_R += found_R > 0
-    mean_R: np.ndarray = sum_R / np.maximum(labels_R, 1)
+    columns = zip(logits_NK.T, label_NK.T, strict=True)
+    ap_RK = np.stack([intervals.ranked(logit_N, has_N, times_RN)[0] for logit_N, has_N in columns], 1)
+    there_RK = np.isfinite(ap_RK)
+    mean_R: np.ndarray = np.where(there_RK, ap_RK, 0).sum(1) / np.maximum(there_RK.sum(1), 1)
     return mean_R

@@ -7,8 +7,10 @@ import numpy as np
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.runs.report.stats import RESAMPLES, wilson
 
-LEAST_DRAWS, MOST_VALUES, MOST_ANSWERS = 400, 400_000_000, 1_000_000
+LEAST_DRAWS, MOST_VALUES, MOST_ANSWERS = 200, 200_000_000, 1_000_000
 """Resamples at least; answers (images times labels) times resamples at most, for a few seconds; answers beyond which none is made."""
+AT_A_TIME = 2_000_000
+"""Numbers of resamples by images that are held at a time."""
 
 
 def intervals(p: LabelPredictions, seed: int = 0) -> dict[str, list[float]]:
@@ -18,7 +20,7 @@ def intervals(p: LabelPredictions, seed: int = 0) -> dict[str, list[float]]:
     num_draws = min(RESAMPLES, max(LEAST_DRAWS, MOST_VALUES // p.logit.size))
     group_N = np.arange(len(p.target)) if p.group is None else np.unique(p.group, return_inverse=True)[1].ravel()
     num_groups, generator = int(group_N.max()) + 1, np.random.default_rng(seed)
-    size = max(1, 20_000_000 // len(group_N))
+    size = max(1, AT_A_TIME // len(group_N))
     found = list[dict[str, np.ndarray]]()
     for start in range(0, num_draws, size):
         drawn = (generator.integers(0, num_groups, num_groups) for _ in range(min(size, num_draws - start)))
@@ -35,7 +37,7 @@ def _ends(value_B: np.ndarray, num_groups: int) -> list[float]:
 
 def weighted(p: LabelPredictions, weight_BN: np.ndarray) -> dict[str, np.ndarray]:
     """Name of a metric to its values (B,), where image n counts weight_BN[b, n] times. A mean is over the labels that have a value."""
-    pairs = [_ranked(p.logit[:, k], p.target[:, k], weight_BN) for k in range(p.target.shape[1])]
+    pairs = [ranked(p.logit[:, k], p.target[:, k], weight_BN) for k in range(p.target.shape[1])]
     had_BK, said_BK = weight_BN @ p.target, weight_BN @ p.named
     hit_BK = weight_BN @ (p.target & p.named)
     with np.errstate(invalid="ignore"):
@@ -54,7 +56,7 @@ def _mean(value_BK: np.ndarray) -> np.ndarray:
     return mean_B
 
 
-def _ranked(logit_N: np.ndarray, target_N: np.ndarray, weight_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranked(logit_N: np.ndarray, target_N: np.ndarray, weight_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(average precision (B,), area under the ROC curve (B,)) of one label, as scikit-learn defines them. NaN where it has no value."""
     order = np.argsort(-logit_N, kind="stable")
     last = np.append(np.flatnonzero(np.diff(logit_N[order])), len(order) - 1)  # equal logits are one step of the curves
