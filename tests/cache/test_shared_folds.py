@@ -55,6 +55,23 @@ def test_the_second_fold_fills_nothing_and_learns_the_same(tmp_path: Path) -> No
     assert main(["cache", "verify"]) == 0
 
 
+def test_features_of_blocks_that_a_fold_trained_are_its_own_and_the_teachers_are_shared(tmp_path: Path) -> None:
+    """Behind a stage that trains the whole network no fold finds another's features. A teacher stays as it is."""
+    whole = {"name": "whole", "unfreeze": "all", "steps": 1, "lr": 0.01, "views": 1, "carry": "last"}
+    distill = {"teacher": {"weights": "shipped:vit-tiny-printed"}, "target": "features"}
+    data = {"folds": 9, "per_class": None, "eval_limit": 20}
+    for number in range(2):
+        recipe = made_recipe(stages=[whole, HEAD | {"views": 1}], data={**data, "fold": number}, distill=distill, batch=32)
+        for cache in ("never", "always"):
+            assert train(recipe, RunFlags(folder=tmp_path / f"{cache}{number}", workers=0, cache=cache))["outcome"] == "finished"
+        assert bytes_of(tmp_path / f"never{number}") == bytes_of(tmp_path / f"always{number}")
+    stores = sorted((store.key["kind"], store.made_by["split"]) for store in disk_store.stores(store_root()))
+    assert stores == [("features", "train"), ("features", "train"), ("features", "val"), ("features", "val"), ("teacher", "all")]
+    plan = (tmp_path / "always0" / "plan.txt").read_text()
+    assert plan.count("to fill once for 9 folds") == 1
+    assert main(["cache", "verify"]) == 0
+
+
 def test_a_run_without_folds_keeps_a_store_for_each_split(tmp_path: Path) -> None:
     recipe = made_recipe(stages=[HEAD | {"views": 1}], data={"per_class": None})
     assert train(recipe, RunFlags(folder=tmp_path / "run", workers=0, cache="always"))["outcome"] == "finished"

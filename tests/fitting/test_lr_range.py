@@ -77,6 +77,12 @@ def test_only_what_comes_before_the_stage_is_trained() -> None:
             range_recipe(recipe, stage, steps, highest)
 
 
+def test_the_rate_of_a_stage_that_learns_features_is_looked_for_without_the_stages_behind_it() -> None:
+    recipe = load("folder-distil-features")
+    (stage,) = range_recipe(recipe, recipe.stages[0].name, 100, 1.0).stages
+    assert (stage.name, stage.schedule, stage.lr) == (recipe.stages[0].name, "range", 1.0)
+
+
 def test_the_verb_leaves_a_curve_and_a_suggestion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "lr"
     words = [

@@ -127,9 +127,10 @@ class _Surveyor:
             train = Choice(stage.spec.name, where, why_not=why_not)
         elif stage.first_trainable_block > 0:
             prefix = prefix_of(self.student, stage.first_trainable_block, self.machine.precision, True, self.machine.autocast)
-            train = self._train(stage, f"{where}, train", prefix, stage.images_per_view, self.budget)
+            shared = stage.shares_features(self.images.shared)
+            train = self._train(stage, f"{where}, train", prefix, stage.images_per_view, self.budget, shared)
             num_val = len(self.images.val) if self.images.val is not None and stage.num_evaluations else 0
-            if num_val and stage.shares(self.images.shared) is not None and train.place is not None:
+            if num_val and shared is not None and train.place is not None:
                 val = Choice(stage.spec.name, f"{where}, val", why_not=cost_model.AMONG)
             elif num_val:
                 num_reads = stage.num_evaluations * min(num_val, self.recipe.data.eval_limit or num_val)
@@ -147,17 +148,18 @@ class _Surveyor:
         what = f"the teacher's {'features' if self.recipe.matches_features else 'logits'}"
         if top_k is not None:
             what += f" (top {top_k} of {num_classes:,} classes)" if frozen.top_k else f" (top_k is {top_k}: all {num_classes} classes)"
-        choice = self._train(stage, what, frozen, 0, budget)
+        choice = self._train(stage, what, frozen, 0, budget, stage.shares(self.images.shared))
         return choice if frozen.top_k is None else replace(choice, all_row_bytes=num_classes * LOGITS[self.recipe.distill.logits].itemsize)
 
-    def _train(self, stage: StagePlan, what: str, frozen: FrozenModel, num_images: int, budget: Budget) -> Choice:
-        """num_images: that need not be loaded where a row is cached."""
+    def _train(
+        self, stage: StagePlan, what: str, frozen: FrozenModel, num_images: int, budget: Budget, shared: SharedImages | None
+    ) -> Choice:
+        """num_images: that need not be loaded where a row is cached. shared: the images of all folds, where these share the rows."""
         why_not = cost_model.why_not_cacheable(stage)
         if why_not is not None:
             return Choice(stage.spec.name, what, why_not=why_not)
         speed = self.meter.speed(frozen, stage.spec.augment, num_images)
         num_views, num_reads = cost_model.num_views(self.recipe, stage), stage.num_reads
-        shared = stage.shares(self.images.shared)
         num, num_runs = (stage.num_samples, 1) if shared is None else self._of_all_folds(shared)
         return cost_model.choose(self.start.cache, stage.spec.name, what, num, num_views, num_reads, speed, budget, num_runs=num_runs)
 

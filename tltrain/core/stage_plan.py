@@ -54,6 +54,8 @@ class StagePlan:
     """Numbers of a teacher's feature that it learns, without labels, by a linear map in place of the head. None: it learns labels."""
     mixes_anew: bool = False
     """A run of tltrain 0.1 goes on as it began: finite views are mixed anew in each step."""
+    moved: bool = False
+    """Whether a stage before it trains a block that this one freezes: what those blocks give belongs to this run alone."""
 
     @property
     def images_per_view(self) -> int:
@@ -68,6 +70,10 @@ class StagePlan:
     def shares(self, shared: Shared | None) -> Shared | None:
         """The images of all folds whose rows this stage takes its own from. None: it has rows of its own, as with partners of its own."""
         return None if self.mixes_by_view else shared
+
+    def shares_features(self, shared: Shared | None) -> Shared | None:
+        """As `shares`, of the features that its frozen blocks give. A teacher's rows are shared whatever was trained before."""
+        return None if self.moved else self.shares(shared)
 
     @property
     def first_trainable_block(self) -> int:
@@ -216,7 +222,9 @@ def plan(
             told = f"stage {spec.name} learns the teacher's features, and with unfreeze: {spec.unfreeze} no block below the head would"
             raise UserError(f"{told}: the linear map in place of the head is not handed on; unfreeze more, such as all")
         where = (lr_scales, num_steps, num, recipe.batch, first_step, first_epoch)
-        stages.append(StagePlan(index, spec, *where, taught, width if pretrains else None))
+        first = next(i for i, scale in enumerate(lr_scales) if scale > 0)
+        moved = any(any(before.scales[:first]) for before in stages)
+        stages.append(StagePlan(index, spec, *where, taught, width if pretrains else None, moved=moved))
         first_step += num_steps
         first_epoch += math.ceil(stages[-1].num_reads / num)
     return tuple(stages)

@@ -17,6 +17,7 @@ from tltrain.cache.image_cache import PartOfCache
 from tltrain.cache.keys import CacheContext
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import Split
+from tltrain.data.dataset import SharedImages
 from tltrain.data.views import Batch
 from tltrain.models.factory import Loaded
 from tltrain.training.setup import Run
@@ -60,13 +61,14 @@ def open_stores(
     should_stop(where): whether a stop is requested. Filling ends then.
     """
     chosen, stores, train, val = run.choices.stages[stage.index], StageStores(), run.images.drawn(stage.taught), run.images.val
-    shared, stage_origin = stage.shares(run.images.shared), {"stage": stage.index, "run": str(run.path.absolute())}
+    stage_origin = {"stage": stage.index, "run": str(run.path.absolute())}
+    shared = stage.shares_features(run.images.shared)
 
     def rows(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, split: Split, of: StagePlan | None) -> Rows | None:
         filler = _filler(run, should_stop, split)
         return filler.rows(choice, kind, frozen, loaded, run.views(split, of), _origin(run, split) | stage_origin)
 
-    def of_train(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded) -> Rows | None:
+    def of_train(choice: Choice, kind: str, frozen: FrozenModel, loaded: Loaded, shared: SharedImages | None) -> Rows | None:
         """The rows of train, which of folds stand among those of all images."""
         if shared is None:
             return rows(choice, kind, frozen, loaded, train, stage)
@@ -74,14 +76,14 @@ def open_stores(
         return of_all and of_all.part(shared.positions(train))
 
     if prefix is not None and chosen.train is not None and chosen.train.place is not None:
-        stores.train = of_train(chosen.train, "features", prefix, run.student)
+        stores.train = of_train(chosen.train, "features", prefix, run.student, shared)
         if stores.train is not None and shared is not None and val is not None:
             stores.val = stores.train.part(shared.positions(val))  # view 0 is the evaluation view, whatever the augmentation
     if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
         stores.val = rows(chosen.val, "features", prefix, run.student, val, None)
     if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
         kind = "logits" if stage.width is None else "teacher"
-        stores.teacher = of_train(chosen.teacher, kind, teacher, run.teacher)
+        stores.teacher = of_train(chosen.teacher, kind, teacher, run.teacher, stage.shares(run.images.shared))
     return stores
 
 

@@ -45,7 +45,7 @@ def check_pretraining(stages: Sequence[Any], usual_loss: str) -> None:
     """
     first = stages[0]
     told = f"stage {first.name} is the first, and learns the teacher's features without labels (distill.target: features)"
-    if len(stages) == 1:
+    if len(stages) == 1 and first.schedule != "range":  # whose rate `tltrain lr` looks for: nothing is handed on
         raise ValueError(f"{told}; it is the only one: add stages behind it that learn labels, such as unfreeze: head")
     idle = {"loss": usual_loss, "label_smoothing": 0, "patience": None, "solve": None}
     given = [f"{name}: {getattr(first, name)}" for name, nothing in idle.items() if getattr(first, name) != nothing]
