@@ -80,6 +80,13 @@ def test_an_accuracy_that_always_saying_one_class_has_too_is_called_nothing_lear
         assert ("This cannot be told from always saying cat, which is right for 41.0 %" in text) == nothing
 
 
+def test_names_with_a_stroke_stand_whole_where_there_is_no_tree(tmp_path: Path) -> None:
+    """A table's classes N/A and km/h are no leaves of N and km."""
+    page = write_report(fake_run(tmp_path / "run", ["N/A", "and/or", "km/h"])).read_text()
+    for name in ("N/A", "and/or", "km/h"):
+        assert page.count(f'title="{name}">{name}</') >= 2, "in the matrix and by class"
+
+
 NASTY = "<script>alert('1')</script> & \"x\""
 
 

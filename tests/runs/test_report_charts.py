@@ -72,8 +72,8 @@ def test_thinning_keeps_the_mean_and_the_gap() -> None:
 
 def test_classes_of_a_tree_go_by_the_last_parts_of_their_names_that_no_other_has() -> None:
     names = ["alive/cat", "made/things/cat", "made/hat", "town", "a/town", "x/y/z"]
-    assert short(names) == ["alive/cat", "things/cat", "hat", "town", "a/town", "z"]
-    assert short(["a/b", "c/"]) == ["a/b", "c/"], "no paths in a tree"
+    assert short(names, tree=True) == ["alive/cat", "things/cat", "hat", "town", "a/town", "z"]
+    assert short(["a/b", "c/"], tree=True) == ["a/b", "c/"], "no paths in a tree"
 
 
 def test_figures_on_colour_have_the_contrast_that_reading_takes() -> None:

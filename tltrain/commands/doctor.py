@@ -152,7 +152,6 @@ def pair() -> list[Finding]:
 
 def add_up(backend: str, python: str = sys.executable, seconds: float = 120) -> Finding:
     """Start two processes that all-reduce a number by this backend. seconds: how long they may take."""
-    """Start two processes that all-reduce a number by this backend. seconds: how long they may take."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [python, "-c", PAIR]
         both = [

@@ -160,7 +160,7 @@ def check_recipe(run: Path, recipe: Recipe) -> None:
         return
     if differences := (kept := read_recipe(run)).differences(as_kept(recipe, kept, manifest.read_json(run / RACE, dict) or {})):
         lines = "\n  ".join(differences)
-        remedy = "--folder auto takes the next free folder; or choose another with --folder, or delete it"
+        remedy = "choose another folder with --folder, or delete it"
         raise UserError(f"{run} holds a run of another recipe (its own -> yours):\n  {lines}\n{remedy}")
 
 

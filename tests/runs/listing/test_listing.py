@@ -40,7 +40,9 @@ def test_auto_takes_the_first_folder_that_is_free_or_holds_this_recipe(tmp_path:
 def test_the_refusal_of_a_changed_recipe_names_the_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_dir.create(Path("runs/digits-resnet"), RECIPE)
-    with pytest.raises(UserError, match=r"batch: 64 -> 8\n.*; --folder auto takes runs/digits-resnet-2$"):
+    with pytest.raises(
+        UserError, match=r"batch: 64 -> 8\nchoose another folder with --folder, or delete it; --folder auto takes runs/digits-resnet-2$"
+    ):
         check_recipe(Path("runs/digits-resnet"), OTHER, RunFlags())
     run_dir.create(Path("mine"), RECIPE)
     with pytest.raises(UserError, match=r"or delete it$"):

@@ -28,7 +28,7 @@ def doubts(run: RunRecord) -> Html | None:
         return None
     val = _val(test)
     promised = [rule for rule in rules if abstain.large_enough(val.worth, rule["target"])]
-    blocks = [_sets(sets) if sets else _no_sets(val), _answers(promised, curve, val)]
+    blocks = [_sets(sets, run.recipe.data.depth is not None) if sets else _no_sets(val), _answers(promised, curve, val)]
     alike = "" if val.groups is None else f" But {GROUPED.format(val.groups)}."
     fitted = el("p", FITTED + alike, class_="note") if sets or promised else None
     return el("section", el("h2", "What it does not know"), fitted, el("div", *blocks, class_="pair"))
@@ -55,7 +55,7 @@ def _capital(val: Val) -> str:
     return f"{val}".replace("val", "Val", 1)
 
 
-def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
+def _sets(sets: Sequence[Mapping[str, Any]], tree: bool) -> Html:
     text = (
         "tltrain predict --coverage gives each image the classes whose probability reaches a threshold, and always the most probable "
         "one. The promise is one for all images together: a class may be covered less. The second column says what it comes to by the "
@@ -68,7 +68,8 @@ def _sets(sets: Sequence[Mapping[str, Any]]) -> Html:
         rows.append([percent(row["coverage"], 0), f"{100 * low:.0f} to {100 * high:.0f}", *test, f"{row['mean_size']:.2f}"])
     head = ["Promised", "Luck of val,\u00a0%", "Test,\u00a0%", "95\u202f%", "Classes"]
     first = sets[0]
-    names = dict(zip((c["name"] for c in first["per_class"]), parts.short([str(c["name"]) for c in first["per_class"]]), strict=True))
+    known = [str(c["name"]) for c in first["per_class"]]
+    names = dict(zip(known, parts.short(known, tree), strict=True))
     by_class = [
         [
             el("span", names[c["name"]], title=str(c["name"])),

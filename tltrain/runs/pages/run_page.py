@@ -160,6 +160,8 @@ def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     values = [y for line in lines for y in _finite(list(line.points))]
     broken = [row for row in run.of_kind("train") if not math.isfinite(number(row, "loss"))]
     title = "Val loss" if lines[0].label != "train" else "Loss"
+    if lines[0].label == "train" and run.recipe.matches_features and run.recipe.distill is not None:
+        title += f" (stage {run.recipe.stages[0].name}: {run.recipe.distill.loss} loss of the teacher's features)"
     title += f" (not finite at step {run.at(broken[0])})" if broken else ""
     y = axis(0, max(values))
     if uneven(values):  # a teacher's loss begins far above what is reached
@@ -248,11 +250,12 @@ def errors(run: RunRecord) -> Html | None:
     if run.test is None or "confusion" not in run.test:
         return None
     matrix, classes = run.test["confusion"], [str(c) for c in run.test["classes"]]
+    in_tree = run.recipe.data.depth is not None
     frequent = parts.frequent_mistakes(matrix, classes) if len(classes) > 12 else None  # a small matrix shows them by itself
-    left = el("div", el("h3", "Confusion"), parts.confusion(matrix, classes))
+    left = el("div", el("h3", "Confusion"), parts.confusion(matrix, classes, in_tree))
     pairs = el("div", el("h3", "Most frequent mistakes"), frequent) if frequent else None
-    by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"]))
-    wide = parts.confusion_is_wide(matrix, classes)
+    by_class = el("div", el("h3", "By class"), parts.per_class(run.test["per_class"], in_tree))
+    wide = parts.confusion_is_wide(matrix, classes, in_tree)
     parted = el("div", pairs, by_class, class_="pair gap") if wide else None
     grid = join(left, parted) if wide else el("div", el("div", left, pairs), by_class, class_="pair long")
     return join(el("section", el("h2", "Where it errs"), grid), tree.section(run.test))

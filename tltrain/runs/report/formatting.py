@@ -11,6 +11,7 @@ from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report.stats import ends_of
 
 DASH = "\u2013"
+_TOO_FEW = "There are too few test images to tell"
 _SPACE = "\u202f"  # narrow, and does not break
 
 
@@ -178,6 +179,8 @@ def learned_nothing(test: Mapping[str, Any]) -> str | None:
     share = support[largest] / int(test["n"])
     if ends_of(test, float(test["top1"]), int(test["n"]))[0] > share:
         return None
+    if test["top1"] > share >= ends_of({}, 1.0, int(test["n"]))[0]:
+        return f"{_TOO_FEW} this from always saying {test['classes'][largest]}, which is right for {percent(share)}."
     return (
         f"This cannot be told from always saying {test['classes'][largest]}, which is right for {percent(share)}: nothing that was learned "
         "shows on these images. Try more steps or a higher lr for the head, or look at the images and labels (tltrain preview)."
@@ -185,13 +188,23 @@ def learned_nothing(test: Mapping[str, Any]) -> str | None:
 
 
 def _labels_learned_nothing(test: Mapping[str, Any]) -> str | None:
-    """`learned_nothing` of several labels: by the mean AUROC, whose spread without skill is at most the labels' (Mann and Whitney 1947)."""
+    """`learned_nothing` of several labels: by the interval of the mean AUROC.
+
+    Older runs kept none: then by the spread without skill, which is at most the labels' (Mann and Whitney 1947). Where even a perfect
+    order would lie within that, there are too few images.
+    """
     pairs = [(number(row, "auroc"), int(row["support"]), int(test["n"]) - int(row["support"])) for row in test["per_label"]]
     known = [(auroc, math.sqrt((with_ + without + 1) / (12 * with_ * without))) for auroc, with_, without in pairs if with_ and without]
-    if not known or sum(auroc - 0.5 - 1.96 * spread for auroc, spread in known) > 0:
+    if not known:
+        return None
+    mean, doubt = sum(auroc for auroc, _ in known) / len(known), 1.96 * sum(spread for _, spread in known) / len(known)
+    if mean > 0.5 and doubt >= 0.5:
+        return f"{_TOO_FEW} the labels' order from a random one (AUROC {percent(mean)}, of a random one {percent(0.5, 0)})."
+    low = ((test.get("intervals") or {}).get("auroc_macro") or [mean - doubt])[0]
+    if low > 0.5:
         return None
     return (
-        f"The labels cannot be told from a random order (AUROC {percent(sum(auroc for auroc, _ in known) / len(known))}, of a random one "
+        f"The labels cannot be told from a random order (AUROC {percent(mean)}, of a random one "
         f"{percent(0.5, 0)}): nothing that was learned shows on these images. Try more steps or a higher lr for the head, or look at the "
         "images and labels (tltrain preview)."
     )

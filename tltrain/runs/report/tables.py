@@ -43,8 +43,13 @@ def strip(share: float, low: float, high: float, start: float, stop: float = 1.0
     return el("span", band, zero, el("b", style=f"left:{at(share):.1f}%"), class_=f"strip {style}")
 
 
-def short(classes: Sequence[str]) -> list[str]:
-    """Names of classes as a narrow column shows them: the last parts of a path in a tree, as many as no other class shares."""
+def short(classes: Sequence[str], tree: bool) -> list[str]:
+    """Names of classes as a narrow column shows them: the last parts of a path in a tree, as many as no other class shares.
+
+    tree: whether the names are paths in a tree of classes (data.depth). Others stay whole, as km/h does.
+    """
+    if not tree:
+        return list(classes)
     split = [name.split("/") for name in classes]
     if any(part.strip() in ("", ".", "..") for parts in split for part in parts):  # no paths in a tree
         return list(classes)
@@ -58,9 +63,9 @@ def deep(kind: str, depth: float) -> str:
     return f"{kind} deep" if depth > _DEEP[kind] else kind
 
 
-def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """Precision, recall and F1 of each class. Many classes are sorted, the worst first."""
-    names = dict(zip((str(r["name"]) for r in rows), short([str(r["name"]) for r in rows]), strict=True))
+def per_class(rows: Sequence[Mapping[str, Any]], tree: bool = False) -> Html:
+    """Precision, recall and F1 of each class. Many classes are sorted, the worst first. tree: as in `short`."""
+    names = dict(zip((str(r["name"]) for r in rows), short([str(r["name"]) for r in rows], tree), strict=True))
     many = len(rows) > _IN_CLASS_ORDER
     shown = sorted(rows, key=lambda r: r["f1"]) if many else rows
     low = max(0.0, axis(min((_ends(r)[0] for r in rows if r["support"]), default=0.0), 1).low)
@@ -80,8 +85,8 @@ def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
     return ends_of(row, row["recall"], int(row["support"]))
 
 
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
-    """The confusion matrix: a table of counts, or an image if there are many classes."""
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], tree: bool = False) -> Html:
+    """The confusion matrix: a table of counts, or an image if there are many classes. tree: as in `short`."""
     note = el(
         "p",
         "Rows are the true class, columns the predicted one. The deeper the colour, the larger the share of the row: ",
@@ -95,7 +100,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
         where = "Both run through the class list in its order, from the top left."
         return join(note, el("figure", heat_map(matrix, "Confusion matrix"), el("figcaption", where, class_="note")))
     narrow = max(map(len, classes)) <= 3 or (len(classes) <= 3 and max(map(len, classes)) <= 10)
-    cell_px, shown = _cell_px(matrix), short(classes)
+    cell_px, shown = _cell_px(matrix), short(classes, tree)
     names = (el("th", el("span", text), scope="col", title=name) for text, name in zip(shown, classes, strict=True))
     head = el("tr", el("td"), *names)
     body = (el("tr", el("th", shown[t], scope="row", title=classes[t]), *_cells(row, t, classes)) for t, row in enumerate(matrix))
@@ -104,9 +109,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Html:
     return join(note, el("div", grid, class_="scroll"))
 
 
-def confusion_is_wide(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> bool:
+def confusion_is_wide(matrix: Sequence[Sequence[int]], classes: Sequence[str], tree: bool = False) -> bool:
     """Whether the table of counts asks for more than half of the page."""
-    names_px = min(125, 7 * max(map(len, short(classes))) + 15)
+    names_px = min(125, 7 * max(map(len, short(classes, tree))) + 15)
     return len(classes) <= _MOST_CELLS and names_px + len(classes) * (_cell_px(matrix) + 2) > 440
 
 
