@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,25 @@ def test_a_folder_gives_the_runs_own_test_predictions(folder_run: tuple[Path, Pa
         mine = own[Path(row["path"]).relative_to(images).as_posix()]
         assert row["label"] == mine["predicted"]
         assert float(row["confidence"]) == pytest.approx(float(mine["confidence"]), abs=1e-5)
+
+
+def test_csv_under_another_encoding_names_files_that_exist(
+    folder_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What people read may have ~ for a sign that is not there; a program would look for a file of that name."""
+    run, images = folder_run
+    names = ["caf\u00e9\u2026.png", "a\u2500b.png"]
+    for name in names:
+        shutil.copy(next((images / "test").rglob("*.png")), tmp_path / name)
+    for encoding in ("ascii", "latin-1"):
+        written = io.BytesIO()
+        out = io.TextIOWrapper(written, encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert predict_files(run, [str(tmp_path)], "csv", 1)
+        out.flush()
+        rows = list(csv.DictReader(io.StringIO(os.fsdecode(written.getvalue()))))
+        assert sorted(Path(row["path"]).name for row in rows) == sorted(names)
+        assert all(Path(row["path"]).is_file() for row in rows)
 
 
 def test_the_batch_changes_nothing(folder_run: tuple[Path, Path]) -> None:

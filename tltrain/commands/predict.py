@@ -48,6 +48,8 @@ def predict_files(
     asked = rules_for(run, wanted, lambda text: wrapping.say(escape.line(text), sys.stderr), batch)
     bar, out = Terminal(stderr=True), sys.stdout
     streams.say_all()  # file names that are not valid UTF-8 keep their bytes
+    if form == "csv" and not out.isatty():
+        streams.write_names()
     predictions = predict(trained, files, top, batch, asked)
     rows = _Counted(track(predictions, "predict", len(files), console=bar, transient=True, disable=not bar.is_terminal))
     with recorded() as warned:

@@ -77,13 +77,12 @@ UTF-8 as they are, all else escaped. An error handler of codecs."""
 def _readable(error: UnicodeError) -> tuple[bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return b"".join(_plain(sign) for sign in error.object[error.start : error.end]), error.end
+    ours = {"\u2026": b"~", "\u2500": b"-", "\u2501": b"-"}
+    return b"".join(ours.get(sign) or _exact(sign) for sign in error.object[error.start : error.end]), error.end
 
 
-def _plain(sign: str) -> bytes:
-    if "\udc80" <= sign <= "\udcff":
-        return bytes([ord(sign) - 0xDC00])
-    return {"\u2026": b"~", "\u2500": b"-", "\u2501": b"-"}.get(sign) or sign.encode("ascii", "backslashreplace")
+def _exact(sign: str) -> bytes:
+    return bytes([ord(sign) - 0xDC00]) if "\udc80" <= sign <= "\udcff" else sign.encode("ascii", "backslashreplace")
 
 
 codecs.register_error(READABLE, _readable)
@@ -93,6 +92,12 @@ def say_all() -> None:
     """Let standard output take any text, whatever its encoding."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors=READABLE)
+
+
+def write_names() -> None:
+    """Let standard output be in the encoding of file names, which is UTF-8 nearly everywhere: a program that reads them finds the files."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors=READABLE)
 
 
 def complain(text: str, code: int) -> int:
