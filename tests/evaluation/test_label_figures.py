@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -118,3 +119,11 @@ def test_means_over_labels_have_intervals_that_hold_them_and_respect_groups() ->
     right = replace(p, logit=np.where(p.target, 5.0, -5.0))
     assert intervals(right)["map"] == pytest.approx((200 / (200 + 1.959964**2), 1), abs=1e-6), "Wilson's, where all are right"
     assert intervals(replace(p, logit=p.logit * np.nan)) == {}
+
+
+def test_images_without_any_label_have_no_means_over_labels() -> None:
+    p = replace(_drawn(8), target=np.zeros((8, 3), bool))
+    figures = metrics.summary(p, 3)
+    nothing = {"map", "auroc_macro", "f1_macro", "precision_macro", "recall_macro"}
+    assert {name for name, value in figures.items() if value is None} == nothing
+    json.dumps({**figures, **details(p, ["a", "b", "c"])}, allow_nan=False)

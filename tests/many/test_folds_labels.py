@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from label_files import label_pictures
 from sklearn.metrics import average_precision_score, f1_score
 
 from tltrain.cli.main import main
+from tltrain.runs.folds import labels
 from tltrain.runs.folds.compared import compared_folds
 from tltrain.runs.folds.pooled import pool
 from tltrain.runs.record import prediction_rows
+from tltrain.runs.report.labels import by_label
 
 NAMES = ("column", "row", "square")
 
@@ -54,6 +57,24 @@ def test_the_figures_together_are_scikit_learns_of_all_images(folder: Path) -> N
     low, high = test["intervals"]["map"]
     assert low <= test["map"] <= high
     assert len({tuple(row["threshold"] for row in t["per_label"]) for t in tests}) == 2  # of each fold's own val
+
+
+def test_repeats_without_groups_claim_none_and_the_page_says_what_each_fold_fitted(folder: Path) -> None:
+    pooled = pool(folder)
+    assert pooled is not None
+    members = [member for member, _ in pooled.runs] * 2
+    tests = [run.test for _, run in pooled.runs if run.test is not None] * 2
+    twice = labels.figures(labels.pooled(members, tests, pooled.predictions.ids, None), tests, 90, 0.5)
+    assert "groups" not in twice
+    page = str(by_label(replace(pooled.record, test=twice)))
+    for words in ("the answers of several networks on each", "their median is shown", "fitted on its own val, "):
+        assert words in page
+    plain = [{**t, "calibration": {"temperature": 1.0}, "per_label": [{**r, "threshold": 0.5} for r in t["per_label"]]} for t in tests[:2]]
+    unfitted = labels.figures(labels.pooled(members[:2], plain, pooled.predictions.ids, None), plain, 90, 0.5)
+    assert "no threshold was fitted" in str(by_label(replace(pooled.record, test=unfitted)))
+    shown = {name: note for name, _, note in labels.key_figures(unfitted, [run for _, run in pooled.runs])}
+    assert "named from 0.5 on" in shown["F1"]
+    assert shown["mAP"].startswith(f"{100 * unfitted['intervals']['map'][0]:.1f}\u00a0to")
 
 
 def test_the_page_the_table_and_a_comparison_name_sets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

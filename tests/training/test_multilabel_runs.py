@@ -27,6 +27,7 @@ from tltrain.data import open_images
 from tltrain.evaluation import exporters
 from tltrain.evaluation.evaluate import evaluate
 from tltrain.evaluation.promises.fitted import Wanted, rules_for
+from tltrain.evaluation.promises.terminal import lines_of
 from tltrain.evaluation.trained import load_trained, probabilities
 from tltrain.models.metadata import read_card
 from tltrain.runs import run_dir
@@ -168,12 +169,17 @@ def test_images_without_one_of_the_labels_are_evaluated_and_it_is_said_which(run
     (tmp_path / "t.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
     figures = evaluate(run, f"csv:{tmp_path}/t.csv", "all", 128)
     assert figures["n"] == len(table) - 1
-    assert figures["notes"] == ["no image here has the labels square; means over labels go over the others"]
+    assert "no image here has the labels square; means over labels go over the others" in figures["notes"]
     known = {row["name"]: row["ap"] for row in figures["per_label"]}
     assert known["square"] is None
     assert figures["map"] == pytest.approx((known["row"] + known["column"]) / 2)
     (tmp_path / "t.csv").write_text("\n".join([*table[:1], *(line for line in table if line.endswith(",row"))]) + "\n", encoding="utf-8")
-    assert "column, square" in evaluate(run, f"csv:{tmp_path}/t.csv", "all", 128)["notes"][0]
+    assert "column, square" in " ".join(evaluate(run, f"csv:{tmp_path}/t.csv", "all", 128)["notes"])
+    (tmp_path / "t.csv").write_text("\n".join([*table[:1], *(line for line in table if line.endswith(","))]) + "\n", encoding="utf-8")
+    figures = evaluate(run, f"csv:{tmp_path}/t.csv", "all", 128)
+    assert figures["map"] is None
+    shown = dict(line.split(maxsplit=1) for line in lines_of({**figures, "subset_low": 0.0, "subset_high": 1.0}) if line.startswith("mAP"))
+    assert shown["mAP"] == "\u2013"
 
 
 def test_pages_and_comparisons_count_images_with_all_labels_right(run: Path) -> None:

@@ -12,11 +12,11 @@ from sklearn.metrics import precision_recall_fscore_support
 
 
 class LabelScores(NamedTuple):
-    """Means over the classes that images have."""
+    """Means over the classes that images have. None: they have none."""
 
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LabelPredictions:
         """By scikit-learn. Cached, since three metrics use it."""
         columns = precision_recall_fscore_support(self.target, self.named, average=None, zero_division=0)[:3]
         there = self.target.any(0)
-        return LabelScores(*(float(column[there].mean()) if there.any() else float("nan") for column in columns))
+        return LabelScores(*(float(column[there].mean()) if there.any() else None for column in columns))
 
     @cached_property
     def sure(self) -> np.ndarray:

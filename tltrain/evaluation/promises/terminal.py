@@ -10,6 +10,7 @@ from tltrain.core.metric import metric
 from tltrain.core.output import escape
 from tltrain.evaluation.promises.fitted import too_few
 from tltrain.runs.report import tree
+from tltrain.runs.report.formatting import DASH
 from tltrain.runs.report.stats import ends_of
 from tltrain.uncertainty import abstain, conformal
 from tltrain.uncertainty.abstain import Abstention
@@ -40,9 +41,9 @@ def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "by level", tree.line(figures["tree"])
     for name in (name for name in registry.names("metrics") if name in figures and name not in LEFT_OUT | {key}):
         value = figures[name]
-        if value is None or (name == "top5" and len(figures["classes"]) <= MANY):
+        if (value is None and "per_label" not in figures) or (name == "top5" and len(figures["classes"]) <= MANY):
             continue
-        said = f"{100 * value:.1f} %" if metric(name).is_share else f"{value:.3f}"
+        said = DASH if value is None else f"{100 * value:.1f} %" if metric(name).is_share else f"{value:.3f}"
         if (ends := figures.get("intervals", {}).get(name)) is not None:
             said += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
         if name == "ece" and (after := figures["calibration"])["temperature"] != 1:

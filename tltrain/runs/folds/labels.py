@@ -16,6 +16,7 @@ from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.runs.folds.folder import Member
 from tltrain.runs.pages.compare_page import between
 from tltrain.runs.record import RunRecord, number, prediction_rows
+from tltrain.runs.report import labels as of_labels
 from tltrain.runs.report.formatting import percent, plural
 from tltrain.runs.report.stats import Interval
 
@@ -29,6 +30,8 @@ class PooledLabels(LabelPredictions):
 
     named: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
     """(N, K) bool, in place of the one that thresholds of its own would give."""
+    repeated: bool = False
+    """Whether `group` holds the answers on one image together, and no images that are alike."""
 
 
 def columns(classes: Sequence[str]) -> list[str]:
@@ -45,10 +48,10 @@ def pooled(members: Sequence[Member], tests: Sequence[Mapping[str, Any]], ids: S
     share_NK = np.array([[float(row[column]) for column in columns(classes)] for row in rows])
     target_NK, named_NK = (np.array([_has(row[key], classes) for row in rows]) for key in ("label", "predicted"))
     thresholds = np.median([[row["threshold"] for row in test["per_label"]] for test in tests], axis=0)
-    alone = None if len(rows) == len(ids) else position
-    group = alone if group_N is None else group_N[position]
+    repeated = group_N is None and len(rows) > len(ids)
+    group = position if repeated else None if group_N is None else group_N[position]
     logits_NK = logit(share_NK.clip(LEAST, 1 - LEAST))
-    return PooledLabels(position, target_NK, logits_NK, 1.0, tuple(thresholds.tolist()), group, named_NK)
+    return PooledLabels(position, target_NK, logits_NK, 1.0, tuple(thresholds.tolist()), group, named_NK, repeated)
 
 
 def _has(text: str, classes: Sequence[str]) -> list[bool]:
@@ -67,8 +70,24 @@ def figures(p: PooledLabels, tests: Sequence[Mapping[str, Any]], num_images: int
     rows = [{**row, "support": int(num)} for row, num in zip(found["per_label"], support_K, strict=True)]
     calibration = {**found["calibration"], "temperature": float(np.median(temperatures))}
     loss = float(np.dot(n_F, loss_F) / n_F.sum()) if all(map(math.isfinite, loss_F)) else None
-    of_all = {"n": num_images, "loss": loss, "subset_accuracy": exact, "weights": "each fold's"}
+    of_all = {"n": num_images, "loss": loss, "subset_accuracy": exact, "weights": "each fold's", "how": _how(p, tests)}
+    if p.repeated:
+        del found["groups"]
     return {**found, **of_all, "per_label": rows, "calibration": calibration}
+
+
+def _how(p: PooledLabels, tests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the table of labels says of its intervals, of the thresholds and of the temperatures."""
+    worth = {"worth": ", for as many images as the answers of several networks on each are worth"} if p.repeated else {}
+    if not any(map(of_labels.fitted, tests)):
+        return worth
+    temperatures = [float(test["calibration"]["temperature"]) for test in tests]
+    between = f"{min(temperatures):.2f} to {max(temperatures):.2f}"
+    return {
+        **worth,
+        "named": "A label is named from the threshold of each run on, that with the largest F1 on its own val; their median is shown.",
+        "trust": f"Probabilities come from the logits of each run, divided by a temperature that was fitted on its own val, {between}.",
+    }
 
 
 def verdict(test: Mapping[str, Any], exact: Interval, seen: str) -> str:
@@ -86,10 +105,12 @@ def key_figures(test: Mapping[str, Any], runs: Sequence[RunRecord]) -> list[tupl
     frequency_K = [row["frequency"] for row in test["per_label"] if row["support"]]
     each = [number(run.test or {}, "map") for run in runs]
     spread = f"standard deviation of mAP over {plural(len(each), 'run')}, {percent(min(each))} to {percent(max(each))}"
+    named = "named from the thresholds of each fold's own val on" if "named" in test["how"] else "named from 0.5 on"
+    of_map, of_f1 = (of_labels.between(test, key) for key in ("map", "f1_macro"))
     return [
-        ("mAP", percent(number(test, "map")), "mean over labels of the average precision of all images"),
+        ("mAP", percent(number(test, "map")), f"{of_map}mean over labels of the average precision of all images"),
         ("Baseline", percent(sum(frequency_K) / max(len(frequency_K), 1)), "mAP of a random order: the labels' mean frequency"),
-        ("F1", percent(number(test, "f1_macro")), "mean over labels, named from the thresholds of each fold's own val on"),
+        ("F1", percent(number(test, "f1_macro")), f"{of_f1}mean over labels, {named}"),
         ("Exact sets", percent(number(test, "subset_accuracy")), "of images all labels are right"),
         ("From fold to fold", f"{100 * float(np.std(each, ddof=1)):.1f}\u00a0points" if len(each) > 1 else "\u2013", spread),
     ]

@@ -149,11 +149,12 @@ def _runs(pooled: Pooled) -> Html:
     more = "mAP" if pooled.several else "ECE"
     head = ["Run", "Images", what, f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "F1, mean", more, "Trained on", "Time"]
     repeats = pooled.folder.repeats
-    kind = "the bootstrap over images" if repeats > 1 else "Wilson's; for F1 the bootstrap over images"
+    means, below = ("mAP and F1", "The table of labels") if pooled.several else ("F1", "Confusion and confidence")
+    kind = "the bootstrap over images" if repeats > 1 else f"Wilson's; for {means} the bootstrap over images"
     if (groups := pooled.predictions.group) is not None:
-        kind = f"Wilson's for as many images as their {len(set(groups.tolist())):,} groups are worth; for F1 the bootstrap over groups"
+        kind = f"Wilson's for as many images as their {len(set(groups.tolist())):,} groups are worth; for {means} the bootstrap over groups"
     each, together = (" of each repeat", ", each with all of its predictions") if repeats > 1 else ("", "")
-    counted = " Confusion and confidence below count every prediction." if repeats > 1 else ""
+    counted = f" {below} below count{'s' if pooled.several else ''} every prediction." if repeats > 1 else ""
     note = (
         f"Each image stands in the test split of one fold{each}. The 95\u202f% interval of all images ({kind}) counts the luck of these "
         f"images{together}. It does not count the luck of what the networks learned from: two folds share most of their training images, "

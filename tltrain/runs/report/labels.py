@@ -61,18 +61,33 @@ def by_label(run: RunRecord) -> Html | None:
     many = len(rows) > _IN_CLASS_ORDER
     shown = sorted(rows, key=lambda row: number(row, "ap")) if many else rows
     head = ["Label", "Images", "AP", "Chance", "AUROC", "F1", "Recall", "95\u202f%", "Precision", "95\u202f%", "Threshold", "ECE"]
-    worth = ", for as many images as the groups are worth" if "groups" in run.test else ""
+    how = _how(run.test)
     told = (
-        f"{'Worst first. ' if many else ''}In\u202f%; intervals are Wilson's{worth}. A label is named from its threshold on, that with the "
-        "largest F1 on val. Chance is the label's frequency: the average precision (AP) of a random order."
+        f"{'Worst first. ' if many else ''}In\u202f%; intervals are Wilson's{how['worth']}. {how['named']} "
+        "Chance is the label's frequency: the average precision (AP) of a random order."
     )
-    after, note = run.test["calibration"], el("p", told, class_="note")
+    note = el("p", told, class_="note")
     trust = (
-        f"Probabilities come from logits divided by a temperature of {after['temperature']:.2f}, fitted on val. ECE is how far a label's "
-        f"probability is from its frequency among images of that probability: {decimal(after['ece'])} in the mean."
+        f"{how['trust']} ECE is how far a label's probability is from its frequency among images of that probability: "
+        f"{decimal(run.test['calibration']['ece'])} in the mean."
     )
     table = tables.table(head, [_row(row) for row in shown], class_="tall wide")
     return el("section", el("h2", "Label by label"), join(note, table, el("p", trust, class_="note under")))
+
+
+def fitted(test: Mapping[str, Any]) -> bool:
+    """Whether thresholds or the temperature were fitted on val: without val they stay at 0.5 and 1."""
+    return test["calibration"]["temperature"] != 1 or any(row["threshold"] != 0.5 for row in test["per_label"])
+
+
+def _how(test: Mapping[str, Any]) -> dict[str, str]:
+    """The sentences on intervals, thresholds and the temperature. Folds together have words of their own, under `how`."""
+    named, trust = "A label is named from 0.5 on: no threshold was fitted.", "Probabilities come from logits as they are."
+    if fitted(test):
+        named = "A label is named from its threshold on, that with the largest F1 on val."
+        trust = f"Probabilities come from logits divided by a temperature of {test['calibration']['temperature']:.2f}, fitted on val."
+    worth = ", for as many images as the groups are worth" if "groups" in test else ""
+    return {"worth": worth, "named": named, "trust": trust, **test.get("how", {})}
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:
