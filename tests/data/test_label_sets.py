@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,16 @@ def test_no_fold_is_empty_where_one_image_has_each_label() -> None:
     label_NK[0] = 1
     assert sorted(fold_label_sets(label_NK, [[0], [1], [2], [3]], 4).tolist()) == [0, 1, 2, 3]
     assert set(fold_label_sets(np.ones((3, 2), np.uint8), [[0], [1], [2]], 3).tolist()) == {0, 1, 2}
+
+
+def test_a_label_of_several_groups_is_in_more_than_one_fold_and_large_groups_come_first() -> None:
+    a, b, both, none = [1, 0], [0, 1], [1, 1], [0, 0]
+    label_NK = np.array([a, both, b, none, both], np.uint8)
+    for groups in permutations([[0], [1, 2], [3], [4]]):
+        fold_N = fold_label_sets(label_NK, groups, 2)
+        assert all(len(set(fold_N[label_NK[:, k] > 0].tolist())) == 2 for k in range(2)), groups
+    fold_N = fold_label_sets(np.ones((6, 1), np.uint8), [[0], [1], [2], [3, 4, 5]], 2)
+    assert np.bincount(fold_N).tolist() == [3, 3]
 
 
 def test_per_class_keeps_as_many_of_each_label_and_no_image_that_none_needs() -> None:

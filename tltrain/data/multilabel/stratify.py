@@ -46,21 +46,48 @@ def cut_label_sets(label_NK: np.ndarray, groups: Sequence[Sequence[int]], fracti
 def fold_label_sets(label_NK: np.ndarray, groups: Sequence[Sequence[int]], k: int) -> np.ndarray:
     """The fold (N,) int64 of each sample, 0 to k - 1: about as many of each class, and of all, in each; whole groups only, none empty.
 
-    Arguments as in `cut_label_sets`; there are at least k groups. Each group of the rarest class goes to the fold that lacks it most, then
-    to the fold that lacks samples most.
+    Arguments as in `cut_label_sets`; there are at least k groups. The groups of the rarest class go first, large ones before small ones,
+    each to the fold that lacks it most, then to the fold that lacks samples most. Where a class of several groups lies in one fold alone
+    at the end, groups are moved while that leaves fewer such classes.
     """
+    groups = sorted(groups, key=len, reverse=True)  # stable: of equal size they stay in their order
     size_G, group_GK = _counted(label_NK, groups)
     want_FK, want_F = np.tile(group_GK.sum(0) / k, (k, 1)), np.full(k, size_G.sum() / k)
-    fold_N, empty, left = np.empty(len(label_NK), dtype=np.int64), set(range(k)), len(groups)
+    fold_G, empty, left = np.empty(len(groups), dtype=np.int64), set(range(k)), len(groups)
     for g, rarest in _rarest_first(group_GK):
         lack_F = want_F if rarest is None else want_FK[:, rarest]
         fold = min(empty if len(empty) == left else range(k), key=lambda f: (-lack_F[f], -want_F[f], f))
         want_FK[fold] -= group_GK[g]
         want_F[fold] -= size_G[g]
-        fold_N[list(groups[g])] = fold
+        fold_G[g] = fold
         empty.discard(fold)
         left -= 1
+    while (better_G := _spread(fold_G, size_G, group_GK, k)) is not None:
+        fold_G = better_G
+    fold_N = np.empty(len(label_NK), dtype=np.int64)
+    for members, fold in zip(groups, fold_G.tolist(), strict=True):
+        fold_N[list(members)] = fold
     return fold_N
+
+
+def _spread(fold_G: np.ndarray, size_G: np.ndarray, group_GK: np.ndarray, k: int) -> np.ndarray | None:
+    """The folds of groups with the smallest group moved by which fewer classes lie in one fold alone. None: no move does that."""
+
+    def alone(fold_G: np.ndarray) -> np.ndarray:
+        return np.sum([(group_GK[fold_G == f].sum(0) > 0) for f in range(k)], axis=0) == 1
+
+    alone_K, num_F = alone(fold_G), np.bincount(fold_G, minlength=k)
+    if not (alone_K & ((group_GK > 0).sum(0) > 1)).any():
+        return None
+    holds_G = (group_GK[:, alone_K] > 0).any(1) & (num_F[fold_G] > 1)
+    full_F = np.bincount(fold_G, size_G, minlength=k)
+    for g in sorted(np.flatnonzero(holds_G).tolist(), key=lambda g: (size_G[g], g)):
+        for f in np.argsort(full_F, kind="stable").tolist():
+            moved_G = fold_G.copy()
+            moved_G[g] = f
+            if alone(moved_G).sum() < alone_K.sum():
+                return moved_G
+    return None
 
 
 def keep_of_each_label(label_NK: np.ndarray, num: int, order: Sequence[int]) -> np.ndarray:
