@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tltrain.core.recipe import parse
-from tltrain.fitting import choose, written
+from tltrain.analysis.at_hand import Candidate
+from tltrain.analysis.probe.judge import Ask
+from tltrain.core.flags import RunFlags
+from tltrain.core.output.console import Console
+from tltrain.core.recipe import Backbone, parse
+from tltrain.fitting import choose, looking, written
 from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, with_rate
 from tltrain.fitting.facts import Facts
 from tltrain.fitting.looking import LEAST_PROBED, balance, bounded, choose_crop, choose_size, per_class_for, preferred, sizes_to_try
@@ -182,6 +188,21 @@ def test_of_two_crops_that_cost_the_same_the_one_that_is_right_more_often_is_tak
     assert choose_crop(cropped, None) == (False, "")
     seen = replace(CHOSEN, size=224, resize=224)
     assert draft(facts(300), seen, Depth("head"), "x", "").recipe.data.resize == 224
+
+
+def test_a_whole_picture_that_does_not_fit_the_time_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    network: Any = SimpleNamespace(size=224, resize=256)
+    monkeypatch.setattr(looking, "_network", lambda *_: network)
+    monkeypatch.setattr(looking, "_cost", lambda *_: lambda num: 90.0)
+    for name in ("recipe_of", "open_images", "samples_of", "which_of"):
+        monkeypatch.setattr(looking, name, lambda *_: SimpleNamespace(data=None))
+    monkeypatch.setattr(looking, "grouped", lambda _: None)
+    ask, candidate = Ask("folder:a"), Candidate("a", Backbone(name="a"))
+    own: Any = SimpleNamespace(ask=ask, num_classes=2, num_images=40, rows=[SimpleNamespace(backbone="a", right=(True,) * 40)])
+    images: Any = None
+    sized = looking.probe_sizes(ask, candidate, own, images, network, 64, RunFlags(), Console(True), 60.0)
+    assert sized.size is None
+    assert "the whole picture (1 min 30 s) beside 224 px; more --minutes try it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_larger_size_that_leads_in_one_group_alone_may_be_luck() -> None:

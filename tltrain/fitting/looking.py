@@ -62,9 +62,7 @@ def bounded(seconds_of: dict[str, Callable[[int], float]], counts: Sequence[int]
     The cheapest backbone is always looked at, with LEAST_PROBED images of each class at least.
     """
     least = min(num_all, _of(counts, LEAST_PROBED))
-    names: list[str] = []
-    beyond: list[str] = []
-    spent_s = 0.0
+    names, beyond, spent_s = list[str](), list[str](), 0.0
     for name in sorted(seconds_of, key=lambda name: seconds_of[name](least)):
         cost_s = seconds_of[name](least)
         if names and spent_s + cost_s > left_s:
@@ -176,6 +174,7 @@ def probe_sizes(
             return None  # it takes no other size
         if (cost_s := _cost(other, own.num_classes)(own.num_images)) > left_s:
             beyond.append(f"{name} ({duration(cost_s)})")
+            console.say(f"left    {beyond[-1]} beside {network.size} px; more --minutes try it", style="yellow")
             return None
         left_s -= cost_s
         console.say(f"size    {name} beside {network.size} px")
