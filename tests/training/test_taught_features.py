@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 
 from benchmarks import trials, world
 from benchmarks.world import Trial
+from tltrain.cache.frozen import FrozenModel
 from tltrain.cli.main import main
+from tltrain.core import registry
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe, validate
@@ -29,6 +32,7 @@ from tltrain.runs.pages import methods
 from tltrain.runs.record import read_run
 from tltrain.training.experiment import Experiment, check_objective
 from tltrain.training.matching import linear_map
+from tltrain.training.matching.features import feature_loss
 from tltrain.training.matching.losses import cosine, smooth_l1
 from tltrain.training.run import train
 
@@ -106,6 +110,13 @@ def test_the_losses_by_hand() -> None:
     torch.testing.assert_close(smooth_l1(ours, theirs), torch.tensor([(2.5 + 3.5) / 2, (0.5 + 1.5) / 2]))
 
 
+def test_features_of_zeros_have_a_gradient_that_a_step_survives() -> None:
+    ours = torch.zeros(1, 2, requires_grad=True)
+    cosine(ours, torch.tensor([[3.0, 4.0]])).sum().backward()
+    assert ours.grad is not None
+    assert 0 < ours.grad.norm() < 1001
+
+
 @pytest.mark.parametrize("changes", [{}, {"trains": "lora", "ema": 0.9, "carry": "ema", "unfreeze": "layer3", "mixup": 0.2}])
 def test_a_run_is_the_same_stored_computed_and_resumed(
     changes: dict[str, Any], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -179,6 +190,25 @@ def test_a_backbone_teaches_without_a_run_and_a_head_is_solved_on_what_was_learn
     said = methods.paragraph(read_run(ours))
     assert f"Before it saw labels, in stage pretrain, the network learned the pooled features of the teacher {finished_run}" in said
     assert "softened answers" not in said
+    assert "Loss (stage pretrain: cosine loss of the teacher's features)" in html.unescape((ours / "report.html").read_text())
+
+
+def test_a_teachers_feature_that_float16_cannot_hold_is_thought_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "features exceed 65,504 and are kept in float16: set distill.logits: float32"
+    monkeypatch.setattr(FrozenModel, "kept", lambda self, out: (out * 1e6).to(self.dtype))
+    outcome = train(student(), RunFlags(folder=tmp_path / "short", workers=0))
+    assert outcome["outcome"] == "failed"
+    assert told in outcome["error"]
+    run(student(distill=features(logits="float32")), tmp_path / "whole")
+
+
+def test_a_plain_function_of_a_package_is_told_how_it_would_read_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find", lambda kind, name, what: lambda student, teacher, temperature: student.sum(1))
+    recipe = student().model_copy(deep=True)
+    assert recipe.distill is not None
+    recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"loss": "toy"})})
+    with pytest.raises(UserError, match='or give it reads="features"'):
+        feature_loss(recipe)
 
 
 def test_the_untrained_head_behind_the_first_stage_is_never_the_best() -> None:
@@ -200,6 +230,7 @@ def test_the_untrained_head_behind_the_first_stage_is_never_the_best() -> None:
         ({}, (PRETRAIN,), "it is the only one: add stages behind it that learn labels"),
         ({}, (PRETRAIN | {"carry": "best"}, HEAD), "as carry: best asks; set carry: last, or ema"),
         ({}, (PRETRAIN | {"label_smoothing": 0.1, "patience": 2}, HEAD), "label_smoothing: 0.1, patience: 2 would do nothing there"),
+        ({}, (PRETRAIN | {"ema": 0.9}, HEAD), "ema: 0.9 would do nothing there, leave it out"),
         ({}, (HEAD | {"solve": "ridge", "lr": None, "steps": None}, HEAD | {"name": "b"}), "solve: ridge would do nothing there"),
         ({}, (PRETRAIN, HEAD | {"unfreeze": "auto"}), "stage head has unfreeze: auto, which races depths by labels"),
         ({"loss": "dist"}, (), "distill.loss is dist, which compares answers to classes, and distill.target is features; take"),

@@ -23,6 +23,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import validate
 from tltrain.runs import run_dir
+from tltrain.runs.pages import methods
+from tltrain.runs.record import read_run
 from tltrain.training.losses import objective
 from tltrain.training.losses.distillation import distillation
 from tltrain.training.run import train
@@ -121,6 +123,10 @@ def test_a_run_from_stored_answers_is_the_run_that_computes_them(
     assert f"the teacher's logits (top 3 of 10 classes), 3 views of 60 images x {row_bytes} B" in plan
     assert "(all classes: 7.2 KB)" in plan or "(all classes: 3.6 KB)" in plan
     assert num_rows * row_bytes <= store.bytes < num_rows * row_bytes + 200 * len(list(store.path.glob("*.safetensors")))
+    assert "likeliest classes and all others as one" in plan
+    assert "over the 3 likeliest classes and all others as one" in methods.paragraph(read_run(online))
+    assert main(["cache", "ls"]) == 0
+    assert "the teacher's logits (top 3) of train" in " ".join(capsys.readouterr().out.split())
     assert main(["cache", "verify"]) == 0
     assert "equal bit for bit" in capsys.readouterr().out
     monkeypatch.setattr(FrozenModel, "__call__", None)
@@ -137,7 +143,9 @@ def test_each_k_and_temperature_has_a_store_and_a_loss_of_its_own(finished_run: 
     assert trials.differences(tmp_path / "all", tmp_path / "whole") == []
     assert len(set(losses.values())) == 5
     assert sorted(str(store.key.get("top_k")) for store in stores()) == ["None", "[3, 2.0]", "[3, 4.0]", "[4, 2.0]"]
-    assert "the teacher's logits (top_k is 25: all 10 classes)" in (tmp_path / "more" / "plan.txt").read_text()
+    plan = (tmp_path / "more" / "plan.txt").read_text()
+    assert "the teacher's logits (top_k is 25: all 10 classes)" in plan
+    assert "all others as one" not in plan + methods.paragraph(read_run(tmp_path / "more"))
 
 
 @pytest.fixture

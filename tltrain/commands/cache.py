@@ -94,7 +94,8 @@ def _what(store: StoreInfo) -> tuple[str, str | None, str | None]:
             return f"base images of {split}", recipe, None
         stage = origin["recipe"]["stages"][origin["stage"]]
         kinds = {"features": f"features before {stage['unfreeze']} of {split}", "teacher": f"the teacher's features of {split}"}
-        return kinds.get(store.kind, f"the teacher's logits of {split}"), recipe, str(stage["name"])
+        short = f" (top {store.key['top_k'][0]})" if store.key.get("top_k") else ""
+        return kinds.get(store.kind, f"the teacher's logits{short} of {split}"), recipe, str(stage["name"])
     except (KeyError, IndexError, TypeError):
         return f"{store.kind}; its {disk_store.ABOUT} does not say of what", None, None
 

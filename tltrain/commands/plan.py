@@ -51,7 +51,7 @@ def show_plan(recipe: Recipe, start: RunFlags, console: Console) -> None:
     with console.doing("timing this machine", log=False):
         ahead = look_ahead(recipe, start, images, student, experiment.teacher, planned, machine)
     about = "\n".join(filter(None, (plan_table.describe_data(images, student, ahead.views), ahead.lines)))
-    console.show(plan_table.render(recipe, student.chain, planned, 1, micro, about, ahead.choices.lines()))
+    console.show(plan_table.render(recipe, student.chain, planned, 1, micro, about, ahead.choices.lines(), len(images.classes)))
 
 
 def _races(recipe: Recipe, images: DataSplits, start: RunFlags) -> Iterator[str]:

@@ -28,14 +28,19 @@ from tltrain.training.losses.objective import find_distill_loss
 from tltrain.training.weights import solved, trained
 
 
-def render(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str]) -> Group:
+def render(
+    recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, data: str, stored: Sequence[str],
+    num_classes: int | None = None,
+) -> Group:  # fmt: skip
     """The table that `tltrain plan` prints and plan.txt keeps.
 
-    data: lines about the images. stored: one line for each possible cache, with the decision whether to use it.
+    data: lines about the images. stored: one line for each possible cache, with the decision whether to use it. num_classes: None where
+    the recipe has no `distill.top_k`.
     """
     title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
     solved_lines = [f"solved  {solved.plan_line(chain, stage)}" for stage in plan if stage.spec.solve]
-    lines = [data, *_batch_lines(recipe, chain, plan, world, num_micro), *solved_lines, *(f"cache   {line}" for line in stored)]
+    batch_lines = _batch_lines(recipe, chain, plan, world, num_micro, num_classes)
+    lines = [data, *batch_lines, *solved_lines, *(f"cache   {line}" for line in stored)]
     return Group(title, _Stages(chain, plan), Text(), _Lines("\n".join(lines)))
 
 
@@ -143,7 +148,7 @@ def taught_by(recipe: Recipe) -> str:
     return f"{num}: {', '.join(most)}{' and ' if most else ''}{last}" + (" (the mean of their answers)" if most else "")
 
 
-def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int) -> list[str]:
+def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world: int, num_micro: int, num_classes: int | None) -> list[str]:
     largest = math.ceil(math.ceil(recipe.batch / world) / num_micro)
     exact = recipe.batch == world * num_micro * largest
     processes = f"{world} process{'es' if world > 1 else ''}"
@@ -170,7 +175,7 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
     elif (distill := recipe.distill) is not None:
         term = "KL" if distill.loss == DISTILL_LOSS else distill.loss
         rest = "cross entropy" if all(s.spec.loss == LOSS for s in plan) else "each stage's loss"
-        if distill.top_k is not None:
+        if distill.top_k is not None and (num_classes is None or distill.top_k < num_classes):
             term += f" over the teacher's {distill.top_k} likeliest classes and all others as one,"
         lines.append(f"distil  {distill.weight:g} x {term} at T = {distill.temperature:g}, the rest {rest}")
         lines += [f"teacher {taught_by(recipe)}"] if distill.ensemble else []

@@ -166,12 +166,12 @@ def _stages(run: Run, state: State, stop: StopSignal, resumed: bool) -> dict[str
 
 def _announce(run: Run, restored: State | None) -> None:
     """Print and write the plan, open the metrics log and the trackers, and print where a resumed run continues."""
-    runtime, plan_ = run.runtime, run.plan
+    runtime, plan_, num_micro, num_classes = run.runtime, run.plan, run.shard.num_micro, len(run.images.classes)
     about = plan_table.describe_data(run.images, run.student, run.strong_views)
     if runtime.device.type == "cuda":
         about += "\n" + plan_table.describe_device(torch.cuda.get_device_name(runtime.device), runtime.precision, runtime.tf32)
     about += f"\n{run.timed}" if run.timed else ""
-    table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, run.shard.num_micro, about, run.choices.lines())
+    table = plan_table.render(run.recipe, run.student.chain, plan_, runtime.world, num_micro, about, run.choices.lines(), num_classes)
     if not runtime.is_main:
         return
     origin = list(restored.progress.order) if restored else None

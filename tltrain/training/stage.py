@@ -63,6 +63,8 @@ def run_stage(
 
     run.watch.at(stage.spec.name, progress.step, "build")
     chain = _chain(run, stage, state.weights)
+    if teacher is not None and not stage.taught:
+        on_device(teacher, torch.device("cpu"))  # of the first stage alone: its memory is the student's now
     frozen = _frozen(run, stage, chain, teacher if stage.taught else None)
     stores = open_stores(run, stage, frozen.prefix, frozen.teacher if frozen.finite else None, should_stop)
     with contextlib.closing(stores):

@@ -48,6 +48,8 @@ def check_pretraining(stages: Sequence[Any], usual_loss: str) -> None:
     if len(stages) == 1 and first.schedule != "range":  # whose rate `tltrain lr` looks for: nothing is handed on
         raise ValueError(f"{told}; it is the only one: add stages behind it that learn labels, such as unfreeze: head")
     idle = {"loss": usual_loss, "label_smoothing": 0, "patience": None, "solve": None}
+    if first.carry == "last":
+        idle["ema"] = None
     given = [f"{name}: {getattr(first, name)}" for name, nothing in idle.items() if getattr(first, name) != nothing]
     if given:
         raise ValueError(f"{told}; {', '.join(given)} would do nothing there, leave {'them' if len(given) > 1 else 'it'} out")

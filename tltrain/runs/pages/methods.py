@@ -83,8 +83,10 @@ def _distilled(run: RunRecord) -> str:
             f"Before it saw labels, in stage {run.recipe.stages[0].name}, the network learned the pooled features of {whose} through a "
             f"linear map that was then left out ({spec.loss} loss){beside}."
         )
+    kept, classes = spec.top_k, (run.env.get("data") or {}).get("classes")
+    short = f", over the {kept} likeliest classes and all others as one" if kept and (classes is None or kept < classes) else ""
     return (
-        f"The network also learned the softened answers of {whose} ({spec.loss} loss, temperature {spec.temperature:g}, "
+        f"The network also learned the softened answers of {whose} ({spec.loss} loss{short}, temperature {spec.temperature:g}, "
         f"weight {spec.weight:g}){beside}."
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tltrain.cache.frozen import TEACHER, FrozenModel
+from tltrain.core import registry
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone, Recipe
 from tltrain.core.schema.taught import FEATURE_LOSSES
@@ -40,7 +41,8 @@ def feature_loss(recipe: Recipe) -> DistillLoss:
     loss = find_distill_loss(name)
     if loss.reads != "features":
         told = f"distill.loss is {name}, which compares answers to classes, and distill.target is features"
-        raise UserError(f"{told}; take distill.loss: {' or '.join(FEATURE_LOSSES)}")
+        own = "" if name in registry.KINDS["distill_losses"] else ', or give it reads="features" (DistillLoss) in its package'
+        raise UserError(f"{told}; take distill.loss: {' or '.join(FEATURE_LOSSES)}{own}")
     check_per_sample(name, loss.value(torch.ones(2, 3), torch.ones(2, 3)))
     return loss
 

@@ -8,10 +8,13 @@ from torch.nn import functional as F
 from tltrain.models.precision import full_precision
 from tltrain.training.losses.distillation import DistillLoss
 
+SHORT = 1e-3
+"""A shorter feature counts as one of this length: the gradient at zeros would be 1e8 by torch's default."""
+
 
 def cosine(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """1 - cosine of the angle between both features of each sample (B,): 0 to 2. Their lengths do not count."""
-    return 1 - F.cosine_similarity(full_precision(student_BD), full_precision(teacher_BD), dim=1)
+    """1 - cosine of the angle between both features of each sample (B,): 0 to 2. Their lengths do not count, if at least 0.001."""
+    return 1 - F.cosine_similarity(full_precision(student_BD), full_precision(teacher_BD), dim=1, eps=SHORT)
 
 
 def smooth_l1(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
