@@ -15,6 +15,7 @@ from tltrain.core.recipe import Data, validate
 from tltrain.data import DataSplits, label_weights, open_images
 from tltrain.data.multilabel.label_sets import written
 from tltrain.data.multilabel.stratify import cut_label_sets, fold_label_sets
+from tltrain.data.sources.names import joined
 from tltrain.data.splits import folds, keep_per_class
 
 WHOLE: dict[str, Any] = {"val_fraction": 0, "test_fraction": 0}
@@ -47,6 +48,9 @@ def test_a_table_without_a_separator_stays_what_it_was(tmp_path: Path) -> None:
     images = open_images(Data(source=f"csv:{tmp_path}/plain.csv", **WHOLE))
     assert "row|column" in images.classes
     assert images.train.labels.ndim == 1
+    assert "--data.label_separator '|'" in " ".join(images.notes)
+    assert joined(("cat", "dog", "cat, black", "Washington, DC", "dog;old")) == ""
+    assert "cat;dog" in joined(("cat", "cat;dog", "dog;owl", "owl"))
 
 
 def test_a_set_is_written_alike_in_any_order_of_classes() -> None:
@@ -77,6 +81,9 @@ def test_what_works_on_one_class_an_image_refuses_several(tmp_path: Path) -> Non
     spec = Data(source=f"csv:{tmp_path}/sets.csv", label_separator="|", **WHOLE)
     with pytest.raises(UserError, match="works on one class an image"):
         open_images(spec)
+    with pytest.raises(UserError, match="folder:PATH has one class an image") as error:
+        open_images(spec.model_copy(update={"source": f"folder:{tmp_path}"}), multilabel=True)
+    assert "works on one class" not in str(error.value)
     with pytest.raises(UserError, match="of tables"):
         open_images(spec.model_copy(update={"source": "digits"}), multilabel=True)
 
@@ -173,9 +180,8 @@ def test_no_fold_is_empty_where_one_image_has_each_label() -> None:
 
 
 def test_a_label_of_several_groups_is_in_more_than_one_fold_and_large_groups_come_first() -> None:
-    a, b, both, none = [1, 0], [0, 1], [1, 1], [0, 0]
-    label_NK = np.array([a, both, b, none, both], np.uint8)
-    for groups in permutations([[0], [1, 2], [3], [4]]):
+    label_NK = np.array([[1, 1], [0, 1], [1, 1], [1, 0], [0, 0]], np.uint8)
+    for groups in permutations([[0, 1], [2], [3, 4]]):
         fold_N = fold_label_sets(label_NK, groups, 2)
         assert all(len(set(fold_N[label_NK[:, k] > 0].tolist())) == 2 for k in range(2)), groups
     fold_N = fold_label_sets(np.ones((6, 1), np.uint8), [[0], [1], [2], [3, 4, 5]], 2)

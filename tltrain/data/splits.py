@@ -257,7 +257,7 @@ def open_source(spec: Data, root: Path | None = None, outline: bool = False, mul
     """
     kind, argument = _find(spec.source)
     kind.check(spec)
-    check_known(spec, multilabel and kind.multilabel)
+    check_known(spec, multilabel, kind.multilabel)
     outlined = kind.outline(argument, spec, root or data_root()) if outline and kind.outline is not None else None
     source = outlined or kind.open(argument, spec, root or data_root())
     if spec.white is not None and not kind.argument:

@@ -73,11 +73,21 @@ def written(label_NK: np.ndarray, classes: Sequence[str]) -> list[str]:
     return [texts[s] for s in which_N.ravel().tolist()]
 
 
-def check_known(spec: Data, known: bool) -> None:
-    """Raise UserError where a recipe of several labels meets what works on one class an image, or a source without them (not `known`)."""
-    if spec.multilabel and not known:
+def check_known(spec: Data, asked: bool, of_source: bool) -> None:
+    """Raise UserError where a recipe of several labels meets a source without them (not `of_source`), or what works on one class an image.
+
+    asked: whether several labels are known to what opens the source.
+    """
+    if not spec.multilabel or (asked and of_source):
+        return
+    settings = "data.label_separator and data.label_columns"
+    if not of_source:
+        kind = spec.source.partition(":")[0]
         raise UserError(
-            f"data.label_separator and data.label_columns give each image of {spec.source} several labels, and this works on one class an "
-            "image. tltrain train, plan, preview, folds, probe, evaluate, predict, report and export know several labels, of tables "
-            "(csv:FILE)"
+            f"{settings} are of tables (csv:FILE), and {kind}{':PATH' if ':' in spec.source else ''} has one class an image; leave them "
+            "out, or list its images in a table"
         )
+    raise UserError(
+        f"{settings} give each image of {spec.source} several labels, and this works on one class an image. tltrain train, plan, preview, "
+        "folds, probe, evaluate, predict, report and export know several labels, of tables (csv:FILE)"
+    )

@@ -20,7 +20,7 @@ from tltrain.data.multilabel.label_sets import set_in_cell, set_in_columns
 from tltrain.data.remote.copies import copied, images_of
 from tltrain.data.sources.image_list import from_files, torn_group
 from tltrain.data.sources.layout import split_of
-from tltrain.data.sources.names import MISSING, counted
+from tltrain.data.sources.names import MISSING, counted, joined
 from tltrain.data.tables.listing import Listing, Names
 from tltrain.data.tables.rows import stream_rows
 from tltrain.data.tables.texts import Growing, Texts
@@ -65,8 +65,10 @@ def open_csv(argument: str, spec: Data, labelled: bool = True) -> Source:
     _check(file, np.frombuffer(table.lines, np.int64), np.frombuffer(table.keys, np.int64), listing, spec, labelled)
     if is_remote:
         images_of(argument, listing.paths)
-    used = ("path", "split", "group", *needed)
-    return from_files(listing, f"csv:{file}", spec, _notes(columns, used, table.num_with_slashes, listing), labelled=labelled)
+    notes = _notes(columns, ("path", "split", "group", *needed), table.num_with_slashes, listing)
+    if labelled and not spec.multilabel and (note := joined(listing.labels)):
+        notes = (*notes, note)
+    return from_files(listing, f"csv:{file}", spec, notes, labelled=labelled)
 
 
 class _Table:

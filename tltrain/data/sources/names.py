@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,6 +82,19 @@ def doubtful(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, ...]:
     if missing:
         notes.append(f"classes that are called like a missing value: {some(missing)}")
     return tuple(notes)
+
+
+def joined(classes: Sequence[str]) -> str:
+    """A note where classes read as sets of others, such as cat|dog. Empty: none do, or fewer than two whose parts are classes or recur."""
+    known = set(classes)
+    for mark in "|;,":
+        parts_of = {name: [part.strip() for part in name.split(mark)] for name in classes if mark in name}
+        times = Counter([part for parts in parts_of.values() for part in set(parts)])
+        sets = [name for name, parts in parts_of.items() if all(part in known or times[part] > 1 for part in parts)]
+        if len(sets) > 1 and 2 * len(sets) >= len(parts_of):
+            named = some([repr(name) for name in sets])
+            return f"{len(parts_of)} classes have a {mark!r} in them, and the same names around it ({named}): each is learned as a class of its own; if an image has several labels, tell tltrain train so (--data.label_separator '{mark}')"
+    return ""
 
 
 def _plain(name: str) -> str:
