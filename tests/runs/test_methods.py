@@ -44,6 +44,19 @@ def test_the_methods_say_what_the_recipe_does(changes: dict[str, object], says: 
     assert cites is None or f"{{{cites}," in methods.bibtex(run)
 
 
+def test_the_libraries_of_the_network_alone_are_named(tmp_path: Path) -> None:
+    run = run_with(tmp_path)
+    env = json.loads((run / "env.json").read_text())
+    env["versions"] |= {"transformers": "5.24.0", "timm": "1.0.31"}
+    (run / "env.json").write_text(json.dumps(env))
+    assert not {"timm", "transformers"} & set(re.findall(r"\w+", methods.paragraph(read_run(run))))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("name: resnet-tiny", "name: timm:resnet18").replace("shipped:resnet-tiny", "null"))
+    said = methods.paragraph(read_run(run))
+    assert "timm 1.0.31" in said
+    assert "transformers" not in said
+
+
 def test_only_what_was_used_is_cited(tmp_path: Path) -> None:
     cited = re.findall(r"^@\w+\{(\w+),", methods.bibtex(read_run(run_with(tmp_path))), re.M)
     assert {"paszke2019pytorch", "he2016deep", "torchvision2016", "loshchilov2017sgdr"} <= set(cited)

@@ -57,7 +57,7 @@ def rendered(done: Soup) -> Table:
     names = list(dict.fromkeys([done.select, "loss"]))
     tested = done.rows[0].test is not None
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column("weights")
+    table.add_column("weights", overflow="fold")  # whole: two runs may differ in their last sign
     for split in ("val", "test") if tested else ("val",):
         for name in names:
             table.add_column(f"{split} {metric(name).title or name}", justify="right")

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tltrain.runs.links import check_links
 
 OUT_OF_MEMORY = "out of memory"
 """The `signal` in the outcome of a start that ran out of memory. The next start continues with smaller batches."""
-PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "scikit-learn", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "scikit-learn", "numpy", "pillow", "timm")
 
 
 def recipe_file(run: Path) -> Path:
@@ -240,10 +240,10 @@ def claim(run: Path) -> int:
 def write_environment(run: Path, accelerate: dict[str, Any], device: str, kept: dict[str, Any], data: dict[str, Any]) -> None:
     """Write env.json: versions, hardware, git revision, distributed setup, command, data, and the start-up flags a resumed run keeps."""
     manifest.uncover(run, _written_by_a_start(run))
-    hardware = {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
+    packages = {name: found.version for name in PACKAGES for found in [*distributions(name=name)][:1]}
     known = {
-        "versions": {"tltrain": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": hardware,
+        "versions": {"tltrain": __version__, "python": platform.python_version(), **packages},
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device},
         "git": _git_revision(),
         "accelerate": accelerate,
         "command": sys.argv,

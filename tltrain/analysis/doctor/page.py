@@ -66,7 +66,8 @@ def leak_lines(found: Leak | None) -> list[str]:
     if found is None:
         return []
     share = percent(found.num_leaked / found.num_test)
-    text = f"{count(found.num_leaked)} of {plural(found.num_test, 'test image')} ({share}) have a near-duplicate in train."
+    have = "has" if found.num_leaked == 1 else "have"
+    text = f"{count(found.num_leaked)} of {plural(found.num_test, 'test image')} ({share}) {have} a near-duplicate in train."
     if found.num_leaked == found.num_test:
         return [f"{text} No test image is left without."]
     figures = f"{percent(found.accuracy)} on all of test, {percent(found.accuracy_without)} without them"

@@ -84,7 +84,8 @@ def _write(ask: Ask, measurement: Measurement) -> None:
     right_N = np.flatnonzero(measured.right(CLEAN))
     example = measured.ids[int(right_N[0]) if len(right_N) else 0]
     seen = page.examples_of(measurement.views, measurement.views.split.ids.index(example), known)
-    what = f"{plural(len(measured.ids), 'image')} of {ask.split} of {measured.about['source']}, {measured.about['size']} pixels"
+    part = "of" if ask.split == "all" else f"from {ask.split} of"
+    what = f"{plural(len(measured.ids), 'image')} {part} {measured.about['source']}, {measured.about['size']} pixels"
     files.write_atomic(folder / PAGE, _bytes(page.corruptions_page(name, what, shown, seen)))
     measured.seal()
 

@@ -106,7 +106,11 @@ def _result(run: RunRecord) -> str:
 def _software(run: RunRecord) -> str:
     versions, env = run.env.get("versions") or {}, run.env
     names = {"tltrain": "tltrain", "torch": "PyTorch", "torchvision": "torchvision", "transformers": "transformers", "timm": "timm"}
-    used = [f"{title} {versions[name]}" for name, title in names.items() if name in versions]
+    used = [
+        f"{title} {versions[name]}"
+        for name, title in names.items()
+        if name in versions and (name not in ("transformers", "timm") or USED[name](run))
+    ]
     device, processes = (env.get("hardware") or {}).get("device"), (env.get("accelerate") or {}).get("processes", 1)
     where = f", on {plural(int(processes), 'process')} ({device})" if device else ""
     return f"We used {', '.join(used)}{where}; the random seed was {run.recipe.seed}." if used else ""
