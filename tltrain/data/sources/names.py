@@ -93,7 +93,10 @@ def joined(classes: Sequence[str]) -> str:
         sets = [name for name, parts in parts_of.items() if all(part in known or times[part] > 1 for part in parts)]
         if len(sets) > 1 and 2 * len(sets) >= len(parts_of):
             named = some([repr(name) for name in sets])
-            return f"{len(parts_of)} classes have a {mark!r} in them, and the same names around it ({named}): each is learned as a class of its own; if an image has several labels, tell tltrain train so (--data.label_separator '{mark}')"
+            return (
+                f"{len(parts_of)} classes have a {mark!r} in them, and the same names around it ({named}): each is learned as a class of "
+                f"its own; if an image has several labels, tell tltrain train so (--data.label_separator '{mark}')"
+            )
     return ""
 
 
