@@ -26,7 +26,7 @@ def member(name: str, seed: int) -> Loaded:
     """A network of random weights, with a head that tells images apart."""
     loaded = factory.load(Backbone(name=name), classes=CLASSES, size=32, resize=32, head="new", seed=seed)
     for parameter in loaded.chain.parameters_of(len(loaded.chain.blocks) - 1):
-        torch.nn.init.normal_(parameter[1], std=3.0, generator=torch.Generator().manual_seed(seed))
+        torch.nn.init.normal_(parameter[1], std=0.3, generator=torch.Generator().manual_seed(seed))
     return loaded
 
 
