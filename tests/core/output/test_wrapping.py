@@ -111,9 +111,10 @@ def test_a_mistake_in_a_flag_is_plain_where_the_terminal_has_colours() -> None:
 
 
 def test_a_mistake_is_broken_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("COLUMNS", "60")  # as shells export it, also to a pipe
     assert main(["train", "digits-resnet", "photoz"]) == 2
     said = capsys.readouterr().err
+    monkeypatch.delenv("COLUMNS")
     assert said.count("\n") == 1
     assert len(said) > 160
     with terminal(80) as (stream, read), monkeypatch.context() as patched:
