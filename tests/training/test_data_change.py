@@ -275,7 +275,7 @@ def test_weights_that_learned_from_test_images_are_named(root: Path, tmp_path: P
     (root / "run").rename(tmp_path / "earlier")
     recipe = made_recipe(
         stages=[HEAD | {"steps": 1}],
-        data=SPLITS | {"source": f"folder:{root / 'data'}", "per_class": None, "seed": 7},
+        data=SPLITS | {"source": f"folder:{root / 'data'}", "per_class": None, "seed": 2},
         backbone={"weights": str(tmp_path / "earlier")},
         distill={"teacher": {"weights": str(tmp_path / "earlier")}},
     )
@@ -284,6 +284,7 @@ def test_weights_that_learned_from_test_images_are_named(root: Path, tmp_path: P
     tested = {s.digest for s in data_record.read_samples(tmp_path / "run") if s.split == "test"}
     said = " ".join(capsys.readouterr().out.split())
     assert 0 < len(trained & tested) < len(tested)
+    assert tested & {s.digest for s in data_record.read_samples(tmp_path / "earlier") if s.split == "val"}, "val chose the teacher"
     for name in ("weights", "teacher"):
         assert f"the {name}, {tmp_path / 'earlier'}, learned from {len(trained & tested)} of the {len(tested)} test images" in said
     assert again(recipe.override({"data.seed": 0}), root)["outcome"] == "finished"
