@@ -192,8 +192,8 @@ def main(words: Sequence[str] | None = None) -> None:
         tests = dict.fromkeys(test for mutant in chosen for test in mutant.tests)
         sound = run_tests(copy_tree(Path(scratch) / "sound"), tests, LONGEST_S * max(1.0, len(tests) / 50))
         if sound.code != 0:
-            why = "did not end in time" if sound.code == -9 else "did not"
-            raise SystemExit(f"without a bug the same tests must pass, and {why}:\n{sound.output[-3000:]}")
+            ended = "did not end in time" if sound.code == -9 else "did not"
+            raise SystemExit(f"without a bug the same tests must pass, and {ended}:\n{sound.output[-3000:]}")
         print(f"{len(tests)} tests pass without a bug, {time.monotonic() - began:.0f} s", flush=True)
         for bug, why, seconds in all_planted(chosen, Path(scratch), max(1, min(arguments.jobs, len(chosen)))):
             unseen += why is not None
