@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,15 @@ def digit_rows(num_classes: int = 3) -> tuple[Row, ...]:
                 digit_image(int(n)).save(file, "PNG")
                 rows.append(Row(split, label, file.getvalue()))
     return tuple(rows)
+
+
+def zip_bytes(num_classes: int = 3) -> bytes:
+    """A zip archive of the rows in folders of split and class."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for i, row in enumerate(digit_rows(num_classes)):
+            archive.writestr(f"{row.split}/digit {row.label}/{i:03}.png", row.content)
+    return file.getvalue()
 
 
 def tar_file(file: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:

@@ -62,15 +62,16 @@ def test_the_figures_together_are_scikit_learns_of_all_images(folder: Path) -> N
 def test_repeats_without_groups_claim_none_and_the_page_says_what_each_fold_fitted(folder: Path) -> None:
     pooled = pool(folder)
     assert pooled is not None
-    members = [member for member, _ in pooled.runs] * 2
+    columns = labels.columns((pooled.record.test or {})["classes"])
+    rows = [row for member, _ in pooled.runs for row in prediction_rows(member.path, columns)]
     tests = [run.test for _, run in pooled.runs if run.test is not None] * 2
-    twice = labels.figures(labels.pooled(members, tests, pooled.predictions.ids, None), tests, 90, 0.5)
+    twice = labels.figures(labels.pooled(rows * 2, tests, pooled.predictions.ids, None), tests, 90, 0.5)
     assert "groups" not in twice
     page = str(by_label(replace(pooled.record, test=twice)))
     for words in ("the answers of several networks on each", "their median is shown", "fitted on its own val, "):
         assert words in page
     plain = [{**t, "calibration": {"temperature": 1.0}, "per_label": [{**r, "threshold": 0.5} for r in t["per_label"]]} for t in tests[:2]]
-    unfitted = labels.figures(labels.pooled(members[:2], plain, pooled.predictions.ids, None), plain, 90, 0.5)
+    unfitted = labels.figures(labels.pooled(rows, plain, pooled.predictions.ids, None), plain, 90, 0.5)
     assert "no threshold was fitted" in str(by_label(replace(pooled.record, test=unfitted)))
     shown = {name: note for name, _, note in labels.key_figures(unfitted, [run for _, run in pooled.runs])}
     assert "named from 0.5 on" in shown["F1"]

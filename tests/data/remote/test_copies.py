@@ -6,13 +6,12 @@ import io
 import json
 import logging
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from container_files import digit_rows, expected, looks, opened, tar_file
+from container_files import digit_rows, expected, looks, opened, tar_file, zip_bytes
 
 from tltrain.core import recipe as recipes
 from tltrain.core.arguments.parsing import parse
@@ -35,14 +34,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def _put(name: str, content: bytes) -> str:
     fsspec.filesystem("memory").pipe_file(f"/{name}", content)
     return f"memory://{name}"
-
-
-def _zip(num_classes: int = 3) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for i, row in enumerate(digit_rows(num_classes)):
-            archive.writestr(f"{row.split}/digit {row.label}/{i:03}.png", row.content)
-    return file.getvalue()
 
 
 def _shard(root: Path, split: str, half: int) -> bytes:
@@ -68,13 +59,13 @@ def test_an_archive_behind_a_url_is_copied_once_and_anew_where_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fetched = _copies(monkeypatch)
-    url = _put("data/digits.zip", _zip())
+    url = _put("data/digits.zip", zip_bytes())
     first = opened(f"zip:{url}")
     for split, name in ((first.train, "train"), (first.val, "val"), (first.test, "test")):
         assert looks(split) == expected(name)
     assert opened(f"zip:{url}").fingerprint == first.fingerprint
     assert fetched == [url], "the second time it is asked for alone"
-    _put("data/digits.zip", _zip(2))
+    _put("data/digits.zip", zip_bytes(2))
     with caplog.at_level(logging.WARNING):
         assert opened(f"zip:{url}").classes == ("digit 0", "digit 1")
     assert f"{url} has changed since" in caplog.text
@@ -82,7 +73,7 @@ def test_an_archive_behind_a_url_is_copied_once_and_anew_where_it_has_changed(
 
 
 def test_a_copy_that_was_damaged_here_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    url = _put("set/digits.zip", _zip())
+    url = _put("set/digits.zip", zip_bytes())
     first = opened(f"zip:{url}")
     copy = copies.place_of(url)
     whole = copy.read_bytes()
@@ -101,7 +92,7 @@ def test_a_copy_that_was_damaged_here_is_made_anew(tmp_path: Path, caplog: pytes
 def test_a_file_that_is_gone_is_said_with_the_place_of_its_copy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^memory://set/nowhere.zip cannot be had: it is not there$"):
         opened("zip:memory://set/nowhere.zip")
-    url = _put("set/digits.zip", _zip())
+    url = _put("set/digits.zip", zip_bytes())
     opened(f"zip:{url}")
     fsspec.filesystem("memory").rm("/set/digits.zip")
     with pytest.raises(UserError, match=r"digits.zip cannot be had: it is not there; its copy of .* is .*remote/memory/set/digits.zip"):
@@ -243,7 +234,7 @@ def test_a_web_server_is_asked_for_the_tag_and_a_download_that_stops_is_not_take
 ) -> None:
     pytest.importorskip("aiohttp")
     url = f"http://127.0.0.1:{server.server_port}/digits.zip"
-    server.content, server.cut = _zip(), 1000
+    server.content, server.cut = zip_bytes(), 1000
     with pytest.raises(UserError, match=rf"^{url} (cannot be had|did not arrive whole): "):
         opened(f"zip:{url}")
     place = copies.place_of(url)
@@ -308,7 +299,7 @@ def test_a_folder_of_lmdb_behind_a_url_is_told_its_file() -> None:
 def test_without_a_server_the_copy_is_used_and_the_log_says_so(server: _Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("aiohttp")
     url = f"http://127.0.0.1:{server.server_port}/digits.zip"
-    server.content = _zip()
+    server.content = zip_bytes()
     first = opened(f"zip:{url}")
     server.shutdown()
     server.server_close()

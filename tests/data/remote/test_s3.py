@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import threading
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from container_files import digit_rows, expected, looks, opened, tar_file
+from container_files import digit_rows, expected, looks, opened, tar_file, zip_bytes
 
 from tltrain.core.errors import UserError
 from tltrain.data.remote import copies
@@ -118,22 +116,14 @@ def bucket(s3: str, gate: _Gate) -> Any:
     return system
 
 
-def _zip(num_classes: int = 3) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for i, row in enumerate(digit_rows(num_classes)):
-            archive.writestr(f"{row.split}/digit {row.label}/{i:03}.png", row.content)
-    return file.getvalue()
-
-
 def test_an_object_is_copied_once_and_anew_where_it_has_changed(bucket: Any, gate: _Gate, caplog: pytest.LogCaptureFixture) -> None:
-    bucket.pipe_file("photos/set/digits.zip", _zip())
+    bucket.pipe_file("photos/set/digits.zip", zip_bytes())
     url = "s3://photos/set/digits.zip"
     first = opened(f"zip:{url}")
     assert (looks(first.train), looks(first.test)) == (expected("train"), expected("test"))
     assert opened(f"zip:{url}").fingerprint == first.fingerprint
     assert gate.gets == [""], "the second time it is asked for alone"
-    bucket.pipe_file("photos/set/digits.zip", _zip(2))
+    bucket.pipe_file("photos/set/digits.zip", zip_bytes(2))
     with caplog.at_level(logging.WARNING):
         assert opened(f"zip:{url}").classes == ("digit 0", "digit 1")
     assert f"{url} has changed since" in caplog.text

@@ -40,16 +40,10 @@ def ranked(logits_NK: np.ndarray, label_NK: np.ndarray, group_N: np.ndarray | No
     resamples: how often images are drawn anew, in the same order by each call.
     """
     num = len(label_NK)
-    _, of_N = np.unique(np.arange(num) if group_N is None else group_N, return_inverse=True)
-    num_groups = int(of_N.max()) + 1
-    generator, size = np.random.default_rng(0), max(1, intervals.AT_A_TIME // num)
     value = _mean(logits_NK, label_NK, np.ones((1, num)))[0]
-    draws = [np.zeros(0)]
-    for start in range(0, resamples, size):
-        rows = min(size, resamples - start)
-        times_RG = np.stack([np.bincount(generator.integers(0, num_groups, num_groups), minlength=num_groups) for _ in range(rows)])
-        draws.append(_mean(logits_NK, label_NK, times_RG[:, of_N]))
-    return Ranked(float(value), np.concatenate(draws), num_groups)
+    num_groups, times = intervals.resampled(num, group_N, resamples, seed=0)
+    draws = [_mean(logits_NK, label_NK, times_RN) for times_RN in times]
+    return Ranked(float(value), np.concatenate([np.zeros(0), *draws]), num_groups)
 
 
 def _mean(logits_NK: np.ndarray, label_NK: np.ndarray, times_RN: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
@@ -18,14 +20,26 @@ def intervals(p: LabelPredictions, seed: int = 0) -> dict[str, list[float]]:
     if p.logit.size > MOST_ANSWERS or not np.isfinite(p.logit).all() or not p.target.any():
         return {}
     num_draws = min(RESAMPLES, max(LEAST_DRAWS, MOST_VALUES // p.logit.size))
-    group_N = np.arange(len(p.target)) if p.group is None else np.unique(p.group, return_inverse=True)[1].ravel()
-    num_groups, generator = int(group_N.max()) + 1, np.random.default_rng(seed)
-    size = max(1, AT_A_TIME // len(group_N))
-    found = list[dict[str, np.ndarray]]()
-    for start in range(0, num_draws, size):
-        drawn = (generator.integers(0, num_groups, num_groups) for _ in range(min(size, num_draws - start)))
-        found.append(weighted(p, np.stack([np.bincount(each, minlength=num_groups) for each in drawn])[:, group_N].astype(np.float64)))
+    num_groups, times = resampled(len(p.target), p.group, num_draws, seed)
+    found = [weighted(p, times_BN) for times_BN in times]
     return {name: _ends(np.concatenate([each[name] for each in found]), num_groups) for name in found[0]}
+
+
+def resampled(num: int, group_N: np.ndarray | None, num_draws: int, seed: int) -> tuple[int, Iterator[np.ndarray]]:
+    """(number of groups, how often each of `num` images is drawn, (B, N), some draws at a time). Images of a group are drawn together.
+
+    group_N: None: each image alone. The same arguments draw the same, so that two networks on the same images are paired.
+    """
+    of_N = np.arange(num) if group_N is None else np.unique(group_N, return_inverse=True)[1].ravel()
+    num_groups, size = int(of_N.max()) + 1, max(1, AT_A_TIME // num)
+
+    def times() -> Iterator[np.ndarray]:
+        generator = np.random.default_rng(seed)
+        for start in range(0, num_draws, size):
+            drawn = (generator.integers(0, num_groups, num_groups) for _ in range(min(size, num_draws - start)))
+            yield np.stack([np.bincount(each, minlength=num_groups) for each in drawn])[:, of_N].astype(np.float64)
+
+    return num_groups, times()
 
 
 def _ends(value_B: np.ndarray, num_groups: int) -> list[float]:

@@ -13,9 +13,8 @@ from scipy.special import logit
 from tltrain.core.output import escape
 from tltrain.evaluation import metrics
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
-from tltrain.runs.folds.folder import Member
 from tltrain.runs.pages.compare_page import between
-from tltrain.runs.record import RunRecord, number, prediction_rows
+from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import labels as of_labels
 from tltrain.runs.report.formatting import percent, plural
 from tltrain.runs.report.stats import Interval
@@ -39,10 +38,14 @@ def columns(classes: Sequence[str]) -> list[str]:
     return [escape.csv_cell(f"p:{name}") for name in classes]
 
 
-def pooled(members: Sequence[Member], tests: Sequence[Mapping[str, Any]], ids: Sequence[str], group_N: np.ndarray | None) -> PooledLabels:
-    """All answers of the runs. ids: (N,) of all images, sorted. group_N: of them; where there are repeats, an image is a group."""
+def pooled(
+    rows: Sequence[Mapping[str, str]], tests: Sequence[Mapping[str, Any]], ids: Sequence[str], group_N: np.ndarray | None
+) -> PooledLabels:
+    """All answers of the runs. rows: of their test_predictions.csv, with `columns`. ids: (N,) of all images, sorted.
+
+    group_N: of them; where there are repeats, an image is a group.
+    """
     classes = list(tests[0]["classes"])
-    rows = [row for member in members for row in prediction_rows(member.path, columns(classes))]
     at = {name: i for i, name in enumerate(ids)}
     position = np.array([at[row["id"]] for row in rows])
     share_NK = np.array([[float(row[column]) for column in columns(classes)] for row in rows])

@@ -107,13 +107,14 @@ def pool(path: Path) -> Pooled | None:
                 f"{member.path} and {tested[0][0].path} have other classes, so that they cannot be pooled; train one of them again"
             )
     members, tests = [member for member, _ in tested], [run.test for _, run in tested if run.test is not None]
-    rows = {member: prediction_rows(member.path) for member in members}
     several = "per_label" in tests[0]
+    rows = {member: prediction_rows(member.path, labels.columns(classes) if several else ()) for member in members}
     names = sorted({row[key] for of in rows.values() for row in of for key in ("label", "predicted")}) if several else classes
     p = _predictions(what, rows, names)
     accuracy = accuracy_interval(p.right, p.group)
     if several:
-        figures = labels.figures(labels.pooled(members, tests, p.ids, p.group), tests, len(p.ids), accuracy.value)
+        answers = labels.pooled([row for of in rows.values() for row in of], tests, p.ids, p.group)
+        figures = labels.figures(answers, tests, len(p.ids), accuracy.value)
         f1 = Interval(number(figures, "f1_macro"), *figures["intervals"].get("f1_macro", (math.nan, math.nan)))
     else:
         f1 = f1_interval(p.label, *p.predicted, group_N=p.group)
