@@ -50,6 +50,4 @@ def _mean(logits_NK: np.ndarray, label_NK: np.ndarray, times_RN: np.ndarray) -> 
     """(R,): mean average precision where image n counts times_RN[r, n] times. A label that none of a draw has is left out of its mean."""
     columns = zip(logits_NK.T, label_NK.T, strict=True)
     ap_RK = np.stack([intervals.ranked(logit_N, has_N, times_RN)[0] for logit_N, has_N in columns], 1)
-    there_RK = np.isfinite(ap_RK)
-    mean_R: np.ndarray = np.where(there_RK, ap_RK, 0).sum(1) / np.maximum(there_RK.sum(1), 1)
-    return mean_R
+    return np.nan_to_num(intervals.mean_of_finite(ap_RK))

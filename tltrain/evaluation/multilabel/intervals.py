@@ -58,12 +58,15 @@ def weighted(p: LabelPredictions, weight_BN: np.ndarray) -> dict[str, np.ndarray
         f1_BK = np.where(had_BK > 0, 2 * hit_BK / (had_BK + said_BK), np.nan)
         micro_B = 2 * hit_BK.sum(1) / (had_BK.sum(1) + said_BK.sum(1))
     return {
-        "map": _mean(np.stack([ap for ap, _ in pairs], 1)), "auroc_macro": _mean(np.stack([auroc for _, auroc in pairs], 1)),
-        "f1_macro": _mean(f1_BK), "f1_micro": micro_B,
-    }  # fmt: skip
+        "map": mean_of_finite(np.stack([ap for ap, _ in pairs], 1)),
+        "auroc_macro": mean_of_finite(np.stack([auroc for _, auroc in pairs], 1)),
+        "f1_macro": mean_of_finite(f1_BK),
+        "f1_micro": micro_B,
+    }
 
 
-def _mean(value_BK: np.ndarray) -> np.ndarray:
+def mean_of_finite(value_BK: np.ndarray) -> np.ndarray:
+    """The mean (B,) over the labels that have a value. NaN where none has one."""
     there_BK = np.isfinite(value_BK)
     with np.errstate(invalid="ignore"):
         mean_B: np.ndarray = np.where(there_BK, value_BK, 0).sum(1) / there_BK.sum(1)
