@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ open_images(Data(source={f"folder:{root}"!r}))
 
 def test_a_stop_is_heard_while_the_disk_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener ends the scan, as a signal to another process does; what was read before is kept."""
-    root, real = _folder(tmp_path / "d"), scanning._read
+    root, real, began = _folder(tmp_path / "d"), scanning._read, time.monotonic()
 
     def stuck(path: Path, white: int | None) -> Any:
         if path.parent.name == "b":
@@ -191,6 +192,7 @@ def test_a_stop_is_heard_while_the_disk_does_not_answer(tmp_path: Path, monkeypa
     def stop(how_far: str) -> None:
         if _records(tmp_path):
             raise KeyboardInterrupt
+        assert time.monotonic() - began < 60, "nothing is kept, and the disk will never answer"
 
     monkeypatch.setattr(scanning, "KEPT", 10)
     monkeypatch.setattr(scanning, "_read", stuck)
