@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -31,6 +31,11 @@ def secret_in(text: str) -> str:
     if "@" in parts.netloc:
         return "what stands before @"
     return next((f"{name}=…" for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True) if SECRET.search(name)), "")
+
+
+def set_beside(model: Any, usual: Mapping[str, Any]) -> list[str]:
+    """`name: value` of each setting that is not as usual. usual: name to value."""
+    return [f"{name}: {getattr(model, name)}" for name, value in usual.items() if getattr(model, name) != value]
 
 
 def refuse_secrets(source: str) -> None:
@@ -137,8 +142,7 @@ class Data(Model):
                 f"label_columns is {', '.join(self.label_columns or ())}; name each class once, and neither path, split, group nor a name "
                 "with | in it"
             )
-        idle = {"relabel": None}
-        given = [f"{name}: {getattr(self, name)}" for name, nothing in idle.items() if getattr(self, name) != nothing]
+        given = set_beside(self, {"relabel": None})
         given += ["balance: sampler"] if self.balance == "sampler" else []
         if given:
             raise ValueError(f"{', '.join(given)}: of images with one class each; with label_separator or label_columns leave it out"

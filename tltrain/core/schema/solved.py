@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tltrain.core.schema.data import set_beside
+
 
 def check_solved(stage: Any, usual_loss: str) -> None:
     """A solved stage takes no steps: what says how they are taken would do nothing. usual_loss: the default. Raises ValueError."""
@@ -14,8 +16,7 @@ def check_solved(stage: Any, usual_loss: str) -> None:
         "epochs": None, "steps": None, "lr": None, "mixup": 0, "cutmix": 0, "loss": usual_loss, "label_smoothing": 0, "ema": None,
         "patience": None, "clip": None, "warmup": 0, "trains": "all",
     }  # fmt: skip
-    given = [f"{name}: {getattr(stage, name)}" for name, nothing in idle.items() if getattr(stage, name) != nothing]
-    if given:
+    if given := set_beside(stage, idle):
         each = "them" if len(given) > 1 else "it"
         raise ValueError(f"{told} takes no optimizer steps, so that {', '.join(given)} would do nothing; leave {each} out")
     if stage.carry in ("ema", "blend"):

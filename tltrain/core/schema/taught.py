@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tltrain.core.schema.data import refuse_secrets
+from tltrain.core.schema.data import refuse_secrets, set_beside
 
 TEMPERATURE = 4.0
 Target = Literal["logits", "features"]
@@ -50,8 +50,7 @@ def check_pretraining(stages: Sequence[Any], usual_loss: str) -> None:
     idle = {"loss": usual_loss, "label_smoothing": 0, "patience": None, "solve": None}
     if first.carry == "last":
         idle["ema"] = None
-    given = [f"{name}: {getattr(first, name)}" for name, nothing in idle.items() if getattr(first, name) != nothing]
-    if given:
+    if given := set_beside(first, idle):
         raise ValueError(f"{told}; {', '.join(given)} would do nothing there, leave {'them' if len(given) > 1 else 'it'} out")
     if first.carry not in ("last", "ema"):
         raise ValueError(f"{told}; without labels no weights are best by a metric, as carry: {first.carry} asks; set carry: last, or ema")
@@ -64,4 +63,4 @@ def of_one_class(distill: Any) -> list[str]:
     if distill is None:
         return []
     usual = {"target": "logits", "loss": "kd", "top_k": None, "ensemble": (), "unlabelled": None}
-    return [f"distill.{name}: {getattr(distill, name)}" for name, nothing in usual.items() if getattr(distill, name) != nothing]
+    return [f"distill.{given}" for given in set_beside(distill, usual)]
