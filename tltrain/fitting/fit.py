@@ -117,8 +117,8 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     images = open_images(Data(source=wanted.source))
     facts = facts_of(wanted.source, images)
     console.say(f"data    {facts.line()}")
-    several = (joined(images.classes),) if wanted.source.startswith("csv:") and joined(images.classes) else ()
-    for note in (*several, *facts.notes()):
+    of_table = joined(images.classes) if wanted.source.startswith("csv:") else ""
+    for note in filter(None, (of_table, *facts.notes())):
         console.say(f"data    {note}", style="yellow")
     candidates, ask = _candidates(wanted, console), Ask(wanted.source, k=K, seed=wanted.seed)
     _check_new(candidates, images, wanted.source)
