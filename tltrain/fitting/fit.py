@@ -20,7 +20,6 @@ from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
 from tltrain.core.recipe import Data
 from tltrain.data import DataSplits, open_images
-from tltrain.data.sources.names import joined
 from tltrain.evaluation.kept_data import learned
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FOLDS, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
@@ -117,8 +116,7 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     images = open_images(Data(source=wanted.source))
     facts = facts_of(wanted.source, images)
     console.say(f"data    {facts.line()}")
-    of_table = joined(images.classes) if wanted.source.startswith("csv:") else ""
-    for note in filter(None, (of_table, *facts.notes())):
+    for note in facts.notes():
         console.say(f"data    {note}", style="yellow")
     candidates, ask = _candidates(wanted, console), Ask(wanted.source, k=K, seed=wanted.seed)
     _check_new(candidates, images, wanted.source)
