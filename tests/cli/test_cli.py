@@ -173,6 +173,14 @@ def test_light_verbs_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def test_a_command_ends_in_silence_with_triton() -> None:
+    """Triton 3.9, that of torch 2.15, prints a page about leaks where its objects are kept from the last collection."""
+    pytest.importorskip("triton._C.libtriton")
+    code = "import sys, triton._C.libtriton; from tltrain.cli.main import main; sys.argv = ['tltrain', '--version']; sys.exit(main())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
+
+
 def test_train_and_evaluate_through_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
