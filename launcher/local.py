@@ -18,6 +18,7 @@ from launcher.slurm.batch import outcome_since
 from launcher.supervise import supervise
 from launcher.target import Target
 from tltrain.core.errors import Parser, UserError
+from tltrain.core.host.cores import num_cores
 from tltrain.core.output import wrapping
 from tltrain.runs import heartbeat, run_dir
 
@@ -80,8 +81,7 @@ def local_world(gpus: int, accelerate: str | None, num_processes: int | None) ->
         raise UserError(f"--processes is {wanted}, and this machine has {gpus} GPUs; one process needs one GPU, or choose --accelerate cpu")
     if accelerate == "one_gpu" and wanted > 1:
         raise UserError(f"--processes is {wanted} and --accelerate one_gpu; choose ddp")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // wanted))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, num_cores() // wanted))
     return World(1, wanted, on_gpus, threads, port=_free_port())
 
 

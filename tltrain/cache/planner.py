@@ -19,7 +19,7 @@ from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
 from tltrain.data.dataset import SharedImages
-from tltrain.distributed.memory import free_memory
+from tltrain.core.host.memory import free_memory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 

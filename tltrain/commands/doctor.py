@@ -102,16 +102,16 @@ def gpus() -> list[Finding]:
 
 
 def memory() -> list[Finding]:
-    from tltrain.distributed.memory import free_memory, total_memory
+    from tltrain.core.host.cores import num_cores
+    from tltrain.core.host.memory import free_memory, total_memory
 
     free, total = free_memory() / GIB, total_memory() / GIB
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     few = free < LEAST_MEMORY_GIB
     findings = [
         Finding(
             "note" if few else "ok",
             "memory",
-            f"{free:.0f} of {total:.0f} GiB free, {cores} processor cores",
+            f"{free:.0f} of {total:.0f} GiB free, {num_cores()} processor cores",
             "choose a small --max-device-batch" if few else "",
         )
     ]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from tltrain.core.errors import MachineError
+from tltrain.core.host.cores import num_cores
 from tltrain.core.output import progress
 
 T = TypeVar("T")
@@ -269,7 +270,7 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], limit_s: float = REA
             except BaseException as error:  # raised where the result is asked for
                 future.set_exception(error)
 
-    for _ in range(min(len(items), num_threads or (os.cpu_count() or 1) + 4)):
+    for _ in range(min(len(items), num_threads or num_cores() + 4)):
         threading.Thread(target=take, daemon=True, name="tltrain-read").start()  # daemons: a dead network mount holds them for ever
     return _in_order(items, futures, over, limit_s)
 

@@ -55,7 +55,7 @@ class RunFlags:
     """Compile each stage's network with torch.compile: faster after about a minute of compiling; the result differs by rounding. A
     resumed run keeps this setting."""
     workers: int | None = None
-    """Data workers per process; the default is 0 for data in memory, else the processor cores divided by the processes, at most 8."""
+    """Data workers per process; the default is 0 for data in memory, else the processor cores divided by the processes, at most 16."""
     views: Literal["auto", "host", "device"] = "auto"
     """Make strong views by the data workers or on the GPU, with the same pixels. auto takes the faster one, by measured rates."""
     save_minutes: float = 10.0

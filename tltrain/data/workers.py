@@ -25,9 +25,12 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tltrain.core.errors import MachineError, UserError
+from tltrain.core.host.cores import num_cores
 
 PRELOADED = "tltrain.data.views"
 """Module that the fork server imports once for all workers."""
+MOST_WORKERS = 16
+"""Data workers of a process at most. On 16 cores, 16 fed a ResNet-50 with 1.6 times the JPEG files of 8 (docs/speed.md)."""
 WAIT_S = 540.0
 """The longest wait for one batch, seconds. A worker that is alive and sends nothing for so long has lost its batch."""
 STOPPING_S = 20.0
@@ -65,6 +68,11 @@ def heard_while_waiting(should_stop: Callable[[], bool], wait_s: float | None = 
         yield
     finally:
         _should_stop, _wait_s = before
+
+
+def default_workers(local_world: int) -> int:
+    """Data workers of each of the machine's processes: its share of the cores, at most MOST_WORKERS."""
+    return min(MOST_WORKERS, max(1, num_cores() // local_world))
 
 
 def fitting(num_workers: int, batch_bytes: int) -> int:

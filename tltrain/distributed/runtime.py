@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor
 
 from tltrain.core.errors import UserError
-from tltrain.distributed.memory import keep_freed_memory, return_freed_memory
+from tltrain.core.host.memory import keep_freed_memory, return_freed_memory
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import torch
 
 from launcher.command import Training
 from tltrain.core.errors import UserError
+from tltrain.core.host.cores import num_cores
 from tltrain.core.output import escape
 from tltrain.distributed.signals import StopSignal
 from tltrain.many.one_by_one import OneRun
@@ -113,7 +114,7 @@ def _place(slot: int, jobs: int, environment: Mapping[str, str], num_gpus: int) 
         names = [str(i) for i in range(num_gpus)] if visible is None else [name.strip() for name in visible.split(",")][:num_gpus]
         name = names[slot % len(names)]
         return {"CUDA_VISIBLE_DEVICES": name}, f"GPU {name}"
-    threads = environment.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = environment.get("OMP_NUM_THREADS") or str(max(1, num_cores() // jobs))
     return {"OMP_NUM_THREADS": threads}, f"the CPU, {threads} thread{'s' if threads != '1' else ''}"
 
 

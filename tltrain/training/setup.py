@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +26,7 @@ from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.data.unlabelled.pictures import beside
 from tltrain.data.views import PIXELS_VERSION, BaseImages, Views
+from tltrain.data.workers import default_workers
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
 from tltrain.distributed.strategies import check
@@ -159,7 +159,7 @@ def num_workers(images: DataSplits, start: RunFlags, local_world: int) -> int:
     """Number of data workers of each process. 0 for images that are in memory already."""
     if start.workers is not None:
         return start.workers
-    return 0 if images.in_memory else min(8, max(1, (os.cpu_count() or 1) // local_world))
+    return 0 if images.in_memory else default_workers(local_world)
 
 
 def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, console: Console, stop: StopSignal) -> Run:

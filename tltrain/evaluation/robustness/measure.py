@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +20,7 @@ from tltrain.data.dataset import groups_in
 from tltrain.data.loader import eval_batches, item_loader
 from tltrain.data.sampler import Shard
 from tltrain.data.views import Batch
+from tltrain.data.workers import default_workers
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation.evaluate import Opened, opened_run
@@ -130,8 +130,8 @@ class _Passes:
         """Say what will be done and how long that will take: pass_s seconds a pass, and what one corrupted image of each kind takes."""
         num = len(measured.ids)
         corrupting_s = sum(self._seconds(cell) for cell in todo) * num / self.shard.world
-        cores = (os.cpu_count() or 1) // self.runtime.local_world
-        self.workers = min(8, cores) if corrupting_s > WORTH_WORKERS_S and cores > 1 else 0
+        workers = default_workers(self.runtime.local_world)
+        self.workers = workers if corrupting_s > WORTH_WORKERS_S and workers > 1 else 0
         seconds = len(todo) * pass_s + corrupting_s / max(1, self.workers)
         there = len(measured.predicted)
         self.console.say(

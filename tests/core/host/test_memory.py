@@ -10,7 +10,7 @@ import pytest
 COUNT = """
 import resource
 import numpy as np
-from tltrain.distributed.memory import keep_freed_memory, return_freed_memory
+from tltrain.core.host.memory import keep_freed_memory, return_freed_memory
 
 def faults(words):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,0 +1,1 @@
+"""What this machine leaves this process: memory and processor cores."""
