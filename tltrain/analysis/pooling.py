@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from tltrain.models.chain import Chain, space
+from tltrain.models.chain import Chain
+from tltrain.models.tracing.maps import space
 
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 """What networks call the parameter that becomes the class token, the first of the tokens."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import math
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tltrain.models.chain import Chain, space
+from tltrain.models.chain import Chain
+from tltrain.models.tracing.maps import as_map
 
 LEAST_SIDE = 3
 """A map of fewer places each way shows nothing."""
 AT_ONCE = 8
 """Images of one forward pass with gradients."""
-MOST_OTHER_TOKENS = 8
-"""Tokens of a transformer that stand before those of the patches: class token, registers."""
 
 
 def saliency(chain: Chain, images_BCHW: Tensor, class_B: Tensor) -> Tensor | None:
@@ -46,7 +44,7 @@ def _maps(chain: Chain, cut: int, images_BCHW: Tensor, class_B: Tensor) -> Tenso
     with torch.enable_grad():
         score = chain.forward(features, start=cut).gather(1, class_B[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, features)
-    shown, slope = _as_map(features.detach()), _as_map(gradient)
+    shown, slope = as_map(features.detach()), as_map(gradient)
     assert shown is not None
     assert slope is not None
     cam_Bhw = (slope.float().mean((1, 2), keepdim=True) * shown.float()).sum(-1).clamp_min(0)
@@ -69,20 +67,7 @@ def _last_map(chain: Chain, image: Tensor) -> int | None:
     with torch.no_grad():
         for cut in range(1, len(chain.blocks)):
             features = chain.forward(features, start=cut - 1, stop=cut)
-            shown = _as_map(features)
+            shown = as_map(features)
             if shown is not None and min(shown.shape[1:3]) >= LEAST_SIDE:
                 last = cut
     return last
-
-
-def _as_map(features: Tensor) -> Tensor | None:
-    """Features as (B, h, w, C); None if they are no map. Takes (B, C, h, w), (B, h, w, C), and (B, tokens, C) of a square of patches."""
-    if features.ndim == 4:
-        return features if space(features) == (1, 2) else features.permute(0, 2, 3, 1)
-    if features.ndim != 3:
-        return None
-    side = math.isqrt(features.shape[1])
-    others = features.shape[1] - side**2
-    if others > MOST_OTHER_TOKENS:
-        return None
-    return features[:, others:].unflatten(1, (side, side))

@@ -20,6 +20,16 @@ from tltrain.core.errors import UserError
 
 
 @dataclass(frozen=True)
+class LastMap:
+    """How a block that pools gives its map instead."""
+
+    step: Callable[[nn.Module, Tensor], Tensor]
+    """(net, x) -> map (B, C, H, W) or (B, H, W, C), or tokens (B, T, C) whose last ones are a square of patches."""
+    behind: tuple[str, ...] = ()
+    """Paths of the modules and parameters that only the pooled vector passes."""
+
+
+@dataclass(frozen=True)
 class Block:
     """One step through a net, described by the paths of its modules.
 
@@ -50,12 +60,16 @@ class Block:
     """
     also: tuple[str, ...] = ()
     """Names of the blocks that were merged into it (`merged`)."""
+    last_map: LastMap | None = None
+    """None where the block keeps no map, or it is not known where."""
+    grid: int | None = None
+    """Places each way that its map is averaged to, where its step gives that in place of the pooled vector."""
 
     def distance(self, name: str) -> int | None:
         """Layers between a parameter and the head. A parameter that was added to a module counts as the others of that module do."""
         where = name
         while self.distances is not None and where:
-            if found := [n for known, n in self.distances.items() if _under(known, (where,))]:
+            if found := [n for known, n in self.distances.items() if under(known, (where,))]:
                 return min(found)
             where = where.rpartition(".")[0]
         return None
@@ -85,7 +99,9 @@ def merged(blocks: Sequence[Block], wrong_cuts: Collection[int]) -> list[Block]:
         calls = tuple(path for each in (one, block) for path in (each.owns[:1] if each.calls is None else each.calls))
         distances = None if one.distances is None or block.distances is None else {**one.distances, **block.distances}
         also, step = (*one.also, block.name, *block.also), InTurn((one.step, block.step))
-        out.append(replace(one, owns=(*one.owns, *block.owns), step=step, calls=calls, distances=distances, also=also))
+        last = None if block.last_map is None else replace(block.last_map, step=InTurn((one.step, block.last_map.step)))
+        joined = replace(one, owns=(*one.owns, *block.owns), step=step, calls=calls, distances=distances, also=also, last_map=last)
+        out.append(joined)
     return out
 
 
@@ -191,12 +207,12 @@ class Chain(nn.Module):
     def parameters_of(self, index: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields (name in the net, parameter) for each parameter of a block."""
         owns = self.blocks[index].owns
-        return ((name, p) for name, p in self.net.named_parameters() if _under(name, owns))
+        return ((name, p) for name, p in self.net.named_parameters() if under(name, owns))
 
     def modules_of(self, index: int) -> Iterator[tuple[str, nn.Module]]:
         """Yields (name in the net, module) for each module of a block."""
         owns = self.blocks[index].owns
-        return ((name, m) for name, m in self.net.named_modules() if name and _under(name, owns))
+        return ((name, m) for name, m in self.net.named_modules() if name and under(name, owns))
 
     def index(self, where: str) -> int:
         """Index of the first block named `where`: a block, a group of blocks (layer4 for layer4.0), or all. Raises UserError."""
@@ -207,12 +223,6 @@ class Chain(nn.Module):
                 return i
         names = ", ".join(b.name for b in self.blocks)
         raise UserError(f"unfreeze is {where!r}, which no block of this network is called; its blocks: all, {names}")
-
-
-def space(maps: Tensor) -> tuple[int, int]:
-    """The two dimensions of space of maps (B, C, H, W) or (B, H, W, C): images are square, and so the two equal sides are space. Where all
-    are equal, channels come first."""
-    return (1, 2) if maps.shape[1] == maps.shape[2] != maps.shape[3] else (2, 3)
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -259,7 +269,8 @@ def unit_classes(chain: Chain) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _under(name: str, owns: tuple[str, ...]) -> bool:
+def under(name: str, owns: tuple[str, ...]) -> bool:
+    """Whether one of these paths is that of a module or tensor, or of a module around it."""
     return any(name == path or name.startswith(path + ".") for path in owns)
 
 
@@ -268,7 +279,7 @@ def _check_owned_once(net: nn.Module, blocks: tuple[Block, ...]) -> None:
     owner: dict[int, str] = {}
     tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
     for name, tensor in tensors:
-        owners = [b.name for b in blocks if _under(name, b.owns)]
+        owners = [b.name for b in blocks if under(name, b.owns)]
         if len(owners) != 1:
             raise ValueError(f"{name} must belong to one block, and belongs to {owners or 'none'}")
         if owner.setdefault(id(tensor), owners[0]) != owners[0]:

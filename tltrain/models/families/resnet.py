@@ -12,7 +12,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from tltrain.models import torchvision_hub
-from tltrain.models.chain import Block
+from tltrain.models.chain import Block, LastMap
 from tltrain.models.families.common import head_block, run_module
 from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata
@@ -89,7 +89,7 @@ class ResnetFamily(Family):
         faster = ("cuda",) if wide_basic else ("cpu", "cuda")  # ResNet-18 on a CPU: 0.94 times the speed at 64 px; ResNet-50: 1.40
         stem = Block("stem", ("conv1", "bn1", "relu", "maxpool"), _stem, channels_last=faster)
         body = [Block(path, (path,), partial(run_module, path)) for path in paths[:-1]]
-        last = Block(paths[-1], (paths[-1], "avgpool"), partial(_last, paths[-1]))
+        last = Block(paths[-1], (paths[-1], "avgpool"), partial(_last, paths[-1]), last_map=LastMap(partial(run_module, paths[-1])))
         return [stem, *body, last, head_block(self.head_of(card), dropout)]
 
     def default_weights(self, name: str) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tltrain.core.errors import UserError
-from tltrain.models.chain import Block
+from tltrain.models.chain import Block, LastMap
 from tltrain.models.families.common import head_block
 from tltrain.models.family import Family, WeightsSource
 from tltrain.models.metadata import WeightsMetadata
@@ -83,7 +83,8 @@ class VitFamily(Family):
         """embed, block.0, ..., block.N-1, head. Block N-1 includes the final norm and returns the class token (B, D)."""
         last = len(cast("ViTForImageClassification", net).vit.layers) - 1
         body = [Block(f"block.{i}", (f"vit.layers.{i}",), partial(_layer, i)) for i in range(last)]
-        end = Block(f"block.{last}", (f"vit.layers.{last}", "vit.layernorm"), partial(_last, last))
+        maps, owns = LastMap(partial(_tokens, last)), (f"vit.layers.{last}", "vit.layernorm")
+        end = Block(f"block.{last}", owns, partial(_last, last), last_map=maps)
         return [Block("embed", ("vit.embeddings",), _embed), *body, end, head_block(self.head_of(card), dropout)]
 
     def fitted(self, card: WeightsMetadata, size: int, classes: tuple[str, ...] | None) -> WeightsMetadata:
@@ -198,6 +199,10 @@ def _layer(i: int, net: nn.Module, x_BTD: Tensor) -> Tensor:
     return cast("ViTForImageClassification", net).vit.layers[i](x_BTD, None)
 
 
-def _last(i: int, net: nn.Module, x_BTD: Tensor) -> Tensor:
+def _tokens(i: int, net: nn.Module, x_BTD: Tensor) -> Tensor:
     vit = cast("ViTForImageClassification", net).vit
-    return vit.layernorm(vit.layers[i](x_BTD, None))[:, 0, :]
+    return vit.layernorm(vit.layers[i](x_BTD, None))
+
+
+def _last(i: int, net: nn.Module, x_BTD: Tensor) -> Tensor:
+    return _tokens(i, net, x_BTD)[:, 0, :]

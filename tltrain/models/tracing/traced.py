@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tltrain.models.chain import Block
 from tltrain.models.tracing.cuts import Cuts, used
+from tltrain.models.tracing.maps import last_map
 from tltrain.models.tracing.program import Instruction, Ref, at
 from tltrain.models.tracing.steps import head_block, with_dropout
 from tltrain.models.tracing.structure import HEAD, STEM, around, owned, parts_of, units, within
@@ -78,6 +79,7 @@ def _blocks(
 ) -> list[Block]:
     """Blocks that end at these places, and the head."""
     steps = [cuts.segment(start, stop) for start, stop in pairwise([0, *places])]
+    maps = last_map(cuts, places[-2] if len(places) > 1 else 0, places[-1])
     end = replace(head_block(head, dropout), channels_last=channels_last)
     if len(cuts.instructions) > places[-1] + 1:
         end = replace(end, step=with_dropout(head, dropout, cuts.segment(places[-1], len(cuts.instructions))))
@@ -90,7 +92,7 @@ def _blocks(
         Block(name, paths, step, order, tuple(called), channels_last=channels_last)
         for name, paths, step, order, called in zip(_names(inside), owns, steps, orders, inside, strict=False)
     ]
-    return [*blocks, replace(end, input_order=orders[-1])]
+    return [*blocks[:-1], replace(blocks[-1], last_map=maps), replace(end, input_order=orders[-1])]
 
 
 def _head_place(cuts: Cuts, head: str) -> int:
