@@ -89,7 +89,8 @@ def test_a_step_is_the_one_worked_out_by_hand(tmp_path: Path) -> None:
     pixels_B3HW = torch.stack([views.view(i, 0) for i in range(len(images.train))])
     with torch.no_grad():
         taught_BD = teacher.chain(pixels_B3HW, stop=len(teacher.chain.blocks) - 1)
-    assert experiment.plan[0].width == taught_BD.shape[1] != experiment.student.chain.net.get_submodule("fc").in_features
+    assert (features_ := experiment.plan[0].features) is not None
+    assert features_.num_out == taught_BD.shape[1] != features_.num_in == chain.net.get_submodule("fc").in_features
     linear_map.attach(chain, experiment.plan[0], recipe.seed)
     loss = F.smooth_l1_loss(chain(pixels_B3HW), taught_BD)
     loss.backward()

@@ -57,7 +57,7 @@ def row_key(
 ) -> dict[str, Any]:
     """All inputs that determine the bytes of a row. Augmentation is left out if only the evaluation view is cached.
 
-    Rows of unmixed views and of whole answers keep the keys that they had before there were others.
+    Rows of unmixed views, of pooled features and of whole answers keep the keys that they had before there were others.
     """
     chain, preprocess, data = frozen.chain, context.preprocess, context.data
     augmented = num_views > 1 and (augment != "none" or erasing > 0)
@@ -91,9 +91,11 @@ def _added(augment: Augment, erasing: float) -> list[Any]:
 
 
 def _where_used(frozen: FrozenModel, mixing: FiniteMixing | None) -> dict[str, Any]:
-    """What keys of mixed views and of answers in short have beside the others."""
+    """What keys of mixed views, of maps on a grid and of answers in short have beside the others."""
     mixed = {} if mixing is None else {"mixed": _mixed(mixing)}
-    return mixed if frozen.top_k is None else mixed | {"top_k": list(astuple(frozen.top_k))}
+    grids = [block.grid for block in frozen.chain.blocks[: frozen.stop] if block.grid is not None]
+    mapped = mixed | {"grid": grids} if grids else mixed
+    return mapped if frozen.top_k is None else mapped | {"top_k": list(astuple(frozen.top_k))}
 
 
 def _mixed(mixing: FiniteMixing) -> list[Any]:

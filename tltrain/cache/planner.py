@@ -14,12 +14,12 @@ from tltrain.cache.cost_model import Budget, Choice, Speed
 from tltrain.cache.frozen import Autocast, FrozenModel, TopK, place_matters
 from tltrain.cache.measure import Machine, _Meter, timed
 from tltrain.core.flags import RunFlags
+from tltrain.core.host.memory import free_memory
 from tltrain.core.paths import cache_root
 from tltrain.core.recipe import Recipe
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data import DataSplits
 from tltrain.data.dataset import SharedImages
-from tltrain.core.host.memory import free_memory
 from tltrain.models.chain import Chain
 from tltrain.models.factory import Loaded
 
@@ -145,7 +145,9 @@ class _Surveyor:
         assert self.recipe.distill is not None
         num_classes, top_k = len(self.images.classes), self.recipe.distill.top_k
         frozen = teacher_of(teacher, self.recipe, num_classes, True, self.machine.autocast)
-        what = f"the teacher's {'features' if self.recipe.matches_features else 'logits'}"
+        what = f"the teacher's {'logits' if stage.features is None else 'features'}"
+        if stage.features is not None and (side := stage.features.side) is not None:
+            what += f" at {side} x {side} places"
         if top_k is not None:
             what += f" (top {top_k} of {num_classes:,} classes)" if frozen.top_k else f" (top_k is {top_k}: all {num_classes} classes)"
         choice = self._train(stage, what, frozen, 0, budget, stage.shares(self.images.shared))

@@ -93,7 +93,8 @@ def _what(store: StoreInfo) -> tuple[str, str | None, str | None]:
         if "stage" not in origin:
             return f"base images of {split}", recipe, None
         stage = origin["recipe"]["stages"][origin["stage"]]
-        kinds = {"features": f"features before {stage['unfreeze']} of {split}", "teacher": f"the teacher's features of {split}"}
+        places = "".join(f" at {side} x {side} places" for side in store.key.get("grid") or [])
+        kinds = {"features": f"features before {stage['unfreeze']} of {split}", "teacher": f"the teacher's features of {split}{places}"}
         short = f" (top {store.key['top_k'][0]})" if store.key.get("top_k") else ""
         return kinds.get(store.kind, f"the teacher's logits{short} of {split}"), recipe, str(stage["name"])
     except (KeyError, IndexError, TypeError):

@@ -42,13 +42,13 @@ class Distill(Model):
     teacher: Backbone
     """The teacher: a run folder as weights, or any backbone whose head knows this data's classes (with target features, any classes)."""
     target: taught.Target = "logits"
-    """logits: beside the labels, in every stage; features: in the first stage alone, without labels, through a linear map."""
+    """logits: beside the labels, in every stage; features (pooled) or tokens (the map before): in the first alone, by a linear map."""
     temperature: float = Field(taught.TEMPERATURE, gt=0)
     """Both logits are divided by T before the softmax; the KL term is multiplied by T squared (Hinton et al. 2015)."""
     weight: float = Field(0.9, ge=0, le=1)
-    """Weight of the teacher's term in the loss; the labels' term has the rest; 1 with target features."""
+    """Weight of the teacher's term in the loss; the labels' term has the rest; 1 with target features or tokens."""
     loss: Annotated[str, *named("distill_losses")] = DISTILL_LOSS
-    """The teacher's term of the loss: kd, dist, dkd, or one of another package; with target features cosine (usual there) or smooth_l1."""
+    """The teacher's term of the loss: kd, dist, dkd, or one of another package; with features or tokens cosine (usual) or smooth_l1."""
     logits: Literal["float16", "float32"] = "float16"
     """Precision that the teacher's logits or features are rounded to, cached or not."""
     top_k: int | None = Field(None, ge=1)
@@ -187,16 +187,16 @@ class Recipe(Model):
         solved = [s.name for s in self.stages if s.solve is not None]
         kinds = [(s.name, s.solve) for s in self.stages if s.solve is not None]
         self.data.check_learned(kinds, [s.name for s in self.stages if s.unfreeze == "auto"], taught.of_one_class(self.distill))
-        if self.matches_features:
-            taught.check_pretraining(self.stages, LOSS)
+        if self.distill is not None and self.matches_features:
+            taught.check_pretraining(self.stages, LOSS, self.distill.target)
         elif self.distill is not None and solved:
             raise ValueError(f"stage {solved[0]} has solve, which learns from labels alone, and distill names a teacher; leave one out")
         return self
 
     @property
     def matches_features(self) -> bool:
-        """Whether the first stage learns a teacher's features, without labels, and the others labels alone."""
-        return self.distill is not None and self.distill.target == "features"
+        """Whether the first stage learns a teacher's features, pooled or as a map, without labels, and the others labels alone."""
+        return self.distill is not None and self.distill.target != "logits"
 
     @property
     def select_beside_loss(self) -> str:

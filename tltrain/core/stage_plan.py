@@ -34,6 +34,19 @@ class HasBlocks(Protocol):
 
 
 @dataclass(frozen=True)
+class TaughtFeatures:
+    """What a stage learns of a teacher's features, by a linear map from the student's."""
+
+    num_in: int
+    """Numbers of the student's features, at each place of its map where it learns a map."""
+    num_out: int = 0
+    """Those of the teacher's. 0 in a plan without its teacher."""
+    side: int | None = None
+    """Places each way of the grid that the maps of both are averaged to. None: pooled features are learned, and there is no grid. 0 in a
+    plan without its teacher."""
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage of a recipe, resolved for a network and a data set."""
 
@@ -50,8 +63,8 @@ class StagePlan:
     """Planned epochs of all stages before this one, each rounded up. Fresh views are numbered from here."""
     taught: bool = True
     """Whether it learns from the recipe's teacher, if that has one, and from pictures without labels."""
-    width: int | None = None
-    """Numbers of a teacher's feature that it learns, without labels, by a linear map in place of the head. None: it learns labels."""
+    features: TaughtFeatures | None = None
+    """What it learns of a teacher without labels, by a linear map in place of the head. None: it learns labels."""
     mixes_anew: bool = False
     """A run of tltrain 0.1 goes on as it began: finite views are mixed anew in each step."""
     moved: bool = False
@@ -97,7 +110,7 @@ class StagePlan:
     @property
     def num_evaluations(self) -> int:
         """Evaluations of val in a stage that runs to its end."""
-        if self.width is not None:
+        if self.features is not None:
             return 0  # it has no answers yet
         return 2 if self.spec.solve else 1 + max(1, math.ceil(self.epoch(self.num_steps) / self.spec.eval_epochs - 1e-9))
 
@@ -131,8 +144,8 @@ class StagePlan:
 
     def evaluates_after(self, step: int) -> bool:
         """Whether val is evaluated after `step` steps: at the start, every eval_epochs, and at the end."""
-        if self.width is not None or step in (0, self.num_steps):
-            return self.width is None
+        if self.features is not None or step in (0, self.num_steps):
+            return self.features is None
         period = self.spec.eval_epochs * self.num_samples
         return math.floor(step * self.batch / period + 1e-9) > math.floor((step - 1) * self.batch / period + 1e-9)
 
@@ -200,12 +213,13 @@ def _check_carry(spec: Stage, index: int, pretrained: bool, has_val: bool) -> No
 
 
 def plan(
-    recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool, num_labelled: int | None = None, width: int = 0
-) -> tuple[StagePlan, ...]:
+    recipe: Recipe, chain: HasBlocks, num_samples: int, has_val: bool, num_labelled: int | None = None,
+    features: TaughtFeatures | None = None,
+) -> tuple[StagePlan, ...]:  # fmt: skip
     """The resolved stages of a run on `num_samples` training images. Raises UserError for an unknown block, and where val is needed
     and there is none.
 
-    num_labelled: those with a label; None: all. width: numbers of a teacher's feature, where its features are learned.
+    num_labelled: those with a label; None: all. features: what the first stage learns, where the recipe says that it learns features.
     """
     stages: list[StagePlan] = []
     first_step = first_epoch = 0
@@ -224,7 +238,7 @@ def plan(
         where = (lr_scales, num_steps, num, recipe.batch, first_step, first_epoch)
         first = next(i for i, scale in enumerate(lr_scales) if scale > 0)
         moved = any(any(before.scales[:first]) for before in stages)
-        stages.append(StagePlan(index, spec, *where, taught, width if pretrains else None, moved=moved))
+        stages.append(StagePlan(index, spec, *where, taught, features if pretrains else None, moved=moved))
         first_step += num_steps
         first_epoch += math.ceil(stages[-1].num_reads / num)
     return tuple(stages)

@@ -87,7 +87,8 @@ def _decided(run: Path, drawn: DataSplits, inputs: Mapping[str, str], accept: bo
         _check_accepted(run, lines, difference, accept)
         _check_not_empty(run, known, names)
     notes = tuple(f"changed since this run began: {line}; {KEEPS}" for line in lines)
-    return Decision(drawn.fingerprint, names, notes, replace(fresh, assigned=True) if lines else None)
+    kept = replace(fresh, assigned=True, inputs={**record.inputs, **inputs})  # those of a teacher that is not asked again stay
+    return Decision(drawn.fingerprint, names, notes, kept if lines else None)
 
 
 def _redrawn(drawn: DataSplits, ids: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tltrain.core import metric, stage_plan
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Backbone, Recipe
-from tltrain.core.stage_plan import StagePlan
+from tltrain.core.stage_plan import StagePlan, TaughtFeatures
 from tltrain.data import DataSplits
 from tltrain.data.loader import evaluated
 from tltrain.data.views import PIXELS_VERSION
@@ -22,7 +23,8 @@ from tltrain.models.family import WeightsSource
 from tltrain.runs import checkpoint, run_dir
 from tltrain.training.losses import objective
 from tltrain.training.losses.ensemble import ensemble
-from tltrain.training.matching.features import feature_loss, width_of
+from tltrain.training.matching import grid
+from tltrain.training.matching.features import feature_loss, taught_features
 from tltrain.training.weights import solved, trained
 
 
@@ -34,16 +36,19 @@ class Experiment:
     images: DataSplits
     student: Loaded
     teacher: Loaded | None
-    """Frozen and in eval mode. None if the recipe does not distil."""
+    """Frozen and in eval mode. None if the recipe does not distil, and where no stage that is still to come asks it."""
     plan: tuple[StagePlan, ...]
 
     @classmethod
-    def open(cls, recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSource] | None = None) -> Experiment:
+    def open(
+        cls, recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSource] | None = None, asks_teacher: bool = True
+    ) -> Experiment:
         """Load the networks with their weights. Raises UserError if the recipe cannot be trained on these images.
 
         sources: those of the weights that were opened before, by the names of `inputs`. They are taken out, so that they go when used.
+        asks_teacher: whether a teacher is loaded.
         """
-        return cls._with(recipe, images, *open_nets(recipe, images, sources))
+        return cls._with(recipe, images, *open_nets(recipe if asks_teacher else _without_teacher(recipe), images, sources))
 
     @classmethod
     def outline(cls, recipe: Recipe, images: DataSplits, say: Callable[[str], None] | None = None) -> Experiment:
@@ -65,8 +70,10 @@ class Experiment:
 
     @classmethod
     def _with(cls, recipe: Recipe, images: DataSplits, student: Loaded, teacher: Loaded | None) -> Experiment:
-        width = width_of(recipe, student, teacher)
-        plan = stage_plan.plan(recipe, student.chain, len(images.pool), images.val is not None, len(images.train), width)
+        features = taught_features(recipe, student, teacher)
+        if teacher is not None and features is not None and features.side is not None:
+            grid.teach(teacher.chain, features.side)
+        plan = stage_plan.plan(recipe, student.chain, len(images.pool), images.val is not None, len(images.train), features)
         trained.check(student.chain, plan)
         solved.check(student.chain, plan)
         return cls(recipe, images, student, teacher, plan)
@@ -105,6 +112,8 @@ def open_nets(recipe: Recipe, images: DataSplits, sources: dict[str, WeightsSour
 
 MIXES_BY_VIEW = "mixes_by_view"
 """Key in env.json: whether finite views are mixed per view. Absent in runs of tltrain 0.1."""
+TAUGHT = "taught_features"
+"""Key in env.json: the numbers of `TaughtFeatures`. Absent where no stage learns features."""
 STUDENT = "weights"
 """The name of the student's weights among `inputs`."""
 
@@ -115,10 +124,33 @@ def inputs(recipe: Recipe) -> dict[str, Backbone]:
     return {STUDENT: recipe.backbone} | {"teacher" if k == 0 else f"teacher {k + 1}": spec for k, spec in enumerate(teachers)}
 
 
-def open_weights(recipe: Recipe) -> dict[str, WeightsSource]:
-    """The weights of `inputs`. Raises UserError, for those of a teacher with their place in the recipe."""
+def _without_teacher(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"distill": None})
+
+
+def asks_teacher(path: Path, recipe: Recipe, say: Callable[[str], None]) -> bool:
+    """Whether a stage learns from the recipe's teacher where the run in this folder goes on: at its newest checkpoint that is whole.
+
+    A teacher that is not asked again changes nothing of what is still to come. So it need not be there, and is neither opened nor compared
+    with the one that the run began with, whose hash stays in the run's record. Where it is not asked, `say` receives a line about that.
+    """
+    if recipe.distill is None:
+        return False
+    num_taught = 1 if recipe.matches_features else len(recipe.stages)
+    for kept in checkpoint.committed(run_dir.checkpoints(path)):
+        if int(kept.name.split("-")[1]) < num_taught:  # the stage that goes on, as `checkpoint.save` names it
+            break
+        if checkpoint.verify(kept) is None:
+            say("teacher not opened: the stages that learn from it are finished")
+            return False
+    return True
+
+
+def open_weights(recipe: Recipe, asks_teacher: bool = True) -> dict[str, WeightsSource]:
+    """The weights of `inputs`, without a teacher that is not asked. Raises UserError, for those of a teacher with their place in the
+    recipe."""
     found: dict[str, WeightsSource] = {}
-    for k, (name, spec) in enumerate(inputs(recipe).items()):
+    for k, (name, spec) in enumerate(inputs(recipe if asks_teacher else _without_teacher(recipe)).items()):
         try:
             found[name] = weights.open_once(spec)
         except UserError as error:
@@ -169,7 +201,16 @@ def as_begun(experiment: Experiment, path: Path) -> Experiment:
     """The experiment with what its run has begun with: one of tltrain 0.1 mixes finite views anew in each step, and goes on so."""
     by_view = run_dir.kept(path).get(MIXES_BY_VIEW, False) or not checkpoint.committed(run_dir.checkpoints(path))
     plan = experiment.plan if by_view else tuple(replace(stage, mixes_anew=stage.mixes_by_view) for stage in experiment.plan)
+    if experiment.teacher is None and (taught := run_dir.kept(path).get(TAUGHT)):  # what a teacher that is not opened again gave
+        plan = tuple(replace(stage, features=stage.features and TaughtFeatures(*taught)) for stage in plan)
     return replace(experiment, plan=plan)
+
+
+def began_with(plan: Sequence[StagePlan]) -> dict[str, Any]:
+    """What `as_begun` and `check_pixels` ask of a run, to be kept in it."""
+    began = {"pixels": PIXELS_VERSION, MIXES_BY_VIEW: not any(stage.mixes_anew for stage in plan)}
+    taught = [astuple(stage.features) for stage in plan if stage.features is not None]
+    return began | ({TAUGHT: taught[0]} if taught else {})
 
 
 def check_pixels(path: Path, recipe: Recipe, began_with: dict[str, int]) -> None:

@@ -188,9 +188,11 @@ def _batch_lines(recipe: Recipe, chain: Chain, plan: Sequence[StagePlan], world:
 def _pretraining_line(recipe: Recipe, stage: StagePlan) -> str:
     """The line about a first stage that learns features. Their number is not known where the teacher is still to be trained."""
     assert recipe.distill is not None
-    teacher = recipe.distill.teacher
+    assert stage.features is not None
+    teacher, num, side = recipe.distill.teacher, stage.features.num_out, stage.features.side
     named = escape.line(" ".join(filter(None, (teacher.name, teacher.weights))))
-    whose = f"the {f'{stage.width:,} ' if stage.width else ''}features of {named}"
+    where = "" if side is None else f" at {side} x {side} places" if side else " at each place of its map"
+    whose = f"the {f'{num:,} ' if num else ''}features of {named}{where}"
     how = f"{recipe.distill.loss}, by a linear map in place of the head"
     return f"distil  {stage.spec.name}: {whose} ({how}), without labels and without val; the stages after it learn labels alone"
 

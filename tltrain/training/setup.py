@@ -25,7 +25,7 @@ from tltrain.data.mixing import stage_views
 from tltrain.data.sampler import Shard, num_micro
 from tltrain.data.sources.folder import check_apart
 from tltrain.data.unlabelled.pictures import beside
-from tltrain.data.views import PIXELS_VERSION, BaseImages, Views
+from tltrain.data.views import BaseImages, Views
 from tltrain.data.workers import default_workers
 from tltrain.distributed.runtime import Runtime
 from tltrain.distributed.signals import StopSignal
@@ -45,7 +45,7 @@ from tltrain.runs.early_end import recorded
 from tltrain.runs.metrics_log import MetricsLog
 from tltrain.runs.trackers import Trackers, chosen
 from tltrain.training import optim
-from tltrain.training.experiment import MIXES_BY_VIEW, Experiment, as_begun, check_objective, check_pixels, inputs, open_weights
+from tltrain.training.experiment import Experiment, as_begun, asks_teacher, began_with, check_objective, check_pixels, inputs, open_weights
 from tltrain.training.loop import OnStep, ignore_step
 
 T = TypeVar("T")
@@ -166,12 +166,13 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     """Open a run and check everything that can be checked before the first step. Raises UserError."""
     check_apart(recipe.data.source, path)
     sources: dict[str, WeightsSource] = {}
+    asks = _shared(runtime, lambda: asks_teacher(path, recipe, console.say))
     with console.doing(f"reading the images of {recipe.data.source}, and the weights"):
-        images, kept_images = _open_images(path, recipe, start, runtime, stop, sources)
+        images, kept_images = _open_images(path, recipe, start, runtime, stop, sources, asks)
     for note in (*images.notes, *_shared(runtime, lambda: kept_data.seen_in_training(images, recipe.data, inputs(recipe)))):
         console.say(f"data    {note}", style="yellow")
     with console.doing("building the networks"):
-        experiment = as_begun(Experiment.open(recipe, images, sources), path)
+        experiment = as_begun(Experiment.open(recipe, images, sources, asks), path)
     student, teacher, planned = experiment.student, experiment.teacher, experiment.plan
     if start.recompute and student.chain.runs_whole:
         raise UserError(f"--recompute works block by block, and {cost_model.uncut(student.chain)}; drop it")
@@ -195,14 +196,12 @@ def open_run(path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, cons
     _shared(runtime, lambda: len(chosen(start)))
     generation = _claim(path, recipe, start, runtime)
     reduced = {name: kept_flags[name] for name in ("too_large", "chunk") if name in kept_flags}
-    began = {"pixels": PIXELS_VERSION, MIXES_BY_VIEW: not any(stage.mixes_anew for stage in planned)}
-    kept_flags = {"max_device_batch": device_batch, "compile": start.compile} | began | reduced
+    kept_flags = {"max_device_batch": device_batch, "compile": start.compile} | began_with(planned) | reduced
     with recorded(path, generation, runtime.rank):
         _shared(runtime, lambda: kept_data.write(path, kept_images, images), path)
         _shared(runtime, lambda: _write_environment(path, runtime, images, kept_flags), path)
         watch, saver = _watched(path, start, runtime, console, stop, generation)
-    sizes = device_batch, kept_flags.get("chunk")
-    opened = path, experiment, start, runtime, console, ahead.choices, *sizes, generation, watch, saver
+    opened = path, experiment, start, runtime, console, ahead.choices, device_batch, kept_flags.get("chunk"), generation, watch, saver
     return Run(*opened, strong_views=ahead.views, timed=ahead.lines)
 
 
@@ -226,17 +225,18 @@ def _watched(
 
 
 def _open_images(
-    path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, stop: StopSignal, sources: dict[str, WeightsSource]
+    path: Path, recipe: Recipe, start: RunFlags, runtime: Runtime, stop: StopSignal, sources: dict[str, WeightsSource], asks: bool
 ) -> tuple[DataSplits, Decision]:
     """Open the images in the splits of the first start of the run. Raises UserError if they have changed or differ between ranks.
 
     sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
+    asks: whether a stage that is still to come asks the teacher. One that is not asked is left out.
     """
     opened = partial(open_images, recipe.data, multilabel=True)
     drawn = once_per_machine(runtime, stop, cache_root, lambda: beside(opened(), recipe), lambda images: not images.in_memory)
 
     def decide() -> Decision:
-        sources.update(open_weights(recipe))
+        sources.update(open_weights(recipe, asks))
         hashes = {name: weights.fingerprint(source) for name, source in sources.items()}
         known = {name: digest for name, digest in hashes.items() if digest is not None}
         return kept_data.decide(path, drawn, known, start.accept_data_change)

@@ -62,6 +62,7 @@ def run_stage(
         return stop.signal is not None
 
     run.watch.at(stage.spec.name, progress.step, "build")
+    assert teacher is not None or run.recipe.distill is None or not stage.taught, "the checkpoint behind this stage is gone since the start"
     chain = _chain(run, stage, state.weights)
     if teacher is not None and not stage.taught:
         on_device(teacher, torch.device("cpu"))  # of the first stage alone: its memory is the student's now
@@ -189,7 +190,7 @@ def _context(
 
 def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objective | Matching:
     """Build the objective that the recipe describes: label loss, class weights and distillation; or a teacher's features alone."""
-    if teacher is not None and stage.width is not None:
+    if teacher is not None and stage.features is not None:
         return Matching(teacher, feature_loss(run.recipe))
     recipe, num_classes, weights_K, distillation = run.recipe, len(run.images.classes), None, None
     labels, several = run.images.train.labels, run.recipe.data.multilabel

@@ -82,7 +82,7 @@ def open_stores(
     if prefix is not None and val is not None and chosen.val is not None and chosen.val.place is not None:
         stores.val = rows(chosen.val, "features", prefix, run.student, val, None)
     if teacher is not None and run.teacher is not None and chosen.teacher is not None and chosen.teacher.place is not None:
-        kind = "logits" if stage.width is None else "teacher"
+        kind = "logits" if stage.features is None else "teacher"
         stores.teacher = of_train(chosen.teacher, kind, teacher, run.teacher, stage.shares(run.images.shared))
     return stores
 

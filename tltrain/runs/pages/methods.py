@@ -18,6 +18,7 @@ TRAINED = {
     "biases_and_norms": ", of which only biases and normalisation layers trained (BitFit)",
     "lora": ", by low-rank updates (LoRA)",
 }
+TAUGHT = {"features": "pooled features", "tokens": "features at each place of the last map"}
 AUGMENTED = {
     "light": "random crops with padding and flips",
     "strong": "random resized crops, flips, rotation and colour jitter",
@@ -80,8 +81,8 @@ def _distilled(run: RunRecord) -> str:
     beside = f", and those alone of {num:,} further images of {spec.unlabelled}, without labels" if num else ""
     if run.recipe.matches_features:
         return (
-            f"Before it saw labels, in stage {run.recipe.stages[0].name}, the network learned the pooled features of {whose} through a "
-            f"linear map that was then left out ({spec.loss} loss){beside}."
+            f"Before it saw labels, in stage {run.recipe.stages[0].name}, the network learned the {TAUGHT[spec.target]} of {whose} through "
+            f"a linear map that was then left out ({spec.loss} loss){beside}."
         )
     kept, classes = spec.top_k, (run.env.get("data") or {}).get("classes")
     short = f", over the {kept} likeliest classes and all others as one" if kept and (classes is None or kept < classes) else ""

@@ -26,7 +26,7 @@ class DistillLoss:
     batch: it compares images with each other. It is called with the micro-batches of all processes, which makes B one number on any number
     of processes. Its fourth argument is weights (B,): 0 for padding, which must count for nothing, else 1. The mean over weight is taken.
 
-    features: it is called with features (B, D) of both, and no temperature (distill.target: features).
+    features: it is called with features (B, D) of both, and no temperature (distill.target: features; with tokens B counts all places).
     """
 
     def __call__(self, student_BK: Tensor, teacher_BK: Tensor, temperature: float, *more: Tensor) -> Tensor:

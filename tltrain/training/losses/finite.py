@@ -22,7 +22,7 @@ class NotFinite(RuntimeError):
         """step: the optimizer step of the loss. For an evaluation: the number of steps before it."""
         lr = stage.lr * stage.lr_factor(min(step, stage.num_steps - 1))
         said = f"the {whose} became {loss} in stage {stage.spec.name}, step {step}, at learning rate {lr:.3g}"
-        if stage.width is not None:
+        if stage.features is not None:
             said += " (so it does where the teacher's features exceed 65,504 and are kept in float16: set distill.logits: float32)"
         super().__init__(said)
         self.rank, self.step = rank, step

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tltrain.core.recipe import Stage
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, under
 
 PARAMETERS = ("lora_A", "lora_B")
 """Last parts of the names of an update's matrices."""
@@ -42,12 +42,15 @@ def _updated(weight: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor
     return weight + scale * (b_OR @ a_RI).view(weight.shape)
 
 
-def layers(chain: Chain, index: int) -> Iterator[tuple[nn.Module, str]]:
+def layers(chain: Chain, index: int, without: tuple[str, ...] = ()) -> Iterator[tuple[nn.Module, str]]:
     """Yields (module, name of its weight) for each layer of a block that LoRA updates.
 
     These are linear layers, 1x1 convolutions, and the joint projection of queries, keys and values of torch's attention.
+    without: paths of modules that keep their weights.
     """
-    for _, module in chain.modules_of(index):
+    for path, module in chain.modules_of(index):
+        if under(path, without):
+            continue
         pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
         if isinstance(module, nn.Linear) or pointwise:
             yield module, "weight"
@@ -55,20 +58,20 @@ def layers(chain: Chain, index: int) -> Iterator[tuple[nn.Module, str]]:
             yield module, "in_proj_weight"
 
 
-def num_parameters(chain: Chain, index: int, rank: int) -> int:
-    """Number of parameters that LoRA trains in a block."""
-    shapes = [getattr(module, name).shape for module, name in layers(chain, index)]
+def num_parameters(chain: Chain, index: int, rank: int, without: tuple[str, ...] = ()) -> int:
+    """Number of parameters that LoRA trains in a block. without: as in `layers`."""
+    shapes = [getattr(module, name).shape for module, name in layers(chain, index, without)]
     return sum(rank * (shape[0] + shape[1]) for shape in shapes)
 
 
-def attach(chain: Chain, first: int, spec: Stage, seed: int) -> Chain:
+def attach(chain: Chain, first: int, spec: Stage, seed: int, without: tuple[str, ...] = ()) -> Chain:
     """Give the layers of the blocks from `first` up to the head their updates, in place. Returns the same chain.
 
-    seed: of the random A, drawn layer by layer.
+    seed: of the random A, drawn layer by layer. without: as in `layers`.
     """
     generator = torch.Generator().manual_seed(seed)
     for i in range(first, len(chain.blocks) - 1):
-        for module, name in list(layers(chain, i)):
+        for module, name in list(layers(chain, i, without)):
             weight = getattr(module, name)
             update = LowRankUpdate(weight, spec.lora_rank, _scale(spec), generator)
             parametrize.register_parametrization(module, name, update, unsafe=True)

@@ -48,28 +48,31 @@ def head_of(chain: Chain, stage: StagePlan) -> tuple[str, nn.Linear]:
     return linear_head(chain, told, "train this stage instead: leave solve out, and give it lr and steps")
 
 
-def linear_head(chain: Chain, told: str, remedy: str) -> tuple[str, nn.Linear]:
+def linear_head(chain: Chain, told: str, remedy: str, places: tuple[int, ...] = ()) -> tuple[str, nn.Linear]:
     """(path in the net, layer) of the head: a single linear layer with a bias, which takes the features and gives the logits.
 
-    told, remedy: begin and end of the UserError that is raised where there is none.
+    told, remedy: begin and end of the UserError that is raised where there is none. places: of the features of an image that the head is
+    to take one by one, beside those that it takes as they come.
     """
     last = len(chain.blocks) - 1
     if chain.runs_whole:
         raise UserError(f"{told}, which needs the features before the head, and blocks of this network cannot run one by one; {remedy}")
     own = {id(parameter) for _, parameter in chain.parameters_of(last)}
     linear = [(name, m) for name, m in chain.modules_of(last) if isinstance(m, nn.Linear) and {id(p) for p in m.parameters()} == own]
-    if len(linear) != 1 or linear[0][1].bias is None or not _is_all(chain, linear[0][1]):
+    if len(linear) != 1 or linear[0][1].bias is None or not all(_is_all(chain, linear[0][1], at) for at in {(), places}):
         kinds = ", ".join(dict.fromkeys(type(m).__name__ for _, m in chain.modules_of(last) if any(True for _ in m.parameters(False))))
         raise UserError(f"{told}, and the head of this network is no single linear layer with a bias ({kinds or 'parameters'}); {remedy}")
     return linear[0]
 
 
-def _is_all(chain: Chain, layer: nn.Linear) -> bool:
-    """Whether the head block takes a vector, hands it to the layer as it is, and gives what the layer gives."""
+def _is_all(chain: Chain, layer: nn.Linear, places: tuple[int, ...]) -> bool:
+    """Whether the head block takes a vector at each place, hands it to the layer as it is, and gives what the layer gives."""
     step, weight = chain.blocks[-1].step, layer.weight
     assert step is not None
-    features = torch.linspace(-1, 1, 2 * layer.in_features, device=weight.device, dtype=weight.dtype).view(2, -1)
-    answer = torch.linspace(0, 1, 2 * layer.out_features, device=weight.device, dtype=weight.dtype).view(2, -1)
+    features, answer = (
+        torch.linspace(low, 1, 2 * math.prod(places) * num, device=weight.device, dtype=weight.dtype).view(2, *places, num)
+        for low, num in ((-1, layer.in_features), (0, layer.out_features))
+    )
     taken: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _, given, __: taken.append(given[0]) or answer)  # type: ignore[func-returns-value]
     training = chain.training

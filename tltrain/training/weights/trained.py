@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from tltrain.core.errors import UserError
 from tltrain.core.stage_plan import StagePlan
 from tltrain.data.sampler import derive_seed
-from tltrain.models.chain import Chain
+from tltrain.models.chain import Chain, under
 from tltrain.training.weights import lora
 
 
@@ -30,16 +29,17 @@ def add_updates(chain: Chain, stage: StagePlan, seed: int) -> Chain:
     """Attach the low-rank updates of a stage with trains: lora, in place. Returns the same chain. seed: the recipe's."""
     if stage.spec.trains != "lora":
         return chain
-    return lora.attach(chain, stage.first_trainable_block, stage.spec, derive_seed(seed, "lora", stage.index))
+    return lora.attach(chain, stage.first_trainable_block, stage.spec, derive_seed(seed, "lora", stage.index), behind_map(chain, stage))
 
 
 def count(chain: Chain, index: int, stage: StagePlan) -> int:
     """Number of parameters of a block that a stage trains. chain: without low-rank updates, and without a linear map."""
     if index < stage.first_trainable_block:
         return 0
-    if stage.width is not None and _is_head(chain, index):
-        return sum(stage.width * math.prod(parameter.shape[1:]) for _, parameter in chain.parameters_of(index))
-    added = lora.num_parameters(chain, index, stage.spec.lora_rank) if stage.spec.trains == "lora" and not _is_head(chain, index) else 0
+    if stage.features is not None and _is_head(chain, index):
+        return stage.features.num_out * (stage.features.num_in + 1)
+    has_updates = stage.spec.trains == "lora" and not _is_head(chain, index)
+    added = lora.num_parameters(chain, index, stage.spec.lora_rank, behind_map(chain, stage)) if has_updates else 0
     return added + sum(parameter.numel() for _, parameter in _own(chain, index, stage))
 
 
@@ -47,7 +47,7 @@ def describe(chain: Chain, stage: StagePlan) -> str:
     """A short description of the trainable parameters below the head, for the plan's table. chain: without low-rank updates."""
     if stage.spec.trains != "lora":
         return stage.spec.trains.replace("_", " ")
-    num_layers = sum(1 for i in _below_head(chain, stage) for _ in lora.layers(chain, i))
+    num_layers = sum(1 for i in _below_head(chain, stage) for _ in lora.layers(chain, i, behind_map(chain, stage)))
     return f"lora, rank {stage.spec.lora_rank}, {num_layers} layers"
 
 
@@ -64,8 +64,20 @@ def check(chain: Chain, plan: Sequence[StagePlan]) -> None:
             raise UserError(f"{told}, and its blocks below the head have no {what}; unfreeze more blocks, or set trains: all")
 
 
+def behind_map(chain: Chain, stage: StagePlan) -> tuple[str, ...]:
+    """Paths of what a stage that learns a teacher's map leaves as it is: what the student's pooled features alone pass."""
+    maps = None if stage.features is None or stage.features.side is None else chain.blocks[-2].last_map
+    return () if maps is None else maps.behind
+
+
 def _own(chain: Chain, index: int, stage: StagePlan) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of a block that is not frozen which train themselves."""
+    behind = behind_map(chain, stage)
+    return ((name, parameter) for name, parameter in _as_named(chain, index, stage) if not under(name, behind))
+
+
+def _as_named(chain: Chain, index: int, stage: StagePlan) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a block that `trains` names."""
     if stage.spec.trains == "all" or _is_head(chain, index):
         yield from chain.parameters_of(index)
     elif stage.spec.trains == "biases_and_norms":
