@@ -16,7 +16,7 @@ PACKAGE = ROOT / "tltrain"
 # From the ground up: a room imports only from rooms that stand before it here; files of one room import each other.
 ROOMS = (
     "core/host", "core/output", "core/schema", "core", "core/arguments",
-    "data/tables", "data/pictures", "data/augmentation", "data/multilabel", "data", "data/corruptions", "data/scans", "data/remote",
+    "data/multilabel", "data/tables", "data/pictures", "data/augmentation", "data", "data/corruptions", "data/scans", "data/remote",
     "data/sources", "data/containers", "data/published", "data/unlabelled",
     "heads", "uncertainty",
     "runs", "runs/trackers", "runs/report", "runs/listing", "runs/pages",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from label_files import label_pictures
 from PIL import Image
 
 from tltrain.core.errors import UserError
@@ -129,3 +130,30 @@ def test_what_cannot_be_meant_is_refused(tables: dict[str, str], words: str, fol
 def test_a_table_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"data.exclude is none.csv, which cannot be read"):
         open_images(Data(source=f"folder:{folder}", exclude="none.csv"))
+
+
+@pytest.mark.parametrize("written", [{"label_separator": "|"}, {"label_columns": ("Row", "Column", "Square")}], ids=["sets", "columns"])
+def test_images_of_several_labels_get_their_right_set(tmp_path: Path, written: dict[str, Any]) -> None:
+    label_pictures(tmp_path, 12)
+    source = f"csv:{tmp_path}/{'sets' if 'label_separator' in written else 'columns'}.csv"
+    before = open_images(Data(source=source, **written, **WHOLE))
+    names = {name.lower(): name for name in before.classes}
+    both = f"{names['square']}|{names['row']}"
+
+    def opened(table: str) -> DataSplits:
+        (tmp_path / "relabel.csv").write_text(table, encoding="utf-8")
+        return open_images(Data(source=source, relabel=str(tmp_path / "relabel.csv"), **written, **WHOLE))
+
+    after = opened(f"path,label\n0.png,{both}\n1.png,\n")
+    has = dict(zip(after.train.ids, after.train.labels.tolist(), strict=True))
+    assert {after.classes[k].lower() for k in np.flatnonzero(has["0.png"])} == {"row", "square"}
+    assert has["1.png"] == [0, 0, 0], "none of the labels"
+    kept = dict(zip(before.train.ids, before.train.labels.tolist(), strict=True))
+    assert all(has[name] == labels for name, labels in kept.items() if name not in ("0.png", "1.png"))
+    assert "data.relabel gives other labels to 2 of 12 images" in after.notes
+    doctors = opened(f"path,problem,suggestion,score,other\n0.png,wrong label,relabel:{both},0.9,\n2.png,blurred,look,0.2,\n")
+    assert doctors.train.labels.tolist()[0] == has["0.png"]
+    with pytest.raises(UserError, match=r"relabel.csv, line 2: no image is of class 'rwo'|no image is of class 'Rwo'"):
+        opened(f"path,label\n0.png,{names['row'].replace('ow', 'wo')}\n")
+    with pytest.raises(UserError, match="names a class twice"):
+        opened(f"path,label\n0.png,{names['row']}|{names['row']}\n")

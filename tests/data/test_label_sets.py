@@ -22,7 +22,7 @@ WHOLE: dict[str, Any] = {"val_fraction": 0, "test_fraction": 0}
 
 
 def _opened(source: str, **data: Any) -> DataSplits:
-    return open_images(Data(source=source, **data), multilabel=True)
+    return open_images(Data(source=source, **data))
 
 
 def test_a_cell_and_columns_name_the_same_labels(tmp_path: Path) -> None:
@@ -76,25 +76,22 @@ def test_a_table_that_says_no_clear_labels_is_refused(tmp_path: Path, table: str
     assert said in str(error.value)
 
 
-def test_what_works_on_one_class_an_image_refuses_several(tmp_path: Path) -> None:
+def test_a_source_without_labels_refuses_them(tmp_path: Path) -> None:
     label_pictures(tmp_path, 8)
     spec = Data(source=f"csv:{tmp_path}/sets.csv", label_separator="|", **WHOLE)
-    with pytest.raises(UserError, match="works on one class an image"):
-        open_images(spec)
-    with pytest.raises(UserError, match="folder:PATH has one class an image") as error:
-        open_images(spec.model_copy(update={"source": f"folder:{tmp_path}"}), multilabel=True)
-    assert "works on one class" not in str(error.value)
+    with pytest.raises(UserError, match="folder:PATH has one class an image"):
+        open_images(spec.model_copy(update={"source": f"folder:{tmp_path}"}))
     with pytest.raises(UserError, match="of tables"):
-        open_images(spec.model_copy(update={"source": "digits"}), multilabel=True)
+        open_images(spec.model_copy(update={"source": "digits"}))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.balance": "sampler"}, {"data.relabel": "x.csv"}, {"data.label_columns": ["a", "b"]},
+        {"data.balance": "sampler"}, {"data.label_columns": ["a", "b"]},
         {"stages.0.solve": "nearest_mean", "stages.0.lr": None, "stages.0.steps": None},
         {"stages.0.solve": "ridge", "stages.0.lr": None, "stages.0.steps": None, "data.balance": "weights"},
-        {"stages.0.unfreeze": "auto"}, {"distill": {"teacher": {"weights": "runs/a"}, "loss": "dkd"}},
+        {"distill": {"teacher": {"weights": "runs/a"}, "loss": "dkd"}},
     ],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
@@ -203,11 +200,11 @@ def test_images_that_are_judged_alone_need_not_have_every_label(tmp_path: Path) 
     label_pictures(tmp_path, 4)
     (tmp_path / "t.csv").write_text("path,label\n0.png,row\n1.png,\n", encoding="utf-8")
     spec = Data(source=f"csv:{tmp_path}/t.csv", label_separator="|", **WHOLE)
-    assert open_images(spec, multilabel=True, to_train=False).classes == ("row",)
+    assert open_images(spec, to_train=False).classes == ("row",)
     with pytest.raises(UserError, match=r"the images have 1 class \(row\); training needs at least two"):
-        open_images(spec, multilabel=True)
+        open_images(spec)
     (tmp_path / "t.csv").write_text("path,row,square\n0.png,1,0\n1.png,0,0\n", encoding="utf-8")
     spec = Data(source=f"csv:{tmp_path}/t.csv", label_columns=("row", "square"), **WHOLE)
-    assert open_images(spec, multilabel=True, to_train=False).train.labels.tolist() == [[1, 0], [0, 0]]
+    assert open_images(spec, to_train=False).train.labels.tolist() == [[1, 0], [0, 0]]
     with pytest.raises(UserError, match="no readable training image of class square"):
-        open_images(spec, multilabel=True)
+        open_images(spec)

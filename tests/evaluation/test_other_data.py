@@ -37,9 +37,9 @@ def test_a_mistake_in_other_data_names_the_run_that_it_comes_from(tmp_path: Path
     spec = Data(source=f"folder:{tmp_path}", size=8, resize=8, depth=3)
     said = "no folder of classes at that level; its deepest are at level 1"
     with pytest.raises(UserError, match=f"{said}; data.depth comes from the run runs/tree"):
-        images_for(spec, Path("runs/tree"), other=True, multilabel=False)
+        images_for(spec, Path("runs/tree"), other=True)
     with pytest.raises(UserError, match=f"{said}$"):
-        images_for(spec, Path("runs/tree"), other=False, multilabel=False)
+        images_for(spec, Path("runs/tree"), other=False)
 
 
 def test_a_name_of_weights_in_a_run_folder_is_not_that_run(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,26 @@ def test_evaluate_repeats_the_test_to_the_last_bit(run: Path) -> None:
     assert others["n"] == 120
 
 
+def test_mistakes_are_shown_with_the_labels_that_were_missed_and_those_that_were_wrongly_said(run: Path) -> None:
+    with (run / "test_predictions.csv").open(encoding="utf-8") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    shown, page = run_dir.mistakes(run), (run / "report.html").read_text(encoding="utf-8")
+    wrong = {name for name, row in rows.items() if row["label"] != row["predicted"]}
+    assert 0 < len(shown) == min(len(wrong), 24)
+    for item in shown:
+        row = rows[item["id"]]
+        has, said = ({*row[key].split("|")} - {""} for key in ("label", "predicted"))
+        assert {name for name, _ in item["missed"]} == has - said
+        assert {name for name, _ in item["wrong"]} == said - has
+        doubted = [1 - share for _, share in item["missed"]] + [share for _, share in item["wrong"]]
+        assert item["confidence"] == max(doubted)
+        assert all(share == pytest.approx(float(row[f"p:{name}"]), abs=1e-6) for name, share in item["missed"] + item["wrong"])
+        assert f">{item['id']}<" in page
+    sure = [item["confidence"] for item in shown]
+    assert sure == sorted(sure, reverse=True)
+    assert "missed <b>" in page or "said <b>" in page
+
+
 def test_predict_names_the_labels_above_their_thresholds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (run / "test_predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -137,7 +157,7 @@ def test_a_solved_head_names_labels_and_is_tried_with_smoke(pictures: Path, tmp_
     assert card is not None
     assert card.thresholds is not None
     _trained(recipe.smoke(), tmp_path / "smoke")
-    few = open_images(run_dir.read_recipe(tmp_path / "smoke").data, multilabel=True).train
+    few = open_images(run_dir.read_recipe(tmp_path / "smoke").data).train
     assert (few.labels.sum(0) >= 4).all()
     assert len(few) <= 16
 
@@ -148,7 +168,7 @@ def test_a_student_learns_the_labels_of_its_teacher_alone(pictures: Path, run: P
     rows = [row["loss"] for row in read_rows(tmp_path / "student") if row["kind"] == "train"]
     assert 0 <= rows[-1] < 0.7 * rows[0]
     with pytest.raises(UserError, match="names several labels an image, and this recipe one class"):
-        Experiment.open(made_recipe(distill={"teacher": {"weights": str(run)}}), open_images(recipe.data, multilabel=True))
+        Experiment.open(made_recipe(distill={"teacher": {"weights": str(run)}}), open_images(recipe.data))
 
 
 def test_a_val_in_which_nothing_has_a_label_is_refused_before_the_first_step(pictures: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Maker:
         recipe = validate(info.made_by["recipe"], str(info.path / disk_store.ABOUT), kept=True)
         wanted = recipe.data, None if recipe.distill is None else recipe.distill.unlabelled
         if self._opened is None or self._opened[0] != wanted:
-            drawn = open_images(recipe.data, multilabel=True)
+            drawn = open_images(recipe.data)
             self._opened = wanted, apart(drawn, beside(drawn, recipe).unlabelled, recipe.data.source)
         images, name = self._opened[1], info.made_by["split"]
         among = (images.train, images.val, images.test, images.pool, None if images.shared is None else images.shared.split)

@@ -74,7 +74,7 @@ def preview(recipe: Recipe, out: Path, rows: int = 8) -> Path:
     """
     if rows < 1:
         raise UserError(f"--rows is {rows}; it must be at least 1")
-    recipe, images = deepest(recipe), open_images(recipe.data, multilabel=True)
+    recipe, images = deepest(recipe), open_images(recipe.data)
     from tltrain.planning.preview import picture  # matplotlib is slow to import, and `tltrain plan` does not need it
 
     experiment = Experiment.outline(recipe, images)

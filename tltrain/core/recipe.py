@@ -186,7 +186,7 @@ class Recipe(Model):
             raise ValueError(f"stage names are {names}; each must be different")
         solved = [s.name for s in self.stages if s.solve is not None]
         kinds = [(s.name, s.solve) for s in self.stages if s.solve is not None]
-        self.data.check_learned(kinds, [s.name for s in self.stages if s.unfreeze == "auto"], taught.of_one_class(self.distill))
+        self.data.check_learned(kinds, taught.of_one_class(self.distill))
         if self.distill is not None and self.matches_features:
             taught.check_pretraining(self.stages, LOSS, self.distill.target)
         elif self.distill is not None and solved:

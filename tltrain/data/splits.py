@@ -200,14 +200,13 @@ def _split(source: Source, name: str, samples: np.ndarray) -> Split:
 
 
 def _tiny(source: Source, train: np.ndarray, parts: dict[str, np.ndarray]) -> list[str]:
-    """Notes on classes with few training images, or without evaluation images. Raises UserError if a class has no training image, and for
-    fewer than two classes.
-    """
+    """Notes on classes with few training images or none to evaluate. Raises UserError for a class without images of train, or one class."""
     if len(source.classes) < 2:
         raise UserError(f"the images have {len(source.classes)} class ({', '.join(source.classes)}); training needs at least two")
     count_K = class_counts(source.labels[train], len(source.classes))
     if absent := [name for name, n in zip(source.classes, count_K, strict=True) if n == 0]:
-        raise UserError(f"no readable training image of class {some(absent)}; add some, or take the class out of every split")
+        remedy = "; ".join(["add some, or take the class out of every split", *source.unreadable])
+        raise UserError(f"no readable training image of class {some(absent)}; {remedy}")
     notes = []
     if few := [f"{name} ({n})" for name, n in zip(source.classes, count_K, strict=True) if n < TINY]:
         notes.append(f"classes with fewer than {TINY} training images: {some(few)}")
@@ -242,22 +241,22 @@ def _fingerprint(source: Source, parts: dict[str, np.ndarray]) -> str:
 
 def outline_images(spec: Data, root: Path | None = None) -> DataSplits:
     """As open_images, without downloads, for `tltrain plan`. An absent known data set is outlined by its published sizes."""
-    return split(open_source(spec, root, outline=True, multilabel=True), spec)
+    return split(open_source(spec, root, outline=True), spec)
 
 
-def open_images(spec: Data, root: Path | None = None, multilabel: bool = False, to_train: bool = True) -> DataSplits:
+def open_images(spec: Data, root: Path | None = None, to_train: bool = True) -> DataSplits:
     """Open, scan and split the data set that a recipe names. Arguments and errors are those of `open_source` and `split`."""
-    return split(open_source(spec, root, multilabel=multilabel), spec, to_train)
+    return split(open_source(spec, root), spec, to_train)
 
 
-def open_source(spec: Data, root: Path | None = None, outline: bool = False, multilabel: bool = False) -> Source:
+def open_source(spec: Data, root: Path | None = None, outline: bool = False) -> Source:
     """All samples of a source. Raises UserError for one that cannot be trained on.
 
-    root: of downloads; None is TLTRAIN_DATA or the user's cache. outline: an absent known set by its sizes. multilabel: it may be.
+    root: of downloads; None is TLTRAIN_DATA or the user's cache. outline: an absent known set by its sizes.
     """
     kind, argument = _find(spec.source)
     kind.check(spec)
-    check_known(spec, multilabel, kind.multilabel)
+    check_known(spec, kind.multilabel)
     outlined = kind.outline(argument, spec, root or data_root()) if outline and kind.outline is not None else None
     source = outlined or kind.open(argument, spec, root or data_root())
     if spec.white is not None and not kind.argument:
@@ -274,10 +273,13 @@ def _find(source: str) -> tuple[SourceKind, str | None]:
     """The source kind, and the part after the colon. Raises UserError for an unknown kind, and for a missing or unexpected argument."""
     name, colon, argument = source.partition(":")
     known = registry.names("sources")
-    if name in known and bool(colon) == bool(_kind(name).argument):
+    if name in known and bool(colon) == bool(_kind(name).argument) and (argument or _kind(name).argument in ("", "NAME")):
         return _kind(name), argument if colon else None
+    from tltrain.core.arguments.words import source_of  # with what reads flags, which data workers do not need
+
+    on_disk = None if name in known else source_of(source)  # a folder or a file without its kind
     forms = {_form(other): other for other in known}
-    near = [form for form, other in forms.items() if other == name] or get_close_matches(source, forms, n=1)
+    near = [on_disk] if on_disk else [form for form, other in forms.items() if other == name] or get_close_matches(source, forms, n=1)
     near = near or [form for form, other in forms.items() if other in get_close_matches(name.lower(), known, n=1, cutoff=0.7)]
     hint = f"did you mean {near[0]}?" if near else f"it can be {', '.join(forms)}"
     raise UserError(f"data.source is {without_secrets(source)!r}; {hint}")

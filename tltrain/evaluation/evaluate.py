@@ -77,7 +77,7 @@ def evaluate(path: Path, source: str | None, which: str, device_batch: int, aske
     The run's own images keep the splits of the training, and `notes` lists images that are missing, new or changed.
     Raises UserError where the run is not finished, the split does not exist, or an image's class is not one of the run.
     """
-    runtime, opened = opened_run(path, source, which, strangers=asked.strangers is not None, multilabel=True)
+    runtime, opened = opened_run(path, source, which, strangers=asked.strangers is not None)
     if opened.spec.multilabel:
         return _labels_figures(path, runtime, opened, source, device_batch)
 
@@ -166,10 +166,10 @@ class Opened:
         return eval_loader(views, *where) if num_views == 1 else eval_views_loader(views, num_views, *where)
 
 
-def opened_run(path: Path, source: str | None, which: str, strangers: bool = False, multilabel: bool = False) -> tuple[Runtime, Opened]:
+def opened_run(path: Path, source: str | None, which: str, strangers: bool = False) -> tuple[Runtime, Opened]:
     """Open a finished run with its images, or with those of another source. Arguments and errors are those of `evaluate`.
 
-    strangers: whether another source may hold images of classes that the run does not know. multilabel: as in `open_images`.
+    strangers: whether another source may hold images of classes that the run does not know.
     Call it inside `torch_settings_kept`.
     """
     recipe = run_dir.read_recipe(path)
@@ -177,7 +177,7 @@ def opened_run(path: Path, source: str | None, which: str, strangers: bool = Fal
     whole = {"val_fraction": 0.0, "test_fraction": 0.0} if which == "all" else {}  # what is not split may be of one image a class
     unknown = {} if source is None else foreign(source)
     spec = recipe.data if source is None else recipe.data.model_copy(update={"source": source, **OWN, **unknown, **whole})
-    drawn = images_for(spec, path, other=source is not None, multilabel=multilabel)
+    drawn = images_for(spec, path, other=source is not None)
     images, notes = for_evaluation(path, drawn) if source is None else (drawn, trained_on(path, drawn, spec, which))
     part, classes = ByClass(_choose(images, which)), images.classes
     if source is not None and card is not None and card.classes is not None:

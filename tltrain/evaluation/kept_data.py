@@ -207,10 +207,10 @@ def seen_in_training(images: DataSplits, data: Data, inputs: Mapping[str, Backbo
     return notes
 
 
-def images_for(spec: Data, run: Path, other: bool, multilabel: bool) -> DataSplits:
+def images_for(spec: Data, run: Path, other: bool) -> DataSplits:
     """Open images as `open_images` does. other: they are not the run's own, and a mistake names what they have from its recipe."""
     try:
-        return open_images(spec, multilabel=multilabel, to_train=not other)
+        return open_images(spec, to_train=not other)
     except UserError as error:
         if not other or spec.depth is None or "data.depth" not in str(error):
             raise

@@ -18,7 +18,7 @@ from tltrain.core.output.console import duration
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.evaluation.metrics import Predictions
-from tltrain.evaluation.multilabel.details import predictions_csv
+from tltrain.evaluation.multilabel.details import mistake, predictions_csv, surest_mistakes
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.evaluation.saliency import lit, saliency
 from tltrain.models.chain import Chain
@@ -36,11 +36,15 @@ def write_test(
 ) -> None:  # fmt: skip
     """Write test_metrics.json, test_predictions.csv, mistakes.json and right_answers.json into a run folder.
 
-    Confidences in all but the first are calibrated. The second has a column `group` where samples have groups. Of several labels no
-    examples are shown. chain: shows where in each image it found its answer.
+    Confidences in all but the first are calibrated. The second has a column `group` where samples have groups. Of several labels no right
+    answers are shown. chain: shows where in each image it found its answer, of one class.
     """
     if isinstance(p, LabelPredictions):
-        run_dir.write_test(path, figures, predictions_csv(p, split.ids, classes).encode("utf-8", "surrogateescape"), [], [])
+        wrong = [
+            {"id": split.ids[p.position[i]], **mistake(p, i, classes), "png": _encoded(_seen(views, p.position[i]), "PNG")}
+            for i in surest_mistakes(p)[:NUM_MISTAKES].tolist()
+        ]
+        run_dir.write_test(path, figures, predictions_csv(p, split.ids, classes).encode("utf-8", "surrogateescape"), wrong, [])
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -90,6 +94,11 @@ def _examples(
         answer = {"id": split.ids[p.position[i]], "label": classes[p.label[i]], "predicted": classes[p.predicted[i]]}
         examples.append({**answer, "confidence": float(p.calibrated[i]), "png": _encoded(pixels_HWC, "PNG"), **seen})
     return examples
+
+
+def _seen(views: Views, position: int) -> np.ndarray:
+    """uint8 (H, W, 3): the evaluation view of an image."""
+    return views.view(int(position), 0).permute(1, 2, 0).numpy()
 
 
 def _encoded(pixels_HWC: np.ndarray, form: str) -> str:

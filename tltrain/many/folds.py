@@ -89,7 +89,7 @@ def _table(pooled: Pooled) -> Table:
 
 def _check_data(recipes: Sequence[Recipe]) -> None:
     """Draw the splits of every fold, so that one which cannot be trained is refused before the first. Raises UserError."""
-    first = open_images(recipes[0].data, multilabel=True)
+    first = open_images(recipes[0].data)
     check_weights(recipes[0], first, "begin with weights that have not seen them")
     for recipe in recipes[1:] if first.source is not None else ():
         assert first.source is not None

@@ -232,7 +232,7 @@ def _open_images(
     sources: gets the weights whose fingerprints were taken, by the names of `inputs`, so that they are not read again. On rank 0 only.
     asks: whether a stage that is still to come asks the teacher. One that is not asked is left out.
     """
-    opened = partial(open_images, recipe.data, multilabel=True)
+    opened = partial(open_images, recipe.data)
     drawn = once_per_machine(runtime, stop, cache_root, lambda: beside(opened(), recipe), lambda images: not images.in_memory)
 
     def decide() -> Decision:

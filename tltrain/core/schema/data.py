@@ -113,10 +113,10 @@ class Data(Model):
         """Whether an image may have several labels, or none."""
         return self.label_separator is not None or self.label_columns is not None
 
-    def check_learned(self, solved: Sequence[tuple[str, str]], raced: Sequence[str], taught: Sequence[str]) -> None:
+    def check_learned(self, solved: Sequence[tuple[str, str]], taught: Sequence[str]) -> None:
         """Raise ValueError where images of several labels meet what learns one class an image.
 
-        solved: names of stages, and what they are solved by. raced: names of stages. taught: what `distill` says of one class an image.
+        solved: names of stages, and what they are solved by. taught: what `distill` says of one class an image.
         """
         if self.multilabel and solved and self.balance == "weights":
             raise ValueError(
@@ -124,7 +124,6 @@ class Data(Model):
                 "label_separator or label_columns set balance: none"
             )
         given = [f"stage {name}'s solve: {kind}" for name, kind in solved if kind == "nearest_mean"]
-        given += [f"stage {name}'s unfreeze: auto" for name in raced]
         given += taught
         if self.multilabel and given:
             told = f"{', '.join(given)} learns one class an image"
@@ -142,11 +141,11 @@ class Data(Model):
                 f"label_columns is {', '.join(self.label_columns or ())}; name each class once, and neither path, split, group nor a name "
                 "with | in it"
             )
-        given = set_beside(self, {"relabel": None})
-        given += ["balance: sampler"] if self.balance == "sampler" else []
-        if given:
-            raise ValueError(f"{', '.join(given)}: of images with one class each; with label_separator or label_columns leave it out"
-                             + ("; balance: weights is the other way" if self.balance == "sampler" else ""))  # fmt: skip
+        if self.balance == "sampler":
+            raise ValueError(
+                "balance: sampler draws classes equally often, of images with one class each; with label_separator or label_columns set "
+                "balance: weights, which weighs each label"
+            )
         return self
 
     @field_validator("source")

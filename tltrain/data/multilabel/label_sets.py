@@ -19,6 +19,13 @@ def separator(spec: Data) -> str:
     return spec.label_separator or SEPARATOR
 
 
+def names_in(label: str, spec: Data) -> list[str]:
+    """The classes that a label of a listing names: itself, or of several labels an image those of its set."""
+    if not spec.multilabel:
+        return [label]
+    return label.split(separator(spec)) if label else []
+
+
 def set_in_cell(cell: str, mark: str, place: str) -> str:
     """The set that a cell names, its classes sorted. An empty cell: none of the classes. place: of the cell, for messages.
 
@@ -32,6 +39,13 @@ def set_in_cell(cell: str, mark: str, place: str) -> str:
     if len(set(names)) < len(names):
         raise UserError(f"{place}: label is {cell!r}, which names a class twice; name each class once")
     return mark.join(sorted(names))
+
+
+def set_as_listed(cell: str, spec: Data, place: str) -> str:
+    """The set that a cell of another table names, as the source's own listing writes it. Arguments and errors as of `set_in_cell`."""
+    text, order = set_in_cell(cell, separator(spec), place), list(spec.label_columns or ())
+    names = names_in(text, spec)
+    return separator(spec).join(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))
 
 
 def set_in_columns(cells: Sequence[str], columns: Sequence[str], place: str) -> str:
@@ -49,7 +63,7 @@ def classes_of(sets: Sequence[str], spec: Data) -> tuple[str, ...]:
     """The classes: the recipe's columns, or those that the sets name, sorted. Raises UserError for a name with SEPARATOR in it."""
     if spec.label_columns is not None:
         return spec.label_columns
-    names = sorted({name for text in sets if text for name in text.split(separator(spec))})
+    names = sorted({name for text in sets for name in names_in(text, spec)})
     if unclear := next((name for name in names if SEPARATOR in name), None):
         raise UserError(f"label {unclear!r} has a {SEPARATOR} in it, which parts the labels of a set in what a run writes; rename it")
     return tuple(names)
@@ -60,8 +74,7 @@ def matrix(sets: Sequence[str], classes: Sequence[str], spec: Data) -> np.ndarra
     number_of = {name: k for k, name in enumerate(classes)}
     out_SK = np.zeros((len(sets), len(classes)), dtype=np.uint8)
     for s, text in enumerate(sets):
-        if text:
-            out_SK[s, [number_of[name] for name in text.split(separator(spec))]] = 1
+        out_SK[s, [number_of[name] for name in names_in(text, spec)]] = 1
     return out_SK
 
 
@@ -73,21 +86,11 @@ def written(label_NK: np.ndarray, classes: Sequence[str]) -> list[str]:
     return [texts[s] for s in which_N.ravel().tolist()]
 
 
-def check_known(spec: Data, asked: bool, of_source: bool) -> None:
-    """Raise UserError where a recipe of several labels meets a source without them (not `of_source`), or what works on one class an image.
-
-    asked: whether several labels are known to what opens the source.
-    """
-    if not spec.multilabel or (asked and of_source):
-        return
-    settings = "data.label_separator and data.label_columns"
-    if not of_source:
+def check_known(spec: Data, of_source: bool) -> None:
+    """Raise UserError where a recipe of several labels meets a source without them (not `of_source`)."""
+    if spec.multilabel and not of_source:
         kind = spec.source.partition(":")[0]
         raise UserError(
-            f"{settings} are of tables (csv:FILE), and {kind}{':PATH' if ':' in spec.source else ''} has one class an image; leave them "
-            "out, or list its images in a table"
+            f"data.label_separator and data.label_columns are of tables (csv:FILE), and {kind}{':PATH' if ':' in spec.source else ''} has "
+            "one class an image; leave them out, or list its images in a table"
         )
-    raise UserError(
-        f"{settings} give each image of {spec.source} several labels, and this works on one class an image. tltrain train, plan, preview, "
-        "folds, probe, evaluate, predict, report and export know several labels, of tables (csv:FILE)"
-    )

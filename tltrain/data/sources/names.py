@@ -95,7 +95,8 @@ def joined(classes: Sequence[str]) -> str:
             named = some([repr(name) for name in sets])
             return (
                 f"{len(parts_of)} classes have a {mark!r} in them, and the same names around it ({named}): each is learned as a class of "
-                f"its own; if an image has several labels, tell tltrain train so (--data.label_separator '{mark}')"
+                f"its own; if an image has several labels, say so: --label-separator '{mark}' of tltrain fit, probe and doctor, "
+                f"--data.label_separator '{mark}' of a recipe"
             )
     return ""
 

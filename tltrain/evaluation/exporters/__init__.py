@@ -107,7 +107,7 @@ def _pictures(trained: TrainedModel, paths: Sequence[Path]) -> tuple[list[Image.
     if paths:
         return [_decoded(path, trained.recipe.data.white) for path in paths], None
     try:
-        images = open_images(trained.recipe.data, multilabel=True)
+        images = open_images(trained.recipe.data)
     except UserError as error:
         raise UserError(f"the export is compared on the run's own images: {error}; or give others with --images FILE…") from error
     split = images.test or images.val or images.train

@@ -70,6 +70,30 @@ def _plain(value: Any) -> float | int | None:
     return int(value) if isinstance(value, np.integer) else float(value)
 
 
+def surest_mistakes(p: LabelPredictions) -> np.ndarray:
+    """The images with a label missed or wrongly named, as positions in `p`: first those whose worst answer was the surest."""
+    surest_N = _doubted(p).max(1)
+    wrong = np.flatnonzero(surest_N)
+    return wrong[np.argsort(-surest_N[wrong], kind="stable")]
+
+
+def mistake(p: LabelPredictions, i: int, classes: Sequence[str]) -> dict[str, Any]:
+    """What is wrong of an image, ready for JSON: `missed` and `wrong`, pairs of a label and its calibrated probability, the surest first.
+
+    label and predicted: the sets, such as cat|dog. confidence: the probability that the worst answer was given.
+    """
+    doubted_K = _doubted(p)[i]
+    order = [k for k in np.argsort(-doubted_K, kind="stable").tolist() if doubted_K[k]]
+    pairs = {has: [[classes[k], float(p.calibrated[i, k])] for k in order if p.target[i, k] == has] for has in (True, False)}
+    (label,), (predicted,) = (written(each[i : i + 1], classes) for each in (p.target, p.named))
+    return {"label": label, "predicted": predicted, "confidence": float(doubted_K.max()), "missed": pairs[True], "wrong": pairs[False]}
+
+
+def _doubted(p: LabelPredictions) -> np.ndarray:
+    """(N, K): the calibrated probability that a wrong answer was given, of a missed label that it is absent. 0 for a right answer."""
+    return np.where(p.named == p.target, 0.0, np.where(p.named, p.calibrated, 1 - p.calibrated))
+
+
 def predictions_csv(p: LabelPredictions, ids: Sequence[str], classes: Sequence[str]) -> str:
     """A line an image: id, label and predicted (sets, such as cat|dog), confidence (of the answer's least sure label), p:CLASS of each.
 

@@ -142,13 +142,16 @@ def frequent_mistakes(matrix: Sequence[Sequence[int]], classes: Sequence[str], m
 
 def examples(items: Sequence[Mapping[str, Any]]) -> Html:
     """Answers as images with captions. Each shows what the network saw, and beside it, where it looked."""
-    return el("div", *(_example(item) for item in items), class_="examples" + (" lit" if any("lit" in item for item in items) else ""))
+    more = [name for name, key in (("lit", "lit"), ("named", "missed")) if any(key in item for item in items)]
+    return el("div", *(_example(item) for item in items), class_=" ".join(["examples", *more]))
 
 
 def _example(item: Mapping[str, Any]) -> Html:
     label, predicted, name = str(item["label"]), str(item["predicted"]), str(item["id"])
-    wrong = label != predicted
+    wrong, several = label != predicted, "missed" in item
     said = f"{label} taken for {predicted}" if wrong else predicted
+    if several:
+        said = f"{label or 'no label'}, answered {predicted or 'no label'}"
     png = str(item["png"])
     width = int.from_bytes(b64decode(png)[16:20], "big")  # the IHDR chunk of a PNG begins there
     kind = "coarse" if width <= 96 else None
@@ -156,9 +159,21 @@ def _example(item: Mapping[str, Any]) -> Html:
     if "lit" in item:
         lit = el("img", src=f"data:image/jpeg;base64,{item['lit']}", alt=f"{said}, where it looked", class_=kind)
         seen = el("div", seen, lit)
-    lines = (el("small", "is ", label, class_="class") if wrong else None, el("small", percent(float(item["confidence"])), " sure"))
-    caption = el("figcaption", el("b", predicted, class_="class"), *lines, el("small", el("bdi", _file(name)), class_="file"))
+    lines = [el("b", predicted, class_="class"), el("small", "is ", label, class_="class") if wrong else None]
+    lines += [el("small", percent(float(item["confidence"])), " sure")]
+    caption = el(
+        "figcaption", *(_labels(item) if several else lines), el("small", el("bdi", _file(name)), class_="path" if several else "file")
+    )
     return el("figure", seen, caption, title=f"{name}: {said}")
+
+
+def _labels(item: Mapping[str, Any]) -> list[Html]:
+    """The labels that were wrongly said and those that were missed, each with its probability."""
+    said = {"said ": item["wrong"], "missed ": item["missed"]}
+    return [
+        el("small", before, el("b", str(label)), " ", percent(float(share)), class_="class")
+        for before, pairs in said.items() for label, share in pairs
+    ]  # fmt: skip
 
 
 def _file(name: str) -> str:
