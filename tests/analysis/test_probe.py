@@ -28,6 +28,7 @@ from tltrain.cli.main import main
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.data.splits import folds
+from tltrain.evaluation.multilabel.judged import by_right
 from tltrain.heads.solve import solve
 from tltrain.runs.report.stats import wilson
 
@@ -184,7 +185,7 @@ def _row(name: str, accuracy: float, image_s: float, **changes: Any) -> judge.Pr
     plain = {
         "backbone": name, "weights": "DEFAULT", "cut": "head", "accuracy": accuracy, "low": accuracy - 0.04, "high": accuracy + 0.03,
         "difference": -0.123, "difference_low": -0.456, "difference_high": -0.101, "neighbours": 0.7, "image_s": image_s,
-        "num_parameters": 3_370_000, "num_features": 4, "row_bytes": 5120, "solve_s": 1.0, "right": (True,),
+        "num_parameters": 3_370_000, "num_features": 4, "row_bytes": 5120, "solve_s": 1.0, "judged": by_right(np.ones(1, bool)),
     }  # fmt: skip
     return judge.ProbeRow(**{**plain, **changes})
 

@@ -12,9 +12,10 @@ from label_files import label_pictures
 from sklearn.metrics import average_precision_score
 
 import tltrain
-from tltrain.analysis.probe import judge, labels
+from tltrain.analysis.probe import judge
 from tltrain.cli.main import main
 from tltrain.core.errors import UserError
+from tltrain.evaluation.multilabel.judged import by_logits
 from tltrain.heads.neighbours import neighbours
 
 
@@ -32,23 +33,23 @@ def _answers(num: int = 150) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_mean_is_scikit_learns_over_the_labels_that_images_have() -> None:
     logits_NK, label_NK = _answers()
-    found = labels.ranked(logits_NK, label_NK, None)
+    found = by_logits(logits_NK, label_NK, None)
     each = [average_precision_score(label_NK[:, k], logits_NK[:, k]) for k in range(3)]
     assert found.value == pytest.approx(np.mean(each), rel=1e-12)
     again = np.random.default_rng(0).integers(0, 150, 150)  # the first draw: images that count as often as they were drawn
     drawn = [average_precision_score(label_NK[again, k], logits_NK[again, k]) for k in range(3)]
     assert found.draws[0] == pytest.approx(np.mean(drawn), rel=1e-12)
-    low, high = found.ends
+    _, low, high = found.interval
     assert low < found.value < high
-    assert labels.ranked(logits_NK, label_NK, None).draws.tolist() == found.draws.tolist()
-    grouped = labels.ranked(np.repeat(logits_NK, 4, 0), np.repeat(label_NK, 4, 0), np.arange(600) // 4)
-    alone = labels.ranked(np.repeat(logits_NK, 4, 0), np.repeat(label_NK, 4, 0), None)
-    assert np.ptp(grouped.ends) > 1.5 * np.ptp(alone.ends)
+    assert by_logits(logits_NK, label_NK, None).draws.tolist() == found.draws.tolist()
+    grouped = by_logits(np.repeat(logits_NK, 4, 0), np.repeat(label_NK, 4, 0), np.arange(600) // 4)
+    alone = by_logits(np.repeat(logits_NK, 4, 0), np.repeat(label_NK, 4, 0), None)
+    assert np.ptp(grouped.interval[1:]) > 1.5 * np.ptp(alone.interval[1:])
 
 
 def test_equal_logits_order_no_image() -> None:
     label_NK = np.array([[1, 1], [1, 0], [0, 1], [0, 0]], np.uint8)  # by number, the first label would be found at once
-    found = labels.ranked(np.zeros((4, 2)), label_NK, None)
+    found = by_logits(np.zeros((4, 2)), label_NK, None)
     assert found.value == pytest.approx(0.5)
     assert found.value == average_precision_score(label_NK, np.zeros((4, 2)))
 

@@ -26,7 +26,7 @@ from tltrain.core.recipe import Backbone, Recipe
 from tltrain.data import Split
 from tltrain.data.views import Views
 from tltrain.distilling import against, choose, distil, teachers
-from tltrain.distilling.against import _accuracy, _right
+from tltrain.distilling.against import _accuracy, _answers
 from tltrain.distilling.choose import Pace, length
 from tltrain.distilling.distil import folder_of
 from tltrain.distilling.student import spec_of
@@ -127,7 +127,7 @@ def test_several_runs_teach_by_the_mean_of_their_probabilities(runs: list[Path],
     assert test is not None
     p_NK = np.mean([_probabilities(run, test) for run in runs], axis=0)
     want = dict(zip(test.ids, (p_NK.argmax(1) == test.labels).astype(float).tolist(), strict=True))
-    assert _right(taken.teachers, test) == want
+    assert _answers(taken.teachers, test) == want
     alone = read_predictions(runs[1])
     assert alone is not None
     assert want != alone.right_by_id, "else nothing was averaged"
@@ -306,7 +306,7 @@ def test_a_teacher_that_was_trained_anew_is_another(
 
 
 def test_a_student_is_not_set_against_a_teacher_of_other_test_images(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(against, "_right", lambda *_: {"test/digit 0/another.png": 1.0})
+    monkeypatch.setattr(against, "_answers", lambda *_: {"test/digit 0/another.png": 1.0})
     with pytest.raises(UserError, match="tested on other images than its teacher"):
         _accuracy(runs[0], teachers.opened(runs[:1]))
 

@@ -14,6 +14,7 @@ from tltrain.analysis.probe.judge import Ask
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
 from tltrain.core.recipe import Backbone, parse
+from tltrain.evaluation.multilabel.judged import by_logits, by_right
 from tltrain.fitting import choose, looking, written
 from tltrain.fitting.choose import FAR, USUAL_LR, Chosen, Depth, depths, draft, with_rate
 from tltrain.fitting.facts import Facts
@@ -159,30 +160,29 @@ def test_another_size_must_cost_next_to_nothing_or_lead_by_more_than_luck() -> N
     assert sizes_to_try(224, 500, 300) == [160, 288]
     assert sizes_to_try(224, 150, 300) == [160], "larger images than the pictures are would be blown up"
     assert sizes_to_try(224, 500, 299) == [288], "so few cannot show that a smaller size costs nothing"
-    own = np.arange(400) < 300
-    worse, better, luck = np.arange(400) < 290, np.arange(400) < 330, np.where(np.arange(400) % 40 == 0, ~own, own)
+    own_N = np.arange(400) < 300
+    level_N = np.where(np.arange(400) % 60 == 0, ~own_N, own_N) | (np.arange(400) > 396)
+    own, worse, better, level = map(by_right, (own_N, np.arange(400) < 290, np.arange(400) < 330, level_N))
+    luck = by_right(np.where(np.arange(400) % 40 == 0, ~own_N, own_N))
     assert choose_size({224: own, 160: own, 288: own}, 224).size == 160
     assert choose_size({224: own, 160: worse, 288: own}, 224).size == 224
     assert choose_size({224: own, 160: worse, 288: better}, 224).size == 288
     assert choose_size({224: own, 160: own, 288: better}, 224).size == 288
-    noise = np.arange(400) % 20 == 0
-    assert (own ^ noise)[noise].sum() < own[noise].sum()
-    level = np.where(np.arange(400) % 60 == 0, ~own, own) | (np.arange(400) > 396)
-    assert level.mean() >= own.mean() - 0.005
+    assert level.value >= own.value - 0.005
     assert choose_size({224: own, 160: level}, 224).size == 224, "about as many, and it may be 2 points fewer"
     assert choose_size({224: own, 288: luck}, 224).size == 224
     assert choose_size({224: own}, 224).size is None, "nothing was chosen"
-    assert choose_size({224: own, 160: own}, 224).right == tuple(own.tolist())
+    assert choose_size({224: own, 160: level}, 224).judged is own
     assert "72.5\u202f% at 160 px, 75.0\u202f% at 224 px" in choose_size({224: own, 160: worse}, 224).why
 
 
 def test_of_two_crops_that_cost_the_same_the_one_that_is_right_more_often_is_taken() -> None:
-    cropped, whole = np.arange(400) < 300, np.arange(400) < 302
+    cropped, whole = by_right(np.arange(400) < 300), by_right(np.arange(400) < 302)
     is_whole, why = choose_crop(cropped, whole)
     assert is_whole
     assert why.startswith("no crop at the shorter side: 75.5\u202f% out of fold, 75.0\u202f% with the crop of the weights")
     assert why.endswith(", which may be luck, but costs nothing")
-    assert "luck" not in choose_crop(cropped, np.arange(400) < 330)[1]
+    assert "luck" not in choose_crop(cropped, by_right(np.arange(400) < 330))[1]
     assert choose_crop(cropped, cropped) == (False, ""), "that of the weights, where nothing tells them apart"
     assert choose_crop(whole, cropped) == (False, "")
     assert choose_crop(cropped, None) == (False, "")
@@ -194,11 +194,10 @@ def test_a_whole_picture_that_does_not_fit_the_time_is_said(monkeypatch: pytest.
     network: Any = SimpleNamespace(size=224, resize=256)
     monkeypatch.setattr(looking, "_network", lambda *_: network)
     monkeypatch.setattr(looking, "_cost", lambda *_: lambda num: 90.0)
-    for name in ("recipe_of", "open_images", "samples_of", "which_of"):
-        monkeypatch.setattr(looking, name, lambda *_: SimpleNamespace(data=None))
-    monkeypatch.setattr(looking, "grouped", lambda _: None)
     ask, candidate = Ask("folder:a"), Candidate("a", Backbone(name="a"))
-    own: Any = SimpleNamespace(ask=ask, num_classes=2, num_images=40, rows=[SimpleNamespace(backbone="a", right=(True,) * 40)])
+    own: Any = SimpleNamespace(
+        ask=ask, num_classes=2, num_images=40, rows=[SimpleNamespace(backbone="a", judged=by_right(np.ones(40, bool)))]
+    )
     images: Any = None
     sized = looking.probe_sizes(ask, candidate, own, images, network, 64, RunFlags(), Console(True), 60.0)
     assert sized.size is None
@@ -206,20 +205,43 @@ def test_a_whole_picture_that_does_not_fit_the_time_is_said(monkeypatch: pytest.
 
 
 def test_a_larger_size_that_leads_in_one_group_alone_may_be_luck() -> None:
-    own, larger = np.arange(60) >= 12, np.ones(60, bool)
-    assert choose_size({224: own, 288: larger}, 224).size == 288, "twelve images more, and none lost"
-    assert choose_size({224: own, 288: larger}, 224, group_N=np.arange(60) // 12).size == 224, "twelve photographs of one object"
+    right, group_N = {224: np.arange(60) >= 12, 288: np.ones(60, bool)}, np.arange(60) // 12
+    assert choose_size({size: by_right(each) for size, each in right.items()}, 224).size == 288, "twelve images more, and none lost"
+    grouped = {size: by_right(each, group_N) for size, each in right.items()}
+    assert choose_size(grouped, 224).size == 224, "twelve photographs of one object"
 
 
 def test_logistic_regression_must_lead_by_more_than_luck() -> None:
-    ridge = np.arange(400) < 300
-    better, luck = np.arange(400) < 320, (np.arange(400) >= 7) & (np.arange(400) < 310)
-    assert luck.mean() > ridge.mean()
-    assert preferred(ridge, luck, None)[0] == "ridge"
-    kind, why = preferred(ridge, better, None)
+    ridge_N, better_N = np.arange(400) < 300, np.arange(400) < 320
+    ridge, better, luck = map(by_right, (ridge_N, better_N, (np.arange(400) >= 7) & (np.arange(400) < 310)))
+    assert luck.value > ridge.value
+    assert preferred(ridge, luck)[0] == "ridge"
+    kind, why = preferred(ridge, better)
     assert (kind, why) == ("logistic", "worked out, not trained: 80.0\u202f% out of fold, ridge 75.0\u202f%")
-    assert preferred(better, ridge, None)[0] == "ridge"
-    assert preferred(ridge, better, np.arange(400) // 20)[0] == "ridge", "all twenty are of one group"
+    assert preferred(better, ridge)[0] == "ridge"
+    twenty = np.arange(400) // 20
+    assert preferred(by_right(ridge_N, twenty), by_right(better_N, twenty))[0] == "ridge", "all twenty are of one group"
+
+
+def test_of_several_labels_val_is_kept_for_their_thresholds() -> None:
+    few = replace(facts(40), cuts_val=True)
+    assert draft(few, CHOSEN, Depth("head"), "x", "").values["data"]["val_fraction"] == 0
+    labels = draft(replace(few, label_separator="|"), CHOSEN, Depth("head"), "x", "")
+    assert "val_fraction" not in labels.values["data"]
+    assert labels.recipe.select == "map"
+
+
+def test_of_several_labels_what_is_chosen_leads_in_mean_average_precision() -> None:
+    random = np.random.default_rng(0)
+    label_NK = random.integers(0, 2, (400, 3))
+    noisy, sure = (by_logits(label_NK + scale * random.normal(size=(400, 3)), label_NK) for scale in (1.0, 0.2))
+    kind, why = preferred(noisy, sure)
+    assert (kind, why) == ("logistic", f"worked out, not trained: {sure.shown} out of fold, ridge {noisy.shown}")
+    assert sure.shown.startswith("mAP 9")
+    assert preferred(sure, noisy)[0] == "ridge"
+    assert choose_size({224: noisy, 288: sure}, 224).size == 288
+    assert choose_size({224: sure, 160: noisy}, 224).size == 224
+    assert choose_crop(noisy, sure)[0]
 
 
 def test_classes_are_weighted_only_where_that_raises_f1_by_more_than_luck() -> None:

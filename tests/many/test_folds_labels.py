@@ -17,7 +17,7 @@ from tltrain.cli.main import main
 from tltrain.runs.folds import labels
 from tltrain.runs.folds.compared import compared_folds
 from tltrain.runs.folds.pooled import pool
-from tltrain.runs.record import prediction_rows
+from tltrain.runs.record import prediction_rows, probability_columns
 from tltrain.runs.report.labels import by_label
 
 NAMES = ("column", "row", "square")
@@ -62,7 +62,7 @@ def test_the_figures_together_are_scikit_learns_of_all_images(folder: Path) -> N
 def test_repeats_without_groups_claim_none_and_the_page_says_what_each_fold_fitted(folder: Path) -> None:
     pooled = pool(folder)
     assert pooled is not None
-    columns = labels.columns((pooled.record.test or {})["classes"])
+    columns = probability_columns((pooled.record.test or {})["classes"])
     rows = [row for member, _ in pooled.runs for row in prediction_rows(member.path, columns)]
     tests = [run.test for _, run in pooled.runs if run.test is not None] * 2
     twice = labels.figures(labels.pooled(rows * 2, tests, pooled.predictions.ids, None), tests, 90, 0.5)

@@ -34,6 +34,8 @@ def fit(
     folder: str | Path | None = None,
     seed: int = 0,
     workers: int | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] | None = None,
 ) -> Run:
     """Choose a recipe for your images, say why, and train it, as `tltrain fit` does. Returns the run: `metrics`, `predict`, `model`.
 
@@ -42,6 +44,8 @@ def fit(
     minutes: time that it may take, about. backbones: NAME or NAME=WEIGHTS; none for those that are on this machine.
     folder: where everything is kept; None for runs/NAME-fit. The same call again goes on where it stopped. seed: of folds, order and new
         weights. workers: data workers; None for the processor cores, 0 for none.
+    label_separator: of a table whose images have several labels: what parts them in a cell, such as |. label_columns: or its columns of 1
+        and 0, one for each label.
     Raises UserError for images that cannot be trained on, if the run fails, and if it was stopped (Ctrl-C) before there is a run.
     """
     listed: list[str | Path] = [] if isinstance(images, str | Path) else [*images]
@@ -57,7 +61,8 @@ def fit(
     where = Path("runs") / f"{files.short_name(name)}-fit" if folder is None else Path(folder)
     if not source:
         source = f"csv:{_write_table(where, _table(listed, labels))}"
-    wanted = Wanted(source, where, minutes, tuple(backbones), seed)
+    columns = None if label_columns is None else tuple(label_columns)
+    wanted = Wanted(source, where, minutes, tuple(backbones), seed, label_separator=label_separator, label_columns=columns)
     ended = choose_and_train(wanted, RunFlags(workers=workers), Console(enabled=True))
     path = where / RUN
     if ended == "failed":

@@ -69,8 +69,7 @@ def probe(argv: Sequence[str]) -> int:
     parser.add_argument("--cuts", default="head", metavar="A,B", help="blocks whose input is judged, such as head,layer4 (default: head)")
     parser.add_argument("--k", type=int, help="folds (default: 10, and 5 from 2,000 images on)")
     parser.add_argument("--head", choices=("ridge", "logistic", "nearest_mean"), default="ridge", help="what is solved (default: ridge)")
-    parser.add_argument("--label-separator", metavar="MARK", help="several labels an image: what parts them in a cell, such as '|'")
-    parser.add_argument("--label-columns", metavar="A,B", help="several labels an image: columns of 1 and 0, one for each")
+    _label_arguments(parser)
     parser.add_argument("--size", type=int, help="side of the images, pixels (default: that of the weights)")
     parser.add_argument("--seed", type=int, default=0, help="deals the folds (default: 0)")
     parser.add_argument("--all", action="store_true", dest="everything", help="every image, the test split too")
@@ -84,6 +83,11 @@ def probe(argv: Sequence[str]) -> int:
     return exit_code(command.verb(arguments))
 
 
+def _label_arguments(parser: Parser) -> None:
+    parser.add_argument("--label-separator", metavar="MARK", help="several labels an image: what parts them in a cell, such as '|'")
+    parser.add_argument("--label-columns", metavar="A,B", help="several labels an image: columns of 1 and 0, one for each")
+
+
 def fit(argv: Sequence[str]) -> int:
     """Choose a recipe for your pictures, say why, and train it.
 
@@ -93,6 +97,7 @@ def fit(argv: Sequence[str]) -> int:
     parser.add_argument("source", metavar="SOURCE", help="a folder of pictures in class folders, or any data.source of a recipe")
     parser.add_argument("--minutes", type=float, default=10, help="time that it may take, about (default: 10)")
     parser.add_argument("--backbones", default="", metavar="A,B", help="NAME or NAME=WEIGHTS (default: those here without a network)")
+    _label_arguments(parser)
     parser.add_argument("--folder", type=Path, help="where everything is kept (default: runs/NAME-fit)")
     parser.add_argument("--seed", type=int, default=0, help="of folds, order and new weights (default: 0)")
     parser.add_argument("--workers", type=int, help="data workers (default: by the processor cores)")
@@ -110,9 +115,12 @@ def fit(argv: Sequence[str]) -> int:
     from tltrain.fitting.fit import Wanted
     from tltrain.fitting.fit import fit as choose_and_train
 
-    names = tuple(name.strip() for name in arguments.backbones.split(",") if name.strip())
+    names, columns = (
+        tuple(word.strip() for word in (words or "").split(",") if word.strip()) for words in (arguments.backbones, arguments.label_columns)
+    )
     folder = arguments.folder or Path("runs") / f"{short_name(Path(source.partition(':')[2] or source).stem) or 'pictures'}-fit"
-    wanted = Wanted(source, folder, arguments.minutes, names, arguments.seed, arguments.dry_run)
+    labels = arguments.label_separator, columns or None
+    wanted = Wanted(source, folder, arguments.minutes, names, arguments.seed, arguments.dry_run, *labels)
     return exit_code(choose_and_train(wanted, RunFlags(workers=arguments.workers), Console(enabled=True)))
 
 

@@ -69,6 +69,8 @@ def rendered(done: Soup) -> Table:
 
 
 def _value(figures: dict[str, Any], name: str) -> str:
+    if figures[name] is None:  # such as the mean over labels that no image of the split has
+        return "\u2013"
     return f"{100 * figures[name]:.2f} %" if metric(name).is_share else f"{figures[name]:.4f}"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import logit, softmax
 
 from tltrain.cache.measure import timed
 from tltrain.core import files
@@ -21,7 +21,9 @@ from tltrain.data.views import Views
 from tltrain.distilling.student import parameters_of
 from tltrain.distilling.teachers import Taught, Teacher
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
-from tltrain.evaluation.evaluator import logits
+from tltrain.evaluation.evaluator import answers, logits
+from tltrain.evaluation.multilabel.judged import by_answers
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.evaluation.trained import load_trained
 from tltrain.fitting.timing import machine_of
 from tltrain.models import factory
@@ -29,8 +31,7 @@ from tltrain.planning.compiling import forward_s
 from tltrain.runs import run_dir
 from tltrain.runs.pages import distilled
 from tltrain.runs.pages.write import write_report
-from tltrain.runs.record import read_predictions
-from tltrain.runs.report.stats import accuracy_interval, gain_interval
+from tltrain.runs.record import LEAST, read_predictions
 from tltrain.training.setup import DEVICE_BATCH
 
 
@@ -63,34 +64,37 @@ def _costs(runs: Sequence[tuple[Path, Recipe]], images: DataSplits, start: RunFl
 
 
 def _accuracy(run: Path, taught: Taught) -> dict[str, Any]:
-    """The accuracy of both on the test images that the student was tested on, and the difference. Empty without a test."""
+    """The accuracy of both, or of several labels their mAP, on the test images of the student, and the difference. Empty without a test."""
     own = read_predictions(run)
     if own is None or taught.images.test is None:
         return {}
-    mine = own.right_by_id
-    theirs = _right(taught.teachers, taught.images.test)
+    mine = own.answers_by_id
+    theirs = _answers(taught.teachers, taught.images.test)
     if set(mine) != set(theirs):
         raise UserError(
             f"{run} was tested on other images than its teacher {taught.teachers[0].path}, so that nothing compares the two; "
             "delete the folder of the student, and distil anew"
         )
     ids = list(mine)
-    mine_N, theirs_N = (np.array([right[name] for name in ids]) for right in (mine, theirs))
     group_N = None
     if own.group is not None:
         group_of = {name: group for (name, _), group in zip(own.samples, own.group.tolist(), strict=True)}
         group_N = np.array([group_of[name] for name in ids])
-    shares = {"student_top1": accuracy_interval(mine_N > 0, group_N), "teacher_top1": accuracy_interval(theirs_N > 0, group_N)}
-    gain = gain_interval(theirs_N > 0, mine_N > 0, group_N)
-    return {"n": len(ids), **{name: list(interval) for name, interval in (*shares.items(), ("gain", gain))}}
+    student, teacher = (by_answers(np.array([said[name] for name in ids]), group_N) for said in (mine, theirs))
+    figure = "top1" if own.labelled is None else "map"
+    found = {f"student_{figure}": student.interval, f"teacher_{figure}": teacher.interval, "gain": student.lead(teacher)}
+    return {"n": len(ids), **{name: list(interval) for name, interval in found.items()}}
 
 
-def _right(teachers: Sequence[Teacher], test: Split) -> dict[str, float]:
-    """Test image to 1.0 where the teacher is right, else 0.0: by its run's own test; for several, by the mean of their probabilities."""
+def _answers(teachers: Sequence[Teacher], test: Split) -> Mapping[str, float | np.ndarray]:
+    """Test image to the teacher's answer (`Predicted.answers_by_id`): of its run's own test; of several teachers, of their mean
+    probabilities."""
     if len(teachers) == 1 and (kept := read_predictions(teachers[0].path)) is not None:
-        return kept.right_by_id
-    predicted_N = sum(_probabilities(each, test) for each in teachers).argmax(1)  # type: ignore[union-attr]
-    return dict(zip(test.ids, (predicted_N == test.labels).astype(float).tolist(), strict=True))
+        return kept.answers_by_id
+    p_NK = np.mean([_probabilities(each, test) for each in teachers], axis=0)
+    if test.labels.ndim == 1:
+        return dict(zip(test.ids, (p_NK.argmax(1) == test.labels).astype(float).tolist(), strict=True))
+    return dict(zip(test.ids, np.stack([logit(p_NK.clip(LEAST, 1 - LEAST)), test.labels], 1), strict=True))
 
 
 @torch_settings_kept()
@@ -99,6 +103,10 @@ def _probabilities(teacher: Teacher, test: Split) -> np.ndarray:
     runtime, trained = Runtime(teacher.recipe.deterministic), load_trained(teacher.path)
     views = Views(test, trained.preprocess, "none", teacher.recipe.data.flip, teacher.recipe.data.seed)
     loader = eval_loader(views, Shard(0, 1), DEVICE_BATCH, None, 0, runtime.device.type == "cuda")
+    if test.labels.ndim == 2:
+        said = answers(runtime, trained.placed, loader)
+        assert isinstance(said, LabelPredictions)
+        return said.calibrated
     logits_NK, _ = logits(runtime, trained.placed, loader)
     p_NK: np.ndarray = softmax(logits_NK, axis=1)
     return p_NK

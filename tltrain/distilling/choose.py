@@ -135,7 +135,8 @@ def draft(name: str, facts: Facts, data: Data, student: Student, teachers: list[
         "name": name, "purpose": f"Chosen by tltrain distil for {facts.source}"[:200], "seed": seed, "batch": batch,
         "data": {**_own_settings(data), **student.data},
         "backbone": {"name": student.spec.name, "weights": student.spec.weights},
-        "distill": {**distill, "temperature": TEMPERATURE, "weight": WEIGHT}, "stages": [stage],
+        "distill": {**distill, "temperature": TEMPERATURE, "weight": WEIGHT}, **({"select": "map"} if facts.several else {}),
+        "stages": [stage],
     }  # fmt: skip
     beginning = "pretrained" if student.pretrained else "new"
     reasons = {

@@ -85,7 +85,7 @@ def distil(wanted: Wanted, start: RunFlags, console: Console) -> str:
 
 def _planned(wanted: Wanted, taught: Taught, start: RunFlags, console: Console, began: float) -> Plan:
     """Everything that is chosen before anything trains."""
-    facts, student = facts_of(taught.data.source, taught.images), student_of(wanted.to, taught)
+    facts, student = facts_of(taught.data, taught.images), student_of(wanted.to, taught)
     console.say(f"data    {facts.line()}")
     for note in _notes(taught, student):
         console.say(f"note    {note}", style="yellow")

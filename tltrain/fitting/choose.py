@@ -196,13 +196,15 @@ def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str,
         **chosen.reasons,
     }
     data: dict[str, Any] = {"source": facts.source}
+    data |= {key: value for key in ("label_separator", "label_columns") if (value := getattr(facts, key)) is not None}
     data |= {key: value for key in ("size", "resize", "per_class") if (value := getattr(chosen, key)) is not None}
     if facts.source in WRITTEN:
         data["flip"] = False
         reasons["data.flip"] = "mirrored characters are others"
     if "data.balance" in chosen.reasons:
         data["balance"] = "weights" if chosen.balanced else "none"
-    few = facts.cuts_val and facts.train < FEW_OF_EACH * facts.num_classes
+    # Of several labels val has more to say: the threshold of each.
+    few = facts.cuts_val and facts.train < FEW_OF_EACH * facts.num_classes and not facts.several
     if few and depth.is_head and chosen.head == "ridge" and chosen.per_class is None:
         data["val_fraction"] = 0
         reasons["data.val_fraction"] = _why_no_val(facts)
@@ -215,7 +217,7 @@ def draft(facts: Facts, chosen: Chosen, depth: Depth, name: str, why_depth: str,
         reasons |= _deep_reasons(facts, depth, why_depth)
     values = {
         "name": name, "purpose": f"Chosen by tltrain fit for {facts.source}"[:200], "seed": seed, "batch": batch_of(facts), "data": data,
-        "backbone": {"name": chosen.name, "weights": chosen.weights}, "stages": stages,
+        "backbone": {"name": chosen.name, "weights": chosen.weights}, **({"select": "map"} if facts.several else {}), "stages": stages,
     }  # fmt: skip
     return Draft(values, {path: reason for path, reason in reasons.items() if path != "data.size" or "size" in data})
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tltrain.core.errors import UserError
-from tltrain.data import DataSplits, Split
+from tltrain.core.recipe import Data
+from tltrain.data import DataSplits, Split, class_counts
 from tltrain.runs.report.stats import wilson
 
 FEW_TESTED = 50
@@ -37,6 +37,15 @@ class Facts:
     """The median of the pictures' shorter sides, pixels."""
     cuts_val: bool = False
     """Whether val was cut from train. False: the source declares it, or there is none."""
+    label_separator: str | None = None
+    """As data.label_separator: an image may have several labels, which are counted as the classes are."""
+    label_columns: Sequence[str] | None = None
+    """As data.label_columns."""
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.label_separator is not None or self.label_columns is not None
 
     @property
     def ratio(self) -> float:
@@ -47,7 +56,7 @@ class Facts:
         """The facts as a line for the user."""
         splits = f"{self.train:,} to train on, {self.val:,} val, {self.test:,} test"
         each = f"{self.smallest_n:,}" if self.smallest_n == self.largest_n else f"{self.smallest_n:,} to {self.largest_n:,}"
-        return f"{splits}; {self.num_classes} classes of {each} images; {self.side} px"
+        return f"{splits}; {self.num_classes} {'labels' if self.several else 'classes'} of {each} images; {self.side} px"
 
     def notes(self) -> list[str]:
         """Notes on data that is too small."""
@@ -60,17 +69,19 @@ class Facts:
         return []
 
 
-def facts_of(source: str, images: DataSplits) -> Facts:
-    """Raises UserError for data with a single class."""
-    if len(images.classes) < 2:
-        raise UserError(f"{source} has one class, {images.classes[0]}, and a network learns to tell classes apart; give two or more")
-    count_K = np.bincount(images.train.labels, minlength=len(images.classes)).tolist()
+def facts_of(data: Data, images: DataSplits) -> Facts:
+    """data: what the images were opened from. Raises UserError for data with a single class."""
+    if len(images.classes) < 2 and not data.multilabel:
+        told = f"{data.source} has one class, {images.classes[0]}"
+        raise UserError(f"{told}, and a network learns to tell classes apart; give two or more")
+    count_K = class_counts(images.train.labels, len(images.classes)).tolist()
     least, most = (pick(range(len(count_K)), key=count_K.__getitem__) for pick in (min, max))
     num_val, num_test = (0 if split is None else len(split) for split in (images.val, images.test))
     return Facts(
-        source, len(images.classes), len(images.train), num_val, num_test,
+        data.source, len(images.classes), len(images.train), num_val, num_test,
         images.classes[least], count_K[least], images.classes[most], count_K[most], _side(images.train),
         images.val is not None and images.source is not None and "val" not in images.source.declared,
+        data.label_separator, data.label_columns,
     )  # fmt: skip
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tltrain.analysis import at_hand
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
@@ -18,8 +16,8 @@ from tltrain.analysis.samples import WITHOUT_TEST, samples_of
 from tltrain.core.errors import StoppedAtOnce, UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, clock, duration
-from tltrain.core.recipe import Data
-from tltrain.data import DataSplits, open_images
+from tltrain.core.recipe import Backbone, Data
+from tltrain.data import DataSplits, class_counts, open_images
 from tltrain.evaluation.kept_data import learned
 from tltrain.fitting import choose, written
 from tltrain.fitting.choose import FOLDS, LR_STEPS, USUAL_LR, Chosen, Depth, Draft, with_rate
@@ -62,6 +60,20 @@ class Wanted:
     """Names as `tltrain probe` takes them. Empty: those at hand without a network."""
     seed: int = 0
     dry_run: bool = False
+    label_separator: str | None = None
+    """As data.label_separator of a recipe: an image may have several labels."""
+    label_columns: tuple[str, ...] | None = None
+    """As data.label_columns."""
+
+    @property
+    def data(self) -> Data:
+        """The images. Raises UserError for settings that do not go together."""
+        return recipe_of(self.ask, Candidate("any", Backbone(name="resnet-tiny"))).data
+
+    @property
+    def ask(self) -> Ask:
+        """What is probed."""
+        return Ask(self.source, k=K, seed=self.seed, label_separator=self.label_separator, label_columns=self.label_columns)
 
 
 def fit(wanted: Wanted, start: RunFlags, console: Console) -> str:
@@ -104,7 +116,9 @@ def _of_another(folder: Path, console: Console) -> str:
 
 def _asked(wanted: Wanted) -> dict[str, Any]:
     """What must be the same for a folder to be gone on with."""
-    return {"source": wanted.source, "minutes": wanted.minutes, "backbones": list(wanted.backbones), "seed": wanted.seed}
+    labels = {"label_separator": wanted.label_separator, "label_columns": wanted.label_columns and list(wanted.label_columns)}
+    asked = {"source": wanted.source, "minutes": wanted.minutes, "backbones": list(wanted.backbones), "seed": wanted.seed}
+    return asked | labels
 
 
 def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) -> Plan:
@@ -113,13 +127,13 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     def left_s() -> float:
         return max(0.0, 60 * wanted.minutes - (clock() - began))
 
-    images = open_images(Data(source=wanted.source))
-    facts = facts_of(wanted.source, images)
+    images = open_images(wanted.data)
+    facts = facts_of(wanted.data, images)
     console.say(f"data    {facts.line()}")
     for note in facts.notes():
         console.say(f"data    {note}", style="yellow")
-    candidates, ask = _candidates(wanted, console), Ask(wanted.source, k=K, seed=wanted.seed)
-    _check_new(candidates, images, wanted.source)
+    candidates, ask = _candidates(wanted, console), wanted.ask
+    _check_new(candidates, images, wanted.data)
     probed, limit = probe_in_time(ask, candidates, images, start, console, PROBE_SHARE * left_s())
     candidate = next(c for c in candidates if c.name == probed.knee.backbone)
     own = network_of(recipe_of(ask, candidate), images, start, with_cuts=False)
@@ -127,7 +141,7 @@ def _planned(wanted: Wanted, start: RunFlags, console: Console, began: float) ->
     size = probe_sizes(ask, candidate, probed, images, own, facts.side, start, console, SIZE_SHARE * left_s())
     recipe = recipe_of(replace(ask, size=size.size, resize=size.resize), candidate)
     with FeatureBank.open(recipe, start, console, which=which_of(ask)) as bank:
-        head = choose_head(bank, np.array(size.right), facts, HEAD_SHARE * left_s(), wanted.seed)
+        head = choose_head(bank, size.judged, facts, HEAD_SHARE * left_s(), wanted.seed)
     reasons = {"backbone.name": _why_backbone(probed, limit.beyond), "data.size": size.why, "stages.0.solve": head.why}
     reasons |= {"data.resize": size.why_resize} if size.resize is not None else {}
     reasons |= {"data.balance": head.why_balance} if head.why_balance else {}
@@ -155,11 +169,11 @@ def _candidates(wanted: Wanted, console: Console) -> Sequence[Candidate]:
     return known.found
 
 
-def _check_new(candidates: Sequence[Candidate], images: DataSplits, source: str) -> None:
+def _check_new(candidates: Sequence[Candidate], images: DataSplits, data: Data) -> None:
     """Check that no network has learned from the images that a probe would judge it by. Raises UserError."""
     for weights in () if images.source is None else dict.fromkeys(each.spec.weights for each in candidates):
         assert images.source is not None
-        if num := len(learned(weights, Data(source=source), images.source)):
+        if num := len(learned(weights, data, images.source)):
             raise UserError(
                 f"--backbones: {weights} is of a run that has learned from {num:,} of these {len(images.source.ids):,} images, so that "
                 "they would not be new to it, and no probe could judge it; give weights that have not seen them"
@@ -172,25 +186,27 @@ def _affordable(
     """The images that the head can be worked out from in the time: all, or some of each class."""
     recipe = choose.draft(facts, chosen, Depth(HEAD), "fit", "", wanted.seed).recipe
     whole_s = seconds_of(recipe, images, start)
-    counts = np.bincount(images.train.labels, minlength=facts.num_classes).tolist()
+    counts = class_counts(images.train.labels, facts.num_classes).tolist()
     per_class = per_class_for(counts, left_s / max(whole_s, 1e-9))
     if whole_s <= left_s or per_class >= max(counts):
         return facts, chosen, images
     why = f"all {facts.train:,} images would take {duration(whole_s)}, and {duration(left_s)} are left; more --minutes learn from more"
     chosen = replace(chosen, per_class=per_class, reasons={**chosen.reasons, "data.per_class": why})
-    images = open_images(Data(source=wanted.source, per_class=per_class))
-    return facts_of(wanted.source, images), chosen, images
+    images = open_images(wanted.data.model_copy(update={"per_class": per_class}))
+    return facts_of(wanted.data, images), chosen, images
 
 
 def probed_lines(probed: Probed) -> list[str]:
     """One line for each row of the probe."""
-    return [f"{row.name} {percent(row.accuracy)}, {1000 * row.image_s:.1f} ms an image" for row in probed.rows]
+    return [f"{row.name} {row.judged.shown}, {1000 * row.image_s:.1f} ms an image" for row in probed.rows]
 
 
 def _why_backbone(probed: Probed, beyond: str) -> str:
     best, knee, others = probed.rows[0], probed.knee, len(probed.rows) - 1
-    said = f"its solved head is right for {percent(knee.accuracy)} of {probed.num_images:,} images that it did not see ({K} folds; "
-    said += f"the most frequent class: {percent(probed.baseline)})"
+    right, base = f"is right for {percent(knee.accuracy)}", "the most frequent class"
+    if probed.ask.several:
+        right, base = f"has mAP {percent(knee.accuracy)}, the mean over labels,", "a random order"
+    said = f"its solved head {right} of {probed.num_images:,} images that it did not see ({K} folds; {base}: {percent(probed.baseline)})"
     if not others:
         said += "; no other was looked at" if beyond else "; no other was at hand"
     elif knee is best:
@@ -216,7 +232,7 @@ def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Dra
     if all(depth.is_head for depth in plan.depths):
         return _draft(plan, wanted, plan.depths[0], f"the head alone: {plan.beyond}")
     judged = plan.facts.val >= choose.JUDGES
-    hidden = {} if judged else {**without_test(Data(source=wanted.source), wanted.folder / EXCLUDED), **NO_SPLITS}
+    hidden = {} if judged else {**without_test(wanted.data, wanted.folder / EXCLUDED), **NO_SPLITS}
     deep = _with_rates(wanted, plan, hidden if judged else {**hidden, "data.folds": FOLDS, "data.fold": 0}, start, console)
     if deep is None:
         return None
@@ -234,12 +250,14 @@ def _raced(wanted: Wanted, plan: Plan, start: RunFlags, console: Console) -> Dra
 def _against_head(
     wanted: Wanted, plan: Plan, deep: Sequence[Depth], hidden: dict[str, Any], start: RunFlags, console: Console
 ) -> Raced | None:
-    """The race. A head of the probe that learned from some of the images alone is no match for depths that learn from all: it is raced."""
-    all_judged = len(plan.judged) >= plan.facts.train + plan.facts.val
+    """The race. A head of the probe that learned from some of the images alone is no match for depths that learn from all: it is raced.
+
+    So is that of several labels, since the plan keeps what is right, and no logits."""
+    all_judged = len(plan.judged) >= plan.facts.train + plan.facts.val and not plan.facts.several
     by_head = {name: 0.0 for name in plan.judged} | {name: 1.0 for name in plan.right} if all_judged else None
     depths = deep if all_judged else [Depth(HEAD, folds=deep[0].folds), *deep]
     recipes = [(depth, _draft(plan, wanted, depth, "").recipe.override(hidden)) for depth in depths]
-    samples = samples_of(open_images(Data(source=wanted.source)), WITHOUT_TEST)
+    samples = samples_of(open_images(wanted.data), WITHOUT_TEST)
     groups = dict(zip(samples.ids, samples.groups.tolist(), strict=True))
     return race(wanted.folder / RACE, recipes, by_head, groups, start, console)
 
@@ -254,7 +272,8 @@ def _with_rates(wanted: Wanted, plan: Plan, changes: dict[str, Any], start: RunF
         if depth.is_head:
             continue
         console.say(f"rate    {depth.name}: {LR_STEPS} steps in which the learning rate rises", style="bold")
-        recipe = _draft(plan, wanted, depth, "").recipe.override({**changes, "data.eval_limit": LOOKED_AT})
+        unchosen = {"select": "loss"} if plan.facts.several else {}  # a few images may have none of the labels, and mAP no value
+        recipe = _draft(plan, wanted, depth, "").recipe.override({**changes, **unchosen, "data.eval_limit": LOOKED_AT})
         rising = range_recipe(recipe, None, LR_STEPS, HIGHEST * USUAL_LR[plan.chosen.transformer])
         outcome, found = measured(rising, replace(start, folder=wanted.folder / RACE / f"{depth.name}-lr"))
         if outcome == "stopped":

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
-from tltrain.analysis.probe.judge import Ask, Probed, grouped, probe, recipe_of, which_of
-from tltrain.analysis.samples import samples_of
+from tltrain.analysis.probe.judge import Ask, Probed, grouped, probe, recipe_of
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console, duration
-from tltrain.data import DataSplits, open_images
+from tltrain.data import DataSplits, class_counts
 from tltrain.data.dataset import class_weights
 from tltrain.data.splits import folds
+from tltrain.evaluation.multilabel.judged import Judged, by_logits
 from tltrain.fitting.facts import UNEVEN, Facts
 from tltrain.fitting.timing import Network, network_of
 from tltrain.heads.cost import neighbours_s, solve_s
 from tltrain.heads.out_of_fold import out_of_fold
 from tltrain.heads.solve import Kind
 from tltrain.runs.report.formatting import percent
-from tltrain.runs.report.stats import bootstrap, f1_macro, gain_interval
+from tltrain.runs.report.stats import bootstrap, f1_macro
 
 K = 5
 """Folds of the probe."""
@@ -58,7 +58,8 @@ class Bounded:
 def bounded(seconds_of: dict[str, Callable[[int], float]], counts: Sequence[int], num_all: int, left_s: float) -> Bounded:
     """How much of a probe fits into `left_s` seconds: more backbones come before more images.
 
-    seconds_of: name to estimated seconds for so many images. counts: training images of each class. num_all: images of train and val.
+    seconds_of: name to estimated seconds for so many images. counts: training images of each class, or with each label. num_all: of train
+    and val.
     The cheapest backbone is always looked at, with LEAST_PROBED images of each class at least.
     """
     least = min(num_all, _of(counts, LEAST_PROBED))
@@ -94,6 +95,7 @@ def _steps(most: int) -> Iterator[int]:
 
 
 def _of(counts: Sequence[int], per_class: int) -> int:
+    """So many images at most: of several labels, one is counted with each of its own."""
     return sum(min(n, per_class) for n in counts)
 
 
@@ -111,7 +113,7 @@ def probe_in_time(
     problems = [each for each in candidates if each.name not in costs]
     if not costs:
         return probe(ask, candidates, start, console), Bounded((), None, 0.0, "")
-    limit = bounded(costs, np.bincount(images.train.labels, minlength=len(images.classes)).tolist(), num_all, left_s)
+    limit = bounded(costs, class_counts(images.train.labels, len(images.classes)).tolist(), num_all, left_s)
     if limit.beyond:
         console.say(f"probe   {limit.beyond}", style="yellow")
     known = [each for each in candidates if each.name in limit.names] + problems
@@ -143,8 +145,8 @@ class Sized:
     size: int | None
     """Pixels. None: no other than that of the weights was tried."""
     why: str
-    right: tuple[bool, ...]
-    """(N,) whether each image is right at this size, out of fold."""
+    judged: Judged
+    """How right the head is at this size, out of fold."""
     resize: int | None = None
     """Shorter side before the crop, pixels: the size itself, so that the whole of it is seen. None: the crop of the weights."""
     why_resize: str = ""
@@ -167,7 +169,7 @@ def probe_sizes(
     """
     beyond: list[str] = []
 
-    def right_at(size: int, resize: int | None, name: str) -> np.ndarray | None:
+    def judged_at(size: int, resize: int | None, name: str) -> Judged | None:
         nonlocal left_s
         asked = replace(ask, size=size, resize=resize, per_class=own.ask.per_class)
         if (other := _network(asked, candidate, images, start)) is None:
@@ -179,54 +181,52 @@ def probe_sizes(
         left_s -= cost_s
         console.say(f"size    {name} beside {network.size} px")
         try:
-            return np.array(probe(asked, [candidate], start, console).rows[0].right)
+            return probe(asked, [candidate], start, console).rows[0].judged
         except UserError as error:
             console.say(f"left    {name}: {error}", style="yellow")
             return None
 
-    cropped_N = np.array(next(row for row in own.rows if row.backbone == candidate.name).right)
-    uncropped_N = right_at(network.size, network.size, "the whole picture") if network.resize > network.size else None
-    group_N = grouped(samples_of(open_images(recipe_of(own.ask, candidate).data), which_of(own.ask)))
-    is_whole, why_crop = choose_crop(cropped_N, uncropped_N, group_N)
-    right = {network.size: cropped_N if uncropped_N is None or not is_whole else uncropped_N}
+    cropped = next(row for row in own.rows if row.backbone == candidate.name).judged
+    whole = judged_at(network.size, network.size, "the whole picture") if network.resize > network.size else None
+    is_whole, why_crop = choose_crop(cropped, whole)
+    judged = {network.size: cropped if whole is None or not is_whole else whole}
     for size in sizes_to_try(network.size, side, own.num_images):
-        if (right_N := right_at(size, size if is_whole else None, f"{size} px")) is not None:
-            right[size] = right_N
-    chosen = choose_size(right, network.size, f"; more --minutes try {', '.join(beyond)}" if beyond else "", group_N)
+        if (found := judged_at(size, size if is_whole else None, f"{size} px")) is not None:
+            judged[size] = found
+    chosen = choose_size(judged, network.size, f"; more --minutes try {', '.join(beyond)}" if beyond else "")
     if not is_whole:
         return chosen
     size, why = chosen.size or network.size, chosen.why or "that of the weights"
     return replace(chosen, size=size, why=why, resize=size, why_resize=why_crop)
 
 
-def choose_crop(cropped_N: np.ndarray, whole_N: np.ndarray | None, group_N: np.ndarray | None = None) -> tuple[bool, str]:
+def choose_crop(cropped: Judged, whole: Judged | None) -> tuple[bool, str]:
     """(whether the whole picture is seen rather than the middle that the weights' crop leaves, and why). It costs the same: the more right.
 
-    ..._N: (N,) whether each image is right, out of fold. whole_N: None where it was not tried. group_N: (N,) which are alike.
+    Both out of fold. whole: None where it was not tried.
     """
-    if whole_N is None or whole_N.sum() <= cropped_N.sum():
+    if whole is None or whole.value <= cropped.value:
         return False, ""
-    cropped, whole = (percent(float(right_N.mean())) for right_N in (cropped_N, whole_N))
-    luck = "" if gain_interval(cropped_N, whole_N, group_N).low > 0 else ", which may be luck, but costs nothing"
-    return True, f"no crop at the shorter side: {whole} out of fold, {cropped} with the crop of the weights{luck}"
+    luck = "" if whole.lead(cropped).low > 0 else ", which may be luck, but costs nothing"
+    return True, f"no crop at the shorter side: {whole.shown} out of fold, {cropped.shown} with the crop of the weights{luck}"
 
 
-def choose_size(right: dict[int, np.ndarray], own: int, beyond: str = "", group_N: np.ndarray | None = None) -> Sized:
+def choose_size(judged: dict[int, Judged], own: int, beyond: str = "") -> Sized:
     """The smallest size that costs no more than LOSS against that of the weights, unless a larger one leads by more than luck.
 
-    right: size to whether each image (N,) is right, out of fold; of the same images. group_N: (N,) which are alike. None: none.
+    judged: size to how right the head is, out of fold, on the same images.
     """
-    share = {size: float(each.mean()) for size, each in sorted(right.items())}
-    told = f"out of fold {', '.join(f'{percent(share[size])} at {size} px' for size in share)}"
-    if len(share) == 1:
-        return Sized(None, "", tuple(right[own].tolist()))
-    chosen = next(size for size in share if size == own or (size < own and gain_interval(right[own], right[size], group_N).low >= -LOSS))
-    cost = gain_interval(right[own], right[chosen], group_N).low
+    sizes = sorted(judged)
+    told = f"out of fold {', '.join(f'{judged[size].shown} at {size} px' for size in sizes)}"
+    if len(sizes) == 1:
+        return Sized(None, "", judged[own])
+    chosen = next(size for size in sizes if size == own or (size < own and judged[size].lead(judged[own]).low >= -LOSS))
+    cost = judged[chosen].lead(judged[own]).low
     why = "that of the weights" if chosen == own else f"cheaper, and {percent(max(0.0, -cost))} worse at the most (95\u202f%)"
-    larger = max((size for size in share if size > own), key=share.__getitem__, default=None)
-    if larger is not None and gain_interval(right[chosen], right[larger], group_N).low > 0:
+    larger = max((size for size in sizes if size > own), key=lambda size: judged[size].value, default=None)
+    if larger is not None and judged[larger].lead(judged[chosen]).low > 0:
         chosen, why = larger, "more by more than luck"
-    return Sized(chosen, f"{told}: {why}{beyond}", tuple(right[chosen].tolist()))
+    return Sized(chosen, f"{told}: {why}{beyond}", judged[chosen])
 
 
 @dataclass(frozen=True)
@@ -245,35 +245,35 @@ class Heads:
     """(N,) whether each is predicted right, out of fold."""
 
 
-def choose_head(bank: FeatureBank, by_ridge_N: np.ndarray, facts: Facts, left_s: float, seed: int) -> Heads:
+def choose_head(bank: FeatureBank, by_ridge: Judged, facts: Facts, left_s: float, seed: int) -> Heads:
     """Ridge, unless logistic regression leads by more than luck; without class weights, unless they raise macro F1 by more than luck.
 
-    by_ridge_N: whether ridge, which the probe has judged already, is right. left_s: seconds for each of the two questions.
+    by_ridge: how right ridge is, which the probe has judged already. left_s: seconds for each of the two questions. Of several labels no
+    head is weighted, since an image would have a weight for each.
     """
     num, num_columns, num_classes = len(bank.labels), bank.features().shape[1], len(bank.classes)
     tried_s, used_s = (solve_s("logistic", rows, num_columns, num_classes) for rows in (num - num // K, facts.train))
     kind: Kind = "ridge"
-    right_N, why = by_ridge_N, f"worked out, not trained: {percent(float(by_ridge_N.mean()))} out of fold"
+    judged, why = by_ridge, f"worked out, not trained: {by_ridge.shown} out of fold"
     if max(K * tried_s, used_s) > left_s:
         why += f"; logistic would take {duration(K * tried_s)} to compare and {duration(used_s)} to work out"
     else:
-        other_N = _out_of_fold_logits(bank, "logistic", seed).argmax(1).numpy() == bank.labels
-        kind, why = preferred(by_ridge_N, other_N, grouped(bank))
-        right_N = other_N if kind == "logistic" else by_ridge_N
-    if facts.ratio <= UNEVEN:
-        return Heads(kind, why, False, "", bank.ids, right_N)
+        other = by_logits(_out_of_fold_logits(bank, "logistic", seed).numpy(), bank.labels, grouped(bank))
+        kind, why = preferred(by_ridge, other)
+        judged = other if kind == "logistic" else by_ridge
+    if facts.several or facts.ratio <= UNEVEN:
+        return Heads(kind, why, False, "", bank.ids, judged.right)
     if (balance_s := 2 * K * solve_s(kind, num, num_columns, num_classes)) > left_s:
-        return Heads(kind, why, False, f"weights of classes would take {duration(balance_s)} to try", bank.ids, right_N)
+        return Heads(kind, why, False, f"weights of classes would take {duration(balance_s)} to try", bank.ids, judged.right)
     weight_N = class_weights(bank.labels, num_classes)[bank.labels]
     plain_N, weighted_N = (_out_of_fold_logits(bank, kind, seed, each).argmax(1).numpy() for each in (None, weight_N))
     balanced, why_balance = balance(bank.labels, plain_N, weighted_N, facts)
     return Heads(kind, why, balanced, why_balance, bank.ids, (weighted_N if balanced else plain_N) == bank.labels)
 
 
-def preferred(by_ridge_N: np.ndarray, by_logistic_N: np.ndarray, group_N: np.ndarray | None) -> tuple[Kind, str]:
-    """(the kind of head, and why). by_...: (N,) whether each image is right, out of fold. group_N: which are alike."""
-    gain = gain_interval(by_ridge_N, by_logistic_N, group_N)
-    ridge, logistic = (percent(float(right_N.mean())) for right_N in (by_ridge_N, by_logistic_N))
+def preferred(by_ridge: Judged, by_logistic: Judged) -> tuple[Kind, str]:
+    """(the kind of head, and why). Both out of fold."""
+    gain, ridge, logistic = by_logistic.lead(by_ridge), by_ridge.shown, by_logistic.shown
     if gain.low > 0:
         return "logistic", f"worked out, not trained: {logistic} out of fold, ridge {ridge}"
     luck = ", which may be luck" if gain.value > 0 else ""

@@ -109,6 +109,8 @@ class Predicted:
     """(N,) int64: index of the predicted class."""
     group: np.ndarray | None = None
     """(N,) int64: the group of each sample, such as those of one patient. None: each stands alone."""
+    labelled: np.ndarray | None = None
+    """(N, 2, K) of several labels an image: the logits, and 1 where it has a label. None: of one class."""
 
     @property
     def right(self) -> np.ndarray:
@@ -120,15 +122,46 @@ class Predicted:
         """Sample to 1.0 where the prediction is correct, else 0.0."""
         return {name: float(is_right) for (name, _), is_right in zip(self.samples, self.right.tolist(), strict=True)}
 
+    @property
+    def answers_by_id(self) -> Mapping[str, float | np.ndarray]:
+        """Sample to its answer: of several labels its row of `labelled`, else as `right_by_id`."""
+        if self.labelled is None:
+            return self.right_by_id
+        return {name: answer for (name, _), answer in zip(self.samples, self.labelled, strict=True)}
+
 
 def read_predictions(run: Path) -> Predicted | None:
     """The test predictions of a run; None if it has none."""
     if not run_dir.predictions_file(run).is_file():
         return None
-    rows = sorted(prediction_rows(run), key=lambda row: row["id"])
+    labels = [row["name"] for row in (run_dir.test_metrics(run) or {}).get("per_label", ())]
+    rows = sorted(prediction_rows(run, probability_columns(labels)), key=lambda row: row["id"])
     names = {name: k for k, name in enumerate(sorted({row[key] for row in rows for key in ("label", "predicted")}))}
     label, predicted = (np.array([names[row[key]] for row in rows], dtype=np.int64) for key in ("label", "predicted"))
-    return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted, group_of(rows))
+    labelled = np.stack(labels_in(rows, labels), 1) if labels else None
+    return Predicted(tuple((row["id"], row["label"]) for row in rows), label, predicted, group_of(rows), labelled)
+
+
+LEAST = 5e-7
+"""Of a probability: files write six digits."""
+
+
+def probability_columns(labels: Sequence[str]) -> list[str]:
+    """The names of the columns of probabilities in test_predictions.csv, of several labels an image."""
+    return [escape.csv_cell(f"p:{name}") for name in labels]
+
+
+def labels_in(rows: Sequence[Mapping[str, str]], labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(logits (N, K), whether an image has a label (N, K)) of `prediction_rows` with `probability_columns`."""
+    columns = probability_columns(labels)
+    share_NK = np.array([[float(row[column]) for column in columns] for row in rows]).clip(LEAST, 1 - LEAST)
+    return np.log(share_NK / (1 - share_NK)), np.array([has_labels(row["label"], labels) for row in rows])
+
+
+def has_labels(text: str, labels: Sequence[str]) -> list[bool]:
+    """Whether a set of labels, such as cat|dog, has each."""
+    names = set(text.split("|")) if text else set()
+    return [name in names for name in labels]
 
 
 def group_of(rows: Sequence[Mapping[str, str]]) -> np.ndarray | None:

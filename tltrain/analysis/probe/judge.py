@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from torch import Tensor
 
 from tltrain.analysis.at_hand import Candidate
 from tltrain.analysis.features import FeatureBank
-from tltrain.analysis.probe import labels
 from tltrain.analysis.samples import EVERY, WITHOUT_TEST, Samples, samples_of
 from tltrain.cache.measure import time_frozen
 from tltrain.core import recipe as recipes
@@ -20,10 +18,10 @@ from tltrain.core.output.console import Console, clock
 from tltrain.core.recipe import Recipe
 from tltrain.data import class_counts, open_images
 from tltrain.data.splits import folds
+from tltrain.evaluation.multilabel.judged import Judged, by_logits
 from tltrain.heads.neighbours import neighbours
 from tltrain.heads.out_of_fold import out_of_fold
 from tltrain.heads.solve import Kind
-from tltrain.runs.report.stats import accuracy_interval, gain_interval
 
 NEIGHBOURS = 5
 MANY = 2000
@@ -87,10 +85,13 @@ class ProbeRow:
     """Bytes of the store for an image. 0 where features cannot be stored."""
     solve_s: float
     """Seconds after the features are computed: all heads of all folds, and the neighbours."""
-    right: tuple[bool, ...] = field(repr=False)
-    """(N,) whether each image was right: of several labels, all of them."""
-    draws: tuple[float, ...] = field(default=(), repr=False)
-    """Of several labels: mean average precision of images drawn anew, in each row the same ones."""
+    judged: Judged = field(repr=False, compare=False)
+    """All answers of the solved head, to set it beside those of another row."""
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """(N,) whether each image was right: of several labels, all of them."""
+        return tuple(self.judged.right.tolist())
 
     @property
     def name(self) -> str:
@@ -155,7 +156,7 @@ def probe(
         raise UserError("no backbone is named, and none is at hand; name some with --backbones")
     if ask.several and ask.head == "nearest_mean":
         raise UserError("--head is nearest_mean, which is of one class an image; of several labels take ridge or logistic")
-    images = open_images(recipe_of(ask, candidates[0]).data, multilabel=True)
+    images = open_images(recipe_of(ask, candidates[0]).data)
     samples = samples_of(images, which_of(ask))
     usual = min(10 if len(samples) < MANY else 5, len(np.unique(samples.groups)))
     ask = replace(ask, k=usual if ask.k is None else ask.k)
@@ -177,7 +178,7 @@ def probe(
         raise UserError("no backbone could be probed:\n" + "\n".join(f"  {name}: {why}" for name, why in problems.items()))
     count_K = class_counts(samples.labels, len(samples.classes))
     baseline = float((count_K[count_K > 0].mean() if ask.several else count_K.max()) / len(samples))
-    return Probed(ask, _ranked(rows, samples), problems, tuple(notes), len(samples), len(samples.classes), baseline)
+    return Probed(ask, _ranked(rows), problems, tuple(notes), len(samples), len(samples.classes), baseline)
 
 
 def which_of(ask: Ask) -> tuple[str, ...]:
@@ -226,29 +227,17 @@ def _row(ask: Ask, candidate: Candidate, bank: FeatureBank, where: str, fold_N: 
     began = clock()
     logits_NK = out_of_fold(ask.head, features_ND, bank.labels, fold_N, num_classes, group_N=grouped(bank), seed=ask.seed)
     near_NK = neighbours(features_ND, bank.labels, num_classes, NEIGHBOURS, fold_N=fold_N)
-    right_N, draws = _right(logits_NK, bank.labels), tuple[float, ...]()
-    if ask.several:
-        ranked = labels.ranked(logits_NK.numpy(), bank.labels, grouped(bank))
-        share, (low, high), draws = ranked.value, ranked.ends, tuple(ranked.draws.tolist())
-        near = labels.ranked(near_NK.numpy(), bank.labels, grouped(bank), resamples=0).value
-    else:
-        share, low, high = accuracy_interval(right_N, grouped(bank))
-        near = float(_right(near_NK, bank.labels).mean())
+    judged = by_logits(logits_NK.numpy(), bank.labels, grouped(bank))
+    near = by_logits(near_NK.numpy(), bank.labels, resamples=0).value
     solve_s = clock() - began
     chain = bank.loaded.chain
     frozen = replace(bank.frozen(cut), stop=None) if chain.runs_whole else bank.frozen(cut)
     image_s, row_bytes = time_frozen(frozen, bank.loaded.preprocess.size, bank.runtime.device)
     return ProbeRow(
-        candidate.name, candidate.spec.weights, where, share, low, high, 0.0, 0.0, 0.0, near, image_s,
+        candidate.name, candidate.spec.weights, where, *judged.interval, 0.0, 0.0, 0.0, near, image_s,
         sum(p.numel() for i in range(cut) for _, p in chain.parameters_of(i)), features_ND.shape[1],
-        0 if chain.runs_whole else row_bytes, solve_s, tuple(right_N.tolist()), draws,
+        0 if chain.runs_whole else row_bytes, solve_s, judged,
     )  # fmt: skip
-
-
-def _right(logits_NK: Tensor, label_N: np.ndarray) -> np.ndarray:
-    right_N: np.ndarray
-    right_N = ((logits_NK.numpy() > 0) == label_N).all(1) if label_N.ndim == 2 else logits_NK.argmax(1).numpy() == label_N
-    return right_N
 
 
 def grouped(samples: Samples) -> np.ndarray | None:
@@ -256,15 +245,11 @@ def grouped(samples: Samples) -> np.ndarray | None:
     return None if len(np.unique(samples.groups)) == len(samples) else samples.groups
 
 
-def _ranked(rows: Sequence[ProbeRow], samples: Samples) -> tuple[ProbeRow, ...]:
+def _ranked(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:
     """The rows from the best to the worst, of equals the quicker first, each with its difference from the best on the same images."""
     ranked = sorted(rows, key=lambda row: (-row.accuracy, row.image_s))
-    best_N = np.array(ranked[0].right)
     compared = ranked[:1]
     for row in ranked[1:]:
-        if row.draws:
-            difference, (low, high) = row.accuracy - ranked[0].accuracy, labels.ends(np.array(row.draws) - ranked[0].draws)
-        else:
-            difference, low, high = gain_interval(best_N, np.array(row.right), grouped(samples))
+        difference, low, high = row.judged.lead(ranked[0].judged)
         compared.append(replace(row, difference=difference, difference_low=low, difference_high=high))
     return tuple(compared)

@@ -89,8 +89,7 @@ def say(probed: Probed, here: AtHand | None, console: Console) -> None:
 
 def as_json(probed: Probed, here: AtHand | None) -> dict[str, Any]:
     """Everything, as plain values."""
-    left = ("right", "draws")
-    rows = [{key: value for key, value in asdict(row).items() if key not in left} | {"as_good": row.as_good} for row in probed.rows]
+    rows = [{key: value for key, value in asdict(row).items() if key != "judged"} | {"as_good": row.as_good} for row in probed.rows]
     return {
         "source": probed.ask.source,
         "images": probed.num_images,

@@ -40,4 +40,5 @@ def _predicted(pooled: Pooled) -> PredictedOften:
     p, classes = pooled.predictions, pooled.names
     right_N = p.right
     samples = tuple((name, classes[label]) for name, label in zip(p.ids, p.label.tolist(), strict=True))
-    return PredictedOften(samples, p.label, p.predicted[0], p.group, right_N == 1 if pooled.folder.repeats == 1 else right_N)
+    shares = right_N == 1 if pooled.folder.repeats == 1 else right_N
+    return PredictedOften(samples, p.label, p.predicted[0], p.group, shares=shares)

@@ -8,19 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import logit
 
-from tltrain.core.output import escape
 from tltrain.evaluation import metrics
 from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.runs.pages.compare_page import between
-from tltrain.runs.record import RunRecord, number
+from tltrain.runs.record import RunRecord, has_labels, labels_in, number
 from tltrain.runs.report import labels as of_labels
 from tltrain.runs.report.formatting import percent, plural
 from tltrain.runs.report.stats import Interval
-
-LEAST = 5e-7
-"""Of a probability: files write six digits."""
 
 
 @dataclass(frozen=True)
@@ -33,33 +28,22 @@ class PooledLabels(LabelPredictions):
     """Whether `group` holds the answers on one image together, and no images that are alike."""
 
 
-def columns(classes: Sequence[str]) -> list[str]:
-    """The names of the columns of probabilities in test_predictions.csv."""
-    return [escape.csv_cell(f"p:{name}") for name in classes]
-
-
 def pooled(
     rows: Sequence[Mapping[str, str]], tests: Sequence[Mapping[str, Any]], ids: Sequence[str], group_N: np.ndarray | None
 ) -> PooledLabels:
-    """All answers of the runs. rows: of their test_predictions.csv, with `columns`. ids: (N,) of all images, sorted.
+    """All answers of the runs. rows: of their test_predictions.csv, with `probability_columns`. ids: (N,) of all images, sorted.
 
     group_N: of them; where there are repeats, an image is a group.
     """
     classes = list(tests[0]["classes"])
     at = {name: i for i, name in enumerate(ids)}
     position = np.array([at[row["id"]] for row in rows])
-    share_NK = np.array([[float(row[column]) for column in columns(classes)] for row in rows])
-    target_NK, named_NK = (np.array([_has(row[key], classes) for row in rows]) for key in ("label", "predicted"))
+    logits_NK, target_NK = labels_in(rows, classes)
+    named_NK = np.array([has_labels(row["predicted"], classes) for row in rows])
     thresholds = np.median([[row["threshold"] for row in test["per_label"]] for test in tests], axis=0)
     repeated = group_N is None and len(rows) > len(ids)
     group = position if repeated else None if group_N is None else group_N[position]
-    logits_NK = logit(share_NK.clip(LEAST, 1 - LEAST))
     return PooledLabels(position, target_NK, logits_NK, 1.0, tuple(thresholds.tolist()), group, named_NK, repeated)
-
-
-def _has(text: str, classes: Sequence[str]) -> list[bool]:
-    names = set(text.split("|")) if text else set()
-    return [name in names for name in classes]
 
 
 def figures(p: PooledLabels, tests: Sequence[Mapping[str, Any]], num_images: int, exact: float) -> dict[str, Any]:

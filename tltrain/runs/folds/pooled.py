@@ -17,7 +17,7 @@ from tltrain.core.errors import UserError
 from tltrain.core.output import escape
 from tltrain.runs.folds import folder, labels
 from tltrain.runs.folds.folder import FoldsFolder, Member
-from tltrain.runs.record import RunRecord, number, prediction_rows, read_run
+from tltrain.runs.record import RunRecord, number, prediction_rows, probability_columns, read_run
 from tltrain.runs.report.stats import Interval, accuracy_interval, f1_interval
 
 MOST_MISTAKES = 24
@@ -108,7 +108,7 @@ def pool(path: Path) -> Pooled | None:
             )
     members, tests = [member for member, _ in tested], [run.test for _, run in tested if run.test is not None]
     several = "per_label" in tests[0]
-    rows = {member: prediction_rows(member.path, labels.columns(classes) if several else ()) for member in members}
+    rows = {member: prediction_rows(member.path, probability_columns(classes) if several else ()) for member in members}
     names = sorted({row[key] for of in rows.values() for row in of for key in ("label", "predicted")}) if several else classes
     p = _predictions(what, rows, names)
     accuracy = accuracy_interval(p.right, p.group)

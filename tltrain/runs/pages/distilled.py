@@ -37,7 +37,7 @@ def section(run: RunRecord) -> Html | None:
         return None
     of = f"Its teacher is {found['runs'][0]}" + (f" and {len(found['runs']) - 1} more, together." if len(found["runs"]) > 1 else ".")
     text = said(found)
-    head = ["", "Test accuracy", "95\u202f%", "Parameters", "Bytes", "ms an image"]
+    head = ["", "Test mAP" if "student_map" in found else "Test accuracy", "95\u202f%", "Parameters", "Bytes", "ms an image"]
     note = f"ms an image: the network's part, in batches, on the machine that trained it ({found['student']['device']})."
     return el(
         "section", el("h2", "Student and teacher"), el("p", f"{text[0].upper()}{text[1:]}.") if text else None, el("p", of, class_="note"),
@@ -63,16 +63,20 @@ def said(found: Mapping[str, Any]) -> str:
     luck = "" if low > 0 or high < 0 else "; it may be luck"
     differs = f"{100 * abs(value):.1f} points {'more' if value > 0 else 'less'} than" if value else "as often as"
     of = f"on the same {count(int(found['n']))} test images"
-    return f"the student is right {differs} its teacher {of} (95\u202f%: {signed(low)} to {signed(high)} points{luck if value else ''})"
+    head = f"the student is right {differs} its teacher"
+    if "student_map" in found:
+        differs = f"{100 * abs(value):.1f} points {'above' if value > 0 else 'below'}" if value else "the same as"
+        head = f"the student's mean average precision is {differs} its teacher's"
+    return f"{head} {of} (95\u202f%: {signed(low)} to {signed(high)} points{luck if value else ''})"
 
 
 def _rows(found: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Teacher and student, each with accuracy, its interval, parameters, bytes and ms, as text."""
+    """Teacher and student, each with accuracy, or of several labels mAP, its interval, parameters, bytes and ms, as text."""
     rows = {}
     for who in WHO:
         of, top1, between = found[who], DASH, DASH
-        if f"{who}_top1" in found:
-            share, low, high = (float(value) for value in found[f"{who}_top1"])
+        if (figure := next((found[key] for key in (f"{who}_top1", f"{who}_map") if key in found), None)) is not None:
+            share, low, high = (float(value) for value in figure)
             top1, between = percent(share), f"{100 * low:.1f} to {100 * high:.1f} %"
         rows[who] = [top1, between, count(int(of["parameters"])), size(float(of["bytes"])), f"{float(of['ms']):.2f}"]
     return rows

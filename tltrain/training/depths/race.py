@@ -22,9 +22,9 @@ from tltrain.models import factory
 from tltrain.runs import run_dir
 from tltrain.runs.early_end import stop_early
 from tltrain.runs.listing.folders import OF_A_RACE, check_recipe, run_folder
-from tltrain.runs.record import as_chosen, read_predictions, write_race
+from tltrain.runs.record import as_chosen, write_race
 from tltrain.training.depths.hidden import check_weights, without_test
-from tltrain.training.depths.judge import HEAD, choose_depth
+from tltrain.training.depths.judge import HEAD, Answers, answers_of, choose_depth
 
 Train = Callable[..., dict[str, Any]]
 FOLDS = 3
@@ -99,7 +99,7 @@ def _race(
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(folder / OF_A_RACE, NOTE.format(name=folder.name.removesuffix("-race")))
     tried = raced_recipes(recipe, index, images, without_test(recipe.data, folder / "test_images.csv"), start.smoke)
-    right: dict[str, dict[str, float]] = {}
+    answers: dict[str, Answers] = {}
     why = "its loss was not finite; lower its lr"
     for name, runs in tried.items():
         console.say(f"race    stage {stage.name}, {name}: {len(runs)} of {FOLDS} folds", style="bold")
@@ -115,13 +115,13 @@ def _race(
         if outcome.get("outcome") == "stopped":
             return outcome
         if outcome.get("outcome") == "finished":
-            right[name] = _right(places)
+            answers[name] = answers_of(places)
         else:
             why = str(outcome.get("error", why))
             console.say(f"race    {name} failed, and is out: {why}", style="yellow")
-    if not right:
+    if not answers:
         raise UserError(f"every depth of stage {stage.name} failed, so that none can be chosen; the last: {why}")
-    found = choose_depth(right, _groups(images))
+    found = choose_depth(answers, _groups(images))
     console.say(found.sentence, style="bold")
     return found.chosen, found.sentence
 
@@ -147,16 +147,6 @@ def _groups(images: DataSplits) -> Mapping[str, int]:
     """Image to its group. Empty where the source has no groups."""
     source = images.source
     return {} if source is None else dict(zip(source.ids, source.groups.tolist(), strict=True))
-
-
-def _right(places: Sequence[Path]) -> dict[str, float]:
-    """Image to whether the network that had not seen it was right."""
-    right: dict[str, float] = {}
-    for place in places:
-        found = read_predictions(place)
-        assert found is not None, "a finished run on a fold has been tested"
-        right |= found.right_by_id
-    return right
 
 
 def raced_recipes(recipe: Recipe, index: int, images: DataSplits, hidden: dict[str, Any], smoke: bool = False) -> dict[str, list[Recipe]]:

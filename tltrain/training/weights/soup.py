@@ -20,9 +20,9 @@ from tltrain.data.sampler import Shard
 from tltrain.data.views import Views
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation import metrics
-from tltrain.evaluation.calibration import fit_temperature
-from tltrain.evaluation.evaluator import logits, predict
+from tltrain.evaluation.evaluator import answers, logits
 from tltrain.evaluation.kept_data import for_evaluation
+from tltrain.evaluation.promises.fitted import Fitted, fit_on_val
 from tltrain.models import factory
 from tltrain.models.chain import Chain, on_device
 from tltrain.models.metadata import WeightsMetadata, read_card, read_state, write_weights
@@ -82,7 +82,7 @@ def soup(paths: Sequence[Path], out: Path, method: str, with_test: bool, device_
     first = runs[0]
     images, _ = for_evaluation(first.path, open_images(first.recipe.data))
     _check_splits(runs, images, with_test)
-    measure, temperature_of = _measures(first, images, with_test, device_batch)
+    measure, fitted = _measures(first, images, with_test, device_batch)
     select = first.recipe.select
     singles = [measure(str(run.path), run.state) for run in runs]
     uniform_state = mean_of([run.state for run in runs])
@@ -90,7 +90,7 @@ def soup(paths: Sequence[Path], out: Path, method: str, with_test: bool, device_
     kept, greedy_state, greedy = _greedy(runs, singles, select, measure)
     state = {"uniform": uniform_state, "greedy": greedy_state}[method]
     done = Soup(out, method, select, tuple(str(runs[i].path) for i in kept), (*singles, uniform, greedy))
-    _write(done, first, [str(run.path) for run in runs], state, temperature_of(state))
+    _write(done, first, [str(run.path) for run in runs], state, fitted(state))
     return done
 
 
@@ -116,8 +116,8 @@ def _greedy(
 
 def _measures(
     first: Ingredient, images: DataSplits, with_test: bool, device_batch: int
-) -> tuple[Callable[[str, State], Measured], Callable[[State], float]]:
-    """Two functions of a state dict: its metrics, and its temperature fitted on val."""
+) -> tuple[Callable[[str, State], Measured], Callable[[State], Fitted]]:
+    """Two functions of a state dict: its metrics, where a label counts as named from 0.5 on, and what is fitted on val."""
     runtime, spec = Runtime(first.recipe.deterministic), first.recipe.data
     backbone = first.recipe.backbone.model_copy(update={"weights": str(first.path)})
     loaded = factory.load(backbone, classes=images.classes, size=spec.size, resize=spec.resize, head="keep", seed=first.recipe.seed)
@@ -129,18 +129,19 @@ def _measures(
 
     def figures(split: Split | None) -> dict[str, Any]:
         assert split is not None
-        return metrics.summary(predict(runtime, chain, batches(split)), len(images.classes))
+        return metrics.summary(answers(runtime, chain, batches(split)), len(images.classes))
 
     def measure(name: str, state: State) -> Measured:
         _load(chain, state)
         return Measured(name, figures(images.val), figures(images.test) if with_test else None)
 
-    def temperature_of(state: State) -> float:
-        assert images.val is not None
+    def fitted(state: State) -> Fitted:
         _load(chain, state)
-        return fit_temperature(*logits(runtime, chain, batches(images.val)))
+        return fit_on_val(
+            images, lambda split: logits(runtime, chain, batches(split)), lambda split: answers(runtime, chain, batches(split))
+        )
 
-    return measure, temperature_of
+    return measure, fitted
 
 
 def _load(chain: Chain, state: State) -> None:
@@ -219,7 +220,7 @@ def _held_out(run: Path, split: str) -> frozenset[tuple[str, ...]]:
     return frozenset((sample.id, sample.label, sample.digest) for sample in samples if sample.split == split)
 
 
-def _write(done: Soup, first: Ingredient, runs: Sequence[str], state: State, temperature: float) -> None:
+def _write(done: Soup, first: Ingredient, runs: Sequence[str], state: State, fitted: Fitted) -> None:
     """Write the run folder of a soup: the first run's recipe and data record, and the averaged weights."""
     out, used = done.folder, done.kept if done.method == "greedy" else tuple(runs)
     run_dir.create(out, first.recipe.model_copy(update={"purpose": f"{done.method} soup of {', '.join(used)}"}))
@@ -227,7 +228,7 @@ def _write(done: Soup, first: Ingredient, runs: Sequence[str], state: State, tem
         shutil.copyfile(record, out / data_record.NAME)
     environment = run_dir.environment(first.path)
     run_dir.write_environment(out, environment["accelerate"], environment["hardware"]["device"], {}, environment["data"])
-    write_weights(run_dir.weights_file(out), state, replace(first.card, temperature=temperature))
+    write_weights(run_dir.weights_file(out), state, fitted.on(first.card))
     figures = {row.name: {"val": row.val} | ({"test": row.test} if row.test else {}) for row in done.rows}
     run_dir.seal(out)
     run_dir.write_outcome(out, 0, {"outcome": "finished", "soup": {"method": done.method, "runs": list(used), "figures": figures}})
