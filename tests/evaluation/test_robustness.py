@@ -24,7 +24,7 @@ from tltrain.data.corruptions import OPERATIONS, SEVERITIES, corrupt
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell
 from tltrain.data.views import Views
 from tltrain.evaluation.evaluate import evaluate
-from tltrain.evaluation.evaluator import predict
+from tltrain.evaluation.evaluator import answers
 from tltrain.evaluation.robustness import terminal
 from tltrain.evaluation.robustness.asked import cells_of
 from tltrain.evaluation.robustness.command import Ask, corruptions
@@ -107,9 +107,9 @@ def test_what_is_there_is_not_measured_again_and_a_stop_loses_one_pass(run: Path
             if len(done) == 3:
                 raise KeyboardInterrupt
             done.append(1)
-        return predict(*args)
+        return answers(*args)
 
-    monkeypatch.setattr("tltrain.evaluation.robustness.measure.predict", stopped)
+    monkeypatch.setattr("tltrain.evaluation.robustness.measure.answers", stopped)
     with pytest.raises(KeyboardInterrupt):
         corruptions(ask(run), as_json=True)
     path = answers_file(run / "corruptions")
@@ -186,9 +186,9 @@ def test_a_device_without_room_for_the_first_batch_is_given_less(run: Path, monk
                     raise torch.OutOfMemoryError
                 yield batch
 
-        return predict(runtime, chain, checked(), *args)
+        return answers(runtime, chain, checked(), *args)
 
-    monkeypatch.setattr("tltrain.evaluation.robustness.measure.predict", small)
+    monkeypatch.setattr("tltrain.evaluation.robustness.measure.answers", small)
     corruptions(ask(run, names="contrast", severities="5"), as_json=True)
     assert sizes[0] > 8
     assert max(sizes[1:]) <= 8

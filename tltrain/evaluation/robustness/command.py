@@ -105,15 +105,16 @@ def _compare(ask: Ask, first: Measurement, cells: Sequence[Cell], console: Conso
     second = _measured(ask, ask.against, cells, console)
     rows = differences(first.measured, second.measured, cells)
     names, other = _names(ask.run, ask.against), unlike(first.measured, second.measured)
+    several = first.measured.several
     if first.is_main:
         second.measured.seal()
         path = first.measured.folder / AGAINST_PAGE
-        files.write_atomic(path, _bytes(page.against_page(names, rows, len(first.measured.ids), other)))
+        files.write_atomic(path, _bytes(page.against_page(names, rows, len(first.measured.ids), other, several)))
         first.measured.seal()
         if other:
             console.say(f"note    the corrupted pixels of the two are not the same: {other}", style="yellow")
-        console.show(terminal.differences(rows, *names))
-        console.show(escape.line(page.against_verdict(names, rows)))
+        console.show(terminal.differences(rows, *names, several))
+        console.show(escape.line(page.against_verdict(names, rows, several)))
         console.say(f"page    {path}")
     return [_difference(row) for row in rows]
 

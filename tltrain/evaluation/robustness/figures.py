@@ -38,6 +38,18 @@ class Figures:
     """Over all corruptions of `rows`, and by severity their mean."""
     num_groups: int | None = None
     """Of the images. None: each stands alone."""
+    several: bool = False
+    """Whether an image may have several labels, and is right where all of them are."""
+
+    @property
+    def right(self) -> str:
+        """What the shares are of, as the head of a table."""
+        return head_of_shares(self.several)
+
+
+def head_of_shares(several: bool) -> str:
+    """The head of a column of shares of images. several: whether an image has several labels, and is right where all of them are."""
+    return "All labels right, %" if several else "Right, %"
 
 
 def kind_of(name: str) -> str:
@@ -56,7 +68,7 @@ def figures(measured: Measured, cells: Sequence[Cell]) -> Figures:
     overall = {s: _mean(measured, part) for s in SEVERITIES if (part := [cell for cell in shown if cell.severity == s])}
     clean = accuracy_interval(measured.right(CLEAN), measured.group)
     groups = None if measured.group is None else len(np.unique(measured.group))
-    return Figures(len(measured.ids), clean, rows, Row("all", overall, _mean(measured, shown)), groups)
+    return Figures(len(measured.ids), clean, rows, Row("all", overall, _mean(measured, shown)), groups, measured.several)
 
 
 def _row(measured: Measured, name: str, cells: Sequence[Cell]) -> Row:

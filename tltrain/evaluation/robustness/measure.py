@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tltrain.core import files
@@ -18,13 +19,15 @@ from tltrain.data.corruptions import VERSION, corrupt
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell, CorruptedViews
 from tltrain.data.dataset import groups_in
 from tltrain.data.loader import eval_batches, item_loader
+from tltrain.data.multilabel.label_sets import written
 from tltrain.data.sampler import Shard
 from tltrain.data.views import Batch
 from tltrain.data.workers import default_workers
 from tltrain.distributed.out_of_memory import fitting
 from tltrain.distributed.runtime import Runtime, torch_settings_kept
 from tltrain.evaluation.evaluate import Opened, opened_run
-from tltrain.evaluation.evaluator import predict
+from tltrain.evaluation.evaluator import answers
+from tltrain.evaluation.multilabel.predictions import LabelPredictions
 from tltrain.evaluation.robustness import measured as kept
 from tltrain.evaluation.robustness.measured import Measured
 from tltrain.runs import run_dir
@@ -117,7 +120,7 @@ class _Passes:
         at = [item.position for part in eval_batches(len(split), Shard(0, 1), 1, self.run.spec.eval_limit) for item in part]
         group_N = groups_in(self.run.images, split)
         group_N = None if group_N is None else group_N[at]
-        return Measured(folder, about, tuple(split.ids[i] for i in at), split.labels[at], known or {}, group_N)
+        return Measured(folder, about, tuple(split.ids[i] for i in at), self._named(split.labels[at]), known or {}, group_N)
 
     def seconds(self, num: int, batch: int) -> float:
         """Of a pass over so many images, by its first batch."""
@@ -146,18 +149,24 @@ class _Passes:
         progress = _Progress(self.console, rest, len(own), clock())
         stream = progress.over(iter(item_loader(self.views, items, self.workers, runtime.device.type == "cuda")))
         for cell in rest:
-            answers = predict(runtime, self.run.chain, islice(stream, len(own)), self.run.temperature)
+            said = answers(runtime, self.run.chain, islice(stream, len(own)), self.run.temperature)
+            named = replace(said, thresholds=self.run.thresholds).named if isinstance(said, LabelPredictions) else said.predicted
+            predicted_N = self._named(named)
             if runtime.is_main:
-                measured.add(cell, answers.predicted)
+                measured.add(cell, predicted_N)
             else:
-                measured.predicted[cell] = answers.predicted
+                measured.predicted[cell] = predicted_N
+
+    def _named(self, label: np.ndarray) -> np.ndarray:
+        """(N,) classes as they are, and sets of labels (N, K) as text."""
+        return label if label.ndim == 1 else np.array(written(label, self.run.classes), dtype=str)
 
     def _batches(self, batch: int) -> list[list[Any]]:
         return eval_batches(len(self.views), self.shard, batch, self.run.spec.eval_limit)
 
     def _forward(self, num: int) -> None:
         part = self._batches(num)[0]
-        predict(self.runtime, self.run.chain, [self.views.batch(part)])
+        answers(self.runtime, self.run.chain, [self.views.batch(part)])
 
     def _seconds(self, cell: Cell) -> float:
         """Of corrupting one image."""

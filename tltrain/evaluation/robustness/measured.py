@@ -29,14 +29,19 @@ class Measured:
     ids: tuple[str, ...]
     """(N,) of the images, in the order of the answers."""
     label: np.ndarray
-    """(N,) int64."""
+    """(N,) int64. Of several labels an image: its set as text, such as cat|dog."""
     predicted: dict[Cell, np.ndarray] = field(default_factory=dict)
-    """(N,) int64 of each pass that was made."""
+    """(N,) as `label`, of each pass that was made."""
     group: np.ndarray | None = None
     """(N,) int64, the group of each image, as `evaluation.metrics.Predictions.group`."""
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.label.dtype.kind == "U"
+
     def right(self, cell: Cell) -> np.ndarray:
-        """(N,) bool."""
+        """(N,) bool: of several labels, whether all are right."""
         right_N: np.ndarray = self.predicted[cell] == self.label
         return right_N
 
@@ -77,13 +82,15 @@ def read(folder: Path) -> Measured | None:
     head, *lines = files.read_text(path).split("\n")
     try:
         first = json.loads(head)
-        ids, label_N = tuple(first["ids"]), np.array(first["label"], dtype=np.int64)
+        ids, label_N = tuple(first["ids"]), np.array(first["label"])
         measured = Measured(folder, first["about"], ids, label_N)
         for line in lines[:-1]:  # what stands behind the last line's end is a torn write, or nothing
             row = json.loads(line)
-            measured.predicted[Cell(row["corruption"], row["severity"])] = np.array(row["predicted"], dtype=np.int64)
-        if any(len(predicted_N) != len(ids) for predicted_N in [label_N, *measured.predicted.values()]):
-            raise ValueError("a pass has another number of images")
+            measured.predicted[Cell(row["corruption"], row["severity"])] = np.array(row["predicted"])
+        if any(
+            said_N.shape != (len(ids),) or said_N.dtype.kind != label_N.dtype.kind for said_N in [label_N, *measured.predicted.values()]
+        ):
+            raise ValueError("a pass has another number of images, or other answers")
         return measured
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it to measure anew") from error

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tltrain.data.corruptions import KINDS
 from tltrain.data.corruptions.views import CELLS, CLEAN, Cell, CorruptedViews
-from tltrain.evaluation.robustness.figures import Difference, Figures, Row, title
+from tltrain.evaluation.robustness.figures import Difference, Figures, Row, head_of_shares, title
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Axis, Line, axis, line_chart
 from tltrain.runs.report.formatting import percent, plural, signed, tenths
@@ -41,7 +41,8 @@ def corruptions_page(name: str, about: str, figures: Figures, examples: Html) ->
 def verdict(figures: Figures) -> str:
     """The result in one sentence or two."""
     mean, clean = figures.overall.mean, figures.clean
-    head = f"{percent(mean.value)} are right on average over the corruptions, against {percent(clean.value)} of the clean images"
+    right = "have all labels right" if figures.several else "are right"
+    head = f"{percent(mean.value)} {right} on average over the corruptions, against {percent(clean.value)} of the clean images"
     head += f" (95\u202f% intervals {_ends(mean)} and {_ends(clean)})."
     if len(figures.rows) < 2:
         return head
@@ -71,7 +72,8 @@ def _heat(figures: Figures) -> Html:
         for row in rows
     )
     grid = el("table", el("thead", head), el("tbody", *body), class_="confusion flat shares")
-    text = f"Right answers in\u202f%, by severity. Clean: {percent(figures.clean.value)}. The deeper the colour, the more is right."
+    what = "Images with all labels right" if figures.several else "Right answers"
+    text = f"{what} in\u202f%, by severity. Clean: {percent(figures.clean.value)}. The deeper the colour, the more is right."
     return el("div", el("p", text, class_="note"), el("div", grid, class_="scroll"))
 
 
@@ -94,7 +96,7 @@ def _means(figures: Figures) -> Html:
         ]
         for row in rows
     ]
-    head = ["Corruption", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", "Right, %", "Points"]
+    head = ["Corruption", f"{100 * low:.0f} to {100 * high:.0f}\u202f%", figures.right, "Points"]
     note = el("p", "The mean of the severities with its 95\u202f% interval, and how it differs from the clean images.", class_="note")
     return el("div", note, tables.table(head, shown))
 
@@ -110,7 +112,11 @@ def _curves(figures: Figures) -> Html:
         lines = [Line(title(row.name), _points(figures, row), f"s{i}", dots=True) for i, row in enumerate(rows)]
         if lines:
             charts.append(line_chart(kind.capitalize(), lines, y, lambda v: f"{100 * v:.4g}", x_label="severity", x_top=5))
-    note = el("p", "Right answers in\u202f%. All charts have one axis; 0 is the clean image.", class_="note")
+    note = el(
+        "p",
+        f"{head_of_shares(figures.several).removesuffix(', %')}, in\u202f%. All charts have one axis; 0 is the clean image.",
+        class_="note",
+    )
     return el("section", el("h2", "How it falls with the severity"), note, el("div", *charts, class_="pair"))
 
 
@@ -164,8 +170,8 @@ def _method(figures: Figures) -> Html:
     return el("section", el("h2", "How it was measured"), *(el("p", line, class_="note") for line in lines))
 
 
-def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images: int, unlike: str) -> str:
-    """The page of two runs on the same images under corruptions. unlike: as `figures.unlike`."""
+def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images: int, unlike: str, several: bool) -> str:
+    """The page of two runs on the same images under corruptions. unlike: as `figures.unlike`. several: as of `head_of_shares`."""
     first, second = names
     scale = max(abs(end) for row in rows for end in (row.gain.low, row.gain.high)) or 0.01
     shown = [
@@ -176,7 +182,15 @@ def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images:
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["Right, %", first, second, "Difference", f"\u2212{100 * scale:.0f} to +{100 * scale:.0f}", "95\u202f% interval", "p"]
+    head = [
+        head_of_shares(several),
+        first,
+        second,
+        "Difference",
+        f"\u2212{100 * scale:.0f} to +{100 * scale:.0f}",
+        "95\u202f% interval",
+        "p",
+    ]
     tests = len([row for row in rows if row.name not in ("clean", "all")])
     same = f"corruptions of the same kinds, whose pixels are not the same ({unlike})" if unlike else "the same corruptions"
     chance = f"Of {tests} such tests, about one in twenty has p < .05 by chance alone. " if tests > 1 else ""
@@ -187,25 +201,26 @@ def against_page(names: tuple[str, str], rows: Sequence[Difference], num_images:
     )
     return page(
         f"{first} and {second} under corruptions",
-        el("header", el("h1", f"{first} and {second} under corruptions"), el("p", against_verdict(names, rows), class_="verdict")),
+        el("header", el("h1", f"{first} and {second} under corruptions"), el("p", against_verdict(names, rows, several), class_="verdict")),
         tables.table(head, shown, class_="wide"),
         el("p", note, class_="note under"),
     )
 
 
-def against_verdict(names: tuple[str, str], rows: Sequence[Difference]) -> str:
+def against_verdict(names: tuple[str, str], rows: Sequence[Difference], several: bool) -> str:
     """The difference over all corruptions in one sentence."""
     overall = rows[-1]
     better, worse = names if overall.gain.value >= 0 else names[::-1]
     high, low = sorted((overall.first, overall.second), reverse=True)
+    of, right = ("all labels right of ", "") if several else ("", " right")
     if high == low:
-        return f"Under corruptions {better} and {worse} get the same share right, {percent(high)}."
+        return f"Under corruptions {better} and {worse} get {of}the same share{right}, {percent(high)}."
     judged = "the difference may be luck" if overall.p >= 0.05 else "more than the luck of these images explains"
     low_end, high_end = sorted(
         (overall.gain.low, overall.gain.high) if overall.gain.value >= 0 else (-overall.gain.low, -overall.gain.high)
     )
     ends = f"{signed(low_end)} to {signed(high_end)} points"
     return (
-        f"Under corruptions {better} gets {percent(high)} right on average, against {percent(low)} for {worse}; {judged} "
+        f"Under corruptions {better} gets {of}{percent(high)}{right} on average, against {percent(low)} for {worse}; {judged} "
         f"(95\u202f% interval of the difference {ends})."
     )

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tltrain.core.output import escape
 from tltrain.data.corruptions import SEVERITIES
-from tltrain.evaluation.robustness.figures import Difference, Figures, kind_of, title
+from tltrain.evaluation.robustness.figures import Difference, Figures, head_of_shares, kind_of, title
 from tltrain.runs.report.formatting import tenths
 from tltrain.runs.report.stats import Interval
 
@@ -19,7 +19,7 @@ def table(figures: Figures) -> Table:
     """A row for each corruption, a column for each severity."""
     severities = [s for s in SEVERITIES if s in figures.overall.by_severity]
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown.add_column("right, %")
+    shown.add_column(figures.right.lower())
     for head in (*map(str, severities), "mean", "95 % interval"):
         shown.add_column(head, justify="right", no_wrap=True)
     shown.add_row("Clean", *[""] * len(severities), tenths(figures.clean.value), _ends(figures.clean), end_section=True)
@@ -33,10 +33,10 @@ def table(figures: Figures) -> Table:
     return shown
 
 
-def differences(rows: Sequence[Difference], first: str, second: str) -> Table:
-    """A row for each corruption: both accuracies, and their paired difference."""
+def differences(rows: Sequence[Difference], first: str, second: str, several: bool) -> Table:
+    """A row for each corruption: both accuracies, and their paired difference. several: as of `head_of_shares`."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown.add_column("right, %")
+    shown.add_column(head_of_shares(several).lower())
     for head in (first, second):
         shown.add_column(Text(escape.line(head)), justify="right", overflow="fold", max_width=16)
     shown.add_column("points (95 % interval)", justify="right", no_wrap=True)
