@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from tltrain.data import DataSplits, Split
+from tltrain.data.multilabel.label_sets import written
 
 WITHOUT_TEST = ("train", "val")
 """The default: what is chosen by its features has not seen the test images."""
@@ -37,8 +38,23 @@ class Samples:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64."""
+        """(N,) int64, or (N, K) uint8 of several labels an image, as in `Split`."""
         return np.concatenate([split.labels for split in self.splits])
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @cached_property
+    def label_numbers(self) -> np.ndarray:
+        """(N,) int64: the class of each image, or the number of its set of labels, equal where the sets are."""
+        return np.unique(self.labels, axis=0, return_inverse=True)[1].ravel() if self.several else self.labels
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """(N,) the class of each image, or its set of labels, such as cat|dog. Empty: none of them."""
+        return tuple(written(self.labels, self.classes) if self.several else (self.classes[label] for label in self.labels.tolist()))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import json
 import math
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tltrain.analysis.at_hand import SHIPPED, at_hand, named
 from tltrain.analysis.doctor.examine import Diagnosis, examine
 from tltrain.analysis.doctor.findings import MEANING, table
 from tltrain.analysis.doctor.page import doctor_page, headline, leak_lines, looked_at
+from tltrain.analysis.probe.command import words
 from tltrain.core import files
 from tltrain.core.arguments.words import source_of
 from tltrain.core.errors import Parser, UserError
@@ -41,7 +42,9 @@ def data_doctor(argv: Sequence[str]) -> int:
     _check_free(arguments.csv)
     console = Console(enabled=not arguments.json)
     backbone = _backbone(arguments, console)
-    recipe = recipe_of(source, backbone, arguments.exclude, arguments.relabel)
+    columns = words(arguments.label_columns or "") or None
+    labels = {"label_separator": arguments.label_separator, "label_columns": columns}
+    recipe = recipe_of(source, backbone, arguments.exclude, arguments.relabel, labels)
     diagnosis = examine(recipe, RunFlags(), console, backbone is not None)
     _write(arguments.csv, "--csv", table(diagnosis.findings))
     _write(arguments.out, "--out", doctor_page(diagnosis, str(arguments.csv)))
@@ -59,6 +62,8 @@ def _parser() -> Parser:
         "--backbone", metavar="NAME", help="a network whose features are looked at; none: pixels alone (default: what is here)"
     )
     parser.add_argument("--weights", metavar="FILE", help="its weights (default: those its family recommends)")
+    parser.add_argument("--label-separator", metavar="MARK", help="several labels an image: what parts them in a cell, such as '|'")
+    parser.add_argument("--label-columns", metavar="A,B", help="several labels an image: columns of 1 and 0, one for each")
     parser.add_argument("--exclude", metavar="FILE", help="as data.exclude of a recipe: leave these out")
     parser.add_argument("--relabel", metavar="FILE", help="as data.relabel of a recipe: give these another class")
     parser.add_argument("--out", type=Path, default=Path("doctor.html"), help="the page (default: doctor.html)")
@@ -93,9 +98,14 @@ def _backbone(arguments: Namespace, console: Console) -> Backbone | None:
     return found.spec
 
 
-def recipe_of(source: str, backbone: Backbone | None, exclude: str | None = None, relabel: str | None = None) -> Recipe:
-    """A recipe with the default splits of these images, which training with its defaults draws too. backbone: None for pixels alone."""
-    data = {"source": source, "exclude": exclude, "relabel": relabel}
+def recipe_of(
+    source: str, backbone: Backbone | None, exclude: str | None = None, relabel: str | None = None, labels: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A recipe with the default splits of these images, which training with its defaults draws too. backbone: None for pixels alone.
+
+    labels: data.label_separator and data.label_columns, of images with several labels.
+    """
+    data = {"source": source, "exclude": exclude, "relabel": relabel, **(labels or {})}
     network = (backbone or Backbone(name="resnet-tiny")).model_dump()
     stage = {"name": "head", "unfreeze": "head", "steps": 1, "lr": 1e-3}
     return validate({"name": "doctor", "batch": 32, "data": data, "backbone": network, "stages": [stage]}, f"doctor of {source}")
@@ -117,7 +127,7 @@ def _show(diagnosis: Diagnosis, arguments: Namespace, console: Console) -> None:
     console.say(f"\n{headline(diagnosis)}")
     if diagnosis.findings:
         console.show(_summary(diagnosis))
-    for line in leak_lines(diagnosis.leak):
+    for line in leak_lines(diagnosis.leak, diagnosis.several):
         console.say(f"\n{line}")
     console.say(f"\npage    {arguments.out}\ntable   {arguments.csv}")
     if diagnosis.findings:

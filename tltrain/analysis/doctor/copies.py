@@ -14,6 +14,7 @@ from tltrain.analysis.doctor.looks import Look
 from tltrain.analysis.doctor.twins import Twin
 from tltrain.analysis.samples import Samples
 from tltrain.data.tables.corrections import EXCLUDE, LOOK
+from tltrain.evaluation.multilabel.judged import by_logits
 from tltrain.heads.solve import solve
 
 _FIRST = {"test": 0, "val": 1, "train": 2}
@@ -22,13 +23,13 @@ _FIRST = {"test": 0, "val": 1, "train": 2}
 
 @dataclass(frozen=True)
 class Leak:
-    """The effect of near-duplicates of training images on the test accuracy, measured by a ridge head solved on train."""
+    """The effect of near-duplicates of training images on the accuracy, or of several labels on mAP, of a ridge head solved on train."""
 
     num_test: int
     num_leaked: int
     """Test images that have a near-duplicate in train."""
     accuracy: float
-    """On all test images."""
+    """On all test images. Of several labels mAP, as the next."""
     accuracy_without: float
     """On those without a near-duplicate in train. NaN if there are none."""
 
@@ -41,7 +42,7 @@ def copies(samples: Samples, looks: Sequence[Look], pairs: Sequence[Twin], clust
     similarity = {(pair.first, pair.second): pair.similarity for pair in pairs}
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i in sorted({i for pair in pairs for i in (pair.first, pair.second)}):
-        members[int(cluster_N[i]), int(samples.labels[i])].append(i)
+        members[int(cluster_N[i]), int(samples.label_numbers[i])].append(i)
     best: dict[int, float] = defaultdict(float)
     for pair in pairs:
         for i in (pair.first, pair.second):
@@ -66,7 +67,7 @@ def _two_labels(samples: Samples, pairs: Sequence[Twin]) -> list[Finding]:
     found, named = list[Finding](), set[int]()
     for pair in sorted(pairs, key=lambda pair: -pair.similarity):
         i, j = pair.first, pair.second
-        if samples.labels[i] != samples.labels[j] and not {i, j} & named:
+        if samples.label_numbers[i] != samples.label_numbers[j] and not {i, j} & named:
             named |= {i, j}
             found.append(Finding(samples.ids[i], TWIN_LABELS, LOOK, pair.similarity, samples.ids[j], i, j))
     return found
@@ -80,7 +81,9 @@ def leak(samples: Samples, cluster_N: np.ndarray, features_ND: Tensor, seed: int
     if not leaked_N.any():
         return None
     head = solve("ridge", features_ND[train_N], samples.labels[train_N], len(samples.classes), seed=seed)
-    right_N = head.logits(features_ND).argmax(1).numpy() == samples.labels
     clean_N = test_N & ~leaked_N
-    without = float(right_N[clean_N].mean()) if clean_N.any() else float("nan")
-    return Leak(int(test_N.sum()), int(leaked_N.sum()), float(right_N[test_N].mean()), without)
+
+    def value(at_N: np.ndarray) -> float:
+        return by_logits(head.logits(features_ND[at_N]).numpy(), samples.labels[at_N], resamples=0).value
+
+    return Leak(int(test_N.sum()), int(leaked_N.sum()), value(test_N), value(clean_N) if clean_N.any() else float("nan"))

@@ -40,7 +40,7 @@ class Diagnosis:
     splits: dict[str, int]
     """Images of each split."""
     labels: tuple[str, ...]
-    """(N,) the class of each image."""
+    """(N,) the class of each image, or its set of labels."""
     findings: tuple[Finding, ...]
     """By problem, the surest first."""
     leak: Leak | None
@@ -49,6 +49,8 @@ class Diagnosis:
     """What was said when the images were opened, and what could not be done."""
     read: Callable[[int], Image.Image]
     """The image at a position among those that were looked at."""
+    several: bool = False
+    """Whether an image may have several labels."""
 
     @property
     def num(self) -> int:
@@ -92,8 +94,9 @@ def examine(recipe: Recipe, flags: RunFlags, console: Console, with_network: boo
         leaked = leak(samples, cluster_N, features_ND, recipe.data.seed)
     console.busy(None)
     splits = {split.name: len(split) for split in samples.splits}
-    label_N = tuple(samples.classes[label] for label in samples.labels.tolist())
-    return Diagnosis(recipe.data.source, name, samples.classes, splits, label_N, tuple(settled(found)), leaked, tuple(notes), read)
+    label_N = tuple(name or "no label" for name in samples.label_names)
+    kept = tuple(settled(found))
+    return Diagnosis(recipe.data.source, name, samples.classes, splits, label_N, kept, leaked, tuple(notes), read, samples.several)
 
 
 def _look(read: Callable[[int], Image.Image], num: int, console: Console) -> list[Look]:
@@ -124,5 +127,6 @@ def _by_features(samples: Samples, features_ND: Tensor, cluster_N: np.ndarray, s
         return []
     flat_ND = labels.flattened(features_ND)
     p_NK = labels.unseen_probabilities(flat_ND, samples.labels, group_N, len(samples.classes), seed)
-    found = labels.wrong_labels(p_NK, samples.labels, samples.ids, samples.classes)
+    doubtful = labels.wrong_sets if samples.several else labels.wrong_labels
+    found = doubtful(p_NK, samples.labels, samples.ids, samples.classes)
     return found + labels.outliers(labels.strangeness(flat_ND, samples.labels, group_N), samples.ids)

@@ -22,8 +22,8 @@ MEANING = {
     IDENTICAL: "The same bytes as another file.",
     TWIN: "The same picture once more: saved again, resized, cropped a little, or mirrored.",
     TWIN_SPLITS: "The same picture in two splits: what is tested on was trained on, which flatters the result.",
-    TWIN_LABELS: "The same picture under two classes: one of them is wrong.",
-    WRONG: "A head that has not seen the image gives its own class little, and another one much.",
+    TWIN_LABELS: "The same picture under two classes, or two sets of labels: one of them is wrong.",
+    WRONG: "A head that has not seen the image gives its own class little, and another one much, or doubts one of its labels.",
     OUTLIER: "Far from the images of its class.",
     BLURRED: "Far less detail than the other images have.",
     TINY: "Far fewer pixels than the network sees: most of what it is given is interpolated.",
@@ -44,7 +44,7 @@ class Finding:
     score: float
     """How sure: what it measures depends on the problem (`SCORES`)."""
     other: str = ""
-    """The other image of a pair, or the class that a wrong label should be."""
+    """The other image of a pair, or the class, or the set of labels, that a wrong one should be."""
     position: int = -1
     """The image's place among those that were looked at."""
     other_position: int | None = None
@@ -56,7 +56,7 @@ SCORES = {
     TWIN: "similarity",
     TWIN_SPLITS: "similarity",
     TWIN_LABELS: "similarity",
-    WRONG: "probability of the other class, less that of its own",
+    WRONG: "probability of the other class, or answer to a label, less that of its own",
     OUTLIER: "distance to its class, in spreads of the set above the median",
     BLURRED: "detail, in spreads of the set below the median",
     TINY: "longer side, pixels",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tltrain.analysis.doctor.findings import OUTLIER, WRONG, Finding
+from tltrain.data.multilabel.label_sets import written
 from tltrain.data.splits import folds
 from tltrain.data.tables.corrections import LOOK, RELABEL
 from tltrain.heads.neighbours import neighbours
@@ -35,13 +36,15 @@ def flattened(features_ND: Tensor) -> Tensor:
 
 
 def unseen_probabilities(features_ND: Tensor, label_N: np.ndarray, group_N: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """(N, K): the mean of what a ridge head and the nearest neighbours say of each image, neither having seen its fold.
+    """(N, K): the mean of what a ridge head and the nearest neighbours say of each image, neither having seen its fold: the probability of
+    each class, or of each of several labels (label_N: (N, K)) that an image has it.
 
     group_N: images of one group, such as near-duplicates, lie in one fold, so that none vouches for another.
     """
     fold_N = folds(label_N, group_N, min(FOLDS, len(np.unique(group_N))), seed)
-    ridge_NK = out_of_fold("ridge", features_ND, label_N, fold_N, num_classes, group_N=group_N, seed=seed).softmax(1)
-    near_NK = neighbours(features_ND, label_N, num_classes, fold_N=fold_N).softmax(1)
+    ridge_NK = out_of_fold("ridge", features_ND, label_N, fold_N, num_classes, group_N=group_N, seed=seed)
+    near_NK = neighbours(features_ND, label_N, num_classes, fold_N=fold_N)
+    ridge_NK, near_NK = (logits.sigmoid() if label_N.ndim == 2 else logits.softmax(1) for logits in (ridge_NK, near_NK))
     return ((ridge_NK + near_NK) / 2).numpy()
 
 
@@ -61,15 +64,34 @@ def wrong_labels(p_NK: np.ndarray, label_N: np.ndarray, ids: Sequence[str], clas
     return found
 
 
+def wrong_sets(p_NK: np.ndarray, label_NK: np.ndarray, ids: Sequence[str], classes: Sequence[str]) -> list[Finding]:
+    """Images of several labels to which a label that they lack is far more likely than not, or one that they have far less.
+
+    It must also be as likely as to the images that have it in the mean, or as unlikely as to those that lack it (confident learning, label
+    by label): a rare label is likely to no image. The set that it rather looks like is named, and nothing is suggested but a look.
+    """
+    has_NK = label_NK > 0
+    with np.errstate(invalid="ignore"):  # of a label that all have, or none, nothing is known
+        with_K = np.where(has_NK, p_NK, 0).sum(0) / has_NK.sum(0)
+        without_K = np.where(has_NK, 0, p_NK).sum(0) / (~has_NK).sum(0)
+    margin_NK = np.where(has_NK, 1 - 2 * p_NK, 2 * p_NK - 1)
+    doubted_NK = (margin_NK >= LEAST_MARGIN) & np.where(has_NK, p_NK <= without_K, p_NK >= with_K)
+    at = np.flatnonzero(doubted_NK.any(1))
+    looks_like = written(has_NK[at] ^ doubted_NK[at], classes)
+    margins = np.where(doubted_NK, margin_NK, 0).max(1)[at].tolist()
+    found = zip(at.tolist(), looks_like, margins, strict=True)
+    return [Finding(ids[i], WRONG, LOOK, margin, name or "none of the labels", i) for i, name, margin in found]
+
+
 def strangeness(features_ND: Tensor, label_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
     """(N,): mean cosine distance to the nearest images of the same class, in spreads of the set above its median.
 
-    Images of the same group do not count as near: a copy makes nothing usual. 0 where a class has no other group.
+    Images of the same group do not count as near: a copy makes nothing usual. 0 where a class has no other group. Of several labels
+    (label_N: (N, K)) that label counts, or having none, whose images are nearest.
     """
     unit_ND = F.normalize(features_ND.float(), dim=1)
     distance_N = np.full(len(label_N), np.nan)
-    for label in np.unique(label_N):
-        members = np.flatnonzero(label_N == label)
+    for members in _alike(label_N):
         rows_MD, groups = unit_ND[members], torch.from_numpy(group_N[members])
         for at in range(0, len(members), 2048):
             block = slice(at, at + 2048)
@@ -77,13 +99,21 @@ def strangeness(features_ND: Tensor, label_N: np.ndarray, group_N: np.ndarray) -
             best_Bk = cosine_BM.topk(min(NEAREST, len(members)), 1).values
             there = best_Bk > -2
             mean_B = (1 - best_Bk).masked_fill(~there, 0).sum(1) / there.sum(1)
-            distance_N[members[block]] = mean_B.numpy()
+            distance_N[members[block]] = np.fmin(distance_N[members[block]], mean_B.numpy())
     known = ~np.isnan(distance_N)
     if not known.any():
         return np.zeros(len(label_N))
     middle = float(np.median(distance_N[known]))
     spread = 1.4826 * float(np.median(np.abs(distance_N[known] - middle)))
     return np.where(known, (np.nan_to_num(distance_N) - middle) / max(spread, 1e-6), 0.0)
+
+
+def _alike(label_N: np.ndarray) -> list[np.ndarray]:
+    """The positions of the images of each class, or with each label, and of those without any."""
+    if label_N.ndim == 1:
+        return [np.flatnonzero(label_N == label) for label in np.unique(label_N)]
+    parts = [np.flatnonzero(has_N) for has_N in (*label_N.T, ~label_N.any(1))]
+    return [members for members in parts if len(members)]
 
 
 def outliers(strange_N: np.ndarray, ids: Sequence[str]) -> list[Finding]:

@@ -37,7 +37,7 @@ def doctor_page(diagnosis: Diagnosis, table: str) -> str:
         f"Doctor: {diagnosis.source}",
         el("header", el("h1", f"Doctor: {diagnosis.source}"), el("p", headline(diagnosis), class_="verdict")),
         el("p", looked_at(diagnosis)),
-        *(el("p", line) for line in leak_lines(diagnosis.leak)),
+        *(el("p", line) for line in leak_lines(diagnosis.leak, diagnosis.several)),
         el("p", edited, used) if kinds else None,
         tables.table(["Problem", "Score", "Images"], rows, texts=2, class_="said") if kinds else None,
         *(_section(problem, kinds[problem], each, diagnosis, pictures) for problem, each in shown.items() if each),
@@ -58,11 +58,11 @@ def looked_at(diagnosis: Diagnosis) -> str:
     """The images of each split, the number of classes, and what the images were compared by: pixels, or a backbone's features too."""
     splits = ", ".join(f"{count(num)} {name}" for name, num in diagnosis.splits.items())
     by = f"pixels and {diagnosis.backbone}" if diagnosis.backbone is not None else "pixels alone"
-    return f"{splits}; {count(len(diagnosis.classes))} classes; by {by}."
+    return f"{splits}; {count(len(diagnosis.classes))} {'labels' if diagnosis.several else 'classes'}; by {by}."
 
 
-def leak_lines(found: Leak | None) -> list[str]:
-    """The test accuracy with and without images that have a near-duplicate in train."""
+def leak_lines(found: Leak | None, several: bool) -> list[str]:
+    """The test accuracy, or of several labels mAP, with and without images that have a near-duplicate in train."""
     if found is None:
         return []
     share = percent(found.num_leaked / found.num_test)
@@ -71,7 +71,7 @@ def leak_lines(found: Leak | None) -> list[str]:
     if found.num_leaked == found.num_test:
         return [f"{text} No test image is left without."]
     figures = f"{percent(found.accuracy)} on all of test, {percent(found.accuracy_without)} without them"
-    return [text, f"A ridge head solved on train reaches {figures}."]
+    return [text, f"A ridge head solved on train reaches {'mAP ' if several else ''}{figures}."]
 
 
 def _section(problem: str, num: int, findings: Sequence[Finding], diagnosis: Diagnosis, pictures: dict[int, str]) -> Html:
