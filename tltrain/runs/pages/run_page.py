@@ -266,6 +266,11 @@ def mistakes(run: RunRecord) -> Html | None:
     if not run.mistakes:
         return None
     text = "The image as the network saw it, the predicted class with its confidence, the true class, and the file."
+    if any("missed" in item for item in run.mistakes):
+        text = (
+            "The image as the network saw it, the labels that it said and the image does not have, those that it missed, each with its "
+            "probability, and the file. The surest wrong answer comes first. Labels that it got right are not listed."
+        )
     if any("lit" in item for item in run.mistakes):
         text += " Beside it, what spoke for its answer is lit, and the rest is in shade (Grad-CAM)."
     right = None
