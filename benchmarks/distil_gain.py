@@ -14,13 +14,13 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fit_gain
+from benchmarks import fit_gain, jobs
 from benchmarks.evidence import describe
 from benchmarks.fit_gain import Contestant, Task
 from tltrain.commands.demo import read_figures
@@ -100,6 +100,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=5, help="teachers that are folds (default: 5)")
     parser.add_argument("--more-seeds", type=int, default=4, help="teachers of other seeds beside the first (default: 4)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"run these alone: {', '.join(arms(1))}")
+    jobs.add_to(parser, "teachers, then students")
     parser.add_argument("--out", type=Path, default=Path("runs/distil-gain"), help="folder of everything (default: runs/distil-gain)")
     given, overrides = parser.parse_known_args(words)
     if unknown := [name for name in given.only or () if name not in arms(1)]:
@@ -112,53 +113,57 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     asked, out = Asked(recipe, given.to, tuple(given.epochs), given.views, given.folds, given.more_seeds), given.out.absolute()
     fit_gain.write_pictures(given.pictures, out)
-    for seed in range(given.seeds):
-        run_seed(asked, out, seed, given.only or list(arms(1)))
-    print(report(out, given.seeds))
+    run_all(asked, out, range(given.seeds), given.only or list(arms(1)), given.jobs)
+    print(report(out, given.seeds, given.jobs))
 
 
-def run_seed(asked: Asked, out: Path, seed: int, names: Sequence[str]) -> None:
-    """Run what is not finished of a seed: the teachers that these students need, then the students."""
-    images = fit_gain.split(out, seed)
-    for name, arm in arms(len([*images.glob("train/*/*")])).items():
-        if name in names and not _result(out, seed, name).exists():
-            runs = [_taught(asked, out, seed, teacher) for teacher in _teachers(asked, arm.teachers)]
-            task = Task(images, Path(), out / f"seed-{seed}" / name, seed)
-            recipe = arm.changes(_chosen(asked, task, runs), asked)
-            _finished(Contestant(arm.title, partial(_train, recipe=recipe), _of_run), task)
+def run_all(asked: Asked, out: Path, seeds: Iterable[int], names: Sequence[str], num_jobs: int = 1) -> None:
+    """Run what is not finished, `num_jobs` at a time: the teachers that these students need, then the recipes, then the students."""
+    all_arms = arms(len([*fit_gain.split(out, 0).glob("train/*/*")]))
+    left = [(seed, name) for seed in seeds for name in all_arms if name in names and not _result(out, seed, name).exists()]
+    for seed in {seed for seed, _ in left}:
+        fit_gain.split(out, seed)
+    taught = dict.fromkeys((seed, teacher) for seed, name in left for teacher in _teachers(asked, all_arms[name].teachers))
+    jobs.at_once([partial(_taught, asked, out, *each) for each in taught], num_jobs)
+    drafts = dict.fromkeys((seed, all_arms[name].teachers) for seed, name in left)
+    jobs.at_once([partial(_draft, asked, out, *each) for each in drafts], num_jobs)
+    jobs.at_once([partial(_student, asked, out, seed, name, all_arms[name]) for seed, name in left], num_jobs)
+
+
+def _student(asked: Asked, out: Path, seed: int, name: str, arm: Arm) -> None:
+    recipe = arm.changes(recipes.load(str(_draft_file(out, seed, arm.teachers))).override({"name": name}), asked)
+    task = Task(out / f"seed-{seed}" / "images", Path(), out / f"seed-{seed}" / name, seed)
+    fit_gain.finished(Contestant(arm.title, partial(_train, recipe=recipe), _of_run), task)
 
 
 def _teachers(asked: Asked, which: str) -> list[str]:
     return {"one": ["teacher"], "seeds": ["teacher", *(f"teacher-{k + 1}" for k in range(asked.seeds))], "folds": ["teacher-folds"]}[which]
 
 
-def _taught(asked: Asked, out: Path, seed: int, name: str) -> Path:
-    """The run of a teacher, or the folder of its folds, trained where it is not yet."""
+def _taught(asked: Asked, out: Path, seed: int, name: str) -> None:
+    """Train a teacher, or its folds, unless that is done."""
     task = Task(out / f"seed-{seed}" / "images", Path(), out / f"seed-{seed}" / name, seed)
     another = 0 if name in ("teacher", "teacher-folds") else 1_000 * int(name.rpartition("-")[2])
     recipe = asked.teacher.override({"data.source": f"folder:{task.images}", "data.seed": seed, "seed": seed + another})
     in_folds = ["--k", str(asked.folds)] if name == "teacher-folds" else []
     how = Contestant(name, partial(_train, recipe=recipe, in_folds=in_folds), lambda _: {} if in_folds else _of_run(task.folder))
-    _finished(how, task)
-    return task.folder / "run"
+    fit_gain.finished(how, task)
 
 
-def _finished(contestant: Contestant, task: Task) -> None:
-    result = task.folder.with_suffix(".json")
-    if not result.exists():
-        found = fit_gain.run(contestant, task)
-        result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"seed {task.seed}, {contestant.title}: {found}", flush=True)
+def _draft_file(out: Path, seed: int, teachers: str) -> Path:
+    return out / f"seed-{seed}" / f"recipe-from-{teachers}" / "recipe.yaml"
 
 
-def _chosen(asked: Asked, task: Task, runs: Sequence[Path]) -> Recipe:
-    """The recipe that `tltrain distil` writes. Raises SystemExit where it refuses."""
-    folder = task.folder.with_name(f"{task.folder.name}-recipe")
-    words = ["distil", *map(str, runs), "--to", asked.to, "--dry-run", "--folder", str(folder), "--workers", "0"]
+def _draft(asked: Asked, out: Path, seed: int, teachers: str) -> None:
+    """Have `tltrain distil` write the recipe of a student of these teachers, for all arms. Raises SystemExit where it refuses."""
+    file = _draft_file(out, seed, teachers)
+    if file.exists():
+        return
+    runs = [str(out / f"seed-{seed}" / teacher / "run") for teacher in _teachers(asked, teachers)]
+    words = ["distil", *runs, "--to", asked.to, "--dry-run", "--folder", str(file.parent), "--workers", "0"]
     done = subprocess.run([sys.executable, "-m", "tltrain", *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"seed {task.seed}, {task.folder.name}: {done.stderr}")
-    return recipes.load(str(folder / "recipe.yaml")).override({"name": task.folder.name})
+        raise SystemExit(f"seed {seed}, from {teachers}: {done.stderr}")
 
 
 def _train(task: Task, recipe: Recipe, in_folds: Sequence[str] = ()) -> list[str]:
@@ -176,7 +181,7 @@ def _result(out: Path, seed: int, name: str) -> Path:
     return out / f"seed-{seed}" / f"{name}.json"
 
 
-def report(out: Path, num_seeds: int) -> str:
+def report(out: Path, num_seeds: int, num_jobs: int = 1) -> str:
     """The table of the seeds that all students have finished that have begun, what their teachers took, and what it was made with."""
     titles = {"teacher": "the teacher", **{name: arm.title for name, arm in arms(1).items()}}
     found = {name: _results(out, name, num_seeds) for name in (FIRST, *(name for name in titles if name != FIRST))}
@@ -186,7 +191,7 @@ def report(out: Path, num_seeds: int) -> str:
         return f"fewer than two seeds have the figures of all that have begun, {FIRST} among them"
     told = {titles[name]: [by_seed[seed] for seed in seeds] for name, by_seed in begun.items()}
     run = out / f"seed-{seeds[0]}" / FIRST / "run"
-    about = describe(run, run_dir.read_recipe(run).model_copy(update={"distill": None}), len(seeds))  # each seed has its own data
+    about = describe(run, run_dir.read_recipe(run).model_copy(update={"distill": None}), len(seeds), num_jobs)  # each seed has its own data
     more = [name for name in ("teacher-folds", "teacher-1") if len(_results(out, name, num_seeds)) > 0]
     taken = {name: [each["seconds"] for each in _results(out, name, num_seeds).values()] for name in more}
     about |= {f"{name} takes": f"{sum(seconds) / len(seconds):.0f} s" for name, seconds in taken.items()}

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import statistics
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks import jobs
 from benchmarks.demo_gain import bootstrap, cpu_name, interval
 from tltrain.commands import demo
+from tltrain.core import files
 from tltrain.core.arguments import parsing
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe, Stage, validate
@@ -44,6 +51,7 @@ def main() -> None:
     parser.add_argument("recipe", help="a shipped name or a .yaml file")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1, of recipe and data (default: 5)")
     parser.add_argument("--only", nargs="+", metavar="TITLE", help="the variants to train, by their titles; the first one is compared with")
+    jobs.add_to(parser, "runs, each in a process of one thread,")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the runs (default: runs/evidence)")
     arguments, overrides = parser.parse_known_args()
     if arguments.seeds < 2:
@@ -54,11 +62,21 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     out = arguments.out / f"{recipe.name}-{arguments.question}"
-    rows = run_all(variants, out, arguments.seeds)
-    about = describe(out / "seed-0" / next(iter(variants.values())).name, recipe, arguments.seeds)
+    console = Console(highlight=False, soft_wrap=True)
+    for num_seeds in train_all(variants, out, arguments.seeds, arguments.jobs):
+        console.print(f"seed {num_seeds - 1}: {len(variants)} runs stand", markup=False)
+        if num_seeds > 1:
+            said = write(variants, out, recipe, num_seeds, arguments.jobs)  # after each seed: what is cut off has lost little
+    print(said)
+
+
+def write(variants: dict[str, Recipe], out: Path, recipe: Recipe, num_seeds: int, num_jobs: int) -> str:
+    """Write the figures of the first `num_seeds` seeds to `out`/evidence.json. Returns the table, and what it was made with."""
+    rows = summarise(variants, out, num_seeds)
+    about = describe(out / "seed-0" / next(iter(variants.values())).name, recipe, num_seeds, num_jobs)
     file = out / "evidence.json"
-    file.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
-    print("\n".join([show(rows), "", *(f"{name:10} {value}" for name, value in about.items()), f"{'figures':10} {file}"]))
+    files.write_atomic(file, json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    return "\n".join([show(rows), "", *(f"{name:10} {value}" for name, value in about.items()), f"{'figures':10} {file}"])
 
 
 def _chosen(variants: dict[str, Recipe], only: list[str] | None) -> dict[str, Recipe]:
@@ -164,43 +182,97 @@ def _named(recipe: Recipe, name: str, stages: tuple[Stage, ...] | None = None) -
     return validate(recipe.model_copy(update={"name": name, "stages": stages or recipe.stages}).model_dump(), f"variant {name}")
 
 
-def run_all(variants: dict[str, Recipe], out: Path, num_seeds: int) -> list[Row]:
-    """Train what is not finished yet, and read the figures."""
-    console = Console(highlight=False, soft_wrap=True)
-    top1: dict[str, list[float]] = {title: [] for title in variants}
-    seconds: dict[str, list[float]] = {title: [] for title in variants}
+def train_all(variants: dict[str, Recipe], out: Path, num_seeds: int, num_jobs: int = 1) -> Iterator[int]:
+    """Train what is not finished yet, `num_jobs` runs at a time. Yields how many seeds stand, after each of them, in their order.
+
+    One run at a time is trained here, several in processes of their own, with the same results. Raises SystemExit where one fails.
+    """
     teaches = any(variant.distill is not None for variant in variants.values())
+    tasks = [(seed, title, *_of_seed(variant, out, seed, teaches)) for seed in range(num_seeds) for title, variant in variants.items()]
+    with _trainers(num_jobs) as start:
+        ends = [start(recipe, path) for _, _, recipe, path in tasks]
+        for i, ((seed, title, *_), end) in enumerate(zip(tasks, ends, strict=True), start=1):
+            outcome, said = end()
+            if outcome != "finished":
+                raise SystemExit(f"seed {seed}, {title}: {outcome}: {said}")
+            if i % len(variants) == 0:
+                yield seed + 1
+
+
+def _of_seed(variant: Recipe, out: Path, seed: int, teaches: bool) -> tuple[Recipe, Path]:
+    """A variant with this seed, and the folder of its run."""
+    # A teacher has seen the labels of its own split: with other data seeds it would know the student's test images.
+    data = variant.data if teaches else variant.data.model_copy(update={"seed": seed})
+    return variant.model_copy(update={"seed": seed, "data": data}), out / f"seed-{seed}" / variant.name
+
+
+End = Callable[[], tuple[str, str]]
+"""Waits for a run. Returns what `demo.run_quietly` does."""
+
+
+@contextlib.contextmanager
+def _trainers(num_jobs: int) -> Iterator[Callable[[Recipe, Path], End]]:
+    """What begins a run, or keeps it until it is waited for. On an error, runs that have not begun are left out."""
+    if num_jobs == 1:
+        yield lambda recipe, path: partial(_train, recipe, path)
+        return
+    # Spawned: a forked process cannot use a GPU that its parent has begun to use.
+    with ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+        try:
+            yield lambda recipe, path: pool.submit(_train, recipe, path).result
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends, however that is killed: else it would go on with the runs that are left."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a trainer is started by the benchmark"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)  # a run goes on from its checkpoint
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _train(recipe: Recipe, path: Path) -> tuple[str, str]:
     with demo.one_thread():
-        for seed in range(num_seeds):
-            for title, variant in variants.items():
-                # A teacher has seen the labels of its own split: with other data seeds it would know the student's test images.
-                data = variant.data if teaches else variant.data.model_copy(update={"seed": seed})
-                path = out / f"seed-{seed}" / variant.name
-                with console.status(f"seed {seed}, {title}"):
-                    outcome, said = demo.run_quietly(variant.model_copy(update={"seed": seed, "data": data}), path)
-                if outcome != "finished":
-                    raise SystemExit(f"seed {seed}, {title}: {outcome}: {said}")
-                figures = demo.read_figures(path)
-                top1[title].append(figures["top1"])
-                seconds[title].append(figures["seconds"])
-            console.print(f"seed {seed}: {len(variants)} runs stand", markup=False)
+        return demo.run_quietly(recipe, path)
+
+
+def summarise(variants: dict[str, Recipe], out: Path, num_seeds: int) -> list[Row]:
+    """The figures of the first `num_seeds` seeds. Raises UserError where a run has none."""
+    found = {title: [demo.read_figures(out / f"seed-{seed}" / v.name) for seed in range(num_seeds)] for title, v in variants.items()}
+    top1 = {title: [figures["top1"] for figures in each] for title, each in found.items()}
+    seconds = {title: [figures["seconds"] for figures in each] for title, each in found.items()}
     base = next(iter(top1.values()))
     differences = {t: None if v is base else bootstrap([a - b for a, b in zip(v, base, strict=True)]) for t, v in top1.items()}
     return [Row(title, top1[title], seconds[title], differences[title]) for title in variants]
 
 
-def describe(run: Path, recipe: Recipe, num_seeds: int) -> dict[str, str]:
-    """What the figures were made with."""
-    versions = json.loads((run / "env.json").read_text(encoding="utf-8"))["versions"]
+def describe(run: Path, recipe: Recipe, num_seeds: int, num_jobs: int = 1) -> dict[str, str]:
+    """What the figures were made with. num_jobs: runs at a time."""
+    environment = json.loads((run / "env.json").read_text(encoding="utf-8"))
+    versions = environment["versions"]
     test = json.loads((run / "test_metrics.json").read_text(encoding="utf-8"))
     drawn = "recipe and data: each has its own" if recipe.distill is None else "the recipe, on the data its teacher had:"
     names = ("tltrain", "python", "torch", "torchvision", "transformers", "numpy")
     return {
         "recipe": recipe.name,
         "seeds": f"{num_seeds}, of {drawn} {test['n']} test images, the same for all variants",
-        "hardware": f"{cpu_name()}, one thread of {os.cpu_count()} cores",
+        "hardware": _hardware(environment, num_jobs),
         "versions": ", ".join(f"{name} {versions[name]}" for name in names),
     }
+
+
+def _hardware(environment: dict[str, Any], num_jobs: int) -> str:
+    """The machine of a run, by its env.json and by this machine's processor."""
+    device, precision = environment["hardware"]["device"], environment["accelerate"]["precision"]
+    gpu = "" if device == "cpu" else f"{device} ({'fp32, products in TF32' if precision == 'no' else precision}), "
+    at_once = f", {num_jobs} runs at a time" if num_jobs > 1 else ""
+    return f"{gpu}{cpu_name()}, one thread of {os.cpu_count()} cores{at_once}"
 
 
 def show(rows: list[Row]) -> str:

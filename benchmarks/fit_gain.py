@@ -20,15 +20,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from benchmarks import jobs
 from benchmarks.demo_gain import bootstrap, interval
 from benchmarks.evidence import describe
 from tltrain.commands.demo import read_figures
+from tltrain.core import files
 from tltrain.core import recipe as recipes
 from tltrain.core.recipe import Backbone, Data, Recipe, validate
 from tltrain.data import open_images
@@ -78,6 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--fastai-python", metavar="PATH", help="a Python that has fastai and timm (default: fastai takes no part)")
     parser.add_argument("--timm-script", type=Path, metavar="PATH", help="timm's train.py (default: timm takes no part)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"run these alone: {', '.join(contestants(5, 'x', Path()))}")
+    jobs.add_to(parser, "contestants")
     parser.add_argument("--out", type=Path, default=Path("runs/fit-gain"), help="folder of everything (default: runs/fit-gain)")
     arguments = parser.parse_args(words)
     taking_part = contestants(arguments.minutes, arguments.fastai_python, arguments.timm_script)
@@ -88,15 +92,19 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"--seeds is {arguments.seeds}; a spread needs at least 2")
     out = arguments.out.absolute()
     prepare(arguments.pictures, arguments.weights, out)
-    for seed in range(arguments.seeds):
-        images = split(out, seed)
-        for name in arguments.only or taking_part:
-            result = out / f"seed-{seed}" / f"{name}.json"
-            if not result.exists():
-                found = run(taking_part[name], Task(images, out / "weights.pth", result.with_suffix(""), seed))
-                result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                print(f"seed {seed}, {taking_part[name].title}: {found}", flush=True)
-    print(report(out, taking_part, arguments.seeds))
+    names, images = arguments.only or [*taking_part], [split(out, seed) for seed in range(arguments.seeds)]
+    tasks = [(name, Task(each, out / "weights.pth", each.with_name(name), seed)) for seed, each in enumerate(images) for name in names]
+    jobs.at_once([partial(finished, taking_part[name], task) for name, task in tasks], arguments.jobs)
+    print(report(out, taking_part, arguments.seeds, arguments.jobs))
+
+
+def finished(contestant: Contestant, task: Task) -> None:
+    """Run a contestant, unless its result stands beside its folder, and write that."""
+    result = task.folder.with_name(f"{task.folder.name}.json")
+    if not result.exists():
+        found = run(contestant, task)
+        files.write_atomic(result, json.dumps(found, indent=1) + "\n")
+        print(f"seed {task.seed}, {contestant.title}: {found}", flush=True)
 
 
 def contestants(minutes: float, fastai: str | None, timm: Path | None) -> dict[str, Contestant]:
@@ -236,15 +244,15 @@ def _of_timm(folder: Path) -> dict[str, Any]:
         return {"top1": float([*csv.DictReader(file)][-1]["eval_top1"]) / 100}
 
 
-def report(out: Path, taking_part: dict[str, Contestant], num_seeds: int) -> str:
-    """The table of the seeds that all contestants have finished, and what it was made with."""
+def report(out: Path, taking_part: dict[str, Contestant], num_seeds: int, num_jobs: int = 1) -> str:
+    """The table of the seeds that all who have begun have finished, against the first of them, and what it was made with."""
     results = {name: _results(out, name, num_seeds) for name in taking_part}
     begun = {name: by_seed for name, by_seed in results.items() if by_seed}
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in begun.values()))) if begun else []
-    if len(seeds) < 2 or FIT not in begun:
+    if len(seeds) < 2:
         return "fewer than two seeds have the figures of all contestants that have begun"
     told = {taking_part[name].title: [by_seed[seed] for seed in seeds] for name, by_seed in begun.items()}
-    about = {"chose": chosen(begun[FIT], seeds), **_about(out, begun, seeds)}
+    about = ({"chose": chosen(begun[FIT], seeds)} if FIT in begun else {}) | _about(out, begun, seeds, num_jobs)
     return "\n".join([show(told), "", *(f"{name:10} {value}" for name, value in about.items())])
 
 
@@ -274,9 +282,12 @@ def chosen(results: dict[int, dict[str, Any]], seeds: Sequence[int]) -> str:
     return "; ".join(f"{what}: {times}" for what, times in Counter(results[seed]["chose"] for seed in seeds).most_common())
 
 
-def _about(out: Path, begun: dict[str, dict[int, dict[str, Any]]], seeds: Sequence[int]) -> dict[str, str]:
-    folder = out / f"seed-{seeds[0]}" / FIT / "fit" / "run"
-    about = describe(folder, small(), len(seeds))
+def _about(out: Path, begun: dict[str, dict[int, dict[str, Any]]], seeds: Sequence[int], num_jobs: int) -> dict[str, str]:
+    ours = next((name for name in begun if name not in ("fastai", "timm")), None)
+    if ours is None:
+        return {}
+    folder = out / f"seed-{seeds[0]}" / ours / ("fit/run" if ours == FIT else "run")
+    about = describe(folder, small(), len(seeds), num_jobs)
     del about["recipe"]
     others = {result["versions"] for result in begun.get("fastai", {}).values()}
     return about | ({"fastai": "; ".join(sorted(others))} if others else {})

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from benchmarks import distil_gain, fit_gain
 from benchmarks.distil_gain import Asked, arms
 from benchmarks.fit_gain import Contestant, Task
-from tltrain.core.recipe import Recipe, validate
+from tltrain.core.recipe import validate
 from tltrain.runs import run_dir
 
 STAGE = {"name": "patient", "unfreeze": "all", "steps": 999, "lr": 1e-3, "augment": "light", "views": 16, "eval_epochs": 9.0}
@@ -59,21 +59,22 @@ def test_teachers_are_trained_once_and_only_those_that_are_needed(asked: Asked, 
 
     taught: dict[str, list[str]] = {}
 
-    def chosen(_: Asked, task: Task, runs: list[Path]) -> Recipe:
-        taught[task.folder.name] = [run.parent.name for run in runs]
-        return STUDENT
+    def draft(asked: Asked, out: Path, seed: int, teachers: str) -> None:
+        file = distil_gain._draft_file(out, seed, teachers)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(STUDENT.to_yaml(), encoding="utf-8")
+        taught[teachers] = [name for name in ran if name in distil_gain._teachers(asked, teachers)]
 
     monkeypatch.setattr(fit_gain, "run", run)
     monkeypatch.setattr(fit_gain, "split", lambda out, seed: out / f"seed-{seed}" / "images")
-    monkeypatch.setattr(distil_gain, "_chosen", chosen)
-    distil_gain.run_seed(asked, tmp_path, 0, ["distil", "short"])
+    monkeypatch.setattr(distil_gain, "_draft", draft)
+    distil_gain.run_all(asked, tmp_path, [0], ["distil", "short"])
     assert ran == ["teacher", "distil", "short"]
+    assert taught == {"one": ["teacher"]}
     del ran[:]
-    distil_gain.run_seed(asked, tmp_path, 0, list(arms(1)))
-    assert ran == ["one-view", "mixed", "teacher-1", "seeds", "teacher-folds", "folds", "alone", "alone-short"]
-    assert taught["seeds"] == ["teacher", "teacher-1"]
-    assert taught["folds"] == ["teacher-folds"]
-    assert taught["alone"] == ["teacher"]
+    distil_gain.run_all(asked, tmp_path, [0], list(arms(1)))
+    assert ran == ["teacher-1", "teacher-folds", "one-view", "mixed", "seeds", "folds", "alone", "alone-short"]
+    assert taught == {"one": [], "seeds": ["teacher-1"], "folds": ["teacher-folds"]}, "teachers come before what they teach"
 
 
 def test_the_table_is_of_the_seeds_that_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_a_student_runs(asked: Asked, tmp_path: Path) -> None:
         for number in (labels == digit).nonzero()[0][:12]:
             digit_image(int(number)).save(tmp_path / "pictures" / f"digit {digit}" / f"{number}.png")
     fit_gain.write_pictures(tmp_path / "pictures", tmp_path / "out")
-    distil_gain.run_seed(asked, tmp_path / "out", 0, ["distil"])
+    distil_gain.run_all(asked, tmp_path / "out", [0], ["distil"])
     found = json.loads((tmp_path / "out" / "seed-0" / "distil.json").read_text())
     assert 0 <= found["top1"] <= 1
     assert found["seconds"] > 0

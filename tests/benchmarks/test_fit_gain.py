@@ -114,13 +114,17 @@ def test_what_is_finished_is_kept(pictures: Path, out: Path, monkeypatch: pytest
         return {"top1": 0.5, "seconds": 1.0, "cpu_seconds": 1.0}
 
     monkeypatch.setattr(fit_gain, "run", run)
+    monkeypatch.setattr(fit_gain, "_about", lambda *_: {"who": "us"})
     words = [str(pictures), "--weights", "unread.pth", "--out", str(out), "--only", "ridge", "folder", "--seeds"]
     fit_gain.main([*words, "2"])
+    said = capsys.readouterr().out
+    assert "| who | n | top-1, mean | sd | ridge on the frozen network has more" in said, "the first that has begun is the base"
+    assert "who        us" in said
     assert ran == [(title, seed) for seed in (0, 1) for title in ("ridge on the frozen network", "folder-resnet50's stages")]
     del ran[:]
     fit_gain.main([*words, "3"])
     assert [seed for _, seed in ran] == [2, 2]
-    assert "fewer than two seeds" in capsys.readouterr().out
+    assert "fewer than two seeds" in fit_gain.report(out, fit_gain.contestants(5, None, None), 1)
     with pytest.raises(SystemExit):
         fit_gain.main([*words[:-1], "fastai", "--seeds", "2"])
     assert "--only is fastai, which takes no part" in capsys.readouterr().err
