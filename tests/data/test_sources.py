@@ -117,9 +117,13 @@ def test_per_class_is_drawn_by_the_datas_seed(tmp_path: Path) -> None:
 
 def test_broken_folders_are_refused(tmp_path: Path) -> None:
     _refused(f"folder:{tmp_path / 'absent'}", "absent is not a folder")
-    _refused("folder:", "is not a folder; give one")
+    for text, form in (("folder:", "folder:PATH"), ("csv:", "csv:PATH"), ("zip:", "zip:FILE"), ("lmdb:", "lmdb:PATH")):
+        _refused(text, f"data.source is '{text}'; did you mean {form}")
     _refused("foldr:x", "data.source is 'foldr:x'; did you mean folder:PATH")
     _refused("digit", "did you mean digits")
+    _refused(str(tmp_path), f"data.source is '{tmp_path}'; did you mean folder:{tmp_path}")
+    (tmp_path / "set.zip").touch()
+    _refused(f"{tmp_path}/set.zip", f"did you mean zip:{tmp_path}/set.zip")
     _refused("imagenet-22k", "it can be cifar10, ")
     (tmp_path / "flat").mkdir()
     _image(tmp_path / "flat" / "a.png", 1)
@@ -194,7 +198,11 @@ def test_a_class_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     root = _classes(tmp_path / "d")
     (root / "c").mkdir()
     (root / "c" / "text.jpg").write_text("I am not an image")
-    _refused(f"folder:{root}", "no readable training image of class c", max_unreadable=0.5)
+    _refused(
+        f"folder:{root}",
+        r"no readable training image of class c; add some, .*; 1 of 41 images cannot be read .*text.jpg",
+        max_unreadable=0.5,
+    )
 
 
 def test_byte_identical_images_in_two_splits_are_reported(tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ class Source:
     digests: Sequence[str] = ()
     """(N,) hash of each file's bytes, or of parts of them where it begins with `~`. Empty: identical images are not searched for."""
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    """Those of the notes that name images which cannot be read."""
     in_memory: bool = False
     """Whether images are so cheap to read that data workers would not help."""
     corrected: bool = False
@@ -186,7 +188,10 @@ class SourceKind:
     def check(self, spec: Data) -> None:
         """Raise UserError if the recipe says what this kind does not know."""
         if not self.columns and (spec.image_column or spec.label_column):
-            raise UserError(f"data.image_column and data.label_column are of tables, and data.source is {spec.source}; leave them out")
+            raise UserError(
+                "data.image_column and data.label_column are of tables of Parquet and Hugging Face (parquet:, hf:), and data.source is "
+                f"{spec.source}; leave them out{': a CSV file calls its columns path and label' if spec.source.startswith('csv:') else ''}"
+            )
         if not self.tree and spec.depth is not None:
             raise UserError(f"data.depth is of folders (folder:, zip:, tar:, lmdb:), and data.source is {spec.source}; leave it out")
 

@@ -116,5 +116,7 @@ def test_what_cannot_be_had_is_one_message(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"hf:.*empty, which cannot be opened: .*give a folder that `save_to_disk` wrote"):
         opened(f"hf:{tmp_path / 'empty'}")
+    with pytest.raises(UserError, match=r"nowhere is not there; give the folder that `save_to_disk` wrote$"):
+        opened(f"hf:{tmp_path / 'nowhere'}")
     with pytest.raises(UserError, match=r"give a name on the hub"):
         opened("hf:")

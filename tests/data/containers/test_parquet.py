@@ -124,7 +124,7 @@ def test_columns_are_named_where_several_may_be_meant(tmp_path: Path) -> None:
     _refused(source, r"data.label_column is 'fin', and .* has no such column; did you mean fine\?", image_column="left", label_column="fin")
     _refused(source, r"column fine holds int64; images are bytes", image_column="fine", label_column="coarse")
     assert looks(opened(source, image_column="Left", label_column="FINE", **free).train) == expected("train")
-    _refused("digits", r"data.image_column and data.label_column are of tables", label_column="fine")
+    _refused("digits", r"data.image_column and data.label_column are of tables of Parquet and Hugging Face", label_column="fine")
 
 
 def test_what_is_broken_is_refused_in_one_message(tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ def test_odd_class_files_of_a_shard(tmp_path: Path) -> None:
     assert numbers_first(["10", "9" * 5000, "9", "010", "0"]) == ("0", "9", "010", "10", "9" * 5000)
 
 
+@pytest.mark.parametrize("pattern", ["a-*.tar", "a-{0..1}.tar", "."])
+def test_a_shard_that_is_a_link_to_nothing_is_refused_and_not_left_out(pattern: str, tmp_path: Path) -> None:
+    """As in a cache of downloads whose files were deleted."""
+    (tmp_path / "a-0.tar").touch()
+    (tmp_path / "a-1.tar").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"folders, or links to nothing, in place of files: .*a-1.tar; delete them or fetch the files$"):
+        files_of(str(tmp_path / pattern), "webdataset", (".tar",))
+
+
 def test_a_range_may_hold_stars(tmp_path: Path) -> None:
     for name in ("a-0-x.tar", "a-1-y.tar", "a-1-z.tar"):
         (tmp_path / name).touch()

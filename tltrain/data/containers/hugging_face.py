@@ -59,13 +59,15 @@ def _opened(argument: str) -> dict[str, Any]:
     """Split to Dataset. Raises UserError."""
     if not argument:
         raise UserError("data.source is hf:; give a name on the hub, hf:OWNER/NAME, or a folder that `save_to_disk` wrote, hf:PATH")
+    path = absolute(argument)
+    if argument.startswith(("/", "./", "../", "~")) and not path.exists():
+        raise UserError(f"data.source is hf:{argument}; {path} is not there; give the folder that `save_to_disk` wrote")
     try:
         import datasets
     except ImportError as error:
         raise UserError(
             f"data.source is hf:{argument}, which needs the library datasets ({error}): pip install 'tltrain[hf-datasets]'"
         ) from error
-    path = absolute(argument)
     try:
         if path.is_dir():
             is_saved = any((path / name).is_file() for name in SAVED)

@@ -41,6 +41,9 @@ def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list
         missing = [part for part, names in by_part.items() if len(parts) > 1 and not names]
         if missing:
             raise UserError(f"{whole}; of its {len(parts):,} files {len(missing):,} are not there: {some(missing)}")
+    no_files = sorted({str(path) for path in found if path.name.endswith(tuple(suffixes)) and not path.is_file()}) if argument else []
+    if no_files:  # such as links of a download whose files were deleted: without them a part of the data would be missing
+        raise UserError(f"{whole}; folders, or links to nothing, in place of files: {some(no_files)}; delete them or fetch the files")
     found = sorted({path for path in found if path.is_file()}) if argument else []
     if not found:
         form = f"a file, a folder, or a pattern such as {source}:'data/train-*{suffixes[0]}'"

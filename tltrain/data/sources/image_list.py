@@ -73,8 +73,9 @@ def from_files(
     if labelled and not spec.multilabel and len(classes) < 2:  # of several labels the split asks: one is enough to be evaluated
         raise UserError(f"{origin} has {len(classes)} class ({', '.join(classes)}); training needs at least two")
     found, read = _looked(listing, kept, origin, spec, look)
+    unreadable = check_readable(found, listing.paths, spec.max_unreadable, origin)
     notes += (
-        *check_readable(found, listing.paths, spec.max_unreadable, origin),
+        *unreadable,
         *odd_ones(found, listing.paths),
         *white_notes(found, listing.paths, spec.white),
         *(check_notes(found, spec.check) if look is None else _unused_check(origin, spec)),
@@ -95,6 +96,7 @@ def from_files(
         fingerprint=_fingerprint(readable, digests, spec.white, classes if spec.multilabel else ()),
         digests=digests,
         notes=notes,
+        unreadable=unreadable,
         corrected=True,
     )
 
