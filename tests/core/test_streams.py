@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from fake_run import fake_run
+from rich.spinner import Spinner
 
 from tltrain.cli import main
-from tltrain.core.output.streams import Lasting
+from tltrain.core.output.streams import ESCAPED, READABLE, Lasting
+from tltrain.runs.report.formatting import DASH, signed
 
 TRAIN = ["train", "digits-resnet", "--cache", "never", "--cache-images", "never", "--workers", "0"]
 
@@ -98,6 +101,30 @@ def test_a_log_in_another_encoding_takes_every_name(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w", encoding="ascii") as stream:
         print("café \udcff", file=Lasting(stream))
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\udcff\n"
+
+
+def test_our_own_signs_have_others_where_the_encoding_lacks_them() -> None:
+    """`tltrain compare` had shown 98.9\\u202f% in a terminal without Unicode, in lines that were too wide, and its spinner \\u280b."""
+    text = f"98.9\u202f% (97.2\u00a0to\u00a099.6\u202f%) {signed(-0.01)} {DASH} \u2026 caf\u00e9 \udcff\u2026"
+    assert text.encode("ascii", READABLE) == b"98.9 % (97.2 to 99.6 %) -1.0 - ~ caf\\xe9 \xff~"
+    assert text.encode("ascii", ESCAPED) == b"98.9 % (97.2 to 99.6 %) -1.0 - ~ caf\\xe9 \\udcff~"
+    assert "\u202f\u2026".encode("utf-8", READABLE) == "\u202f\u2026".encode()
+    frames = [frame.encode("ascii", READABLE).decode() for frame in Spinner("dots").frames]
+    assert set(frames) == set("|/-\\")
+
+
+def test_compare_is_as_wide_without_unicode(tmp_path: Path) -> None:
+    runs = [str(fake_run(tmp_path / name, ["a", "b"], seed=seed)) for seed, name in enumerate(("one", "two"))]
+    plain, ascii_only = (
+        subprocess.run(
+            [sys.executable, "-m", "tltrain", "compare", *runs, "--out", str(tmp_path / "page.html")], capture_output=True, check=True,
+            env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "200"},
+        ).stdout.decode()
+        for encoding in ("utf-8", "ascii")
+    )  # fmt: skip
+    assert "\u202f" in plain
+    assert "\\u" not in ascii_only
+    assert [*map(len, ascii_only.splitlines())] == [*map(len, plain.splitlines())]
 
 
 def test_a_terminal_without_unicode_gets_every_text(tmp_path: Path) -> None:

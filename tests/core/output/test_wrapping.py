@@ -67,7 +67,7 @@ def test_commands_pages_and_what_fits_stay_as_they_are(line: str) -> None:
     assert wrapping.fitted(line, 80) == line
 
 
-@pytest.mark.parametrize("label", ["weights", "classes", "data   ", "cache  "])
+@pytest.mark.parametrize("label", ["weights", "classes", "data   ", "cache  ", "abstain", "answers", "against", "student", "network"])
 def test_lines_go_on_below_the_text_of_a_label(label: str) -> None:
     first, *others = wrapping.fitted(f"{label} " + "word " * 30, 60).split("\n")
     assert first.startswith(f"{label} word")

@@ -32,7 +32,7 @@ class Lasting:
             if self.handle is None:
                 self.stream.write(text)
             elif not self.gone:
-                self._write(text.encode(self.stream.encoding or "utf-8", "backslashreplace"))
+                self._write(text.encode(self.stream.encoding or "utf-8", ESCAPED))
         return len(text)
 
     def _write(self, remaining: bytes) -> None:
@@ -69,22 +69,33 @@ def open_missing() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
+ESCAPED = "tltrain-escaped"
+"""How a stream encodes what its encoding does not have, as ASCII: our own signs by others, all else escaped. An error handler of codecs."""
 READABLE = "tltrain-readable"
-"""How a stream encodes what its encoding does not have, as that of LC_ALL=C: our own signs by others, the bytes of file names that are no
-UTF-8 as they are, all else escaped. An error handler of codecs."""
+"""The same, with the bytes of file names that are no UTF-8 as they are."""
+_SIGNS = {
+    "\u00a0": b" ", "\u202f": b" ",  # between words, or a number and its unit, that stay in one line
+    "\u2013": b"-", "\u2212": b"-", "\u2026": b"~", "\u2500": b"-", "\u2501": b"-",
+    # the frames of rich's spinner
+    **dict(zip("\u280b\u2819\u2839\u2838\u283c\u2834\u2826\u2827\u2807\u280f", [b"|", b"/", b"-", b"\\"] * 3, strict=False)),
+}  # fmt: skip
+"""Of what we print ourselves. Each is as wide as what stands for it."""
+
+
+def _escaped(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    sign = error.object[error.start]
+    return _SIGNS.get(sign) or sign.encode("ascii", "backslashreplace"), error.start + 1
 
 
 def _readable(error: UnicodeError) -> tuple[bytes, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    ours = {"\u2026": b"~", "\u2500": b"-", "\u2501": b"-"}
-    return b"".join(ours.get(sign) or _exact(sign) for sign in error.object[error.start : error.end]), error.end
+    if isinstance(error, UnicodeEncodeError) and "\udc80" <= (sign := error.object[error.start]) <= "\udcff":
+        return bytes([ord(sign) - 0xDC00]), error.start + 1
+    return _escaped(error)
 
 
-def _exact(sign: str) -> bytes:
-    return bytes([ord(sign) - 0xDC00]) if "\udc80" <= sign <= "\udcff" else sign.encode("ascii", "backslashreplace")
-
-
+codecs.register_error(ESCAPED, _escaped)
 codecs.register_error(READABLE, _readable)
 
 

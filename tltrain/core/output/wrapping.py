@@ -21,7 +21,9 @@ _PIECE = re.compile(
 its unit."""
 _COMMAND = re.compile(r"\s+(?:tltrain|python|accelerate|sbatch|scancel|wandb|pip|apt) |\s*(?:page|table|report|folder|export|absent) {2,}")
 """Lines that are one command, or end with one, or with one path: no part of them is broken."""
-_BEFORE = re.compile(r"\s*(?:tltrain: |(?:ok|note|BAD) {2,}\S+(?: \d+)? {2,}|[\w&-]+ {2,}|(?:weights|classes|teacher) (?! ))?")
+_SEVEN = "weights|classes|teacher|student|against|network|abstain|answers"
+"""Labels that are parted from their text by one space, since a label with its space has eight columns."""
+_BEFORE = re.compile(rf"\s*(?:tltrain: |(?:ok|note|BAD) {{2,}}\S+(?: \d+)? {{2,}}|[\w&-]+ {{2,}}|(?:{_SEVEN}) (?! ))?")
 """What a line begins with: the next ones stand below what is behind it."""
 _MOST_BEFORE, _LEAST_TEXT = 24, 30
 """Columns: a beginning that is wider, or that leaves less for the text, is no column of its own."""
