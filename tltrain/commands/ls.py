@@ -18,6 +18,9 @@ from tltrain.runs.listing.words import ago, cut, data_name, short_duration, stat
 
 _LEAST = {"data": 8, "recipe": 12, "run": 12}
 """Columns that are cut where a terminal is too narrow, in this order, and the width that each keeps."""
+_INTERVAL = "95 %"
+_BESIDE_INTERVAL = {"data": 12, "recipe": 16, "run": 20}
+"""Widths down to which names are cut for the interval of the test. Where that is not enough, the interval is left out."""
 
 
 def show(root: Path, sort: str, as_json: bool, out: Path | None) -> int:
@@ -52,8 +55,10 @@ def table(found: Sequence[RunLine], root: Path, now: float, width: int) -> list[
         del columns["recipe"]  # every run is called after its recipe
     head = [_same(columns, name) for name in ("recipe", "data")]
     widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
+    if not any(columns[_INTERVAL]) or _row_width({name: min(w, _BESIDE_INTERVAL.get(name, w)) for name, w in widths.items()}) > width:
+        del columns[_INTERVAL], widths[_INTERVAL]
     _narrow(widths, width)
-    numbers = ("val", "test", "time")
+    numbers = ("val", "test", _INTERVAL, "time")
 
     def row(cells: dict[str, str]) -> str:
         shown = [cut(c, widths[n]).rjust(widths[n]) if n in numbers else cut(c, widths[n]).ljust(widths[n]) for n, c in cells.items()]
@@ -85,6 +90,7 @@ def _columns(found: Sequence[RunLine], root: Path, now: float) -> dict[str, list
         "state": [escape.line(state_of(line)) for line in found],
         "val": [_percent(line.val) for line in found],
         "test": [_percent(line.test) for line in found],
+        _INTERVAL: [" to ".join(map(_percent, line.test_interval or ())) for line in found],
         "time": [short_duration(line.time) for line in found],
         "when": [ago(line.when, now) for line in found],
     }
@@ -94,9 +100,13 @@ def _percent(share: float) -> str:
     return "" if share != share else f"{100 * share:.1f}"
 
 
+def _row_width(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + 2 * (len(widths) - 1)
+
+
 def _narrow(widths: dict[str, int], width: int) -> None:
     """Make the columns of names narrower, the widest first, until a row fits."""
-    while sum(widths.values()) + 2 * (len(widths) - 1) > width:
+    while _row_width(widths) > width:
         wide = [name for name, least in _LEAST.items() if widths.get(name, 0) > least]
         if not wide:
             return

@@ -16,9 +16,11 @@ from tltrain.commands.ls import table
 from tltrain.core.errors import UserError
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import load
-from tltrain.runs import run_dir
+from tltrain.runs import manifest, run_dir
 from tltrain.runs.listing.folders import AUTO, check_recipe, run_folder
 from tltrain.runs.listing.lines import lines
+from tltrain.runs.listing.page import listing
+from tltrain.runs.report.stats import wilson
 
 RECIPE = load("digits-resnet")
 OTHER = RECIPE.override({"batch": 8})
@@ -122,9 +124,28 @@ def test_the_table_fits_the_terminal(runs: Path, width: int, monkeypatch: pytest
     assert "\x1b[31m" not in text
     assert "seed-1" in text, "the end of a name tells runs apart"
     head, *rows = text.split("\n\n")[0].splitlines()
-    assert head.split() == ["run", "recipe", "data", "state", "val", "test", "time", "when"]
+    assert head.split() == ["run", "recipe", "data", "state", "val", "test", *(["95", "%"] if width == 120 else []), "time", "when"]
     assert len(rows) == 8
     assert "bad-rows: " in text.split("\n\n")[1]
+
+
+@pytest.mark.parametrize(("name", "width", "there"), [("a", 80, True), ("r" * 30, 80, False), ("r" * 30, 95, True), ("r" * 90, 120, True)])
+def test_the_interval_is_that_of_report_and_compare_where_it_fits(tmp_path: Path, name: str, width: int, there: bool) -> None:
+    run = fake_run(tmp_path / name, ["a", "b"], n=200)
+    [line] = found = lines(tmp_path)
+    low, high = wilson(line.test, 200)
+    assert line.test_interval == (low, high)
+    assert line.plain()["test_interval"] == (low, high)
+    text = table(found, tmp_path, time.time(), width)
+    assert max(map(len, text)) <= width
+    assert ("95 %" in text[0]) == there
+    assert any(f"{100 * line.test:.1f}  {100 * low:.1f} to {100 * high:.1f} " in row for row in text) == there
+    figures = json.loads((run / "test_metrics.json").read_text())
+    manifest.uncover(run, [run / "test_metrics.json"])
+    (run / "test_metrics.json").write_text(json.dumps(figures | {"ends": [0.25, 0.75]}))  # as of images in groups
+    [line] = lines(tmp_path)
+    assert line.test_interval == (0.25, 0.75)
+    assert "25.0\u00a0to\u00a075.0\u202f%" in listing([line], tmp_path, tmp_path / "runs.html", time.time())
 
 
 def test_json_has_no_nan_and_a_folder_without_runs_is_said(

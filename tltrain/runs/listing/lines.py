@@ -14,6 +14,7 @@ from tltrain.runs import heartbeat, run_dir
 from tltrain.runs.listing import folders
 from tltrain.runs.metrics_log import read_rows
 from tltrain.runs.record import Row, number
+from tltrain.runs.report.stats import ends_of
 
 STALE_S = 60.0
 """A run without a sign of life for this long has been killed; as `--stale-seconds`."""
@@ -43,6 +44,8 @@ class RunLine:
     """Last change, seconds since the epoch."""
     problem: str = ""
     """Why it failed, or what is damaged."""
+    test_interval: tuple[float, float] | None = None
+    """The 95 % interval of `test`, as report and compare show it."""
 
     def plain(self) -> dict[str, Any]:
         """For JSON, which has no NaN."""
@@ -91,9 +94,11 @@ def _read(path: Path) -> RunLine:
     when = float(last["time"]) if "time" in last else run_dir.recipe_file(path).stat().st_mtime
     error = str(outcome.get("error") or "") if state == "failed" else ""
     done = 1.0 if state == "finished" else share_done(recipe, rows, run_dir.environment(path))
+    tested = number(test or {}, right)
+    interval = None if test is None or math.isnan(tested) else ends_of(test, tested, int(test["n"]))
     return RunLine(
         str(path), recipe.name, recipe.data.source, state, done, str(last.get("stage", "")), int(last.get("step", 0)),
-        number(val or {}, right), number(test or {}, right), _seconds(test, outcome, rows), when, error,
+        number(val or {}, right), tested, _seconds(test, outcome, rows), when, error, interval,
     )  # fmt: skip
 
 

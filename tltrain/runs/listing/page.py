@@ -10,7 +10,7 @@ from tltrain.core.output import escape
 from tltrain.runs import run_dir
 from tltrain.runs.listing.lines import RunLine
 from tltrain.runs.listing.words import ago, data_name, state_of
-from tltrain.runs.report.formatting import duration, percent, plural
+from tltrain.runs.report.formatting import duration, ends, percent, plural
 from tltrain.runs.report.html import Html, el, join, page
 
 _COLUMNS = {"Run": "t", "Recipe": "", "Data": "", "State": "", "Val": "n", "Test": "n", "Time": "n", "When": "n"}
@@ -43,7 +43,8 @@ def listing(lines: Sequence[RunLine], root: Path, out: Path, now: float) -> str:
         el("div", el("table", el("thead", head), el("tbody", *rows)), class_="scroll wide"),
         el(
             "p",
-            "Val and test are accuracies (top-1; of several labels: all right). Val is that of the weights that the run hands on.",
+            "Val and test are accuracies (top-1; of several labels: all right). Val is that of the weights that the run hands on. Below "
+            "test is its 95\u202f% interval, which counts the luck of these test images.",
             class_="note under",
         ),
     )
@@ -80,7 +81,8 @@ def _row(line: RunLine, root: Path, out: Path, now: float, choices: Mapping[str,
     if report.is_file():
         first = el("a", name, href=escape.url(Path(os.path.relpath(report, out.parent)).as_posix()))
     state = join(state_of(line), el("small", line.problem, class_="below") if line.problem else None)
-    figures = [percent(line.val), percent(line.test), duration(line.time), ago(line.when, now)]
+    interval = el("small", ends(*line.test_interval), class_="below") if line.test_interval else None
+    figures = [percent(line.val), join(percent(line.test), interval), duration(line.time), ago(line.when, now)]
     cells = zip([first, line.recipe, data_name(line.data), state, *figures], _COLUMNS.values(), strict=True)
     marks = " ".join(f"{name}-{values.index(getattr(line, name))}" for name, values in choices.items() if values)
     return el("tr", *(el("td", text, class_=kind) for text, kind in cells), class_=marks)

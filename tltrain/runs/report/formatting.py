@@ -30,7 +30,11 @@ def tenths(share: float) -> str:
 
 def interval(share: float, n: int, of: Mapping[str, Any] | None = None) -> str:
     """The 95 % interval as 87.8 to 93.7 %. of: what was counted (`stats.ends_of`)."""
-    low, high = ends_of(of or {}, share, n)
+    return ends(*ends_of(of or {}, share, n))
+
+
+def ends(low: float, high: float) -> str:
+    """An interval of a share as 87.8 to 93.7 %."""
     return f"{100 * low:.1f}\u00a0to\u00a0{100 * high:.1f}{_SPACE}%"
 
 
