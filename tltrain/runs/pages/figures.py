@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,8 @@ from tltrain.core.errors import UserError
 from tltrain.core.metric import metric
 from tltrain.core.output import escape
 from tltrain.runs.record import RunRecord, number
+from tltrain.runs.report import learning
+from tltrain.runs.report.charts import uneven
 from tltrain.runs.report.formatting import metric_name
 from tltrain.runs.report.stats import ends_of
 
@@ -97,6 +100,8 @@ def _curves(run: RunRecord, name: str, key: str, kinds: Sequence[tuple[str, str]
                 )
     if not axes.lines:
         return
+    if key == "loss":
+        _as_on_the_page(run, axes)
     at = 0
     for steps in run.stage_steps[:-1]:
         at += steps
@@ -108,6 +113,14 @@ def _curves(run: RunRecord, name: str, key: str, kinds: Sequence[tuple[str, str]
     if len(_labels(axes)) > 1:
         axes.legend()
     yield name, figure
+
+
+def _as_on_the_page(run: RunRecord, axes: Axes) -> None:
+    """Say of the losses what the page says: which are no losses of labels. Losses far apart are on a logarithmic axis."""
+    if "train" in _labels(axes) and (taught := learning.of_features(run.recipe)):
+        axes.set_title(escape.line(taught), fontsize=7, wrap=True, parse_math=False)
+    if uneven([y for line in axes.lines for y in np.asarray(line.get_ydata(), dtype=float).tolist()]):
+        axes.set_yscale("log")
 
 
 def _labels(axes: Axes) -> list[str]:

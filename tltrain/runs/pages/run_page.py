@@ -160,8 +160,8 @@ def _loss_chart(run: RunRecord, spans: list[Span]) -> Html | None:
     values = [y for line in lines for y in _finite(list(line.points))]
     broken = [row for row in run.of_kind("train") if not math.isfinite(number(row, "loss"))]
     title = "Val loss" if lines[0].label != "train" else "Loss"
-    if lines[0].label == "train" and run.recipe.matches_features and run.recipe.distill is not None:
-        title += f" (stage {run.recipe.stages[0].name}: {run.recipe.distill.loss} loss of the teacher's features)"
+    if lines[0].label == "train" and (taught := learning.of_features(run.recipe)):
+        title += f" ({taught})"
     title += f" (not finite at step {run.at(broken[0])})" if broken else ""
     y = axis(0, max(values))
     if uneven(values):  # a teacher's loss begins far above what is reached

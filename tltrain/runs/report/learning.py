@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tltrain.core.recipe import Recipe
 from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report.charts import COLOURS, Axis, Line, Point, axis, line_chart, log_axis, thinned, uneven
 from tltrain.runs.report.html import Html, el
@@ -33,6 +34,13 @@ def compared(runs: Sequence[tuple[int, str, RunRecord]]) -> Html | None:
         y, form = (log_axis(min(values), max(values)), ", logarithmic") if uneven(values) else (axis(0, max(values)), "")
         charts.append(line_chart(f"{kind.capitalize()} loss{form}", loss, y, short, x_label=_X_LABEL, x_top=top))
     return el("section", el("h2", "Learning"), el("div", *charts, class_="pair")) if charts else None
+
+
+def of_features(recipe: Recipe) -> str:
+    """What the loss of the first stage is where it is no loss of labels: the student learns its teacher's features. Else empty."""
+    if not recipe.matches_features or recipe.distill is None:
+        return ""
+    return f"stage {recipe.stages[0].name}: {recipe.distill.loss} loss of the teacher's features"
 
 
 def short(value: float) -> str:
