@@ -138,6 +138,7 @@ def test_changed_data_is_said_and_what_it_gives_is_not_kept(run: Path, made: tup
     strangers_of(run, said.append)
     assert sum("images keep the splits of the training (32 of 32 train, 11 of 12 val" in line for line in said) == 2
     assert sum("not kept, since the data has changed" in line for line in said) == 2
+    assert all(line[7] == " " and line[8] != " " for line in said), "labels of eight columns"
     assert not kept.val_file(run).exists()
     assert not kept.strangers_file(run).exists()
     (run / "data.jsonl.gz").unlink()

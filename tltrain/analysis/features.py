@@ -161,7 +161,9 @@ class FeatureBank(Samples):
             return None
         budget, num_bytes = find_budget(flags, device, 1).disk, self.row_bytes(cut) * len(split)
         if num_bytes > budget:
-            self.console.say(f"features  {what}: not stored, {size(num_bytes)} are above the disk budget of {size(budget)}", style="yellow")
+            self.console.say(
+                f"cache   features of {what}: not stored, {size(num_bytes)} are above the disk budget of {size(budget)}", "yellow"
+            )
             return None
         speed = Speed(0.0, 0.0, num_bytes // len(split))
         choice = Choice(HEAD, f"features of {what}", len(split), 1, speed, place="disk")

@@ -205,7 +205,7 @@ def strangers_of(run: Path, say: Say, device_batch: int = 128) -> Strangers:
         runtime, opened = _on_val(run, say)
         train, val = opened.images.train, opened.split
         num = min(len(train), MOST_IMAGES) + len(val)
-        say(f"strangers  features of {num:,} train and val images are computed once")
+        say(f"images  the features of {num:,} train and val images are computed once, to tell strangers by")
 
         def computed(batch: int) -> list[np.ndarray]:
             loaders = [opened.loader(runtime, split, batch, limit=MOST_IMAGES) for split in (train, val)]
