@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from container_files import Row, digit_rows, tar_file
+from published_files import dtd
 
 NAMES = ("zero", "one", "two")
 
@@ -94,15 +95,7 @@ def _lmdb(root: Path, rows: Sequence[Row], labelled: bool) -> str:
 
 def _torchvision(root: Path, rows: Sequence[Row], labelled: bool) -> str:
     """DTD, whose splits are lists of files. Its folder is that of downloads."""
-    for split in ("train", "val", "test"):
-        names = [f"kind {row.label}/{split}_{i}.jpg" for i, row in enumerate(_of(rows, split))]
-        for name, row in zip(names, _of(rows, split), strict=True):
-            path = root / "dtd" / "dtd" / "images" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(row.content)
-        listing = root / "dtd" / "dtd" / "labels" / f"{split}1.txt"
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("\n".join(names) + "\n")
+    dtd(root, rows)
     return "torchvision:DTD"
 
 
