@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Triton 3.9 prints a page about leaks, behind the summary of the tests, where its objects are not collected at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing outside the test's own folders is read or written, and no key is ever used."""

@@ -52,6 +52,23 @@ def test_a_name_or_size_that_timm_does_not_have_is_refused(name: str, size: int 
         factory.skeleton(Backbone(name=f"timm:{name}"), 3, size, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TIMM:tf_efficientnet_lite0", r"timm:tf_efficientnet_lite0\?"),
+        ("timm:TF_EfficientNet-Lite0", r"timm:tf_efficientnet_lite0\?"),
+        ("timm.resnet18.a1_in1k", "timm:resnet18 or"),
+        ("timm/resnet50.a1_in1k", r"timm:resnet50.a1_in1k\?"),  # as the hub calls it
+        ("hf-hub:timm/resnet50.a1_in1k", r"timm:resnet50.a1_in1k\?"),
+        ("tf_efficientnet_lite0", r"timm:tf_efficientnet_lite0\?"),
+        ("dinov2-small", "timm:vit_small_patch14_dinov2 or"),
+    ],
+)
+def test_a_name_that_is_spelled_otherwise_leads_to_timm_s(name: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean {meant}"):
+        factory.skeleton(Backbone(name=name), 3, None, None)
+
+
 def test_without_timm_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert FAMILY.matches("timm:resnet50")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -48,6 +49,10 @@ class Family(Protocol):
     def all_names(self) -> Collection[str]:
         """The names of all networks, for suggestions. Empty where the library that has them is not installed."""
         return self.describe()
+
+    def named_on_hub(self, repo: str) -> str | None:
+        """The name here of a repository ORG/REPO of the Hugging Face hub, for suggestions. None where this family has none for it."""
+        return None
 
     @abstractmethod
     def default_card(self, name: str) -> WeightsMetadata:
@@ -160,10 +165,10 @@ def names() -> dict[str, str]:
 
 
 def family_of(name: str) -> Family:
-    """The family of a `backbone.name`. Raises UserError for an unknown name, with the closest known one."""
+    """The family of a `backbone.name`. Raises UserError for an unknown name, with the closest known ones."""
     family = find_family(name)
     if family is None:
-        near = get_close_matches(name, names(), n=1) or _nearest(name)
+        near = nearest(name)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the backbones: {', '.join(names())};"
         raise UserError(f"backbone.name is {name!r}; {hint} `tltrain recipes --backbones QUERY` searches all that is installed")
     return family
@@ -173,17 +178,43 @@ def search(words: str) -> dict[str, str]:
     """Maps the name of each installed network that holds `words` to a one-line description. Raises UserError where none does."""
     found = {name: line for family in families() for name, line in family.search(words.lower()).items()}
     if not found:
-        near = _nearest(words)
+        near = nearest(words)
         hint = f"did you mean {' or '.join(near)}?" if near else "`tltrain recipes --backbones` lists the kinds"
         raise UserError(f"no network that is installed is called {words!r} or holds that in its name; {hint}")
     return found
 
 
-def _nearest(name: str) -> list[str]:
-    """Up to three names of all installed libraries that are close to this one, whichever library it is said to be of."""
+def nearest(name: str) -> list[str]:
+    """Up to three names that this one may mean, whatever its case and whichever library it names. Those of that library stand first,
+    else those without one.
+
+    A hub id, with or without the hub's name before it, is the name that a family has for it.
+    """
+    repo = re.fullmatch(r"(?:(?:hf|hf[-_]hub|huggingface):)?(\w[\w.-]*/[\w.-]+)", name, re.ASCII | re.IGNORECASE)
+    if repo is not None and (hub := [own for family in families() if (own := family.named_on_hub(repo[1])) is not None]):
+        return hub[:1]
     known: dict[str, list[str]] = {}
     for family in families():
         for full in family.all_names():
-            known.setdefault(full.rpartition(":")[2], []).append(full)
-    near = get_close_matches(name.rpartition(":")[2], known, n=3, cutoff=0.7)
-    return [full for tail in near for full in known[tail]][:3]
+            known.setdefault(_folded(full.rpartition(":")[2]), []).append(full)
+    library, tail = _parted(name, {full.partition(":")[0] for some in known.values() for full in some if ":" in full})
+    stem = tail.partition(".")[0]  # without a tag of timm's
+    words = [word for word in tail.split("_") if len(word) > 1]
+    near = [stem] if stem in known else []
+    if not near and len(words) > 1:  # dinov2-small for vit_small_patch14_dinov2
+        near = sorted((other for other in known if all(word in other for word in words)), key=len)
+    near = near or get_close_matches(tail, known, n=3, cutoff=0.7)
+    meant = [full for other in near for full in known[other]]
+    return sorted(meant, key=lambda full: full.partition(":")[0] != library if library else ":" in full)[:3]
+
+
+def _parted(name: str, libraries: Collection[str]) -> tuple[str | None, str]:
+    """Returns (the library that a name says it is of, however it is spelled, or None; the rest of the name, folded)."""
+    head, _, rest = re.sub(r"[:/.]", ":", name, count=1).partition(":")
+    meant = get_close_matches(head.strip().lower(), libraries, n=1, cutoff=0.8) if rest else []
+    return (meant[0], _folded(rest)) if meant else (None, _folded(name.rpartition(":")[2]))
+
+
+def _folded(name: str) -> str:
+    """A name without what people spell one way and another: case, and dashes for underscores."""
+    return name.strip().lower().replace("-", "_")

@@ -44,6 +44,11 @@ class TimmFamily(Family):
     def all_names(self) -> Collection[str]:
         return search.names()
 
+    def named_on_hub(self, repo: str) -> str | None:
+        """timm's own repositories, timm/ARCHITECTURE.TAG, hold the weights that the tag means."""
+        organisation, _, name = repo.partition("/")
+        return PREFIX + name if organisation.lower() == "timm" else None
+
     def default_card(self, name: str) -> WeightsMetadata:
         networks.check(name)
         architecture, tag = networks.split(name)

@@ -6,7 +6,7 @@ transformers is slow to import, so what needs it is imported when a method runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -45,6 +45,12 @@ class TransformersFamily(Family):
 
     def describe(self) -> dict[str, str]:
         return {ANY: "any image classifier or backbone of transformers on the hub, such as hf:facebook/dinov2-small"}
+
+    def all_names(self) -> Collection[str]:
+        return ()  # those on the hub are not known here
+
+    def named_on_hub(self, repo: str) -> str | None:
+        return PREFIX + repo
 
     def default_card(self, name: str) -> WeightsMetadata:
         """The metadata of a hub repository, of which only the configuration is fetched."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tltrain.core import untrusted
 from tltrain.core.errors import UserError
+from tltrain.models.family import nearest
 from tltrain.models.metadata import WeightsMetadata
 
 PREFIX = "timm:"
@@ -69,8 +70,8 @@ def check(name: str) -> None:
     if (now := timm.models.get_deprecated_models().get(architecture)) is not None:
         raise UserError(f"backbone.name is {name!r}, which timm renamed; its name is {PREFIX}{now}")
     if not timm.is_model(architecture):
-        near = get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(PREFIX + other for other in near)}?" if near else "`tltrain recipes --backbones QUERY` searches"
+        near = nearest(name)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`tltrain recipes --backbones QUERY` searches"
         raise UserError(f"backbone.name is {name!r}, and timm {timm.__version__} has no network {architecture!r}; {hint}")
     if tag is not None and tag not in tags(architecture):
         raise UserError(unknown_tag(f"backbone.name is {name!r}", architecture, tag))
