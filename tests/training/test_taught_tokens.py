@@ -180,11 +180,8 @@ def test_a_run_is_the_same_stored_computed_and_resumed(
 
 def test_pooled_features_and_each_grid_have_a_store_of_their_own(tmp_path: Path) -> None:
     """The same teacher and the same views: what differs is what of it is kept."""
-    for name, changes in {
-        "pooled": {"distill": {"target": "features"}},
-        "2 x 2": {},
-        "4 x 4": {"backbone": {"weights": VIT}},
-    }.items():
+    asked: dict[str, dict[str, Any]] = {"pooled": {"distill": {"target": "features"}}, "2 x 2": {}, "4 x 4": {"backbone": {"weights": VIT}}}
+    for name, changes in asked.items():
         run(student(PRETRAIN | {"steps": 2}, HEAD | {"steps": 1}, **changes), tmp_path / name, cache="always")
     kept = [store for store in stores() if store.kind == "teacher"]
     assert sorted(str(store.key.get("grid")) for store in kept) == ["None", "[2]", "[4]"]
@@ -270,7 +267,8 @@ def test_a_run_goes_on_without_a_teacher_that_is_not_asked_again(
         if (stage, step) in (("pretrain", 2), ("head", 1)):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    flags = RunFlags(folder=tmp_path / "run", workers=0)
+    folder = tmp_path / "run"
+    flags = RunFlags(folder=folder, workers=0)
     assert train(recipe, flags, on_step=stop)["outcome"] == "stopped"
     aside = weights.rename(tmp_path / "aside.safetensors")
     with pytest.raises(UserError, match="no such file"):
@@ -278,7 +276,7 @@ def test_a_run_goes_on_without_a_teacher_that_is_not_asked_again(
     aside.rename(weights)
     assert train(recipe, flags, on_step=stop)["outcome"] == "stopped"
     assert asks_teacher(tmp_path / "damaged", recipe, print), "a run that has not begun"
-    shutil.copytree(flags.folder, tmp_path / "damaged")
+    shutil.copytree(folder, tmp_path / "damaged")
     assert not asks_teacher(tmp_path / "damaged", recipe, print)
     for kept in (tmp_path / "damaged" / "checkpoints").glob("*-01-*/weights.safetensors"):
         kept.write_bytes(b"")
@@ -286,12 +284,12 @@ def test_a_run_goes_on_without_a_teacher_that_is_not_asked_again(
     weights.unlink()
     capsys.readouterr()
     assert train(recipe, flags)["outcome"] == "finished"
-    planned = [(folder / "plan.txt").read_text().splitlines() for folder in (flags.folder, whole)]
+    planned = [(each / "plan.txt").read_text().splitlines() for each in (folder, whole)]
     ours, theirs = ([line for line in lines if line.startswith(("trains", "distil"))] for lines in planned)
     assert len(ours) == 2
     assert ours == theirs
     assert "teacher not opened: the stages that learn from it are finished" in capsys.readouterr().out
-    assert trials.differences(tmp_path / "run", whole) == []
+    assert trials.differences(folder, whole) == []
 
 
 # --- several processes
