@@ -16,7 +16,7 @@ from launcher.command import parse, split
 from tltrain.cli.main import VERBS, main
 from tltrain.core.arguments import parsing
 from tltrain.core.flags import RunFlags
-from tltrain.core.recipe import Recipe, shipped
+from tltrain.core.recipe import Recipe, load, shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +58,9 @@ def test_a_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     if verb in ("train", "plan") and "--help" not in rest:
         recipe, _ = parsing.parse(verb, rest)
         assert recipe.stages
+        usual = load(rest[0]).backbone.name if rest[0] in shipped() else None
+        if recipe.backbone.name != usual and ":" in (recipe.backbone.name or ":"):  # another library's network has other blocks
+            assert {stage.unfreeze for stage in recipe.stages} <= {"head", "all", "auto"}
         return
     if verb == "launch":
         own, trainings = split(rest) if "--" in rest else (rest, [])

@@ -130,8 +130,8 @@ def test_a_stage_that_needs_val_is_refused_without_one() -> None:
 
 
 def test_an_unknown_block_is_refused_with_the_names() -> None:
-    with pytest.raises(UserError, match=r"'layer9'.*all, stem, layer1.0, head"):
-        planned({"unfreeze": "layer9", "epochs": 1})
+    with pytest.raises(UserError, match=r"stage s1: .*'layer9'.*all, stem, layer1.0, head\. Name one of them with --stages\.1\.unfreeze"):
+        planned({"unfreeze": "head", "epochs": 1}, {"unfreeze": "layer9", "epochs": 1})
 
 
 def test_optimizers_follow_the_recipe() -> None:

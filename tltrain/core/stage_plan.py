@@ -199,6 +199,16 @@ def _nearest(blocks: Sequence[Any], index: int) -> int:
     return min(known.values(), default=_nearest(blocks, index - 1) if index else 0)
 
 
+def _first_trained(spec: Stage, index: int, chain: HasBlocks) -> int:
+    """Index of the first block that a stage trains. Raises UserError for a name that is another network's, with the setting to change."""
+    try:
+        return chain.index(spec.unfreeze)
+    except UserError as error:
+        raise UserError(
+            f"stage {spec.name}: {error}. Name one of them with --stages.{index}.unfreeze, or auto to let a race choose"
+        ) from error
+
+
 def _check_carry(spec: Stage, index: int, pretrained: bool, has_val: bool) -> None:
     """Raise UserError where a stage cannot hand on what it should. pretrained: by the first stage, which learns no labels."""
     needs_val = f"carry: {spec.carry}" if spec.carry in ("best", "blend") else "patience" if spec.patience else None
@@ -231,7 +241,7 @@ def plan(
             spec = spec.model_copy(update={"steps": 1, "views": spec.views or 1})
         num = num_samples if taught or num_labelled is None else num_labelled
         num_steps = spec.steps or math.ceil((spec.epochs or 0) * num / recipe.batch - 1e-9)
-        lr_scales = scales(chain.blocks, chain.index(spec.unfreeze), spec.layer_decay)
+        lr_scales = scales(chain.blocks, _first_trained(spec, index, chain), spec.layer_decay)
         if pretrains and not any(lr_scales[:-1]):
             told = f"stage {spec.name} learns the teacher's features, and with unfreeze: {spec.unfreeze} no block below the head would"
             raise UserError(f"{told}: the linear map in place of the head is not handed on; unfreeze more, such as all")
