@@ -179,6 +179,23 @@ def test_two_processes_that_are_killed_in_the_fill_change_nothing(finished_run: 
     assert (struck, problems) == (2, [])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_goes_on(before: int, after: int, finished_run: Path, tmp_path: Path) -> None:
+    """From the store that the first of them filled, at every loss within 1e-9, in float64."""
+    spec = taught([finished_run], MIXED | {"steps": 8}, top_k=3)
+    start, where = {"cache": "always"}, {"TLTRAIN_CACHE": str(tmp_path / "cache")}
+    trial = Trial(spec, str(tmp_path / "run"), before, start=start, float64=True, environment=where)
+    whole = world.finish(replace(trial, folder=str(tmp_path / "whole"), environment={"TLTRAIN_CACHE": str(tmp_path / "other cache")}))
+    assert world.run(replace(trial, before="signal_after", arguments=(3,))) == [75] * before, world.log(trial)
+    shards = same.shards_in(tmp_path / "cache")
+    assert shards
+    other = world.finish(replace(trial, world=after))
+    assert same.shards_in(tmp_path / "cache") == shards
+    assert losses_of(other) == pytest.approx(losses_of(whole), rel=1e-9)
+    assert trials.distance(other, whole) < 1e-9
+
+
 # --- refusals
 
 
