@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import evidence
+from benchmarks.demo_gain import cpu_name
 from tltrain.core import recipe as recipes
 from tltrain.core.errors import UserError
 from tltrain.core.recipe import Recipe
@@ -89,7 +91,7 @@ def test_figures_of_seeds_that_stand_are_written(short: dict[str, Recipe], tmp_p
 
 def test_the_machine_is_said_with_its_gpu_and_how_many_runs_shared_it() -> None:
     environment = {"hardware": {"device": "cpu"}, "accelerate": {"precision": "no"}}
-    assert evidence._hardware(environment, 1) == f"{evidence.cpu_name()}, one thread of {evidence.os.cpu_count()} cores"
+    assert evidence._hardware(environment, 1) == f"{cpu_name()}, one thread of {os.cpu_count()} cores"
     environment["hardware"]["device"] = "NVIDIA H200"
     said = evidence._hardware(environment, 8)
     assert said.startswith("NVIDIA H200 (fp32, products in TF32), ")
