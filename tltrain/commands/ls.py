@@ -53,9 +53,12 @@ def table(found: Sequence[RunLine], root: Path, now: float, width: int) -> list[
     columns = _columns(found, root, now)
     if all(recipe in (Path(name).name, "") for name, recipe in zip(columns["run"], columns["recipe"], strict=True)):
         del columns["recipe"]  # every run is called after its recipe
+    if _alike_if_cut({name: cells for name, cells in columns.items() if name != _INTERVAL}, width):
+        columns.pop("recipe", None)  # a run's name says more
     head = [_same(columns, name) for name in ("recipe", "data")]
-    widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
-    if not any(columns[_INTERVAL]) or _row_width({name: min(w, _BESIDE_INTERVAL.get(name, w)) for name, w in widths.items()}) > width:
+    widths = _widths(columns)
+    least = {name: min(w, _BESIDE_INTERVAL.get(name, w)) for name, w in widths.items()}
+    if not any(columns[_INTERVAL]) or _row_width(least) > width or _alike_if_cut(columns, width):
         del columns[_INTERVAL], widths[_INTERVAL]
     _narrow(widths, width)
     numbers = ("val", "test", _INTERVAL, "time")
@@ -68,6 +71,13 @@ def table(found: Sequence[RunLine], root: Path, now: float, width: int) -> list[
     damaged = [(columns["run"][i], line.problem) for i, line in enumerate(found) if line.problem]
     notes = [cut_end(f"{name}: {escape.line(problem)}", width) for name, problem in damaged]
     return [*filter(None, head), row({name: name for name in columns}), *rows, *([""] if notes else []), *notes]
+
+
+def _alike_if_cut(columns: dict[str, list[str]], width: int) -> bool:
+    """Whether runs, cut for so narrow a terminal, would be called alike, as sw/s~.lr-1e-3 for each seed of a sweep."""
+    widths = _widths(columns)
+    _narrow(widths, width)
+    return len({cut(name, widths["run"]) for name in columns["run"]}) < len(columns["run"])
 
 
 def _same(columns: dict[str, list[str]], name: str) -> str:
@@ -98,6 +108,10 @@ def _columns(found: Sequence[RunLine], root: Path, now: float) -> dict[str, list
 
 def _percent(share: float) -> str:
     return "" if share != share else f"{100 * share:.1f}"
+
+
+def _widths(columns: dict[str, list[str]]) -> dict[str, int]:
+    return {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
 
 
 def _row_width(widths: dict[str, int]) -> int:

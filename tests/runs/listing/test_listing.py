@@ -148,6 +148,21 @@ def test_the_interval_is_that_of_report_and_compare_where_it_fits(tmp_path: Path
     assert "25.0\u00a0to\u00a075.0\u202f%" in listing([line], tmp_path, tmp_path / "runs.html", time.time())
 
 
+def test_seeds_of_a_sweep_are_told_apart_in_80_columns(tmp_path: Path) -> None:
+    names = [f"sw/seed-{seed}_head.lr-{lr}_batch-32" for seed in range(2) for lr in ("1e-3", "3e-3")]
+    for name in names:
+        fake_run(tmp_path / name, ["a", "b"])
+    other = tmp_path / "digits-resnet-lr" / "recipe.yaml"
+    fake_run(other.parent, ["a", "b"])
+    manifest.uncover(other.parent, [other])
+    renamed = other.read_text().replace("name: digits-resnet", "name: digits-resnet-lr")
+    other.write_text(renamed.replace("source: digits", "source: folder:photos"))
+    text = table(lines(tmp_path), tmp_path, time.time(), 80)
+    assert max(map(len, text)) <= 80
+    assert len({row.split()[0] for row in text if "finished" in row}) == len(names) + 1
+    assert any(" recipe " in row for row in table(lines(tmp_path), tmp_path, time.time(), 120))
+
+
 def test_json_has_no_nan_and_a_folder_without_runs_is_said(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
