@@ -51,6 +51,8 @@ class Trial:
     before: str | None = None
     """A function of plants.py beside this file, or faults.NAME or bugs.NAME, called in every process before the run: what a test spoils."""
     arguments: tuple[Any, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the processes, such as TLTRAIN_CACHE."""
 
 
 def begin(trial: Trial) -> list[Any]:
@@ -102,6 +104,7 @@ def _work(trial: Trial, rank: int, port: int) -> None:
     gc.freeze()  # what the server imported is not gone through at the end of each stage
     _own_output(trial, rank)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
+    os.environ |= trial.environment
     os.environ |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if trial.world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(trial.world), "LOCAL_WORLD_SIZE": str(trial.world)}
