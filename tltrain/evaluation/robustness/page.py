@@ -212,7 +212,7 @@ def against_verdict(names: tuple[str, str], rows: Sequence[Difference], several:
     overall = rows[-1]
     better, worse = names if overall.gain.value >= 0 else names[::-1]
     high, low = sorted((overall.first, overall.second), reverse=True)
-    of, right = ("all labels right of ", "") if several else ("", " right")
+    of, right = ("all labels right on ", "") if several else ("", " right")
     if high == low:
         return f"Under corruptions {better} and {worse} get {of}the same share{right}, {percent(high)}."
     judged = "the difference may be luck" if overall.p >= 0.05 else "more than the luck of these images explains"
