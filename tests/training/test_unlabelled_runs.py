@@ -58,7 +58,11 @@ def run(spec: dict[str, Any], folder: Path, **start: Any) -> Path:
     return folder
 
 
-def test_a_run_is_the_same_stored_computed_and_resumed(spec: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("top_k", "short"), [(None, ""), (3, " (top 3 of 10 classes)")], ids=["all classes", "top_k"])
+def test_a_run_is_the_same_stored_computed_and_resumed(
+    top_k: int | None, short: str, spec: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec["distill"]["top_k"] = top_k
     computed = run(spec, tmp_path / "computed", cache="never", cache_images="never")
     stored = run(spec, tmp_path / "stored", cache="always", cache_images="always")
     assert trials.differences(stored, computed) == []
@@ -71,7 +75,7 @@ def test_a_run_is_the_same_stored_computed_and_resumed(spec: dict[str, Any], tmp
     assert [train(validate(spec, "test"), flags, on_step=stop)["outcome"] for _ in range(3)] == ["stopped", "stopped", "finished"]
     assert trials.differences(tmp_path / "resumed", computed) == []
     plan = (stored / "plan.txt").read_text()
-    assert "all: the teacher's logits, 2 views of 92 images" in plan
+    assert f"all: the teacher's logits{short}, 2 views of 92 images" in plan
     assert "head: features before head, train, 1 view of 92 images" in plan
     capsys.readouterr()
     assert main(["cache", "verify"]) == 0
