@@ -108,7 +108,9 @@ def test_the_table_of_the_command(runs: list[Path], tmp_path: Path, capsys: pyte
     assert all(word in said for word in ("uniform", "greedy", "val loss", "test loss"))
     assert str(tmp_path / "soup") in said.replace("\n", "")
     assert main(["soup", *map(str, runs[:2]), "--out", str(tmp_path / "other"), "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]] == [*map(str, runs[:2]), "uniform", "greedy"]
+    plain = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in plain["rows"]] == [*map(str, runs[:2]), "uniform", "greedy"]
+    assert f"of {'1 run' if len(plain['kept']) == 1 else '2 runs'}: " in said
     assert main(["report", str(tmp_path / "soup")]) == 0
     assert main(["soup", *map(str, runs[:2]), "--out", str(tmp_path / "soup")]) == 2
     assert "exists already" in capsys.readouterr().err

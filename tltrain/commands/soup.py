@@ -16,6 +16,7 @@ from tltrain.core.metric import metric
 from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Terminal
 from tltrain.core.paths import check_run
+from tltrain.runs.report.formatting import plural
 
 if TYPE_CHECKING:
     from tltrain.training.weights.soup import Measured, Soup
@@ -48,7 +49,7 @@ def cook(parser: Parser, argv: Sequence[str]) -> int:
     if done.method == "greedy" and len(done.kept) == 1:
         wrapping.say(f"note    no other run makes {escape.line(done.kept[0])} better on val: the greedy soup is that run")
     num_runs = len(done.kept) if done.method == "greedy" else len(done.rows) - 2
-    print(f"soup    {done.method}, of {num_runs} runs: {escape.line(str(done.folder))}")
+    print(f"soup    {done.method}, of {plural(num_runs, 'run')}: {escape.line(str(done.folder))}")
     return 0
 
 
