@@ -51,7 +51,7 @@ def test_a_rare_label_that_no_feature_tells_is_not_doubted() -> None:
     p_NK = labels.unseen_probabilities(features_ND, blind_NK, np.arange(200), 3, 0)
     assert (p_NK[blind_NK[:, 2] > 0, 2] < 0.2).all(), "it is likely to no image, whether it has it or not"
     doubted = {f.position for f in labels.wrong_sets(p_NK, blind_NK, [str(i) for i in range(200)], CLASSES)}
-    assert len(doubted & set(range(0, 200, 20))) <= 7, "only those to which it is less likely than to the others"
+    assert not doubted & set(range(0, 200, 20))
 
 
 def test_an_image_is_near_to_those_that_share_one_of_its_labels() -> None:

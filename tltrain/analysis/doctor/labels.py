@@ -19,6 +19,8 @@ from tltrain.heads.out_of_fold import out_of_fold
 FOLDS = 5
 LEAST_MARGIN, SURE_MARGIN = 0.6, 0.85
 """Margin from which a label is named, and from which the other class is suggested. `python -m benchmarks.doctor` measures both."""
+FOUND = 0.5
+"""Mean probability of a label on the images that have it, from which one that seems to lack it is doubted."""
 NEAREST = 10
 FAR = 2.5
 """Spreads above the median from which an image is an outlier."""
@@ -68,14 +70,15 @@ def wrong_sets(p_NK: np.ndarray, label_NK: np.ndarray, ids: Sequence[str], class
     """Images of several labels to which a label that they lack is far more likely than not, or one that they have far less.
 
     It must also be as likely as to the images that have it in the mean, or as unlikely as to those that lack it (confident learning, label
-    by label): a rare label is likely to no image. The set that it rather looks like is named, and nothing is suggested but a look.
+    by label), and a label that is unlikely even to the images that have it tells nothing. The set that the image rather looks like is
+    named, and nothing is suggested but a look.
     """
     has_NK = label_NK > 0
     with np.errstate(invalid="ignore"):  # of a label that all have, or none, nothing is known
         with_K = np.where(has_NK, p_NK, 0).sum(0) / has_NK.sum(0)
         without_K = np.where(has_NK, 0, p_NK).sum(0) / (~has_NK).sum(0)
     margin_NK = np.where(has_NK, 1 - 2 * p_NK, 2 * p_NK - 1)
-    doubted_NK = (margin_NK >= LEAST_MARGIN) & np.where(has_NK, p_NK <= without_K, p_NK >= with_K)
+    doubted_NK = (margin_NK >= LEAST_MARGIN) & np.where(has_NK, (p_NK <= without_K) & (with_K >= FOUND), p_NK >= with_K)
     at = np.flatnonzero(doubted_NK.any(1))
     looks_like = written(has_NK[at] ^ doubted_NK[at], classes)
     margins = np.where(doubted_NK, margin_NK, 0).max(1)[at].tolist()

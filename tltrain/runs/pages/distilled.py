@@ -47,8 +47,9 @@ def section(run: RunRecord) -> Html | None:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """For the terminal."""
+    of = "mAP " if "student_map" in found else ""
     rows = [
-        f"{who:7} {top1} ({between}), {parameters} parameters, {num_bytes}, {ms} ms an image" if top1 != DASH else
+        f"{who:7} {of}{top1} ({between}), {parameters} parameters, {num_bytes}, {ms} ms an image" if top1 != DASH else
         f"{who:7} {parameters} parameters, {num_bytes}, {ms} ms an image"
         for who, (top1, between, parameters, num_bytes, ms) in _rows(found).items()
     ]  # fmt: skip
