@@ -331,6 +331,12 @@ def test_a_resnet_has_one_name_with_the_library_and_one_without() -> None:
     assert loaded.family is factory.skeleton(Backbone(name="resnet18"), 2, None, None).family
 
 
+def test_a_mnasnet_takes_the_weights_of_the_stage_before() -> None:
+    """Plain weights say no version, and torchvision's MNASNet refuses those."""
+    net = factory.load(Backbone(name="torchvision:mnasnet0_75"), classes=("a", "b"), size=64, resize=64, head="new", seed=0).chain.net
+    deepcopy(net).load_state_dict(dict(net.state_dict()))
+
+
 def test_a_new_convolution_for_a_head_learns() -> None:
     """SqueezeNet's classifier is a convolution with a ReLU behind it, which would hold a head of zeros at zero."""
     loaded = factory.load(Backbone(name="torchvision:squeezenet1_1"), classes=("a", "b"), size=64, resize=64, head="new", seed=0)

@@ -25,6 +25,13 @@ ANY = f"{PREFIX}NAME"
 _HALF = (0.5, 0.5, 0.5)
 
 
+class _MNASNet(models.MNASNet):
+    """MNASNet as it is, which takes tensors from a plain dictionary too: torchvision's refuses those whose version nobody says."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, {"version": self._version, **local_metadata}, *rest)
+
+
 class TorchvisionFamily(Family):
     """torchvision's classification networks, but for the ResNets, which have a family of their own."""
 
@@ -55,7 +62,10 @@ class TorchvisionFamily(Family):
 
     def build(self, card: WeightsMetadata, num_classes: int) -> nn.Module:
         """Without auxiliary classifiers."""
-        return torchvision_hub.build(_short(card.name), num_classes, card.size)
+        net = torchvision_hub.build(_short(card.name), num_classes, card.size)
+        if isinstance(net, models.MNASNet):
+            net.__class__ = _MNASNet
+        return net
 
     def blocks(self, net: nn.Module, card: WeightsMetadata, dropout: float) -> list[Block]:
         head = self.head_of(card)
