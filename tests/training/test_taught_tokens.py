@@ -110,13 +110,13 @@ def test_a_map_is_averaged_as_torch_does(whole: int, side: int) -> None:
 
 
 class Transposed(nn.Module):
-    """Tokens (B, 16, 36) that are averaged as (B, 36, 16), which could be taken for a map of 6 x 6 places."""
+    """Tokens (B, 16, 64) that are averaged as (B, 64, 16), which could be taken for a map of 8 x 8 places."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 36, 8, stride=8)
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(36, 36), nn.GELU(), nn.Linear(36, 36)) for _ in range(2))
-        self.norm, self.behind, self.head = nn.LayerNorm(36), nn.Linear(36, 36), nn.Linear(36, 5)
+        self.patches = nn.Conv2d(3, 64, 8, stride=8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)) for _ in range(2))
+        self.norm, self.behind, self.head = nn.LayerNorm(64), nn.Linear(64, 64), nn.Linear(64, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -130,9 +130,9 @@ def test_the_map_of_a_traced_network_is_found() -> None:
     block = traced_blocks(net, "head", 0.0, 32)[-2]
     assert block.last_map is not None
     assert block.last_map.behind == ("behind",)
-    found = block.last_map.step(net, torch.randn(2, 16, 36))
-    assert found.shape == (2, 16, 36)
-    assert as_map(found).shape == (2, 4, 4, 36)  # type: ignore[union-attr]
+    found = block.last_map.step(net, torch.randn(2, 16, 64))
+    assert found.shape == (2, 16, 64)
+    assert as_map(found).shape == (2, 4, 4, 64)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
