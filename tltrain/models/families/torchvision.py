@@ -25,7 +25,7 @@ ANY = f"{PREFIX}NAME"
 _HALF = (0.5, 0.5, 0.5)
 
 
-class _MNASNet(models.MNASNet):
+class _MNASNet(models.MNASNet):  # type: ignore[misc]  # torchvision has no types
     """MNASNet as it is, which takes tensors from a plain dictionary too: torchvision's refuses those whose version nobody says."""
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
