@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from tltrain.cli.main import main
 from tltrain.runs.metrics_log import read_rows
 
 
+def _made(kind: str, root: Path, web: str) -> str:
+    return made_source(kind, root / kind)
+
+
+def _published(name: str, root: Path, web: str) -> str:
+    return published(name, root)
+
+
 def _web(kind: str, file: str, root: Path, web: str) -> str:
     """The source of a made set behind a web server of `root`."""
     pytest.importorskip("aiohttp")
@@ -28,9 +37,9 @@ def _web(kind: str, file: str, root: Path, web: str) -> str:
 
 FILES = {"zip": "digits.zip", "csv": "digits.csv", "parquet": "digits.parquet", "webdataset": "train-{0..0}.tar"}
 SOURCES: dict[str, Callable[[Path, str], str]] = {
-    **{kind: lambda root, web, kind=kind: made_source(kind, root / kind) for kind in KINDS if kind != "torchvision"},
-    **{f"torchvision:{name}": lambda root, web, name=name: published(name, root) for name in PUBLISHED},
-    **{f"{kind}:https": lambda root, web, kind=kind, file=file: _web(kind, file, root, web) for kind, file in FILES.items()},
+    **{kind: partial(_made, kind) for kind in KINDS if kind != "torchvision"},
+    **{f"torchvision:{name}": partial(_published, name) for name in PUBLISHED},
+    **{f"{kind}:https": partial(_web, kind, file) for kind, file in FILES.items()},
 }
 """Name to what makes the set in a folder, which a web server shows at an address, and returns data.source."""
 QUICK = ("folder", "webdataset", "torchvision:OxfordIIITPet")
