@@ -39,6 +39,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, at most 200 characters of it, without its stop."""
+    return first_line(error).split(". ")[0].rstrip(".")[:200]
+
+
 LISTED = 20
 """Number of files or classes that one message names. The rest is only counted."""
 

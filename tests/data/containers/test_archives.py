@@ -166,6 +166,8 @@ def test_what_is_broken_is_refused_in_one_message(tmp_path: Path) -> None:
     _refused(
         f"tar:{_with_bad_header(_tar(tmp_path / 'c.tar', _files()))}", r"c.tar is not a whole tar archive: what stands at byte [\d,]+ "
     )
+    _refused(f"tar:{_zip(tmp_path / 'g.zip', _files())}", r"g.zip is a zip archive; name it zip:")
+    _refused(f"zip:{_tar(tmp_path / 'g.tar', _files())}", r"g.tar is a tar archive; name it tar:")
     _refused(f"tar:{_tar(tmp_path / 'd.tar.gz', _files(), 'w:gz')}", r"compressed as a whole.*`gunzip -k d.tar.gz`")
     _refused(f"zip:{_zip(tmp_path / 'e.zip', _files(), zipfile.ZIP_LZMA)}", r"packed in a way that is not read here: .*`zip -r`")
     _refused(f"zip:{tmp_path / 'none.zip'}", r"none.zip is not there; give a zip archive")

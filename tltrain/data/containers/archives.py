@@ -123,6 +123,8 @@ def look_through_zip(file: Path) -> Contents:
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
         if isinstance(error, UserError):
             raise
+        if tarfile.is_tarfile(file):
+            raise UserError(f"{file} is a tar archive; name it tar:{file}") from error
         raise UserError(f"{file} is not a whole zip archive: {error}; copy or download it again, or test it with `unzip -t`") from error
 
 
@@ -162,6 +164,8 @@ def members(file: Path) -> list[tarfile.TarInfo]:
     """The members of a tar archive. Raises UserError for one that is damaged or compressed."""
     with open_regular(file) as opened:
         start = opened.read(6)
+        if start.startswith(b"PK"):
+            raise UserError(f"{file} is a zip archive; name it zip:{file}")
         unpack = next((command for magic, command in COMPRESSED.items() if start.startswith(magic)), None)
         if unpack is not None:
             raise UserError(

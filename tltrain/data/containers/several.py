@@ -40,7 +40,7 @@ def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list
         found = [Path(name) for names in by_part.values() for name in names]
         missing = [part for part, names in by_part.items() if len(parts) > 1 and not names]
         if missing:
-            raise UserError(f"{whole}; of its {len(parts):,} files {len(missing):,} are not there: {some(missing)}")
+            raise UserError(f"{whole}; {len(missing):,} of its {len(parts):,} files cannot be found: {some(missing)}")
     no_files = sorted({str(path) for path in found if path.name.endswith(tuple(suffixes)) and not path.is_file()}) if argument else []
     if no_files:  # such as links of a download whose files were deleted: without them a part of the data would be missing
         raise UserError(f"{whole}; folders, or links to nothing, in place of files: {some(no_files)}; delete them or fetch the files")

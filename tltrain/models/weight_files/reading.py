@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tltrain.core.errors import UserError, first_line
+from tltrain.core.errors import UserError, first_sentence
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th", ".model")
 """Of files that are named in a folder where one is looked for. A file that is given by its path may have any name."""
@@ -194,4 +194,4 @@ def _is_text(start: bytes) -> bool:
 
 
 def _damaged(path: Path, error: BaseException) -> str:
-    return f"weights {path} are damaged or cut off, or no weights at all ({first_line(error)[:200]}); copy or download the file again"
+    return f"weights {path} are damaged or cut off, or no weights at all ({first_sentence(error)}); copy or download the file again"

@@ -37,10 +37,11 @@ def compared(runs: Sequence[tuple[int, str, RunRecord]]) -> Html | None:
 
 
 def of_features(recipe: Recipe) -> str:
-    """What the loss of the first stage is where it is no loss of labels: the student learns its teacher's features. Else empty."""
+    """What the loss of the first stage is where the student learns its teacher's features, or its map, and no labels. Else empty."""
     if not recipe.matches_features or recipe.distill is None:
         return ""
-    return f"stage {recipe.stages[0].name}: {recipe.distill.loss} loss of the teacher's features"
+    learned = "map" if recipe.distill.target == "tokens" else "features"
+    return f"stage {recipe.stages[0].name}: {recipe.distill.loss} loss of the teacher's {learned}"
 
 
 def short(value: float) -> str:
