@@ -200,7 +200,9 @@ def _objective(run: Run, stage: StagePlan, teacher: FrozenModel | None) -> Objec
     if teacher is not None and (spec := recipe.distill) is not None:
         together = Together.of(run.runtime, recipe.batch, run.shard.num_micro)
         distillation = Distillation(teacher, objective.distill_loss(spec.loss, num_classes), spec.temperature, spec.weight, together)
-    return Objective(objective.label_loss(stage.spec.loss, num_classes, several), stage.spec.label_smoothing, weights_K, distillation)
+    unlabelled = recipe.distill is not None and recipe.distill.unlabelled is not None
+    label_loss = objective.label_loss(stage.spec.loss, num_classes, several)
+    return Objective(label_loss, stage.spec.label_smoothing, weights_K, distillation, unlabelled)
 
 
 def _train_batches(run: Run, stage: StagePlan, frozen: _FrozenParts, stores: StageStores) -> Callable[[int], Iterable[Batch]]:

@@ -80,5 +80,6 @@ class LossWatch:
                     return
                 event.synchronize()
             self.pending.popleft()
-            if not self.bad and not torch.isfinite(share):
-                self.bad, self.bad_at = 1, (step, float(share))
+            loss = share.item()
+            if not self.bad and not math.isfinite(loss):
+                self.bad, self.bad_at = 1, (step, loss)

@@ -134,6 +134,8 @@ class Objective:
     smoothing: float
     class_weights_K: Tensor | None = None
     distillation: Distillation | None = None
+    unlabelled: bool = False
+    """Whether some images have no label (distill.unlabelled). To ask each of them takes five launches on a GPU."""
 
     def __call__(self, logits_BK: Tensor, batch: Batch) -> Tensor:
         """Loss (B,) of logits (B, K) for a batch of (possibly mixed) images."""
@@ -147,7 +149,7 @@ class Objective:
 
     def _of_label(self, logits_BK: Tensor, label_B: Tensor) -> Tensor:
         """The label loss (B,); 0 of a picture without a label."""
-        if label_B.ndim == 2:  # several labels: unlabelled pictures are of distillation, which has none
+        if label_B.ndim == 2 or not self.unlabelled:  # no run of several labels has unlabelled pictures
             return self.label_loss(logits_BK, label_B, self.smoothing, self.class_weights_K)
         loss_B = self.label_loss(logits_BK, label_B.clamp_min(0), self.smoothing, self.class_weights_K)
         return torch.where(label_B == NO_LABEL, 0, loss_B)
