@@ -100,8 +100,21 @@ def test_a_shard_that_is_a_link_to_nothing_is_refused_and_not_left_out(pattern: 
     """As in a cache of downloads whose files were deleted."""
     (tmp_path / "a-0.tar").touch()
     (tmp_path / "a-1.tar").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"folders, or links to nothing, in place of files: .*a-1.tar; delete them or fetch the files$"):
+    with pytest.raises(UserError, match=r"; links to nothing in place of files: .*a-1.tar; fetch the files again, or delete the links$"):
         files_of(str(tmp_path / pattern), "webdataset", (".tar",))
+
+
+def test_a_folder_that_is_called_as_a_file_is_looked_into_or_refused(tmp_path: Path) -> None:
+    """As Spark writes a table."""
+    parts = [tmp_path / name / "part-0.parquet" for name in ("test.parquet", "train.parquet")]
+    for part in parts:
+        part.parent.mkdir()
+        part.touch()
+    for pattern in (".", "**", "*.parquet/*"):
+        assert files_of(str(tmp_path / pattern), "parquet", (".parquet",)) == parts
+    (tmp_path / "more.parquet").touch()
+    with pytest.raises(UserError, match=r"; folders in place of files: .*test.parquet, .*train.parquet; give one folder, or a pattern"):
+        files_of(f"{tmp_path}/*.parquet", "parquet", (".parquet",))
 
 
 def test_a_range_may_hold_stars(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list
     """
     pattern = str(absolute(argument or ""))
     whole = f"data.source is {source}:{argument or ''}"
+    found: list[Path] = []
     if argument and is_url(argument):
         found = [copied(url) for url in with_progress([url for part in _ranged(argument) for url in listed(part, suffixes)])]
     elif argument and os.path.isdir(pattern):
@@ -41,16 +42,25 @@ def files_of(argument: str | None, source: str, suffixes: Sequence[str]) -> list
         missing = [part for part, names in by_part.items() if len(parts) > 1 and not names]
         if missing:
             raise UserError(f"{whole}; {len(missing):,} of its {len(parts):,} files cannot be found: {some(missing)}")
-    no_files = sorted({str(path) for path in found if path.name.endswith(tuple(suffixes)) and not path.is_file()}) if argument else []
-    if no_files:  # such as links of a download whose files were deleted: without them a part of the data would be missing
-        raise UserError(f"{whole}; folders, or links to nothing, in place of files: {some(no_files)}; delete them or fetch the files")
-    found = sorted({path for path in found if path.is_file()}) if argument else []
-    if not found:
+    files = {path for path in found if path.is_file()}
+    _check_left_out([path for path in found if path not in files and path.name.endswith(tuple(suffixes))], files, whole)
+    if not files:
         form = f"a file, a folder, or a pattern such as {source}:'data/train-*{suffixes[0]}'"
         raise UserError(f"{whole}, and no file is there; give {form}")
-    for path in found:
+    for path in files:
         check_utf8(path)
-    return found
+    return sorted(files)
+
+
+def _check_left_out(others: Sequence[Path], files: Collection[Path], whole: str) -> None:
+    """Raise UserError for what is called as a container and is no file: without it a part of the data would be missing.
+
+    That is a link to nothing, as in a cache of downloads whose files were deleted, or a folder, as Spark writes, without one of `files`.
+    """
+    if no_files := sorted({str(path) for path in others if not path.is_dir()}):
+        raise UserError(f"{whole}; links to nothing in place of files: {some(no_files)}; fetch the files again, or delete the links")
+    if folders := sorted({str(path) for path in others if path.is_dir() and not any(path in file.parents for file in files)}):
+        raise UserError(f"{whole}; folders in place of files: {some(folders)}; give one folder, or a pattern of the files in them")
 
 
 def _ranged(pattern: str) -> list[str]:
