@@ -155,5 +155,12 @@ def test_images_of_several_labels_get_their_right_set(tmp_path: Path, written: d
     assert doctors.train.labels.tolist()[0] == has["0.png"]
     with pytest.raises(UserError, match=r"relabel.csv, line 2: no image is of class 'rwo'|no image is of class 'Rwo'"):
         opened(f"path,label\n0.png,{names['row'].replace('ow', 'wo')}\n")
+    with pytest.raises(
+        UserError, match=r"no image is of class 'none of them'; there are .* is written with '\|' between its labels, and empty for"
+    ):
+        opened("path,suggestion\n0.png,relabel:none of them\n")
+    assert opened("path,suggestion\n0.png,relabel:\n").train.labels.tolist()[0] == [0, 0, 0]
+    with pytest.raises(UserError, match=r"line 2: 0.png gets no class; write relabel:CLASS"):
+        opened("path,suggestion\n0.png,relabel\n")
     with pytest.raises(UserError, match="names a class twice"):
         opened(f"path,label\n0.png,{names['row']}|{names['row']}\n")

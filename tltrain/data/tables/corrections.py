@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tltrain.core.errors import UserError, some
 from tltrain.core.output import escape
 from tltrain.core.recipe import Data
-from tltrain.data.multilabel.label_sets import names_in, set_as_listed
+from tltrain.data.multilabel.label_sets import names_in, separator, set_as_listed
 from tltrain.data.tables.rows import read_rows
 
 EXCLUDE, RELABEL, LOOK = "exclude", "relabel", "look"
@@ -87,6 +87,8 @@ def _check_classes(entries: Iterable[_Entry], known: Collection[str], spec: Data
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {some(sorted(known))}"
+            if spec.multilabel:
+                hint += f"; a set is written with {separator(spec)!r} between its labels, and empty for none of them"
             raise UserError(f"{place}: no image is of class {name!r}; {hint}")
 
 
@@ -100,10 +102,10 @@ def _entries(key: str, given: str, spec: Data) -> list[_Entry]:
     entries = []
     for line, row in rows:
         place = f"{file}, line {line}"
-        action, label = key, row.get("label", "")
+        action, colon, label = key, ":", row.get("label", "")
         if suggests:
-            action, _, label = (part.strip() for part in escape.from_csv(row["suggestion"]).partition(":"))
-        _check_row(place, row, action, label, spec.multilabel)
+            action, colon, label = (part.strip() for part in escape.from_csv(row["suggestion"]).partition(":"))
+        _check_row(place, row, action, label, empty=spec.multilabel and bool(colon))
         if action == key:
             path = escape.from_csv(row["path"]) if suggests else row["path"]  # the doctor writes =1.png as '=1.png
             named = set_as_listed(label, spec, place) if spec.multilabel else label
@@ -111,10 +113,11 @@ def _entries(key: str, given: str, spec: Data) -> list[_Entry]:
     return entries
 
 
-def _check_row(place: str, row: dict[str, str], action: str, label: str, several: bool) -> None:
+def _check_row(place: str, row: dict[str, str], action: str, label: str, empty: bool) -> None:
+    """empty: whether a label may be: none of several, where a colon or a column says that one stands there."""
     if action not in (EXCLUDE, RELABEL, LOOK, ""):
         raise UserError(f"{place}: suggestion is {row['suggestion']!r}; it can be exclude, relabel:CLASS, or look, which changes nothing")
     if not row["path"]:
         raise UserError(f"{place}: path is empty; every line names an image")
-    if action == RELABEL and not label and not several:  # an image may have none of several labels
+    if action == RELABEL and not label and not empty:
         raise UserError(f"{place}: {row['path']} gets no class; write relabel:CLASS as its suggestion, or a class in the column label")
