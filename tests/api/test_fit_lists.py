@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from digit_files import digit_image
+from label_files import CLASSES, label_pictures
 from sklearn.datasets import load_digits
 
 import tltrain
@@ -60,6 +61,12 @@ def test_files_and_labels_become_a_run(
         (["a.png", "b.png"], ["x", " x"], r"labels\[1\] is ' x'"),
         (["a.png", "./a.png"], ["x", "y"], r"images\[1\] and images\[0\] are the same file"),
         (["a.png", 5], ["x", "y"], r"images\[1\] is a int; give the paths of files"),
+        (["a.png", "b.png"], [["x", "y"], "x"], r"labels\[0\] is \['x', 'y'\] and labels\[1\] is 'x'; .* give a list for each file"),
+        (["a.png", "b.png"], [["x", "y", "x"], []], r"labels\[0\] is \['x', 'y', 'x'\], which names a label twice"),
+        (["a.png", "b.png"], [["x|y"], ["z"]], r"labels\[0\] is \['x\|y'\], and '\|' parts the labels of a file"),
+        (["a.png", "b.png"], [["x", ""], ["z"]], r"labels\[0\] is ''; a label is a whole number"),
+        (["a.png", "b.png"], [["x"], []], "all 2 labels are 'x'"),
+        (["a.png", "b.png"], [np.array([0, 1]), np.array([1, 0])], r"labels\[0\] is array\(\[0, 1\]\); a label is a whole number"),
         ("photos", ["x", "y"], "images is 'photos', one path, and labels are given"),
         ("photos", None, "the data is 'photos', which is no folder"),
     ],
@@ -73,3 +80,19 @@ def test_a_mistake_is_said_before_anything_is_written(
     with pytest.raises(UserError, match=says):
         tltrain.fit(images, labels, folder="fit")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_files_with_several_labels_each_become_a_run(tmp_path: Path) -> None:
+    has_N3 = label_pictures(tmp_path, 60).tolist()
+    paths = [tmp_path / f"{i}.png" for i in range(60)]
+    sets = [{name for name, there in zip(CLASSES, has, strict=True) if there} for has in has_N3]
+    assert set() in sets
+    few: dict[str, Any] = {"minutes": 0.001, "backbones": ["resnet-tiny"], "workers": 0, "folder": tmp_path / "fit"}
+    run = tltrain.fit(paths, sets, **few)
+    assert run.classes == tuple(sorted(CLASSES))
+    said = run.predict(paths)
+    right = sum(set(one.labels or ()) == names for one, names in zip(said, sets, strict=True))
+    assert right > 30, "it has learned which labels belong to which file: the most frequent set is that of 18"
+    assert tltrain.fit(paths, ["|".join(sorted(names)) for names in sets], label_separator="|", **few).metrics == run.metrics
+    with pytest.raises(UserError, match=r"label_columns is \['row'\], columns of a table, and images is a list of files"):
+        tltrain.fit(paths, sets, label_columns=["row"], **few)

@@ -6,7 +6,7 @@ import csv
 import io
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -16,6 +16,7 @@ from tltrain.core import files
 from tltrain.core.errors import UserError, some
 from tltrain.core.flags import RunFlags
 from tltrain.core.output.console import Console
+from tltrain.data.multilabel.label_sets import SEPARATOR
 from tltrain.fitting.fit import RUN, Wanted
 from tltrain.fitting.fit import fit as choose_and_train
 from tltrain.runs.links import check_links
@@ -23,11 +24,14 @@ from tltrain.runs.run_dir import outcome
 
 SUFFIX = ".images.csv"
 """Suffix of the table of listed images. It lies beside the folder of the fit, and begins with the folder's name."""
+SETS = (list, tuple, set, frozenset)
+"""How an image's labels are given where it may have several."""
+Label = str | SupportsIndex
 
 
 def fit(
     images: str | Path | Sequence[str | Path],
-    labels: Sequence[str | SupportsIndex] | None = None,
+    labels: Sequence[Label | Collection[Label]] | None = None,
     *,
     minutes: float = 10.0,
     backbones: Sequence[str] = (),
@@ -40,12 +44,13 @@ def fit(
     """Choose a recipe for your images, say why, and train it, as `tltrain fit` does. Returns the run: `metrics`, `predict`, `model`.
 
     images: a folder of class folders, or a list of files. labels: the class of each file, strings or whole numbers; a class is called by
-        its text. They are kept as a table beside the folder, and split into train, val and test.
+        its text. Where a file may have several labels, a list of them for each file, [] for none. They are kept as a table beside the
+        folder, and split into train, val and test.
     minutes: time that it may take, about. backbones: NAME or NAME=WEIGHTS; none for those that are on this machine.
     folder: where everything is kept; None for runs/NAME-fit. The same call again goes on where it stopped. seed: of folds, order and new
         weights. workers: data workers; None for the processor cores, 0 for none.
-    label_separator: of a table whose images have several labels: what parts them in a cell, such as |. label_columns: or its columns of 1
-        and 0, one for each label.
+    label_separator: of a table, or of strings in `labels`, where images have several labels: what parts them, such as | in cat|dog.
+        label_columns: or a table's columns of 1 and 0, one for each label.
     Raises UserError for images that cannot be trained on, if the run fails, and if it was stopped (Ctrl-C) before there is a run.
     """
     listed: list[str | Path] = [] if isinstance(images, str | Path) else [*images]
@@ -60,7 +65,8 @@ def fit(
         source, name = "", "pictures"
     where = Path("runs") / f"{files.short_name(name)}-fit" if folder is None else Path(folder)
     if not source:
-        source = f"csv:{_write_table(where, _table(listed, labels))}"
+        label_separator = _separator(labels, label_separator, label_columns)
+        source = f"csv:{_write_table(where, _table(listed, labels, label_separator))}"
     columns = None if label_columns is None else tuple(label_columns)
     wanted = Wanted(source, where, minutes, tuple(backbones), seed, label_separator=label_separator, label_columns=columns)
     ended = choose_and_train(wanted, RunFlags(workers=workers), Console(enabled=True))
@@ -72,15 +78,35 @@ def fit(
     return Run(path)
 
 
-def _table(images: list[Any], labels: Sequence[Any] | None) -> str:
-    """The files and their classes as a CSV table. Raises UserError for what cannot be trained on."""
+def _separator(labels: Sequence[Any] | None, given: str | None, columns: Sequence[str] | None) -> str | None:
+    """What parts the labels of a file in the table. None: each has one class. Raises UserError where it is not clear which of the two."""
+    if columns is not None:
+        raise UserError(
+            f"label_columns is {list(columns)}, columns of a table, and images is a list of files; give a list of labels for each file"
+        )
+    is_set = [isinstance(label, SETS) for label in (() if labels is None else labels)]
+    if not any(is_set):
+        return given
+    assert labels is not None
+    if not all(is_set):
+        alone, several = is_set.index(False), is_set.index(True)
+        raise UserError(
+            f"labels[{several}] is {labels[several]!r} and labels[{alone}] is {labels[alone]!r}; where a file may have several labels, "
+            "give a list for each file, [] for none of them"
+        )
+    return SEPARATOR if given is None else given
+
+
+def _table(images: list[Any], labels: Sequence[Any] | None, mark: str | None) -> str:
+    """The files and their classes as a CSV table. mark: what parts several labels. Raises UserError for what cannot be trained on."""
     if labels is None:
         raise UserError(f"images is a list of {len(images):,} files and labels is missing; give the class of each file, in the same order")
-    names = [_label(i, label) for i, label in enumerate(labels)]
+    names = [_cell(i, label, mark) for i, label in enumerate(labels)]
     if len(images) != len(names):
         raise UserError(f"there are {len(images):,} images and {len(names):,} labels; give one label for each image, in the same order")
-    if len(set(names)) < 2:
-        what = f"all {len(names):,} labels are {names[0]!r}" if names else "there are no images"
+    classes = {name.strip() for text in names for name in (text.split(mark) if mark else [text])} - {""}
+    if len(classes) < 2:
+        what = f"all {len(names):,} labels are {''.join(classes)!r}" if names else "there are no images"
         raise UserError(f"{what}, and a network learns to tell classes apart; give two or more")
     paths = [_path(i, image) for i, image in enumerate(images)]
     if missing := [path for path in paths if not os.path.isfile(path)]:
@@ -92,6 +118,19 @@ def _table(images: list[Any], labels: Sequence[Any] | None) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label"), *zip(paths, names, strict=True)])
     return text.getvalue()
+
+
+def _cell(index: int, label: Any, mark: str | None) -> str:
+    """The class of a file, or of several labels its set, in one order, whatever theirs is."""
+    if not isinstance(label, SETS):
+        return "" if mark is not None and isinstance(label, str) and not label else _label(index, label)
+    names = sorted(_label(index, name) for name in label)
+    if len(set(names)) < len(names):
+        raise UserError(f"labels[{index}] is {label!r}, which names a label twice; name each once")
+    assert mark is not None, "lists are parted by something"
+    if any(mark in name for name in names):
+        raise UserError(f"labels[{index}] is {label!r}, and {mark!r} parts the labels of a file; rename what has it in it")
+    return mark.join(names)
 
 
 def _label(index: int, label: Any) -> str:
