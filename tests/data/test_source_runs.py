@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ class Made:
     def source(self, name: str, web: str) -> str:
         if name not in self._sources:
             root = self._folder(name) / "set"
+            shutil.rmtree(root, ignore_errors=True)  # half made where a package is missing and another test was skipped
             root.mkdir(parents=True)
             self._sources[name] = SOURCES[name](root, f"{web}/{root.relative_to(self.root)}")
         return self._sources[name]

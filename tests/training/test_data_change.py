@@ -260,6 +260,7 @@ def test_other_weights_than_the_run_began_with_are_refused(changed: str, tmp_pat
     )
     assert again(recipe, tmp_path)["outcome"] == "finished"
     (tmp_path / "run" / "outcome.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # of a run that has done its stages no teacher is asked again
     shutil.rmtree(given[changed])
     run_with_weights(given[changed], made_recipe(backbone=backbone.model_dump()), classes, seed=1)
     with pytest.raises(UserError, match=f"the {changed} are not those that this run began with"):

@@ -161,10 +161,9 @@ def test_a_url_with_a_secret_is_refused_and_the_secret_is_not_repeated(url: str,
         source_of(url)
     with pytest.raises(UserError) as bare_in_recipe:
         recipes.parse(f"data: {{source: '{url}'}}\nbackbone: {{name: resnet18}}\n", "a recipe")
-    with pytest.raises(UserError, match=r"^data.source is '[a-z0-9]+://") as for_evaluate:
+    with pytest.raises(UserError) as for_evaluate:
         foreign(url)
-    assert "word" not in str(for_evaluate.value)
-    for caught in (of_recipe, of_word, of_copy, of_flag, bare, bare_in_recipe):
+    for caught in (of_recipe, of_word, of_copy, of_flag, bare, bare_in_recipe, for_evaluate):
         assert f"the URL holds a secret ({what})" in str(caught.value)
         assert "word" not in str(caught.value)
 
