@@ -14,6 +14,7 @@ from tltrain.core.flags import RunFlags, parse_flags
 from tltrain.core.recipe import Recipe
 from tltrain.runs.folds import folder
 from tltrain.runs.folds.folder import FoldsFolder
+from tltrain.runs.report.formatting import finished_of
 
 
 def submit_array(parent: Path, runs: Sequence[Training], own: Sequence[str], command: Sequence[str]) -> int:
@@ -41,7 +42,7 @@ def submit_folds(wanted: FoldsFolder, parsed: Sequence[tuple[Recipe, RunFlags]],
     folder.check(wanted, [recipe for recipe, _ in parsed])
     runs = [Training(recipe, start, start.folder) for recipe, start in folder.unfinished(wanted, parsed) if start.folder is not None]
     if not runs:
-        print(f"all {len(parsed)} runs are finished: `tltrain report {wanted.path}` writes the page")
+        print(f"{finished_of(len(parsed), len(parsed))}: `tltrain report {wanted.path}` writes the page")
         return 0
     if "--dry-run" not in own:
         folder.create(wanted)

@@ -218,6 +218,21 @@ def test_the_table_fits_80_columns() -> None:
         assert any(figures in line for line in lines), figures
 
 
+def test_a_long_name_is_broken_behind_its_words() -> None:
+    """As a backbone with a file of weights."""
+    name = "timm:tf_efficientnet_lite0=/data/weights/efficientnet-lite0-57934424.pth"
+    console = RichConsole(width=80)
+    with console.capture() as shown:
+        console.print(terminal.table(_probed(BEST, _row(name, 0.80, 0.012), WEAK)))
+    lines = shown.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    first = next(i for i, line in enumerate(lines) if "80.0" in line)
+    parts = [line.split(maxsplit=1)[0] for line in lines[first:-1]]
+    assert "".join(parts) == name
+    assert all(part[-1] in "_=/-" for part in parts[:-1]), parts
+    assert "efficientnet_<wbr>lite0=<wbr>/<wbr>data/<wbr>" in probe_page(_probed(BEST, _row(name, 0.80, 0.012)), None)
+
+
 def test_the_page_shows_each_row_and_escapes_names(tmp_path: Path) -> None:
     here = AtHand((), {"resnet50": "curl <url>"}, ("other",))
     file = tmp_path / "probe.html"

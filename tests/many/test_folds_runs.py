@@ -156,7 +156,7 @@ def test_a_stop_ends_with_75_and_the_same_command_goes_on(
     assert stopped(lambda recipe, step: recipe.data.fold == 1 and step == 2) == 75
     assert run_dir.outcome(tmp_path / "folds" / "r0-f1")["outcome"] == "stopped"
     assert not (tmp_path / "folds" / "r0-f2").exists()
-    assert "So far: 1 of 3 runs are finished." in " ".join(capsys.readouterr().out.split())
+    assert "So far: 1 of 3 runs is finished." in " ".join(capsys.readouterr().out.split())
     assert main(command) == 0
     assert results(tmp_path / "folds") == results(undisturbed)
 
@@ -290,6 +290,6 @@ def test_an_array_is_submitted_of_what_is_not_finished(
     assert not (undisturbed / "r1-f0").exists()
     assert read(undisturbed).repeats == 1
     assert main(["folds", recipe, *COMMAND, "--folder", str(undisturbed), *dry]) == 0
-    assert "all 3 runs are finished" in capsys.readouterr().out
+    assert "3 of 3 runs are finished" in capsys.readouterr().out
     says = mistake(["folds", recipe, "--k", "2", "--folder", str(tmp_path / "new"), "--slurm", "--array", "seed=0,1"], capsys)
     assert "are an array already" in says

@@ -105,7 +105,7 @@ def test_a_plan_on_a_narrow_terminal_breaks_between_stages_and_words(
     from tltrain.core.recipe import load
     from tltrain.training import plan_table
 
-    recipe = load("folder-resnet50")
+    recipe = load("folder-resnet50").model_copy(update={"purpose": "for " + "many " * 60 + "images"})
     recipe = recipe.override({"data.source": "digits", "backbone.name": "resnet-micro", "backbone.weights": None, "data.size": 32})
     experiment = Experiment.outline(recipe, outline_images(recipe.data))
     table = plan_table.render(recipe, experiment.student.chain, experiment.plan, 1, 1, "data    many", ["head: " + "word " * 40])
@@ -121,6 +121,7 @@ def test_a_plan_on_a_narrow_terminal_breaks_between_stages_and_words(
     assert narrow[at + 1].startswith("        word"), "a line goes on behind its first word"
     wide = plan_table.text(table)
     assert wide.count("\nblock ") == 1
+    assert wide.splitlines()[0] == f"{recipe.name}: {recipe.purpose}", "in a file a line is a line"
     assert "head: " + "word " * 39 + "word" in wide
 
 

@@ -122,7 +122,7 @@ def test_what_is_not_finished_is_said_and_not_pooled(tmp_path: Path) -> None:
     pooled = _pooled(folder)
     page = Page(write(pooled))
     assert len(pooled.predictions.ids) == 40
-    assert "each judged by a network that never saw it. So far: 1 of 3 runs are finished." in page.text
+    assert "each judged by a network that never saw it. So far: 1 of 3 runs is finished." in page.text
     assert "Not finished: r0-f1, r0-f2." in page.text
     shutil.rmtree(folder / "r0-f0")
     assert pool(folder) is None

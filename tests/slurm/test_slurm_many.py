@@ -84,7 +84,7 @@ def test_an_array_of_folds_is_put_together_by_report(cluster: Cluster, cwd: Path
     cluster.wait_until(lambda: not cluster.slurm("squeue", "--noheader", "--job", job), 180, "the array ended")
     assert [outcome(folds / name) for name in ("r0-f0", "r0-f1")] == ["finished"] * 2
     assert "of 64 images are right" in " ".join(cluster.python("-m", "tltrain", "report", str(folds), cwd=cwd).stdout.split())
-    assert "all 2 runs are finished" in cluster.python(*command, cwd=cwd).stdout
+    assert "2 of 2 runs are finished" in cluster.python(*command, cwd=cwd).stdout
 
 
 def test_an_array_by_hand_and_one_of_its_runs_preempted(cluster: Cluster, cwd: Path) -> None:

@@ -20,7 +20,7 @@ from tltrain.runs.folds import folder, page
 from tltrain.runs.folds.folder import FoldsFolder
 from tltrain.runs.folds.pooled import Pooled, pool
 from tltrain.runs.record import number
-from tltrain.runs.report.formatting import count, duration, interval, percent, points
+from tltrain.runs.report.formatting import count, duration, finished_of, interval, percent, points
 from tltrain.training.depths.hidden import check_weights
 
 
@@ -37,7 +37,7 @@ def run_folds(wanted: FoldsFolder, parsed: Sequence[tuple[Recipe, RunFlags]], jo
     say = Terminal(highlight=False, soft_wrap=True).print
     runs = [OneRun(str(start.folder and start.folder.name), recipe, start) for recipe, start in folder.unfinished(wanted, parsed)]
     if num_finished := len(wanted.members) - len(runs):
-        say(f"folds   {num_finished} of {len(wanted.members)} runs are finished already", markup=False)
+        say(f"folds   {finished_of(num_finished, len(wanted.members))} already", markup=False)
     outcome = "finished"
     if runs and jobs > 1:
         outcome = train_side_by_side(runs, min(jobs, len(runs)), wanted.path / "logs", lambda text: say(text, markup=False))

@@ -16,7 +16,7 @@ from tltrain.many.one_by_one import OneRun, train_one_by_one
 from tltrain.many.side_by_side import jobs_at_a_time, train_side_by_side
 from tltrain.many.standing import Standing, read, table, verdict
 from tltrain.runs import run_dir
-from tltrain.runs.report.formatting import plural
+from tltrain.runs.report.formatting import finished_of, plural
 
 
 def run_sweep(members: Sequence[Member], halving: int | None, jobs: int | None) -> str:
@@ -36,7 +36,7 @@ def run_sweep(members: Sequence[Member], halving: int | None, jobs: int | None) 
             terminal.print(rung_line(rung, left), style="bold", markup=False)
         runs = [OneRun(each.name, each.recipe, each.start) for each in unfinished(left)]
         if num_finished := len(left) - len(runs):
-            terminal.print(f"sweep   {num_finished} of {len(left)} runs are finished already", markup=False)
+            terminal.print(f"sweep   {finished_of(num_finished, len(left))} already", markup=False)
         outcome = _train(runs, jobs, left[0].path.parent / "logs", terminal) if runs else "finished"
         if outcome == "stopped":
             if jobs > 1:  # one by one, the run that was stopped says so

@@ -37,7 +37,7 @@ def render(
     data: lines about the images. stored: one line for each possible cache, with the decision whether to use it. num_classes: None where
     the recipe has no `distill.top_k`.
     """
-    title = Text(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
+    title = _Lines(escape.line(f"{recipe.name}: {recipe.purpose}" if recipe.purpose else recipe.name))
     solved_lines = [f"solved  {solved.plan_line(chain, stage)}" for stage in plan if stage.spec.solve]
     batch_lines = _batch_lines(recipe, chain, plan, world, num_micro, num_classes)
     lines = [data, *batch_lines, *solved_lines, *(f"cache   {line}" for line in stored)]
@@ -46,7 +46,7 @@ def render(
 
 @dataclass(frozen=True)
 class _Lines:
-    """Lines that begin with a word of at most seven letters: on a terminal, what does not fit goes on behind it."""
+    """Lines that may begin with a word of at most seven letters: on a terminal, what does not fit goes on behind it."""
 
     text: str
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from tltrain.analysis.doctor.findings import BLANK, BLURRED, MEANING, OUTLIER, S
 from tltrain.core.files import in_parallel
 from tltrain.runs.report import tables
 from tltrain.runs.report.formatting import count, percent, plural
-from tltrain.runs.report.html import Html, el, join, page
+from tltrain.runs.report.html import Html, breakable, el, join, page
 
 SHOWN = 48
 """Findings per problem that the page shows with pictures. The table lists all of them."""
@@ -99,8 +98,7 @@ def _figure(finding: Finding, diagnosis: Diagnosis, pictures: dict[int, str]) ->
 
 
 def _file(path: str, before: str = "") -> Html:
-    """A file's name, all of it in sight: it is broken behind its folders and words before it is broken elsewhere."""
-    return el("small", before, *(join(part, Html("<wbr>")) for part in re.findall(r"[^/_-]*[/_-]|[^/_-]+", path)), class_="path")
+    return el("small", before, breakable(path), class_="path")
 
 
 def _caption(finding: Finding, diagnosis: Diagnosis) -> str:

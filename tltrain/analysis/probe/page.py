@@ -10,7 +10,7 @@ from tltrain.analysis.probe.judge import NEIGHBOURS, Probed, ProbeRow
 from tltrain.runs.report import tables
 from tltrain.runs.report.charts import Mark, Point, axis, log_axis, mark_chart
 from tltrain.runs.report.formatting import compact, count, percent, plural
-from tltrain.runs.report.html import Html, el, join, page
+from tltrain.runs.report.html import Html, breakable, el, join, page
 
 GOOD, WORSE = "s0", "s1"
 
@@ -76,7 +76,7 @@ def _chart(probed: Probed) -> Html:
 def _table(probed: Probed) -> Html:
     rows = []
     for i, row in enumerate(probed.rows, start=1):
-        name = join(el("i", class_=f"key {_style(row)}"), f"{i} {row.name}")
+        name = join(el("i", class_=f"key {_style(row)}"), f"{i} ", breakable(row.name))
         accuracy, interval, difference, paired, near, ms, parameters, store = terminal.figures(row)
         both = f"{difference} ({paired.replace('..', ' to ')})".replace("-", "\u2212") if difference else ""
         rows.append([name, accuracy, interval.replace("-", " to "), both, near, ms, parameters, store])

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from tltrain.analysis.at_hand import AtHand
 from tltrain.analysis.probe.judge import NEIGHBOURS, Probed, ProbeRow
+from tltrain.core.output import escape, wrapping
 from tltrain.core.output.console import Console, duration, size
 
 HEADS = {"ridge": "ridge regression", "logistic": "logistic regression", "nearest_mean": "the nearest class mean"}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A backbone's name, which may be NAME=FILE: broken behind its words where its column is too narrow."""
+
+    name: str
+
+    def __rich_measure__(self, console: RichConsole, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(cell_len, wrapping.name_parts(self.name)), default=0), cell_len(self.name))
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(wrapping.fitted_name(self.name, options.max_width)), overflow="fold")
 
 
 def table(probed: Probed) -> Table:
@@ -21,7 +40,7 @@ def table(probed: Probed) -> Table:
     for name in ("mAP %" if probed.ask.several else "right %", "95 %", "to best", "95 %", f"{NEIGHBOURS} NN", "ms", "param.", "store"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in probed.rows:
-        shown.add_row(row.name, *figures(row), style=None if row.as_good else "dim")
+        shown.add_row(_Name(escape.line(row.name)), *figures(row), style=None if row.as_good else "dim")
     return shown
 
 

@@ -19,6 +19,7 @@ _PIECE = re.compile(
 )
 """Space, and what is never broken: words, and what stands in backticks or quotation marks. A flag goes with its value, a number with
 its unit."""
+_PART = re.compile(r"[^/_=:.\s-]*(?:[/_=:.-]|\s+)|[^/_=:.\s-]+")
 _COMMAND = re.compile(r"\s+(?:tltrain|python|accelerate|sbatch|scancel|wandb|pip|apt) |\s*(?:page|table|report|folder|export|absent) {2,}")
 """Lines that are one command, or end with one, or with one path: no part of them is broken."""
 _SEVEN = "weights|classes|teacher|student|against|network|abstain|answers"
@@ -53,6 +54,23 @@ def _broken(line: str, width: int) -> str:
         else:
             row += space + word
     return "\n".join([*rows, row])
+
+
+def name_parts(name: str) -> list[str]:
+    """A name of a file or a network, cut behind the signs and spaces where a narrow column may break it."""
+    return _PART.findall(name)
+
+
+def fitted_name(name: str, width: int) -> list[str]:
+    """The rows of a name in a column of `width`. Only a part that is wider is a row that does not fit."""
+    from rich.cells import cell_len
+
+    rows = [""]
+    for part in name_parts(name):
+        if rows[-1] and cell_len((rows[-1] + part).rstrip()) > width:
+            rows.append("")
+        rows[-1] += part
+    return [row.rstrip() for row in rows]
 
 
 def width_of(stream: IO[str]) -> int | None:

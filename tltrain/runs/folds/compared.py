@@ -12,6 +12,7 @@ from tltrain.runs.folds.page import PAGE
 from tltrain.runs.folds.pooled import Pooled, pool
 from tltrain.runs.pages.comparison import ComparedRun
 from tltrain.runs.record import Predicted
+from tltrain.runs.report.formatting import finished_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def compared_folds(name: str, path: Path) -> ComparedRun:
     """A folder of folds with its pooled figures. Raises UserError where a fold is not finished."""
     pooled = pool(path)
     if pooled is None or not pooled.is_whole:
-        missing = "no fold is finished" if pooled is None else f"{len(pooled.runs)} of {len(pooled.folder.members)} runs are finished"
+        missing = "no fold is finished" if pooled is None else finished_of(len(pooled.runs), len(pooled.folder.members))
         raise UserError(f"{path}: {missing}, so that images are missing; let `tltrain folds` finish it, or leave it out")
     return ComparedRun(name, pooled.record, _predicted(pooled), pooled.accuracy, pooled.f1, page=PAGE, is_folds=True)
 

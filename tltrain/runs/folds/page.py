@@ -20,7 +20,7 @@ from tltrain.runs.record import RunRecord, number
 from tltrain.runs.report import confidence
 from tltrain.runs.report import tables as parts
 from tltrain.runs.report.charts import axis
-from tltrain.runs.report.formatting import DASH, count, decimal, duration, interval, learned_nothing, percent, plural, points
+from tltrain.runs.report.formatting import DASH, count, decimal, duration, finished_of, interval, learned_nothing, percent, plural, points
 from tltrain.runs.report.html import Html, el, join, page
 from tltrain.runs.report.labels import by_label
 from tltrain.runs.report.stats import ends_of
@@ -73,7 +73,7 @@ def verdict(pooled: Pooled) -> str:
     n = len(pooled.predictions.ids)
     repeats = len(pooled.by_repeat)
     seen = "a network" if repeats == 1 else f"{repeats} networks" if pooled.is_whole else "networks"
-    so_far = f" So far: {len(pooled.runs)} of {plural(len(pooled.folder.members), 'run')} are finished."
+    so_far = f" So far: {finished_of(len(pooled.runs), len(pooled.folder.members))}."
     if pooled.several:
         test = pooled.record.test or {}
         said = labels.verdict(test, pooled.accuracy, seen) + ("" if pooled.is_whole else so_far)

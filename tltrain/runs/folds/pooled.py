@@ -18,6 +18,7 @@ from tltrain.core.output import escape
 from tltrain.runs.folds import folder, labels
 from tltrain.runs.folds.folder import FoldsFolder, Member
 from tltrain.runs.record import RunRecord, number, prediction_rows, probability_columns, read_run
+from tltrain.runs.report.formatting import finished_of
 from tltrain.runs.report.stats import Interval, accuracy_interval, f1_interval
 
 MOST_MISTAKES = 24
@@ -140,7 +141,7 @@ def _record(what: FoldsFolder, runs: Sequence[tuple[Member, RunRecord]], test: d
     cost = {"seconds": sum(run.seconds for _, run in runs), "peak_bytes": max(number(outcome, "peak_bytes") for outcome in outcomes)}
     steps = tuple(map(sum, zip(*(run.stage_steps for _, run in runs), strict=True)))
     whole = len(runs) == len(what.members)
-    state = "finished" if whole else f"{len(runs)} of {len(what.members)} runs are finished"
+    state = "finished" if whole else finished_of(len(runs), len(what.members))
     own = {"path": what.path, "rows": (), "test": test, "mistakes": _mistakes(runs), "plan": "", "outcome": {"outcome": state, **cost}}
     kept = {field.name: getattr(first, field.name) for field in fields(RunRecord)}
     return FoldsRecord(**{**kept, **own, "right_answers": (), "preview": None}, steps=steps)

@@ -88,6 +88,11 @@ def plural(n: int, word: str) -> str:
     return f"{count(n)} {word}" if n == 1 else f"{count(n)} {word}{'es' if word.endswith('s') else 's'}"
 
 
+def finished_of(num: int, total: int) -> str:
+    """1 of 3 runs is finished; 2 of 3 runs are finished."""
+    return f"{count(num)} of {plural(total, 'run')} {'is' if num == 1 else 'are'} finished"
+
+
 def compact(value: float) -> str:
     """1500 as 1.5k, for axis ticks."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from tltrain.core.output import escape
+from tltrain.core.output import escape, wrapping
 
 # Content security policy: the page may load nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -28,6 +28,11 @@ def el(name: str, *children: str | None, **attributes: str | float | None) -> Ht
 def join(*children: str | None) -> Html:
     """Concatenate children; those that are not Html are escaped."""
     return Html("".join(c if isinstance(c, Html) else escape.html(c) for c in children if c is not None))
+
+
+def breakable(name: str) -> Html:
+    """A name, all of it in sight: it is broken behind its folders and words before it is broken elsewhere."""
+    return Html("<wbr>".join(map(escape.html, wrapping.name_parts(name))))
 
 
 def page(title: str, *body: str | None) -> str:
