@@ -210,12 +210,17 @@ def test_what_the_pooled_vector_alone_passes_stays_as_it_is(tmp_path: Path) -> N
     assert optim.trainable(chain, all_of_it) == below + 96 * (576 + 1)
 
 
-def test_a_teacher_of_a_map_needs_no_linear_head(tmp_path: Path) -> None:
-    """SqueezeNet's head is a convolution of its map."""
-    squeezed = made_recipe(backbone={"name": "torchvision:squeezenet1_1"}, data=AT_64, stages=[HEAD | {"steps": 1}])
-    teacher = run(squeezed, tmp_path / "teacher")
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        pytest.param("torchvision:squeezenet1_1", "the 512 features of", id="whose head is a convolution of its map"),
+        pytest.param("timm:test_vit", "the 64 features of", id="whose pooled vector, a class token, lies otherwise in memory"),
+    ],
+)
+def test_a_map_of_a_traced_teacher_is_learned(name: str, features: str, tmp_path: Path) -> None:
+    teacher = run(made_recipe(backbone={"name": name}, data=AT_64, stages=[HEAD | {"steps": 1}]), tmp_path / "teacher")
     folder = run(student(PRETRAIN | {"steps": 2}, HEAD | {"steps": 1}, teacher=str(teacher), data=AT_64), tmp_path / "run", cache="never")
-    assert "the 512 features of" in (folder / "plan.txt").read_text()
+    assert features in (folder / "plan.txt").read_text()
 
 
 @pytest.mark.parametrize(

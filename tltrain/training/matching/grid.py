@@ -48,9 +48,10 @@ def averaged(map_BhwC: Tensor, side: int) -> Tensor:
 
 def use(chain: Chain, side: int) -> Chain:
     """Make the last block before the head give its map on a grid, in place. Returns the same chain."""
-    block = chain.blocks[-2]
+    *before, block, head = chain.blocks
     assert block.last_map is not None
-    chain.blocks = (*chain.blocks[:-2], replace(block, step=OnGrid(block.last_map.step, side), grid=side), chain.blocks[-1])
+    mapped = replace(block, step=OnGrid(block.last_map.step, side), grid=side)
+    chain.blocks = (*before, mapped, replace(head, input_order=None))  # which was that of the pooled vector
     return chain
 
 
