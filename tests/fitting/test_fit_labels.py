@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,14 @@ def test_a_table_of_sets_becomes_a_recipe_of_labels_and_a_run(pictures: Path, ca
     assert "label_separator: | -> None" in mistake(_words(pictures, "--minutes", "0.001"), capsys)
     both = _words(pictures, "--label-separator", "|", "--label-columns", "Row,Column", "--folder", str(pictures / "other"))
     assert "two ways to write several labels" in mistake(both, capsys)
+
+
+def test_names_with_commas_count_once_and_without_blanks(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("tltrain.fitting.fit.fit", lambda wanted, *_: asked.append(wanted) or "finished")
+    words = ["fit", f"{pictures}/columns.csv", "--backbones", "resnet-tiny, resnet-tiny,", "--label-columns", "Row, Column,Row"]
+    assert main(words) == 0
+    assert (asked[0].backbones, asked[0].label_columns) == (("resnet-tiny",), ("Row", "Column"))
 
 
 def test_depths_are_told_apart_by_mean_average_precision() -> None:

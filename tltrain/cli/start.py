@@ -112,12 +112,11 @@ def fit(argv: Sequence[str]) -> int:
     if source is None:
         hint = near(arguments.source) or "; give a folder of pictures, such as folder:photos"
         raise UserError(f"{arguments.source} is no folder and no data source{hint}")
+    from tltrain.analysis.probe.command import words
     from tltrain.fitting.fit import Wanted
     from tltrain.fitting.fit import fit as choose_and_train
 
-    names, columns = (
-        tuple(word.strip() for word in (words or "").split(",") if word.strip()) for words in (arguments.backbones, arguments.label_columns)
-    )
+    names, columns = (words(text or "") for text in (arguments.backbones, arguments.label_columns))
     folder = arguments.folder or Path("runs") / f"{short_name(Path(source.partition(':')[2] or source).stem) or 'pictures'}-fit"
     labels = arguments.label_separator, columns or None
     wanted = Wanted(source, folder, arguments.minutes, names, arguments.seed, arguments.dry_run, *labels)
