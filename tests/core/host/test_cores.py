@@ -47,6 +47,24 @@ def test_they_follow_the_quota_of_a_container(
     assert cores.num_cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("group", "quota", "expected"),
+    [("docker/1", 150_000, 2), ("docker/1", -1, 40), ("docker", 300_000, 3), ("", 300_000, 3), ("x", 100_000, 40)],
+)
+def test_they_follow_the_quota_of_the_first_version_of_groups(
+    group: str, quota: int, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container sees its own group at the top of the tree, under the path that the host gave it."""
+    of_groups(monkeypatch, tmp_path, {})
+    (tmp_path / "own").write_text("4:cpu,cpuacct:/docker/1\n3:cpuset:/docker/1\n0::/\n")
+    folder = tmp_path / "cpu,cpuacct" / group
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(40)), raising=False)
+    assert cores.num_cores() == expected
+
+
 @pytest.mark.parametrize(("num_cores", "local_world", "expected"), [(1, 1, 1), (8, 1, 8), (128, 8, 16), (128, 1, 16), (4, 8, 1)])
 def test_data_workers_are_a_process_share_of_them(num_cores: int, local_world: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "num_cores", lambda: num_cores)

@@ -23,15 +23,16 @@ def _quotas() -> Iterator[float]:
     """Cores whose time control groups leave this process, such as `docker run --cpus` sets."""
     with contextlib.suppress(OSError):
         for line in OWN_GROUP.read_text().splitlines():
-            number, _, path = line.split(":", 2)
-            if number == "0":  # of the second version, which alone has this file
-                here = GROUPS / path.lstrip("/")
-                yield from (quota for folder in (here, *here.parents) if (quota := _quota(folder / "cpu.max")) is not None)
+            number, controllers, path = line.split(":", 2)
+            if number == "0" or "cpu" in controllers.split(","):  # of the second version, or of the first, which has a tree for each kind
+                here = GROUPS / controllers / path.lstrip("/")
+                yield from (quota for folder in (here, *here.parents) if (quota := _quota(folder)) is not None)
 
 
-def _quota(file: Path) -> float | None:
-    """Cores by a file "quota period" in microseconds. None where there is no limit."""
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        quota, period = file.read_text().split()
-        return int(quota) / int(period)
+def _quota(group: Path) -> float | None:
+    """Cores by a quota and a period in microseconds. None where there is no limit."""
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # of the second version, and of the first
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            quota, period = " ".join((group / file).read_text() for file in files).split()
+            return int(quota) / int(period) if int(quota) > 0 else None  # -1 in the first version
     return None
