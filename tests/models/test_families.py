@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,6 +207,15 @@ def test_mean_and_std_of_the_recipe_go_first() -> None:
     assert (loaded.chain.mean, loaded.chain.std) == (loaded.card.mean, loaded.card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert factory.skeleton(Backbone(name="resnet18"), 5, None, None).chain.mean == (0.485, 0.456, 0.406)
     assert factory.skeleton(Backbone(name="vit-tiny"), 5, None, None).chain.std == (0.5, 0.5, 0.5)
+
+
+def test_a_path_as_a_name_is_told_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that it may be a repository of the hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "net.pt").touch()
+    with pytest.raises(UserError, match=r"is 'weights/net.pt', which is a path here; give it as backbone.weights, with"):
+        factory.skeleton(Backbone(name="weights/net.pt"), 3, None, None)
 
 
 def test_every_backbone_has_a_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -168,6 +169,8 @@ def family_of(name: str) -> Family:
     """The family of a `backbone.name`. Raises UserError for an unknown name, with the closest known ones."""
     family = find_family(name)
     if family is None:
+        if os.path.isfile(name) or ("/" in name and os.path.exists(name)):
+            raise UserError(f"backbone.name is {name!r}, which is a path here; give it as backbone.weights, with backbone.name null")
         near = nearest(name)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the backbones: {', '.join(names())};"
         raise UserError(f"backbone.name is {name!r}; {hint} `tltrain recipes --backbones QUERY` searches all that is installed")
