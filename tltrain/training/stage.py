@@ -44,13 +44,7 @@ from tltrain.training.weights.blend import blend
 from tltrain.training.weights.ema import Ema
 
 
-def run_stage(
-    run: Run,
-    stage: StagePlan,
-    state: State,
-    teacher: Chain | None,
-    stop: StopSignal,
-) -> tuple[StageResult, dict[str, Tensor]]:
+def run_stage(run: Run, stage: StagePlan, state: State, teacher: Chain | None, stop: StopSignal) -> tuple[StageResult, dict[str, Tensor]]:
     """Build a stage from plain weights, train it from `state` on, and free its memory.
 
     Returns its result, and the plain weights it ends with: its last ones, their average, or a blend. Those are complete on process 0.
