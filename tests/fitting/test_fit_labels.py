@@ -51,7 +51,12 @@ def test_a_table_of_sets_becomes_a_recipe_of_labels_and_a_run(pictures: Path, ca
 
 def test_names_with_commas_count_once_and_without_blanks(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("tltrain.fitting.fit.fit", lambda wanted, *_: asked.append(wanted) or "finished")
+
+    def fit(wanted: Any, *rest: Any) -> str:
+        asked.append(wanted)
+        return "finished"
+
+    monkeypatch.setattr("tltrain.fitting.fit.fit", fit)
     words = ["fit", f"{pictures}/columns.csv", "--backbones", "resnet-tiny, resnet-tiny,", "--label-columns", "Row, Column,Row"]
     assert main(words) == 0
     assert (asked[0].backbones, asked[0].label_columns) == (("resnet-tiny",), ("Row", "Column"))
