@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tltrain.core.host import cores
+from tltrain.core.host import cores, groups
 from tltrain.data import workers
 
 
@@ -16,8 +16,8 @@ def of_groups(monkeypatch: pytest.MonkeyPatch, folder: Path, limits: dict[str, s
     for group, limit in limits.items():
         (folder / group).mkdir(parents=True, exist_ok=True)
         (folder / group / "cpu.max").write_text(limit + "\n")
-    monkeypatch.setattr(cores, "GROUPS", folder)
-    monkeypatch.setattr(cores, "OWN_GROUP", folder / "own")
+    monkeypatch.setattr(groups, "ALL", folder)
+    monkeypatch.setattr(groups, "OWN", folder / "own")
     (folder / "own").write_text("1:name=systemd:/x\n0::/slice/job\n")
 
 

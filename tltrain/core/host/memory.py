@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from pathlib import Path
 
 import psutil
+
+from tltrain.core.host import groups
 
 
 def total_memory() -> int:
@@ -46,14 +47,8 @@ def return_freed_memory() -> None:
 def _limits() -> list[int]:
     """Bytes that control groups leave this process, as containers and Slurm set them."""
     limits: list[int] = []
-    file = Path("/proc/self/cgroup")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        number, kinds, path = line.split(":", 2)
-        root, name = ("/sys/fs/cgroup", "memory.max") if number == "0" else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        if number != "0" and "memory" not in kinds.split(","):
-            continue
-        here = Path(root + path)
-        for folder in (here, *here.parents):
+    for group in groups.folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # of the second version, and of the first
             with contextlib.suppress(OSError, ValueError):  # no limit here, or "max"
-                limits.append(int((folder / name).read_text()))
+                limits.append(int((group / name).read_text()))
     return limits
