@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import trials
 from tltrain.core.flags import RunFlags
 from tltrain.core.recipe import Recipe
+from tltrain.training.loop import OnStep
 from tltrain.training.run import train
 
 
@@ -28,6 +30,27 @@ def trained(recipe: Recipe, folder: Path, cache: Any) -> dict[str, Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
+def stopping_at(*places: tuple[str, int]) -> OnStep:
+    """A hook that asks the run to stop behind these steps, each (stage, step), as the terminal does."""
+
+    def stop(stage: str, step: int) -> None:
+        if (stage, step) in places:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
+
+
+def computed_and_stored(recipe: Recipe, folder: Path) -> tuple[Path, Path]:
+    """The folders of two finished runs, without caches and with all of them. Asserts that they do not differ."""
+    runs = []
+    for name, cache in (("computed", "never"), ("stored", "always")):
+        start: dict[str, Any] = {"cache": cache, "cache_images": cache}
+        assert train(recipe, RunFlags(folder=folder / name, workers=0, **start))["outcome"] == "finished"
+        runs.append(folder / name)
+    assert trials.differences(runs[1], runs[0]) == []
+    return runs[0], runs[1]
+
+
 def same_stored_computed_and_resumed(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
     """Asserts that three runs end with equal weights: from a cache, without, and stopped in the second stage. Returns them.
 
@@ -35,12 +58,7 @@ def same_stored_computed_and_resumed(recipe: Recipe, folder: Path) -> dict[str, 
     """
     stored = trained(recipe, folder / "stored", "always")
     computed = trained(recipe, folder / "computed", "never")
-
-    def stop(stage: str, step: int) -> None:
-        if (stage, step) == ("cut", 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stopped = train(recipe, RunFlags(folder=folder / "resumed", workers=0, cache="never"), on_step=stop)
+    stopped = train(recipe, RunFlags(folder=folder / "resumed", workers=0, cache="never"), on_step=stopping_at(("cut", 2)))
     assert (stopped["outcome"], stopped["stage"]) == ("stopped", "cut")
     resumed = trained(recipe, folder / "resumed", "never")
     assert all(torch.equal(stored[n], t) and torch.equal(resumed[n], t) for n, t in computed.items())

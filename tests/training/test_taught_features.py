@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import made_recipe, slow
+from cut_runs import computed_and_stored, stopping_at
 from digit_files import digit_folder, digit_image
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -123,14 +122,8 @@ def test_a_run_is_the_same_stored_computed_and_resumed(
     changes: dict[str, Any], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = of_pictures(pictures, PRETRAIN | changes, HEAD)
-    computed = run(recipe, tmp_path / "computed", cache="never", cache_images="never")
-    stored = run(recipe, tmp_path / "stored", cache="always", cache_images="always")
-    assert trials.differences(stored, computed) == []
-
-    def stop(stage: str, step: int) -> None:
-        if (stage, step) in (("pretrain", 2), ("head", 1)):
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    computed, stored = computed_and_stored(recipe, tmp_path)
+    stop = stopping_at(("pretrain", 2), ("head", 1))
     flags = RunFlags(folder=tmp_path / "resumed", workers=0, cache="always")
     assert train(recipe, flags, on_step=stop)["outcome"] == "stopped"
     kept = checkpoint.load(checkpoint.committed(tmp_path / "resumed" / "checkpoints")[0])

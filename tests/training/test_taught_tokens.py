@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import made_recipe, slow
+from cut_runs import computed_and_stored, stopping_at
 from safetensors.torch import load_file
 from test_taught_features import HEAD, PRETRAIN, of_pictures, pictures, run
 from torch import Tensor, nn
@@ -155,14 +156,8 @@ def test_a_run_is_the_same_stored_computed_and_resumed(
 ) -> None:  # fmt: skip
     raw = {"backbone": backbone, "distill.target": "tokens", "distill.teacher.weights": teacher}
     recipe = of_pictures(pictures, PRETRAIN | changes, HEAD).override(raw)
-    computed = run(recipe, tmp_path / "computed", cache="never", cache_images="never")
-    stored = run(recipe, tmp_path / "stored", cache="always", cache_images="always")
-    assert trials.differences(stored, computed) == []
-
-    def stop(stage: str, step: int) -> None:
-        if (stage, step) in (("pretrain", 2), ("head", 1)):
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    computed, stored = computed_and_stored(recipe, tmp_path)
+    stop = stopping_at(("pretrain", 2), ("head", 1))
     flags = RunFlags(folder=tmp_path / "resumed", workers=0, cache="always")
     assert [train(recipe, flags, on_step=stop)["outcome"] for _ in range(3)] == ["stopped", "stopped", "finished"]
     assert trials.differences(tmp_path / "resumed", computed) == []

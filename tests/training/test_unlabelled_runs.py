@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cut_runs import computed_and_stored, stopping_at
 from digit_files import digit_folder, digit_image
 
 from benchmarks import trials, world
@@ -63,16 +64,11 @@ def test_a_run_is_the_same_stored_computed_and_resumed(
     top_k: int | None, short: str, spec: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec["distill"]["top_k"] = top_k
-    computed = run(spec, tmp_path / "computed", cache="never", cache_images="never")
-    stored = run(spec, tmp_path / "stored", cache="always", cache_images="always")
-    assert trials.differences(stored, computed) == []
-
-    def stop(stage: str, step: int) -> None:
-        if (stage, step) in (("head", 3), ("all", 5)):
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    recipe = validate(spec, "test")
+    computed, stored = computed_and_stored(recipe, tmp_path)
+    stop = stopping_at(("head", 3), ("all", 5))
     flags = RunFlags(folder=tmp_path / "resumed", workers=0, cache="always")
-    assert [train(validate(spec, "test"), flags, on_step=stop)["outcome"] for _ in range(3)] == ["stopped", "stopped", "finished"]
+    assert [train(recipe, flags, on_step=stop)["outcome"] for _ in range(3)] == ["stopped", "stopped", "finished"]
     assert trials.differences(tmp_path / "resumed", computed) == []
     plan = (stored / "plan.txt").read_text()
     assert f"all: the teacher's logits{short}, 2 views of 92 images" in plan
